@@ -1,0 +1,44 @@
+# All there is to learn: make setup | demo | serve | test | check | format | bench
+# Options for the command behind a target go into ARGS: make serve ARGS="--port 9000"
+
+BIN := .venv/bin
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test check format bench
+
+help:
+	@echo "make setup    install Baton into .venv (the other targets do it first if need be)"
+	@echo "make demo     watch requests go from a prefill process to a decode process"
+	@echo "make serve    serve the demo model (ARGS=\"--model DIR\" for yours)"
+	@echo "make test     run all tests"
+	@echo "make check    lint, format, types, layers, generated code"
+	@echo "make format   put the code into its standard format"
+	@echo "make bench    measure ways to serve side by side (takes long; see bench/)"
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt scripts/setup.sh
+	@sh scripts/setup.sh
+
+demo: setup
+	@$(BIN)/baton demo $(ARGS)
+
+serve: setup
+	@$(BIN)/baton serve $(ARGS)
+
+test: setup
+	$(BIN)/pytest $(ARGS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/test_layering.py
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python bench/run.py $(ARGS)

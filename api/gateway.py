@@ -1,0 +1,223 @@
+"""The front door behind both APIs: route a request, submit it, and stream its text back."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Self
+
+from baton.api.decode_session import SessionStats
+from baton.api.detokenize import Detokenizer
+from baton.api.open_request import OpenRequest
+from baton.api.sessions import Sessions
+from baton.api.text_stream import Piece, TextStream
+from baton.api.traces import TraceLog
+from baton.api.validate import ServedModel, TextRequest
+from baton.core.clock import Clock, monotonic
+from baton.core.config import GatewayConfig
+from baton.core.errors import BatonError, Unavailable
+from baton.core.metrics import GatewayMetrics
+from baton.core.tasks import TaskSet
+from baton.core.topology import MembershipBoard, Role
+from baton.core.trace import RequestTrace
+from baton.models.tokenizer import Tokenizer
+from baton.router.router import Router, RouterStats
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayStats:
+    """A snapshot."""
+
+    open_requests: int
+    """Admitted, and not over on both sides: decode instance and consumer."""
+    traces: int
+    router: RouterStats
+    sessions: tuple[SessionStats, ...]
+
+
+class Gateway:
+    """One per process; on one event loop. Use it as a context manager, or start and close it."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        tokenizer: Tokenizer,
+        model_name: str,
+        board: MembershipBoard,
+        metrics: GatewayMetrics,
+        *,
+        expects_prefill: bool,
+        clock: Clock = monotonic,
+    ) -> None:
+        """`expects_prefill`: the cluster was started with prefill instances (see `health`)."""
+        self.config = config
+        self.model_name = model_name
+        self.created = int(time.time())
+        """Unix time at which serving began."""
+        self.metrics = metrics
+        self._tokenizer = tokenizer
+        self._board = board
+        self._expects_prefill = expects_prefill
+        self._clock = clock
+        self._router = Router(max_open_requests=config.max_open_requests, clock=clock)
+        self._sessions = Sessions(
+            board,
+            connect_timeout_s=config.connect_timeout_s,
+            max_unsent=2 * config.max_open_requests,
+            clock=clock,
+        )
+        self._traces = TraceLog(config.traces_kept)
+        self._tasks = TaskSet()
+        self._open: set[OpenRequest] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closing = False
+        self._max_model_len = 0
+
+    async def start(self) -> None:
+        """Connect to the decode instances that are listed; those that come later follow."""
+        self._tasks.start(self._sessions.run())
+        await self._sessions.settled.wait()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Admit nothing more, and give what is open `timeout_s` seconds to end."""
+        self._closing = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+
+    async def close(self, timeout_s: float = 5.0) -> None:
+        """End every session, and with it every open request; wait until its consumer has left."""
+        self._closing = True
+        await self._tasks.drain(0)
+        await self.drain(timeout_s)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    def model(self) -> ServedModel:
+        """Return what a request is checked against; Unavailable until a decode instance came."""
+        decode = self._board.current.of(Role.DECODE, Role.MIXED)
+        if decode:
+            self._max_model_len = max(i.max_model_len for i in decode)
+        if not self._max_model_len:
+            raise Unavailable("no decode instance has been ready yet")
+        return ServedModel(self.model_name, self._tokenizer, self._max_model_len)
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes that one token stands for, perhaps only a part of a character."""
+        return self._tokenizer.token_bytes(token)
+
+    async def generate(self, request: TextRequest) -> AsyncGenerator[Piece, None]:
+        """Yield a request's text as it becomes certain; the last piece has `finish` set.
+
+        Close the generator (`contextlib.aclosing`) when the consumer goes away: the request is
+        then cancelled on its decode instance at once. Raises Overloaded, Unavailable,
+        DeadlineExceeded, or what the decode instance tells.
+        """
+        try:
+            opened = self._admit(request)
+        except BatonError as error:
+            self.metrics.refused(error.code)
+            raise
+        session = self._sessions.session(opened.lease.route.decode)
+        key = session.submit(
+            request.generate,
+            opened.lease.route.prefill,
+            timeout_s=self.config.request_timeout_s,
+            listener=opened,
+        )
+        try:
+            async with aclosing(opened.pieces()) as pieces:
+                async for piece in pieces:
+                    yield piece
+        finally:
+            if opened.leave():
+                session.cancel(key)
+
+    def _admit(self, request: TextRequest) -> OpenRequest:
+        if self._closing:
+            raise Unavailable("the gateway is shutting down")
+        generate = request.generate
+        lease = self._router.admit(
+            self._sessions.usable(),
+            prompt_tokens=len(generate.prompt),
+            max_tokens=generate.max_tokens,
+        )
+        text = TextStream(
+            Detokenizer(self._tokenizer, generate.prompt),
+            stop=request.stop,
+            stop_token_ids=generate.stop_token_ids,
+            min_tokens=generate.sampling.min_tokens,
+        )
+        opened = OpenRequest(
+            request,
+            lease,
+            text,
+            clock=self._clock,
+            timeout_s=self.config.request_timeout_s,
+            on_over=self._over,
+        )
+        self._open.add(opened)
+        self._idle.clear()
+        self.metrics.opened(len(generate.prompt))
+        return opened
+
+    def _over(self, opened: OpenRequest, trace: RequestTrace) -> None:
+        self._open.remove(opened)
+        self._traces.add(trace)
+        self.metrics.closed(trace)
+        if not self._open:
+            self._idle.set()
+
+    def trace(self, request_id: str) -> RequestTrace | None:
+        """Return the trace of a request that ended lately."""
+        return self._traces.get(request_id)
+
+    def health(self) -> list[str]:
+        """Return the reasons why requests cannot be served as they should; none: healthy."""
+        reasons = []
+        usable = self._sessions.usable()
+        if self._closing:
+            reasons.append("the gateway is shutting down")
+        if not usable.of(Role.DECODE, Role.MIXED):
+            reasons.append("no decode instance is ready")
+        if self._expects_prefill and not usable.of(Role.PREFILL):
+            reasons.append("no prefill instance is ready")
+        return reasons
+
+    async def idle(self) -> None:
+        """Wait until no request is open."""
+        await self._idle.wait()
+
+    def check(self) -> None:
+        """Assert that no request is open and that nothing is left of those that were.
+
+        After `close` no task is left either.
+        """
+        assert not self._open, self._open
+        self._router.check()
+        router = self._router.stats()
+        assert router.open_requests == 0, router
+        assert not any(s.open_requests for s in self._sessions.stats()), self._sessions.stats()
+        assert not self._tasks.crashed, self._tasks.crashed
+        if self._closing:
+            self._tasks.check()
+
+    def stats(self) -> GatewayStats:
+        """Return a snapshot."""
+        return GatewayStats(
+            open_requests=len(self._open),
+            traces=len(self._traces),
+            router=self._router.stats(),
+            sessions=self._sessions.stats(),
+        )
+
+    def __repr__(self) -> str:
+        return f"Gateway({self.model_name}, open={len(self._open)})"

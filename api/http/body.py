@@ -1,0 +1,66 @@
+"""Read a request's JSON body: bounded in size and time, and strict."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import TypeVar
+
+from fastapi import Request
+from starlette.exceptions import HTTPException
+
+from baton.api.validate import Call, ServedModel
+from baton.core.errors import InvalidRequest
+
+MAX_BODY_BYTES = 4 << 20
+BODY_TIMEOUT_S = 30.0
+"""For the whole body to arrive."""
+_INLINE_BYTES = 16 << 10
+"""What is larger is checked and tokenised in a thread, so that it does not hold up others."""
+
+Result = TypeVar("Result")
+
+
+async def read_call(
+    request: Request, check: Callable[[object, ServedModel], Call], model: ServedModel
+) -> Call:
+    """Return the valid call in the body; raises InvalidRequest, or HTTPException 408, 413, 415."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise HTTPException(415, f"content-type: {kind[:80]!r}; allowed: application/json")
+    raw = await _read(request)
+
+    def parse_and_check() -> Call:
+        return check(_parse(raw), model)
+
+    if len(raw) <= _INLINE_BYTES:
+        return parse_and_check()
+    return await asyncio.to_thread(parse_and_check)
+
+
+async def _read(request: Request) -> bytes:
+    too_large = HTTPException(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
+    length = request.headers.get("content-length", "0")
+    if length.isdecimal() and int(length[:20]) > MAX_BODY_BYTES:
+        raise too_large
+    raw = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for chunk in request.stream():
+                raw += chunk
+                if len(raw) > MAX_BODY_BYTES:
+                    raise too_large
+    except TimeoutError:
+        raise HTTPException(408, f"the body took longer than {BODY_TIMEOUT_S:g} s") from None
+    return bytes(raw)
+
+
+def _parse(raw: bytes) -> object:
+    try:
+        return json.loads(raw, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        reason = str(error) or type(error).__name__
+        raise InvalidRequest("body", raw[:80], f"JSON ({reason[:120]})") from None
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is not JSON")

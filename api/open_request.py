@@ -1,0 +1,177 @@
+"""One admitted request, from its submission to its trace: between a session and a consumer."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
+
+from baton.api.decode_session import Ended
+from baton.api.text_stream import Piece, TextStream
+from baton.api.validate import TextRequest
+from baton.core.clock import Clock
+from baton.core.errors import BatonError, Cancelled, DeadlineExceeded, InternalError
+from baton.core.request import FinishReason, TokenLogprobs
+from baton.core.trace import RequestTrace
+from baton.router.router import Lease
+
+
+class OpenRequest:
+    """Holds a request's tokens until its consumer takes them.
+
+    The session calls `deliver` and `ended`; the consumer reads `pieces` and then calls `leave`. It
+    is over when the decode instance has ended it and the consumer has left, in either order: then
+    its place in the router is given back and `on_over` is called with its trace.
+
+    What waits here is bounded by the request's max_tokens, so that a consumer that reads slowly
+    costs little memory and never holds up the stream that all requests share.
+    """
+
+    def __init__(
+        self,
+        request: TextRequest,
+        lease: Lease,
+        text: TextStream,
+        *,
+        clock: Clock,
+        timeout_s: float,
+        on_over: Callable[["OpenRequest", RequestTrace], None],
+    ) -> None:
+        """The request is given up `timeout_s` seconds after its consumer began to read."""
+        self.request = request
+        self.lease = lease
+        self._text = text
+        self._clock = clock
+        self._timeout_s = timeout_s
+        self._on_over = on_over
+        self._started = clock()
+        self._first_at = 0.0
+        self._last_at = 0.0
+        self._gaps: list[float] = []
+        self._waiting: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
+        self._wake = asyncio.Event()
+        self._received = 0
+        self._cached_tokens = 0
+        self._shown_tokens = 0
+        self._ended: Ended | None = None
+        self._finish: FinishReason | None = None
+        self._error: BatonError | None = None
+        self._left = False
+        self._over = False
+
+    def deliver(
+        self, tokens: Sequence[int], at: float, logprobs: Sequence[TokenLogprobs] = ()
+    ) -> None:
+        """Take the tokens of one engine step."""
+        if self._left:
+            return
+        if self._received == 0:
+            self._first_at = at
+        else:
+            self._gaps.append(at - self._last_at)
+        self._last_at = at
+        self._received += len(tokens)
+        if self._received > self.request.generate.max_tokens:
+            raise InternalError(f"{self.lease.route.decode.instance_id} sent too many tokens")
+        wanted = 0 if self.request.generate.sampling.logprobs is None else len(tokens)
+        if len(logprobs) != wanted:
+            name = self.lease.route.decode.instance_id
+            raise InternalError(f"{name} sent {len(logprobs)} logprobs, not {wanted}")
+        self._waiting.extend(tokens)
+        self._logprobs.extend(logprobs)
+        self.lease.generated(len(tokens))
+        self._wake.set()
+
+    def cached(self, prompt_tokens: int) -> None:
+        """Take how many of the prompt's tokens a prefix cache had."""
+        self._cached_tokens = prompt_tokens
+
+    def ended(self, ended: Ended) -> None:
+        """Take the end; nothing follows it."""
+        self._ended = ended
+        self._wake.set()
+        self._finish_if_over()
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        """Yield what becomes certain, until the last piece; raises what ended it otherwise."""
+        timer = asyncio.get_running_loop().call_later(self._timeout_s, self._expire)
+        try:
+            while self._finish is None:
+                await self._wake.wait()
+                self._wake.clear()
+                piece = self._next_piece()
+                if piece.text or piece.tokens or piece.finish:
+                    yield piece
+                if self._finish is None and self._error is not None:
+                    raise self._error
+        finally:
+            timer.cancel()
+
+    def _next_piece(self) -> Piece:
+        """Take all that waits; sets `_finish` or `_error` if it is the last."""
+        tokens, self._waiting = self._waiting, []
+        ended = self._ended
+        piece = self._text.push(tokens, _natural(ended))
+        if self._logprobs:
+            piece = replace(piece, logprobs=tuple(self._logprobs[: len(piece.tokens)]))
+            self._logprobs.clear()
+        self._shown_tokens += len(piece.tokens)
+        self._finish = piece.finish
+        if self._finish is not None:
+            piece = replace(piece, cached_tokens=self._cached_tokens)
+        if self._finish is None and ended is not None and self._error is None:
+            self._error = ended.error or Cancelled("the request was cancelled")
+        return piece
+
+    def _expire(self) -> None:
+        self._error = DeadlineExceeded(f"it took longer than {self._timeout_s:g} s")
+        self._wake.set()
+
+    def leave(self) -> bool:
+        """Say that the consumer takes no more; return whether the decode instance still works."""
+        self._left = True
+        self._waiting.clear()
+        self._logprobs.clear()
+        self._finish_if_over()
+        return self._ended is None
+
+    def _finish_if_over(self) -> None:
+        if self._left and self._ended is not None and not self._over:
+            self._over = True
+            self.lease.close()
+            self._on_over(self, self._trace(self._ended))
+
+    def _trace(self, ended: Ended) -> RequestTrace:
+        error = self._error
+        finish = self._finish
+        if finish is None:
+            finish = FinishReason.CANCELLED if error is None else FinishReason.ERROR
+        later = self._received - 1
+        span = self._last_at - self._first_at
+        return RequestTrace(
+            request_id=self.request.generate.request_id,
+            decode_instance=self.lease.route.decode.instance_id,
+            prompt_tokens=len(self.request.generate.prompt),
+            output_tokens=self._shown_tokens,
+            finish=finish,
+            error="" if error is None else error.code,
+            local_prefill=ended.local_prefill,
+            cached_tokens=self._cached_tokens,
+            handovers=ended.handovers,
+            ttft_s=self._first_at - self._started if self._received else 0.0,
+            tpot_s=span / later if later > 0 else 0.0,
+            e2e_s=(self._last_at if self._finish else self._clock()) - self._started,
+            itl_s=tuple(self._gaps),
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"OpenRequest({self.request.generate.request_id}, received={self._received}, "
+            f"ended={self._ended is not None}, left={self._left})"
+        )
+
+
+def _natural(ended: Ended | None) -> FinishReason | None:
+    """Return the reason if the request ended as it should."""
+    if ended is not None and ended.reason in (FinishReason.STOP, FinishReason.LENGTH):
+        return ended.reason
+    return None

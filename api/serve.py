@@ -1,0 +1,118 @@
+"""Serve a gateway by HTTP and by gRPC on one event loop."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+
+from baton.api.gateway import Gateway
+from baton.api.grpc_service import InferenceServer
+from baton.api.http.app import build_app
+from baton.core.errors import InvalidConfig
+from baton.core.tasks import TaskSet
+
+_START_TIMEOUT_S = 10.0
+_STOP_TIMEOUT_S = 5.0
+"""For answers that are still being sent when the front door closes."""
+
+
+class FrontDoor:
+    """Both APIs of a started gateway. It closes the gateway when it is closed."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        http: "_HttpServer",
+        host: str,
+        http_port: int,
+        grpc: InferenceServer,
+    ) -> None:
+        self.gateway = gateway
+        self.http_url = f"http://{_bracketed(host)}:{http_port}"
+        """Without the /v1 that OpenAI's clients want in their base URL."""
+        self.grpc_address = grpc.address
+        """host:port."""
+        self._http = http
+        self._grpc = grpc
+        self._tasks = TaskSet()
+
+    @classmethod
+    async def start(cls, gateway: Gateway) -> "FrontDoor":
+        """Listen where the gateway's config says; raises InvalidConfig if a port is in use."""
+        config = gateway.config
+        listener = _listen(config.host, config.http_port)
+        try:
+            grpc = await InferenceServer.start(gateway)
+        except InvalidConfig:
+            listener.close()
+            raise
+        http = _HttpServer(gateway)
+        door = cls(gateway, http, config.host, listener.getsockname()[1], grpc)
+        door._tasks.start(http.serve(sockets=[listener]))
+        async with asyncio.timeout(_START_TIMEOUT_S):
+            await http.ready.wait()
+        return door
+
+    async def close(self, grace_s: float = 5.0) -> None:
+        """Refuse new requests, give open ones `grace_s` seconds, then end them with an error."""
+        await self.gateway.drain(grace_s)
+        await self.gateway.close()
+        await self._grpc.close()
+        self._http.should_exit = True
+        await self._tasks.drain(2 * _STOP_TIMEOUT_S)
+        self._tasks.check()
+
+    def __repr__(self) -> str:
+        return f"FrontDoor({self.http_url}, {self.grpc_address})"
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn as a guest: signals belong to the host process, and start-up is an event."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        super().__init__(
+            uvicorn.Config(
+                build_app(gateway),
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=int(_STOP_TIMEOUT_S),
+            )
+        )
+        self.ready = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Bind and listen; only the address that is really in use is refused, not one in TIME_WAIT."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise InvalidConfig("host", host, f"an address of this machine ({error})") from None
+    listener = socket.socket(family, kind)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        allowed = f"a port that is free on {host} ({error.strerror})"
+        raise InvalidConfig("http_port", port, allowed) from None
+    listener.setblocking(False)
+    return listener
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

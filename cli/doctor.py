@@ -1,0 +1,199 @@
+"""`baton doctor`: what is here, what will be used, and why."""
+
+import importlib
+import importlib.metadata
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from baton import __version__
+from baton.cli import machine
+from baton.cli.defaults import DEMO_MODEL
+from baton.core.memory import MIB, available_memory
+from baton.kv_transfer.ucx.capabilities import UcxCapabilities, describe
+from baton.kv_transfer.ucx.config import UcxConfig
+from baton.models.spec import read_spec
+
+GIB = 1 << 30
+LEAST_MEMORY = 2 * GIB
+"""Ray, the gateway and two instances of the demo model take about that much together."""
+LEAST_SHM = 128 * MIB
+LEAST_DISK = GIB
+
+
+class Verdict(StrEnum):
+    """How a finding is to be read; the value is its colour."""
+
+    GOOD = "green"
+    NOTE = "yellow"
+    BAD = "red"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report."""
+
+    what: str
+    here: str
+    """What is here."""
+    use: str
+    """What will be used and why, or what to do about it."""
+    verdict: Verdict = Verdict.GOOD
+
+
+def examine() -> Iterator[Finding]:
+    """Yield all findings; takes a few seconds, for importing torch."""
+    checks: tuple[Callable[[], Finding], ...] = (
+        _python,
+        _cores,
+        _memory,
+        _shared_memory,
+        _temp_dir,
+        _gpus,
+        _torch,
+        _ray,
+        _ucx,
+        _rdma,
+        _other_processes,
+        _demo_model,
+    )
+    for check in checks:
+        try:
+            yield check()
+        except Exception as error:
+            name = check.__name__.strip("_").replace("_", " ")
+            yield Finding(name, f"{type(error).__name__}: {error}", _REINSTALL, Verdict.BAD)
+
+
+_REINSTALL = "Baton cannot run like this; run `make setup` again"
+
+
+def report(console: Console) -> bool:
+    """Print all findings; return whether Baton can run here."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title, width in (("", 13), ("here", 40), ("used, and why", 43)):
+        table.add_column(title, width=width, overflow="fold")
+    findings = list(examine())
+    for found in findings:
+        colour = found.verdict.value
+        sign = {Verdict.GOOD: "✓", Verdict.NOTE: "!", Verdict.BAD: "✗"}[found.verdict]
+        table.add_row(f"[{colour}]{sign}[/] {found.what}", found.here, f"[{colour}]{found.use}[/]")
+    console.print(f"Baton {__version__}\n", style="bold")
+    console.print(table)
+    usable = all(found.verdict is not Verdict.BAD for found in findings)
+    console.print("\nBaton can run here." if usable else "\nBaton cannot run here: see ✗ above.")
+    return usable
+
+
+def _python() -> Finding:
+    return Finding("Python", platform.python_version(), sys.executable)
+
+
+def _cores() -> Finding:
+    cores = machine.cpu_cores()
+    if cores < 2:
+        use = "one core for all processes: it works, slowly"
+        return Finding("CPU cores", str(cores), use, Verdict.NOTE)
+    return Finding("CPU cores", str(cores), "one thread per instance unless --threads says more")
+
+
+def _memory() -> Finding:
+    free = available_memory()
+    here = f"{free / GIB:.1f} GiB available"
+    if free < LEAST_MEMORY:
+        use = f"{LEAST_MEMORY // GIB} GiB are needed for Ray and two instances: free some"
+        return Finding("memory", here, use, Verdict.BAD)
+    return Finding("memory", here, "each instance: its weights and --kv-memory-mib of KV")
+
+
+def _shared_memory() -> Finding:
+    free = machine.free_space(Path("/dev/shm"))
+    here = f"{free // MIB} MiB free"
+    if free < LEAST_SHM:
+        use = "Ray wants 128 MiB: it goes to disk instead (docker run --shm-size=1g)"
+        return Finding("/dev/shm", here, use, Verdict.NOTE)
+    return Finding("/dev/shm", here, "80 MB of it, for Ray's object store")
+
+
+def _temp_dir() -> Finding:
+    folder = Path(tempfile.gettempdir())
+    free = machine.free_space(folder)
+    here = f"{folder}: {free / GIB:.1f} GiB free"
+    if free < LEAST_DISK:
+        return Finding("temp folder", here, "1 GiB should be free for Ray's files", Verdict.NOTE)
+    return Finding("temp folder", here, "for Ray's files and all logs, while it runs")
+
+
+def _gpus() -> Finding:
+    cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    names = [_gpu_name(card) for card in cards]
+    if names:
+        use = "none: this version of Baton computes on the CPU"
+        return Finding("GPUs", ", ".join(names), use, Verdict.NOTE)
+    return Finding("GPUs", "no NVIDIA GPU", "the CPU")
+
+
+def _gpu_name(information: Path) -> str:
+    for line in information.read_text().splitlines():
+        if line.startswith("Model:"):
+            return line.partition(":")[2].strip()
+    return "NVIDIA GPU"
+
+
+def _torch() -> Finding:
+    torch = importlib.import_module("torch")
+    capability = torch.backends.cpu.get_cpu_capability()
+    return Finding("torch", str(torch.__version__), f"on the CPU, with {capability} instructions")
+
+
+def _ray() -> Finding:
+    importlib.import_module("ray")
+    version = importlib.metadata.version("ray")
+    return Finding("Ray", version, "a head of our own on 127.0.0.1, gone when Baton ends")
+
+
+def _ucx() -> Finding:
+    found = _describe_ucx()
+    here = f"{found.version}, {found.library}: {', '.join(found.transports)}"
+    use = "UCX chooses the fastest that reaches the peer; each handover tells which it was"
+    return Finding("UCX", here, use)
+
+
+def _rdma() -> Finding:
+    found = _describe_ucx()
+    if found.has_verbs:
+        return Finding("RDMA", "found by UCX", "between machines")
+    devices = sorted(path.name for path in Path("/sys/class/infiniband").glob("*"))
+    if devices:
+        use = "not by this UCX, which has no verbs: install a system UCX for RDMA"
+        return Finding("RDMA", ", ".join(devices), use, Verdict.NOTE)
+    return Finding("RDMA", "no device", "TCP between machines")
+
+
+def _other_processes() -> Finding:
+    scope = machine.ptrace_scope()
+    yama = "no Yama" if scope is None else f"ptrace_scope {scope}"
+    if machine.may_read_other_processes():
+        return Finding(
+            "cma", f"allowed ({yama})", "one copy from process to process, by the kernel"
+        )
+    use = "KV goes over TCP, slower; sudo sysctl kernel.yama.ptrace_scope=0 allows it"
+    return Finding("cma", f"not allowed ({yama})", use, Verdict.NOTE)
+
+
+def _demo_model() -> Finding:
+    spec = read_spec(DEMO_MODEL)
+    here = f"{spec.layers} layers, {spec.max_position} tokens"
+    return Finding("demo model", here, "unless `baton serve --model` names another")
+
+
+def _describe_ucx() -> UcxCapabilities:
+    """Ask about all interfaces, not only the loopback that a single machine needs."""
+    return describe(UcxConfig(host="0.0.0.0"))

@@ -1,0 +1,136 @@
+"""The `baton` command. Each subcommand imports what it needs, so that all of them start quickly."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from baton.cli.console import WIDTH, errors_shown, make_console
+from baton.cli.defaults import DEMO_MODEL, name_of
+
+app = typer.Typer(
+    name="baton",
+    help="Serve large language models with prefill and decode in separate processes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH},
+)
+
+_MODEL = typer.Option("--model", help="A Hugging Face checkpoint folder; or the demo model.")
+
+
+@app.command()
+def serve(
+    *,
+    model: Annotated[Path, _MODEL] = DEMO_MODEL,
+    name: Annotated[str, typer.Option(help="Its name for users; by default the folder's.")] = "",
+    prefill: Annotated[int, typer.Option(help="Prefill instances; 0: decode does both.")] = 1,
+    decode: Annotated[int, typer.Option(help="Decode instances.")] = 1,
+    host: Annotated[str, typer.Option(help="Address of the APIs.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Of the HTTP API; 0 takes a free one.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="Of the gRPC API; 0 takes a free one.")] = 8001,
+    threads: Annotated[int, typer.Option(help="CPU threads per instance.")] = 1,
+    kv_memory_mib: Annotated[int, typer.Option(help="KV memory per instance, in MiB.")] = 256,
+    block_size: Annotated[int, typer.Option(help="Tokens per KV block: 8, 16 or 32.")] = 16,
+    max_model_len: Annotated[
+        int | None, typer.Option(help="Tokens of prompt and output; by default the model's.")
+    ] = None,
+    max_batch_tokens: Annotated[int, typer.Option(help="Tokens computed in one step.")] = 512,
+    max_sequences: Annotated[int, typer.Option(help="Sequences in one step.")] = 64,
+    policy: Annotated[
+        str, typer.Option(help="Who is served first: fcfs, priority or sjf.")
+    ] = "fcfs",
+    prefix_cache: Annotated[
+        bool, typer.Option(help="Keep KV for prompts that begin alike.")
+    ] = True,
+    host_memory_mib: Annotated[
+        int, typer.Option(help="Host memory for preempted sequences' KV, in MiB; 0: compute again.")
+    ] = 0,
+    max_open_requests: Annotated[int, typer.Option(help="Beyond: HTTP 429.")] = 256,
+    start_timeout: Annotated[float, typer.Option(help="Seconds for instances to start.")] = 180.0,
+) -> None:
+    """Serve a model by the OpenAI HTTP API and by gRPC, until Ctrl-C."""
+    from baton.cli.serve import serve as run
+    from baton.cli.stopping import Stopping
+    from baton.core.config import ClusterConfig, EngineConfig, GatewayConfig
+
+    with errors_shown():
+        config = ClusterConfig.checked(
+            model_dir=model,
+            model_name=name or name_of(model),
+            prefill=prefill,
+            decode=decode,
+            threads=threads,
+            start_timeout_s=start_timeout,
+            engine=EngineConfig.checked(
+                kv_memory_mib=kv_memory_mib,
+                block_size=block_size,
+                max_model_len=max_model_len,
+                max_batch_tokens=max_batch_tokens,
+                max_sequences=max_sequences,
+                policy=policy,
+                prefix_cache=prefix_cache,
+                host_memory_mib=host_memory_mib,
+            ),
+            gateway=GatewayConfig.checked(
+                host=host,
+                http_port=port,
+                grpc_port=grpc_port,
+                max_open_requests=max_open_requests,
+            ),
+        )
+        console = make_console()
+        stopping = Stopping(console.print)
+        status = stopping.run(run(config, console, stopping))
+    raise typer.Exit(status)
+
+
+@app.command()
+def generate(
+    prompt: str,
+    *,
+    address: Annotated[str, typer.Option(help="host:port of the gRPC API.")] = "127.0.0.1:8001",
+    max_tokens: Annotated[int, typer.Option(help="Tokens at most.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 (greedy) to 2.")] = 0.6,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+) -> None:
+    """Stream the text that follows PROMPT from a running server, by gRPC."""
+    from baton.api.client import Options
+    from baton.cli.generate import generate as run
+
+    with errors_shown():
+        run(address, prompt, Options(max_tokens=max_tokens, temperature=temperature, seed=seed))
+
+
+@app.command()
+def demo() -> None:
+    """Watch five requests go from a prefill process to a decode process; takes about 20 seconds."""
+    from baton.cli.demo.run import demo as run
+    from baton.cli.stopping import Stopping
+
+    with errors_shown():
+        console = make_console()
+        stopping = Stopping(console.print)
+        status = stopping.run(run(console, stopping))
+    raise typer.Exit(status)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is here (Python, torch, GPUs, UCX, Ray, memory), what will be used, and why."""
+    from baton.cli.doctor import report
+
+    raise typer.Exit(0 if report(make_console()) else 1)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from baton import __version__
+
+    print(f"baton {__version__}")
+
+
+if __name__ == "__main__":
+    app()

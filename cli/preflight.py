@@ -1,0 +1,73 @@
+"""Checks before anything is started, so that a mistake costs a second and not a minute."""
+
+import socket
+from pathlib import Path
+
+from baton.core.config import ClusterConfig
+from baton.core.errors import InvalidConfig
+from baton.core.kv_layout import ITEM_BYTES
+from baton.core.memory import MIB, available_memory
+from baton.models.spec import ModelSpec, read_spec
+
+KV_DTYPE = "float32"
+"""What instances compute in and keep their KV in."""
+
+
+def check_before_start(config: ClusterConfig) -> ModelSpec:
+    """Check model folder, limits, memory and ports; raises InvalidConfig for the first mistake."""
+    spec = read_spec(config.model_dir)
+    _check_length(config, spec)
+    _check_memory(config, spec)
+    gateway = config.gateway
+    if gateway.http_port == gateway.grpc_port != 0:
+        raise InvalidConfig("--grpc-port", gateway.grpc_port, "another port than --port")
+    check_port("--port", gateway.host, gateway.http_port)
+    check_port("--grpc-port", gateway.host, gateway.grpc_port)
+    return spec
+
+
+def check_port(field: str, host: str, port: int) -> None:
+    """Raise InvalidConfig unless `port` of `host` can be listened on."""
+    if port == 0:
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((host, port))
+            trial.listen(1)
+        except OSError as error:
+            allowed = f"a free port of {host} ({error.strerror or error}), or 0 for any"
+            raise InvalidConfig(field, port, allowed) from None
+
+
+def _check_length(config: ClusterConfig, spec: ModelSpec) -> None:
+    wanted = config.engine.max_model_len
+    if wanted is not None and wanted > spec.max_position:
+        allowed = f"at most {spec.max_position}, which the model was made for"
+        raise InvalidConfig("--max-model-len", wanted, allowed)
+
+
+def _check_memory(config: ClusterConfig, spec: ModelSpec) -> None:
+    layout = spec.kv_layout(config.engine.block_size, KV_DTYPE)
+    kv = config.engine.kv_memory_mib
+    if kv * MIB < layout.block_bytes:
+        least = -(-layout.block_bytes // MIB)
+        raise InvalidConfig(
+            "--kv-memory-mib", kv, f"at least {least}: one block of this model's KV"
+        )
+    instances = config.prefill + config.decode
+    in_float32 = ITEM_BYTES[KV_DTYPE] // ITEM_BYTES[spec.dtype]
+    weights = in_float32 * weight_bytes(config.model_dir) // MIB
+    room = available_memory() // MIB
+    if instances * (kv + weights) > room:
+        allowed = (
+            f"less: {instances} instances with {weights} MiB of weights each"
+            f" have {room} MiB of free memory between them"
+        )
+        raise InvalidConfig("--kv-memory-mib", kv, allowed)
+
+
+def weight_bytes(model_dir: Path) -> int:
+    """Return the size on disk of a checkpoint's weights."""
+    return sum(path.stat().st_size for path in model_dir.glob("*.safetensors"))

@@ -1,0 +1,126 @@
+"""One life of one instance, seen from the driver: start it, notice its end, close it."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from baton.cluster import ray_calls
+from baton.cluster.instance_actor import CALLS_AT_ONCE, InstanceActor
+from baton.core.config import WorkerConfig
+from baton.core.errors import BatonError, DeadlineExceeded, InstanceLost
+from baton.core.topology import InstanceInfo
+
+_TAIL_LINES = 15
+_RELAY_GRACE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an instance runs."""
+
+    group: ray_calls.Places
+    index: int
+
+
+class Instance:
+    """An actor and what it hosts; `start` it once, and always `close` it."""
+
+    def __init__(
+        self, config: WorkerConfig, log_path: Path, on_progress: Callable[[str], None]
+    ) -> None:
+        self._config = config
+        self._log_path = log_path
+        self._on_progress = on_progress
+        self._actor: ray_calls.Actor = None
+        self._last_line = "none"
+        self._ready = False
+        self._closing = False
+
+    def __repr__(self) -> str:
+        return f"Instance({self._config.instance_id}, ready={self._ready})"
+
+    async def start(self, factory: str, place: Place, timeout_s: float) -> InstanceInfo:
+        """Start the process and the worker class `factory` in it; return once it is ready.
+
+        Raises what the worker raised, InstanceLost if its process ended, DeadlineExceeded after
+        `timeout_s`; the message has the last progress line and the end of its log.
+        """
+        self._actor = ray_calls.create_actor(
+            InstanceActor,
+            self._log_path,
+            group=place.group,
+            place=place.index,
+            concurrency=CALLS_AT_ONCE,
+        )
+        relay = asyncio.create_task(self._relay_progress())
+        try:
+            info: InstanceInfo = await ray_calls.call(
+                self._actor, "start", factory, self._config, timeout_s=timeout_s
+            )
+            await asyncio.wait({relay}, timeout=_RELAY_GRACE_S)
+        except BatonError as error:
+            raise self._explained(error, timeout_s) from None
+        finally:
+            relay.cancel()
+            await asyncio.wait({relay})
+        self._ready = True
+        return info
+
+    async def ended(self) -> None:
+        """Wait until its process or its worker has ended; raises InstanceLost then."""
+        try:
+            await ray_calls.call(self._actor, "wait_closed")
+            raise InstanceLost("its worker closed")
+        except BatonError:
+            self._ready = False
+            raise
+
+    async def stats(self, timeout_s: float) -> dict[str, float | int | str]:
+        """Return the worker's counters."""
+        found: dict[str, float | int | str] = await ray_calls.call(
+            self._actor, "stats", timeout_s=timeout_s
+        )
+        return found
+
+    def kill(self) -> None:
+        """End its process at once."""
+        if self._actor is not None:
+            ray_calls.kill(self._actor)
+
+    async def close(self, grace_s: float) -> None:
+        """Close the worker within `grace_s`, then end its process, whatever happened."""
+        if self._actor is None or self._closing:
+            return
+        self._closing = True
+        try:
+            if grace_s > 0 and self._ready:
+                await ray_calls.call(self._actor, "close", timeout_s=grace_s)
+        finally:
+            self.kill()
+
+    async def _relay_progress(self) -> None:
+        seen = 0
+        while lines := await ray_calls.call(self._actor, "progress", seen):
+            seen += len(lines)
+            for line in lines:
+                self._last_line = line
+                self._on_progress(line)
+
+    def _explained(self, error: BatonError, timeout_s: float) -> BatonError:
+        """Name the instance, and add what helps to find the reason."""
+        name = self._config.instance_id
+        if isinstance(error, DeadlineExceeded):
+            text = f"{name} was not ready after {timeout_s:g} s; last progress: {self._last_line}"
+            return DeadlineExceeded(text + self._log_tail())
+        if type(error).code in ("instance_lost", "internal"):
+            text = f"{name} failed to start: {error}; last progress: {self._last_line}"
+            return type(error)(text + self._log_tail())
+        return error
+
+    def _log_tail(self) -> str:
+        try:
+            lines = self._log_path.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+        except FileNotFoundError:
+            lines = []
+        return "\nThe end of its log:\n" + "\n".join(lines or ["(empty)"])

@@ -1,0 +1,131 @@
+"""The inside of an instance's process: hosts one worker on an event loop in a thread of its own.
+
+Ray runs each of these methods in a thread of its pool; nothing here knows Ray.
+"""
+
+import asyncio
+import faulthandler
+import importlib
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from baton.core import log
+from baton.core.config import WorkerConfig
+from baton.core.errors import BatonError, InternalError
+from baton.core.topology import InstanceInfo
+
+CALLS_AT_ONCE = 6
+"""Threads that the actor needs: start, progress, wait_closed, stats and close may overlap."""
+
+
+class Worker(Protocol):
+    """What PrefillWorker and DecodeWorker have in common."""
+
+    @classmethod
+    async def start(cls, config: WorkerConfig, *, on_progress: Callable[[str], None]) -> Self: ...
+    @property
+    def info(self) -> InstanceInfo: ...
+    async def close(self) -> None: ...
+    def stats(self) -> dict[str, float | int | str]: ...
+
+
+class InstanceActor:
+    """Hosts one worker; `start` it once, `close` it once."""
+
+    def __init__(self, log_path: Path) -> None:
+        _write_output_to(log_path)
+        log.configure()
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="worker-loop", daemon=True).start()
+        self._worker: Worker | None = None
+        self._starting: Future[Any] | None = None
+        self._lines: list[str] = []
+        self._news = threading.Condition()
+        self._settled = False
+        self._closed = threading.Event()
+
+    def start(self, factory: str, config: WorkerConfig) -> InstanceInfo:
+        """Start the worker class named `module:Class`, and return what it says of itself.
+
+        Raises the worker's BatonError, or InternalError; the log has the trace.
+        """
+        try:
+            self._say("importing the model's libraries")
+            self._starting = self._on_loop(_load(factory).start(config, on_progress=self._say))
+            self._worker = self._starting.result()
+            return self._worker.info
+        except BaseException as error:
+            traceback.print_exc()
+            if isinstance(error, BatonError):
+                raise
+            raise InternalError(f"{type(error).__name__}: {error}") from None
+        finally:
+            self._settle()
+
+    def progress(self, seen: int) -> list[str]:
+        """Wait for progress lines beyond the first `seen`; none means that starting has ended."""
+        with self._news:
+            self._news.wait_for(lambda: len(self._lines) > seen or self._settled)
+            return self._lines[seen:]
+
+    def wait_closed(self) -> None:
+        """Return when the worker has been closed.
+
+        Its caller waits for this call to fail: that is how a death is noticed within 0.05 s.
+        """
+        self._closed.wait()
+
+    def stats(self) -> dict[str, float | int | str]:
+        """Return the worker's counters; empty before it is ready."""
+        worker = self._worker
+        return self._on_loop(_stats(worker)).result() if worker else {}
+
+    def close(self) -> None:
+        """Close the worker, or give up starting it."""
+        try:
+            if self._worker is not None:
+                self._on_loop(self._worker.close()).result()
+            elif self._starting is not None:
+                self._starting.cancel()
+        finally:
+            self._closed.set()
+
+    def _on_loop(self, work: Coroutine[Any, Any, Any]) -> "Future[Any]":
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _say(self, line: str) -> None:
+        with self._news:
+            self._lines.append(line)
+            self._news.notify_all()
+
+    def _settle(self) -> None:
+        with self._news:
+            self._settled = True
+            self._news.notify_all()
+
+
+async def _stats(worker: Worker) -> dict[str, float | int | str]:
+    return worker.stats()
+
+
+def _load(factory: str) -> type[Worker]:
+    module, _, name = factory.partition(":")
+    found: type[Worker] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def _write_output_to(path: Path) -> None:
+    """Append stdout and stderr, those of native code and of a crash too, to a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    os.close(target)
+    faulthandler.enable(file=2)

@@ -1,0 +1,157 @@
+"""Every call to Ray goes through here: deadlines, and Ray's errors turned into ours.
+
+Importing this module sets Ray's environment for this process, which Ray reads when it is imported.
+"""
+
+import asyncio
+import functools
+import logging
+import os
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+from baton.core.errors import BatonError, DeadlineExceeded, InstanceLost, InternalError, Unavailable
+
+ENVIRONMENT = {
+    # Only we may use our Ray: without a token, whoever reaches its ports runs code as us.
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    # On Linux, Ray replaces 127.0.0.1 by the address of a network card unless this is off.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_START_HOOK": "baton.cluster.head_process.without_client_server",
+    # Ray would kill instances when the machine's memory is scarce, also if others took it.
+    "RAY_memory_monitor_refresh_ms": "0",
+    # We close instances ourselves, before Ray ends; it need not wait for them.
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    # It would print a paragraph of its own when an instance dies, which we report already.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
+}
+"""For the driver, the head and every worker alike: they must agree."""
+_DROPPED = ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH", "RAY_NAMESPACE", "RAY_JOB_CONFIG_JSON_ENV_VAR")
+
+
+for _name in _DROPPED:
+    os.environ.pop(_name, None)
+os.environ.update(ENVIRONMENT)
+
+import ray  # noqa: E402
+from ray import exceptions as ray_errors  # noqa: E402
+from ray.util.placement_group import (  # noqa: E402
+    PlacementGroup,
+    placement_group,
+    remove_placement_group,
+)
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # noqa: E402
+
+Actor = Any
+"""A handle of a Ray actor."""
+Places = PlacementGroup
+"""Reserved places for instances."""
+
+
+def head_environment(threads: int) -> dict[str, str]:
+    """Return the environment of the head, which Ray's workers inherit."""
+    numbers = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    return {**os.environ, **ENVIRONMENT, **numbers}
+
+
+async def connect(address: str, timeout_s: float) -> None:
+    """Make this process a driver of the Ray at `address`."""
+    await _in_thread(_connect, address, timeout_s=timeout_s)
+
+
+def _connect(address: str) -> None:
+    ray.init(address=address, namespace="baton", log_to_driver=False, logging_level=logging.ERROR)
+
+
+async def disconnect() -> None:
+    """Leave Ray; does nothing if not connected."""
+    await asyncio.to_thread(ray.shutdown)
+
+
+async def reserve_places(count: int, timeout_s: float) -> Places:
+    """Reserve a place each for `count` instances.
+
+    Raises Unavailable after `timeout_s`: an impossible group stays pending without a word.
+    """
+    group: PlacementGroup = placement_group([{"CPU": 1}] * count, strategy="PACK")
+    if not await asyncio.to_thread(group.wait, timeout_s):
+        remove_placement_group(group)
+        raise Unavailable(f"Ray found no room for {count} instances in {timeout_s:g} s")
+    return group
+
+
+def create_actor(cls: type, *arguments: Any, group: Places, place: int, concurrency: int) -> Actor:
+    """Start an actor of `cls` in one place of a group; it runs `concurrency` calls at once.
+
+    It is never restarted by Ray: reconcile.py decides that. It has no name: to register one, Ray
+    would block until its head answers, which a head that is going down does not.
+    """
+    remote: Any = _exported(cls).options(
+        num_cpus=1,
+        max_restarts=0,
+        max_task_retries=0,
+        max_concurrency=concurrency,
+        scheduling_strategy=PlacementGroupSchedulingStrategy(
+            placement_group=group, placement_group_bundle_index=place
+        ),
+    )
+    return remote.remote(*arguments)
+
+
+@functools.cache
+def _exported(cls: type) -> Any:
+    """Return the actor class; the same one each time, so that its code goes to Ray only once."""
+    return ray.remote(cls)
+
+
+async def call(actor: Actor, method: str, *arguments: Any, timeout_s: float | None = None) -> Any:
+    """Call a method of an actor and return its result.
+
+    Raises what the method raised if that is a BatonError, InternalError for anything else,
+    InstanceLost if the actor is dead or dies, DeadlineExceeded after `timeout_s`.
+    """
+    return await _result(getattr(actor, method).remote(*arguments), timeout_s)
+
+
+def kill(actor: Actor) -> None:
+    """End an actor's process at once; does nothing if it is dead already."""
+    if ray.is_initialized():
+        ray.kill(actor, no_restart=True)
+
+
+async def _in_thread(function: Callable[..., Any], *arguments: Any, timeout_s: float) -> Any:
+    """Run a call that blocks; raises Unavailable after `timeout_s`."""
+    running = asyncio.create_task(asyncio.to_thread(function, *arguments))
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await asyncio.shield(running)
+    except TimeoutError:
+        raise Unavailable(f"Ray did not answer within {timeout_s:g} s") from None
+    except asyncio.CancelledError:
+        # A thread cannot be stopped half-way. Let it finish while Ray still answers: what comes
+        # next may end Ray, and then the thread would be stuck for a minute.
+        await asyncio.wait({running}, timeout=timeout_s)
+        raise
+
+
+async def _result(reference: Any, timeout_s: float | None) -> Any:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await asyncio.wrap_future(reference.future())
+    except TimeoutError:
+        raise DeadlineExceeded(f"no answer through Ray within {timeout_s:g} s") from None
+    except ray_errors.RayError as error:
+        raise _ours(error) from None
+
+
+def _ours(error: ray_errors.RayError) -> BatonError:
+    """Turn an error of Ray into ours."""
+    if isinstance(error, ray_errors.RayTaskError):
+        cause = error.cause
+        return cause if isinstance(cause, BatonError) else InternalError(str(error))
+    if isinstance(error, ray_errors.RayActorError):
+        return InstanceLost("its process ended")
+    return Unavailable(f"Ray failed: {error}")

@@ -1,0 +1,1 @@
+"""Words that every folder shares: ids, errors, config, requests, KV layout, handover, topology."""

@@ -1,0 +1,140 @@
+"""One frozen config per component; a bad value is refused at start with field, value and range."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from baton.core.errors import InvalidConfig
+from baton.core.topology import Role
+
+
+class Config(BaseModel):
+    """The base: frozen, no unknown fields, docstrings under the fields are their descriptions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @classmethod
+    def checked(cls, **values: Any) -> Self:
+        """Build it from `values`; a bad one raises InvalidConfig that names it."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field = ".".join(str(part) for part in first["loc"]) or cls.__name__
+            raise InvalidConfig(field, first["input"], first["msg"]) from None
+
+
+class EngineConfig(Config):
+    """Limits of one engine."""
+
+    block_size: Literal[8, 16, 32] = 16
+    """Tokens per KV block."""
+    kv_memory_mib: int = Field(default=256, ge=1, le=1 << 20)
+    """Memory of the KV pool per rank, in MiB."""
+    max_batch_tokens: int = Field(default=512, ge=16, le=1 << 17)
+    """Token budget of one step: decodes first, the rest for prefill chunks."""
+    max_sequences: int = Field(default=64, ge=1, le=4096)
+    """Sequences in one step at most."""
+    max_waiting: int = Field(default=256, ge=1, le=1 << 16)
+    """Sequences that may wait for the engine; more are refused as overloaded."""
+    max_model_len: int | None = Field(default=None, ge=2)
+    """Prompt and output together, in tokens; by default what the model was made for."""
+    policy: Literal["fcfs", "priority", "sjf"] = "fcfs"
+    """Who is served first: by arrival, by the request's priority, or by predicted length."""
+    max_overtakes: int = Field(default=256, ge=1, le=1 << 20)
+    """Later arrivals that may go before a request: in all with sjf, per level with priority."""
+    host_memory_mib: int = Field(default=0, ge=0, le=1 << 22)
+    """Host memory for the KV of preempted sequences, in MiB; with 0 it is computed again."""
+    swap_block_cost: float = Field(default=2.0, gt=0)
+    """Copying one block to or from the host takes as long as computing so many prompt tokens.
+    A preempted sequence goes to the host if that, both ways, is cheaper than computing it again."""
+    prefix_cache: bool = True
+    """Keep the KV of ended sequences, and begin prompts where the longest known prefix ends."""
+    prefix_hash: Literal["xxh3_128", "sha256"] = "xxh3_128"
+    """Names prefixes in the cache. sha256 is slower, and safe from users who look for collisions
+    with the prompts of others."""
+
+
+class HandoverConfig(Config):
+    """Deadlines of the handover, in seconds."""
+
+    accept_timeout_s: float = Field(default=10.0, gt=0)
+    """From Open to Accepted."""
+    offer_timeout_s: float = Field(default=120.0, gt=0)
+    """From Accepted, or from one offer, to the next: queueing and computing in prefill."""
+    read_timeout_s: float = Field(default=10.0, gt=0)
+    """For the reads of one offer, once posted."""
+    room_timeout_s: float = Field(default=120.0, gt=0)
+    """Waiting for room in decode's pool."""
+    received_timeout_s: float = Field(default=300.0, gt=0)
+    """How long prefill keeps offered KV for a stream that says nothing; over all waits above."""
+    ucx_options: dict[str, str] = Field(default_factory=dict)
+    """UCX settings without their UCX_ prefix, such as {"TLS": "tcp,self"}."""
+
+
+class WorkerConfig(Config):
+    """One instance."""
+
+    instance_id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    """Unique in the cluster, such as `decode-0`."""
+    role: Role
+    """prefill, decode or mixed."""
+    model_dir: Path
+    """A Hugging Face checkpoint folder."""
+    model_name: str = Field(min_length=1)
+    """The name by which users ask for it."""
+    host: str = "127.0.0.1"
+    """Address to listen on and to be reached at."""
+    port: int = Field(default=0, ge=0, le=65535)
+    """0 takes a free one."""
+    threads: int = Field(default=1, ge=1, le=1024)
+    """CPU threads for the model."""
+    engine: EngineConfig = EngineConfig()
+    """Limits of the engine."""
+    handover: HandoverConfig = HandoverConfig()
+    """Deadlines and transport of the handover."""
+
+
+class GatewayConfig(Config):
+    """The front door."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    http_port: int = Field(default=8000, ge=0, le=65535)
+    """OpenAI-compatible HTTP API; 0 takes a free one."""
+    grpc_port: int = Field(default=8001, ge=0, le=65535)
+    """gRPC API; 0 takes a free one."""
+    max_open_requests: int = Field(default=256, ge=1, le=1 << 16)
+    """Requests in the system at once; more are refused with 429."""
+    request_timeout_s: float = Field(default=600.0, gt=0)
+    """From arrival to the last token."""
+    connect_timeout_s: float = Field(default=10.0, gt=0)
+    """For the stream to a decode instance."""
+    traces_kept: int = Field(default=1024, ge=1, le=1 << 20)
+    """Traces of ended requests that can be asked for."""
+
+
+class ClusterConfig(Config):
+    """What `baton serve` starts."""
+
+    model_dir: Path
+    """A Hugging Face checkpoint folder."""
+    model_name: str = Field(min_length=1)
+    """The name by which users ask for it."""
+    prefill: int = Field(default=1, ge=0, le=1024)
+    """Prefill instances; with 0, decode instances compute prompts themselves."""
+    decode: int = Field(default=1, ge=1, le=1024)
+    """Decode instances."""
+    host: str = "127.0.0.1"
+    """Address of Ray's head and of every instance."""
+    threads: int = Field(default=1, ge=1, le=1024)
+    """CPU threads per instance."""
+    start_timeout_s: float = Field(default=180.0, gt=0)
+    """For every instance to become ready."""
+    engine: EngineConfig = EngineConfig()
+    """Limits of each engine."""
+    handover: HandoverConfig = HandoverConfig()
+    """Deadlines and transport of the handover."""
+    gateway: GatewayConfig = GatewayConfig()
+    """The front door."""

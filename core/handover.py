@@ -1,0 +1,119 @@
+"""The messages of a handover, as both state machines see them; proto/ puts them on the wire.
+
+ decode                                prefill
+   │── Open(request, ticket, attempt) ──▶│  queues; no decode memory is held
+   │◀──────────── Accepted(incarnation) ─│
+   │◀────── Offer(blocks, digests) ──────│  after each chunk; decode reads while
+   │◀────── Offer(blocks, digests) ──────│  prefill computes the next
+   │◀── Offer(blocks, digests, first) ───│  the last one carries the first token
+   │── Received ────────────────────────▶│  unpins its blocks
+(the stream's end, for any reason, gives everything back on both sides)
+"""
+
+from dataclasses import dataclass
+
+from baton.core.ids import Attempt, BlockId, Epoch, Incarnation, InstanceId, Ticket
+from baton.core.kv_layout import LayerRange
+from baton.core.request import GenerateRequest, TokenLogprobs
+
+PROTOCOL_VERSION = 1
+"""Both sides must speak the same version of the messages below."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRef:
+    """A block in somebody's pool, as it was when the reference was made."""
+
+    block: BlockId
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Decode asks prefill to compute a prompt and to offer its KV."""
+
+    version: int
+    compatibility: str
+    """Hash of model, revision, dtype and layout; see core/compatibility.py."""
+    decode_instance: InstanceId
+    decode_incarnation: Incarnation
+    ticket: Ticket
+    attempt: Attempt
+    request: GenerateRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """Prefill has queued the request; `transport` says how to read its memory."""
+
+    incarnation: Incarnation
+    transport: bytes
+    """What Transport.metadata() gave on the prefill side."""
+
+
+@dataclass(frozen=True, slots=True)
+class OfferedBlock:
+    """A block that may be read, and the digest that its bytes must have."""
+
+    ref: BlockRef
+    digest: bytes
+    """16 bytes, see kv_transfer/digest.py."""
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """What the last offer carries so that decode can go on, and where prefill's time went."""
+
+    token: int
+    queue_s: float
+    """From Open to the step that computed the first chunk."""
+    compute_s: float
+    """From there to the first token."""
+    chunks: int
+    """Steps that it took."""
+    cached_tokens: int = 0
+    """Prompt tokens that the prefix cache had."""
+    logprobs: TokenLogprobs | None = None
+    """Set if the request asked for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Blocks of a layer range of a chunk that are ready to be read."""
+
+    attempt: Attempt
+    index: int
+    """Offers of an attempt are numbered from 0, without gaps."""
+    layers: LayerRange
+    first_block: int
+    """Index in the prompt's block table of the first block offered."""
+    blocks: tuple[OfferedBlock, ...]
+    first: FirstToken | None = None
+    """Set on the last offer only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Prefill cannot do it, or can no longer; the code is one of core/errors.py."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """Decode has read and verified everything; prefill may unpin."""
+
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """Decode no longer wants it."""
+
+    attempt: Attempt
+    reason: str
+
+
+ToPrefill = Open | Received | Abort
+ToDecode = Accepted | Offer | Refused

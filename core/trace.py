@@ -1,0 +1,74 @@
+"""Where a request's time went; every second is measured by the process that spent it."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class HandoverTrace:
+    """One attempt to hand a prompt over. Times are in seconds."""
+
+    prefill_instance: str
+    attempt: int
+    outcome: str
+    """`ok`, or the code of the error that ended it."""
+    handshake_s: float = 0.0
+    """From Open to Accepted."""
+    queue_s: float = 0.0
+    """Waiting for prefill's engine, told by prefill."""
+    compute_s: float = 0.0
+    """Computing the prompt, told by prefill."""
+    allocation_wait_s: float = 0.0
+    """Waiting for room in decode's pool."""
+    transfer_s: float = 0.0
+    """At least one read was under way."""
+    exposed_s: float = 0.0
+    """The part of the transfer after the last offer, which compute could not hide."""
+    admission_wait_s: float = 0.0
+    """From verified KV to the sequence's first decode step."""
+    chunks: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens that prefill found in its prefix cache."""
+    blocks: int = 0
+    bytes: int = 0
+    transport: str = ""
+    """What really carried the bytes, asked of UCX."""
+
+    @property
+    def overlapped(self) -> float:
+        """The share of transfer time hidden behind prefill's compute, from 0 to 1."""
+        return 1.0 - self.exposed_s / self.transfer_s if self.transfer_s > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTrace:
+    """The way one request went, as its gateway puts it together."""
+
+    request_id: str
+    decode_instance: str
+    prompt_tokens: int
+    output_tokens: int
+    finish: str
+    """A FinishReason."""
+    error: str = ""
+    """The code of the error that ended it, if one did."""
+    local_prefill: bool = False
+    """The decode instance computed the prompt itself."""
+    cached_tokens: int = 0
+    """Prompt tokens found in the prefix cache of the instance that computed the rest."""
+    handovers: tuple[HandoverTrace, ...] = ()
+    """All attempts, in order."""
+    ttft_s: float = 0.0
+    """From the valid request to its first token in the gateway."""
+    tpot_s: float = 0.0
+    """Mean time per output token after the first."""
+    e2e_s: float = 0.0
+    itl_s: tuple[float, ...] = field(default=(), repr=False)
+    """Gaps between the messages that brought tokens; a kept trace has the first thousand or so."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON, with the derived ones."""
+        data = asdict(self)
+        for row, trace in zip(data["handovers"], self.handovers, strict=True):
+            row["overlapped"] = trace.overlapped
+        return data

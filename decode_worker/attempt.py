@@ -1,0 +1,274 @@
+"""One attempt of one handover on the decode side: performs what the Receiver machine decides."""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import grpc
+
+from baton.core.clock import Clock
+from baton.core.errors import (
+    BatonError,
+    HandoverError,
+    InternalError,
+    PeerLost,
+    TransportError,
+    WrongKV,
+)
+from baton.core.handover import PROTOCOL_VERSION, BlockRef, FirstToken, Offer, Open, ToPrefill
+from baton.core.ids import Attempt, InstanceId, SeqId, new_ticket
+from baton.core.log import get_logger
+from baton.core.request import GenerateRequest
+from baton.core.tasks import TaskSet
+from baton.core.trace import HandoverTrace
+from baton.decode_worker.prefill_channels import PrefillChannels, PrefillRef
+from baton.executor.instance import Instance
+from baton.kv_transfer import receiver as machine
+from baton.kv_transfer.digest import DigestKey
+from baton.kv_transfer.plan import plan_reads
+from baton.kv_transfer.receiver import Receiver, ReceiverAction, ReceiverEvent
+from baton.kv_transfer.transport import Peer
+from baton.proto import worker_pb2 as pb
+from baton.proto.convert import to_decode_core, to_prefill_proto
+from baton.proto.errors import from_rpc_error
+
+_QUEUE = 4096
+"""Events of one attempt: one per offer, per read, and a few more."""
+_PART_TIMEOUT_S = 2.0
+"""For prefill to end the stream after our last word."""
+
+_log = get_logger("decode")
+
+Stream = grpc.aio.StreamStreamCall[pb.ToPrefill, pb.ToDecode]
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptHost:
+    """What all attempts of one decode instance share."""
+
+    instance: Instance
+    channels: PrefillChannels
+    clock: Clock
+    tasks: TaskSet
+    """Attempts outlive their owners, to pass their fence."""
+    attempts: "dict[SeqId, HandoverAttempt]" = field(default_factory=dict)
+    """Attempts that wait for room, or read, by their reserved sequence."""
+
+
+class HandoverAttempt:
+    """Runs as a task of its own until nothing of it can be read or written any more.
+
+    `landed` is done as soon as the owner can go on: with the first token, or with the error for
+    which it must try another way. The task may live on after that, to pass the fence.
+    """
+
+    def __init__(
+        self, host: AttemptHost, request: GenerateRequest, prefill: PrefillRef, attempt: Attempt
+    ) -> None:
+        instance = host.instance
+        self.prefill = prefill
+        self.seq_id: SeqId | None = None
+        """The reserved sequence; ours until it has landed, then the owner's."""
+        self.landed: asyncio.Future[FirstToken] = asyncio.get_running_loop().create_future()
+        self._instance = instance
+        self._host = host
+        self._clock = host.clock
+        self._open = Open(
+            version=PROTOCOL_VERSION,
+            compatibility=instance.compatibility,
+            decode_instance=InstanceId(instance.config.instance_id),
+            decode_incarnation=instance.incarnation,
+            ticket=new_ticket(),
+            attempt=attempt,
+            request=request,
+        )
+        self._digests = DigestKey(
+            compatibility=instance.compatibility,
+            ticket=self._open.ticket,
+            prompt=request.prompt,
+            block_size=instance.layout.block_size,
+        )
+        self._machine = Receiver(
+            self._open, layout=instance.layout, config=instance.config.handover
+        )
+        self._events: asyncio.Queue[ReceiverEvent] = asyncio.Queue(_QUEUE)
+        self._peer: Peer | None = None
+        self._stream: Stream | None = None
+        self._outcome = "cancelled"
+        self._abandoned = False
+
+    def __repr__(self) -> str:
+        return f"HandoverAttempt({self.prefill.instance_id}, seq={self.seq_id}, {self._machine!r})"
+
+    @property
+    def trace(self) -> HandoverTrace:
+        """Where the time went so far."""
+        return self._machine.trace(self.prefill.instance_id, self._outcome)
+
+    def granted(self, blocks: tuple[BlockRef, ...]) -> None:
+        """The engine has room for the prompt."""
+        self._events.put_nowait(machine.Granted(blocks))
+
+    def abandon(self) -> None:
+        """The owner is gone without having taken what landed, or before anything did."""
+        self._abandoned = True
+        if self._outcome == "ok":
+            self._release()
+        else:
+            self._events.put_nowait(machine.CancelRequested("the owner is gone"))
+
+    def _release(self) -> None:
+        assert self.seq_id is not None, "landed on nothing"
+        self._instance.engine.release(self.seq_id)
+
+    async def run(self) -> None:
+        """Run to the end, the fence included; whatever happens, the owner is told."""
+        try:
+            await self._run()
+        finally:
+            if not self.landed.done():  # a bug, or cancelled at shutdown
+                self.landed.set_exception(InternalError("the handover's task ended early"))
+                self.landed.exception()  # the owner may be gone
+
+    async def _run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            self._stream = self._host.channels.stub(self.prefill).Handover()
+            reader = tasks.create_task(self._pump(self._stream))
+            try:
+                actions = self._machine.start(self._clock())
+                while True:
+                    for action in actions:
+                        await self._perform(action, tasks)
+                    if self._machine.over:
+                        break
+                    actions = self._machine.handle(await self._next_event(), self._clock())
+                await self._part(reader)
+            finally:
+                reader.cancel()
+                self._stream.cancel()
+
+    async def _part(self, reader: "asyncio.Task[None]") -> None:
+        """Let prefill read our last word before the stream is closed."""
+        assert self._stream is not None, "not running"
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await self._stream.done_writing()
+        await asyncio.wait({reader}, timeout=_PART_TIMEOUT_S)
+
+    async def _pump(self, stream: Stream) -> None:
+        try:
+            async for message in stream:
+                await self._events.put(machine.PeerSaid(to_decode_core(message)))
+            error: BatonError = HandoverError("prefill closed the stream")
+        except grpc.aio.AioRpcError as failure:
+            error = from_rpc_error(failure)
+        except BatonError as malformed:
+            error = malformed
+        await self._events.put(machine.StreamEnded(error))
+
+    async def _next_event(self) -> ReceiverEvent:
+        wait_s = self._machine.deadline - self._clock()
+        try:
+            async with asyncio.timeout(wait_s if wait_s != float("inf") else None):
+                return await self._events.get()
+        except TimeoutError:
+            return machine.Tick()
+
+    async def _perform(self, action: ReceiverAction, tasks: asyncio.TaskGroup) -> None:
+        engine = self._instance.engine
+        match action:
+            case machine.Send(message):
+                await self._send(message)
+            case machine.Connect(transport):
+                tasks.create_task(self._connect(transport))
+            case machine.Reserve():
+                self._reserve()
+            case machine.Read(offer, blocks):
+                tasks.create_task(self._read(offer, blocks))
+            case machine.DropPeer():
+                tasks.create_task(self._drop_peer())
+            case machine.Land(first):
+                self._land(first)
+            case machine.Fail(error, fenced):
+                self._fail(error, fenced=fenced)
+            case machine.FencePassed():
+                assert self.seq_id is not None, "a fence around nothing"
+                engine.fence_passed(self.seq_id)
+
+    async def _send(self, message: ToPrefill) -> None:
+        assert self._stream is not None, "not running"
+        # If the stream is gone, the reader says so with the reason.
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await self._stream.write(to_prefill_proto(message))
+
+    def _reserve(self) -> None:
+        try:
+            self.seq_id = self._instance.engine.reserve(self._open.request)
+        except BatonError as error:
+            self._events.put_nowait(machine.StreamEnded(error))
+            return
+        self._host.attempts[self.seq_id] = self
+
+    def _land(self, first: FirstToken) -> None:
+        assert self.seq_id is not None, "landed on nothing"
+        del self._host.attempts[self.seq_id]
+        self._outcome = "ok"
+        if self._abandoned or self.landed.cancelled():
+            self._release()
+        else:
+            self.landed.set_result(first)
+
+    def _fail(self, error: BatonError, *, fenced: bool) -> None:
+        self._outcome = error.code
+        if self.seq_id is not None:
+            self._host.attempts.pop(self.seq_id, None)
+            if fenced:
+                self._instance.engine.release(self.seq_id)
+            else:
+                self._instance.engine.fence(self.seq_id)
+        if not (self._abandoned or self.landed.cancelled()):
+            self.landed.set_exception(error)
+
+    async def _connect(self, metadata: bytes) -> None:
+        try:
+            self._peer = await self._instance.transport.add_peer(metadata)
+        except TransportError as error:
+            self._events.put_nowait(machine.Connected(error))
+        else:
+            self._events.put_nowait(machine.Connected())
+
+    async def _drop_peer(self) -> None:
+        if self._peer is not None:
+            _log.warning("peer dropped to fence its reads", peer=str(self._peer))
+            await self._instance.transport.remove_peer(self._peer)
+
+    async def _read(self, offer: Offer, ours: Sequence[BlockRef]) -> None:
+        """Read an offer and verify it; ends in exactly one ReadEnded."""
+        assert self._peer is not None, "a read before the peer was connected"
+        runs = plan_reads(
+            self._instance.layout,
+            offer.layers,
+            [block.ref.block for block in offer.blocks],
+            [ref.block for ref in ours],
+        )
+        error: BatonError | None = None
+        num_bytes, transport = 0, ""
+        try:
+            report = await self._instance.transport.read(self._peer, runs).wait()
+            num_bytes, transport = report.bytes, report.transport
+            error = await asyncio.to_thread(self._verify, offer, ours)
+        except TransportError as failure:
+            error = failure
+        self._events.put_nowait(machine.ReadEnded(offer.index, num_bytes, transport, error))
+        if isinstance(error, PeerLost):
+            await self._instance.transport.remove_peer(self._peer)
+
+    def _verify(self, offer: Offer, ours: Sequence[BlockRef]) -> WrongKV | None:
+        """Compare the digest of what now lies in our blocks with what was offered."""
+        kv = self._instance.kv
+        for i, (block, ref) in enumerate(zip(offer.blocks, ours, strict=True)):
+            data = kv.block_bytes_view(ref.block, offer.layers)
+            index = offer.first_block + i
+            if self._digests.digest(index, block.ref, offer.layers, data) != block.digest:
+                return WrongKV(f"block {index} of the prompt is not what prefill offered")
+        return None

@@ -1,0 +1,133 @@
+"""The gRPC service of a decode leader: one Session per gateway, every request on it."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+
+import grpc
+
+from baton.core.errors import BatonError, Cancelled, HandoverError, Overloaded
+from baton.core.ids import Incarnation, InstanceId
+from baton.core.log import get_logger
+from baton.core.request import FinishReason
+from baton.decode_worker.attempt import AttemptHost
+from baton.decode_worker.outbox import Outbox
+from baton.decode_worker.owner import OwnerTable, RequestOwner, Submission
+from baton.decode_worker.prefill_channels import PrefillRef
+from baton.proto import worker_pb2 as pb
+from baton.proto import worker_pb2_grpc as pb_grpc
+from baton.proto.convert import error_proto, request_core
+from baton.proto.errors import to_status
+
+_log = get_logger("decode")
+
+Stream = grpc.aio.ServicerContext[pb.GatewayFrame, pb.DecodeFrame]
+
+
+class DecodeService(pb_grpc.DecodeServicer):
+    """Serves gateways; a gateway that goes away takes its requests with it."""
+
+    def __init__(self, host: AttemptHost, owners: OwnerTable) -> None:
+        self.open_requests = 0
+        self.finished: Counter[str] = Counter()
+        """Requests that ended, by reason."""
+        self._host = host
+        self._owners = owners
+        engine = host.instance.config.engine
+        self._max_open = engine.max_waiting + engine.max_sequences
+
+    async def Session(
+        self, request_iterator: AsyncIterator[pb.GatewayFrame], context: Stream
+    ) -> None:
+        """Serve one gateway until its stream ends; see proto/worker.proto."""
+        instance = self._host.instance
+        hello = pb.Hello(instance_id=instance.config.instance_id, incarnation=instance.incarnation)
+        await context.write(pb.DecodeFrame(hello=hello))
+        session = _Session(self, self._host, self._owners)
+        writer = asyncio.create_task(session.write_to(context))
+        problem: BatonError | None = None
+        try:
+            await session.read_from(request_iterator)
+        except BatonError as error:
+            problem = error
+        finally:
+            writer.cancel()
+            await session.close()
+        if problem is not None:
+            await context.abort(*to_status(problem))
+
+    def admit(self) -> None:
+        """Count a request in; raises Overloaded beyond what engine and queue hold."""
+        if self.open_requests >= self._max_open:
+            raise Overloaded(f"{self.open_requests} requests are open in this decode instance")
+        self.open_requests += 1
+
+
+class _Session:
+    """One gateway's stream."""
+
+    def __init__(self, service: DecodeService, host: AttemptHost, owners: OwnerTable) -> None:
+        self._service = service
+        self._host = host
+        self._owners = owners
+        self._outbox = Outbox()
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+
+    async def write_to(self, context: Stream) -> None:
+        """Send a frame per step, for as long as the stream lives."""
+        while True:
+            await context.write(await self._outbox.next_frame())
+
+    async def read_from(self, frames: AsyncIterator[pb.GatewayFrame]) -> None:
+        """Take what the gateway sends; raises HandoverError for what no gateway would send."""
+        async for frame in frames:
+            match frame.WhichOneof("frame"):
+                case "submit":
+                    self._submit(frame.submit)
+                case "cancel":
+                    self._cancel(frame.cancel.key)
+                case other:
+                    raise HandoverError(f"malformed message: GatewayFrame.frame: {other!r}")
+
+    def _submit(self, message: pb.Submit) -> None:
+        if message.key in self._tasks:
+            raise HandoverError(f"malformed message: Submit.key: {message.key} is in use")
+        try:
+            submission = _submission(message)
+            self._service.admit()
+        except BatonError as error:
+            finish = pb.Finish(reason=FinishReason.ERROR, error=error_proto(error))
+            self._outbox.finish(message.key, finish)
+            self._outbox.flush()
+            return
+        owner = RequestOwner(submission, self._host, self._owners, self._outbox)
+        task = self._host.tasks.start(owner.run())
+        self._tasks[submission.key] = task
+        task.add_done_callback(lambda _: self._ended(submission.key, owner))
+
+    def _ended(self, key: int, owner: RequestOwner) -> None:
+        del self._tasks[key]
+        self._service.open_requests -= 1
+        if owner.reason is None:  # cancelled before it ran at all
+            owner.fail(Cancelled("the caller asked for it"))
+        self._service.finished[str(owner.reason)] += 1
+
+    def _cancel(self, key: int) -> None:
+        task = self._tasks.get(key)
+        if task is not None:  # it may have ended while the message was on its way
+            task.cancel()
+
+    async def close(self) -> None:
+        """Cancel what is still open and wait until it has given everything back."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _submission(message: pb.Submit) -> Submission:
+    prefill = tuple(
+        PrefillRef(InstanceId(ref.instance_id), ref.address, Incarnation(ref.incarnation))
+        for ref in message.prefill
+    )
+    return Submission(message.key, request_core(message.request), prefill, message.timeout_s)

@@ -1,0 +1,56 @@
+"""A decode instance: engine, KV pool, transport and the Session service, put together."""
+
+import grpc
+
+from baton.core.clock import monotonic
+from baton.core.tasks import TaskSet
+from baton.decode_worker.attempt import AttemptHost
+from baton.decode_worker.owner import OwnerTable
+from baton.decode_worker.prefill_channels import PrefillChannels
+from baton.decode_worker.service import DecodeService
+from baton.executor.instance import Instance
+from baton.executor.worker import Worker
+from baton.proto import worker_pb2_grpc as pb_grpc
+
+_DRAIN_S = 15.0
+"""For open attempts to pass their fence when the worker closes."""
+
+
+class DecodeWorker(Worker[OwnerTable]):
+    """One running decode (or mixed) instance."""
+
+    def __init__(self, instance: Instance, owners: OwnerTable) -> None:
+        super().__init__(instance, owners)
+        self._host = AttemptHost(instance, PrefillChannels(), monotonic, TaskSet())
+        owners.host = self._host
+        self._service = DecodeService(self._host, owners)
+
+    @classmethod
+    def new_listener(cls) -> OwnerTable:
+        """See Worker."""
+        return OwnerTable()
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """See Worker."""
+        pb_grpc.add_DecodeServicer_to_server(self._service, server)
+
+    async def drain(self) -> None:
+        """See Worker."""
+        await self._host.tasks.drain(_DRAIN_S)
+        await self._host.channels.close()
+        self._host.tasks.check()
+
+    def check(self) -> None:
+        """See Worker."""
+        self.instance.check(idle=len(self._host.tasks) == 0)
+
+    def stats(self) -> dict[str, float | int | str]:
+        """Return the instance's counters, and how requests ended."""
+        finished = {f"finished_{name}": n for name, n in self._service.finished.items()}
+        return {
+            **self.instance.stats(),
+            "open_requests": self._service.open_requests,
+            "attempts": len(self._host.attempts),
+            "tasks": len(self._host.tasks),
+            **finished,
+        }

@@ -1,0 +1,108 @@
+"""What crosses from the scheduler to the executor and back, and what the scheduler then tells."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from baton.core.handover import BlockRef
+from baton.core.ids import BlockId, SeqId
+from baton.core.request import FinishReason, SamplingParams, TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingContext:
+    """What choosing the next token needs to know of its sequence, if that is not `plain`."""
+
+    prompt_len: int
+    """Tokens in the prompt; all later ones are output."""
+    stop_token_ids: tuple[int, ...]
+    before: tuple[int, ...] | None
+    """The sequence's tokens before those of this step. None if sampling does not look back, or if
+    the sequence sampled in the step before: then those are the tokens of that step and its own."""
+
+
+class ScheduledSequence(NamedTuple):
+    """One sequence's share of a step; a tuple, since hundreds of them are made per step."""
+
+    seq_id: SeqId
+    tokens: tuple[int, ...]
+    """Tokens whose KV this step computes and writes; one for a decode, a chunk for a prefill."""
+    start: int
+    """Position of tokens[0] in the sequence; the KV of all positions before it is in the blocks."""
+    blocks: tuple[BlockId, ...]
+    """The block table, long enough for start + len(tokens)."""
+    samples: bool
+    """Whether the last token's logits give the next token."""
+    sampling: SamplingParams
+    context: SamplingContext | None = None
+    """Set if the sequence samples and its parameters are not `plain`."""
+
+    @property
+    def end(self) -> int:
+        """Position after the last token; the sampled token gets this position."""
+        return self.start + len(self.tokens)
+
+
+class BlockCopy(NamedTuple):
+    """One block, copied whole between the two pools."""
+
+    device: BlockId
+    host: BlockId
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One ragged batch, and the copies to be made before it: first all out, then all in."""
+
+    step: int
+    sequences: tuple[ScheduledSequence, ...]
+    swap_out: tuple[BlockCopy, ...] = ()
+    """From device to host."""
+    swap_in: tuple[BlockCopy, ...] = ()
+    """From host to device."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the batch."""
+        return sum(len(s.tokens) for s in self.sequences)
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """The tokens sampled in a step, for the sequences with `samples` set."""
+
+    step: int
+    tokens: dict[SeqId, int]
+    logprobs: dict[SeqId, TokenLogprobs] = field(default_factory=dict)
+    """Of the sequences that asked for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkComputed:
+    """KV up to `end` tokens of a prompt is in its blocks now."""
+
+    seq_id: SeqId
+    end: int
+    """Tokens of the prompt whose KV is computed, from 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSampled:
+    """A sequence has a new token; with `finish` it has ended."""
+
+    seq_id: SeqId
+    token: int
+    finish: FinishReason | None
+    logprobs: TokenLogprobs | None = None
+    """Set if the request asked for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """A reservation is granted: the prompt's KV may be read into these blocks now."""
+
+    seq_id: SeqId
+    blocks: tuple[BlockRef, ...]
+    """The block table, exactly as long as the prompt needs."""
+
+
+EngineEvent = ChunkComputed | TokenSampled | Reserved

@@ -1,0 +1,245 @@
+"""Runs the engine: an asyncio shell around the pure scheduler and the blocking model.
+
+    worker ──submit, reserve, admit, release, fence──▶ Scheduler ──StepPlan──▶ model thread
+    worker ◀──step_started, step_done, step_failed──── EngineLoop ◀─StepResult──────┘
+
+Everything but the model runs on the event loop, so nothing is locked. The loop sleeps on one
+event, which every command and every finished step sets.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+from baton.core.clock import Clock, monotonic
+from baton.core.errors import DeadlineExceeded
+from baton.core.handover import BlockRef
+from baton.core.ids import SeqId
+from baton.core.request import GenerateRequest
+from baton.engine.scheduler import Scheduler, SchedulerStats
+from baton.engine.step import EngineEvent, StepPlan, StepResult, TokenSampled
+
+
+class Runner(Protocol):
+    """The model."""
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Compute a step; blocks. Called from one thread, always the same."""
+        ...
+
+
+class Listener(Protocol):
+    """Whoever gave the engine its work. Called on the event loop, and must not block.
+
+    A callback may give the loop commands. What it raises ends the loop: it is a bug.
+    """
+
+    def step_started(self, plan: StepPlan) -> None:
+        """The model computes `plan` from now on."""
+        ...
+
+    def step_done(self, events: Sequence[EngineEvent]) -> None:
+        """These things happened: in a step, or, for grants alone, without one."""
+        ...
+
+    def step_failed(self, seq_ids: Sequence[SeqId], error: Exception) -> None:
+        """The model raised `error`; these sequences have ended."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoopStats:
+    """What the loop did since it was made."""
+
+    steps: int
+    failed_steps: int
+    busy_s: float
+    """Seconds for which a step was under way."""
+    scheduler: SchedulerStats
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    plan: StepPlan
+    future: asyncio.Future[StepResult]
+    started: float
+
+
+class EngineLoop:
+    """Use it from one event loop: start `run()` as a task, give commands, then `close()`."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        listener: Listener,
+        *,
+        clock: Clock = monotonic,
+    ) -> None:
+        self._scheduler = scheduler
+        self._runner = runner
+        self._listener = listener
+        self._clock = clock
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._ended.set()
+        self._step: _Step | None = None
+        self._closing = False
+        self._steps = self._failed_steps = 0
+        self._busy_s = 0.0
+
+    def __repr__(self) -> str:
+        state = "closing" if self._closing else "idle" if self._step is None else "in a step"
+        return f"<EngineLoop {state}, {self._scheduler!r}>"
+
+    # Commands: see the methods of the same names in engine/scheduler.py
+
+    def submit(self, request: GenerateRequest, *, hold: bool = False) -> SeqId:
+        """Queue a prompt to be computed here."""
+        seq_id = self._scheduler.submit(request, hold=hold)
+        self._woken()
+        return seq_id
+
+    def reserve(self, request: GenerateRequest) -> SeqId:
+        """Queue a prompt that is handed over; `Reserved` is told once it has blocks."""
+        seq_id = self._scheduler.reserve(request)
+        self._woken()
+        return seq_id
+
+    def admit(self, seq_id: SeqId, first_token: int) -> TokenSampled:
+        """Let a granted sequence, whose KV is verified, decode from the next step."""
+        event = self._scheduler.admit(seq_id, first_token)
+        self._woken()
+        return event
+
+    def release(self, seq_id: SeqId) -> None:
+        """End a sequence in any state."""
+        self._scheduler.release(seq_id)
+        self._woken()
+
+    def fence(self, seq_id: SeqId) -> None:
+        """End a sequence whose blocks reads may still write."""
+        self._scheduler.fence(seq_id)
+        self._woken()
+
+    def fence_passed(self, seq_id: SeqId) -> None:
+        """Free the blocks of a fenced sequence."""
+        self._scheduler.fence_passed(seq_id)
+        self._woken()
+
+    @property
+    def in_step(self) -> bool:
+        """Whether the model is computing."""
+        return self._step is not None
+
+    def blocks(self, seq_id: SeqId) -> tuple[BlockRef, ...]:
+        """Return the block table of a sequence that has not ended (else KeyError)."""
+        return self._scheduler.blocks(seq_id)
+
+    # Life
+
+    async def run(self) -> None:
+        """Run steps until `close` or cancellation; either way, the step under way ends first."""
+        assert self._ended.is_set(), "it runs already"
+        self._ended.clear()
+        try:
+            self._wake.set()
+            while not (self._closing and self._step is None):
+                await self._wake.wait()
+                self._wake.clear()
+                self._turn()
+        finally:
+            await self._abandon_step()
+            self._ended.set()
+            self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until no step is under way and none can begin."""
+        await self._idle.wait()
+
+    async def close(self, *, timeout_s: float = 60.0) -> None:
+        """Begin no more steps, wait for the one under way, and end the model thread.
+
+        What has not ended stays in the scheduler, and no more is heard of it. Raises
+        DeadlineExceeded if the step takes longer than `timeout_s`.
+        """
+        self._closing = True
+        self._wake.set()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._ended.wait()
+        except TimeoutError:
+            raise DeadlineExceeded(f"a step takes longer than {timeout_s} s") from None
+        finally:
+            self._thread.shutdown(wait=False)
+
+    def stats(self) -> EngineLoopStats:
+        """Return a snapshot."""
+        return EngineLoopStats(
+            self._steps, self._failed_steps, self._busy_s, self._scheduler.stats()
+        )
+
+    def check(self) -> None:
+        """Assert that no block has leaked."""
+        self._scheduler.check()
+
+    # How
+
+    def _woken(self) -> None:
+        if not self._ended.is_set():
+            self._idle.clear()
+        self._wake.set()
+
+    def _turn(self) -> None:
+        """Do all that can be done without waiting."""
+        events: list[EngineEvent] = []
+        if self._step is not None and self._step.future.done():
+            events += self._end_step(self._step)
+        if not self._closing:
+            events += self._scheduler.grant()
+        if events:
+            self._listener.step_done(events)
+        if self._step is None and not self._closing:
+            self._begin_step()
+
+    def _begin_step(self) -> None:
+        plan = self._scheduler.plan()
+        if plan is None:
+            if not self._wake.is_set():
+                self._idle.set()
+            return
+        # Prompts that the plan has started may have been all that reservations waited behind.
+        self._wake.set()
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._thread, self._runner.execute, plan)
+        future.add_done_callback(lambda _: self._wake.set())
+        self._step = _Step(plan, future, self._clock())
+        self._listener.step_started(plan)
+
+    def _end_step(self, step: _Step) -> list[EngineEvent]:
+        self._step = None
+        self._steps += 1
+        self._busy_s += self._clock() - step.started
+        error = step.future.exception()
+        if error is None:
+            return self._scheduler.apply(step.future.result())
+        self._failed_steps += 1
+        seq_ids = self._scheduler.fail_step(step.plan)
+        if not isinstance(error, Exception):
+            raise error
+        self._listener.step_failed(seq_ids, error)
+        return []
+
+    async def _abandon_step(self) -> None:
+        """Wait for a step that was under way when `run` was cancelled or a callback raised.
+
+        Nobody hears of it: its sequences just end.
+        """
+        if self._step is not None:
+            await asyncio.gather(self._step.future, return_exceptions=True)
+            self._scheduler.fail_step(self._step.plan)
+            self._step = None

@@ -1,0 +1,81 @@
+"""Chooses the next tokens from logits: greedily, or by seeded noise over a truncated distribution.
+
+A row's token depends on that row's logits, parameters, seed, position and, where the parameters
+say so, its sequence's tokens before that position; on nothing else.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from baton.core.ids import SeqId
+from baton.core.request import SamplingParams, TokenLogprobs
+from baton.executor.batch import SampledRow
+from baton.executor.history import Histories
+from baton.executor.logit_changes import change_logits_
+from baton.executor.logprobs import RawLogprobs
+from baton.executor.noise import exponential
+from baton.executor.truncation import truncated
+
+# Below this, dividing the logits may overflow, and all the mass is on the likeliest token anyway.
+_GREEDY_BELOW = 1e-5
+
+
+class Sampler:
+    """Samples step after step; what it keeps in between only saves time (executor/history.py)."""
+
+    def __init__(self) -> None:
+        self._histories = Histories()
+
+    def __repr__(self) -> str:
+        return f"<Sampler, {len(self._histories)} histories>"
+
+    def step(
+        self, logits: Tensor, rows: Sequence[SampledRow]
+    ) -> tuple[list[int], dict[SeqId, TokenLogprobs]]:
+        """Return each row's token, and the logprobs that were asked for.
+
+        `logits` are float32 [rows, vocabulary] and may be changed. Rows without a context take no
+        part in anything but `sample`.
+        """
+        if not rows:
+            return [], {}
+        special = {i: row for i, row in enumerate(rows) if row.context is not None}
+        raw = RawLogprobs(logits, special)
+        change_logits_(logits, special, self._histories.advance(special.values()))
+        tokens = sample(logits, [r.sampling for r in rows], [r.position for r in rows])
+        return tokens, raw.told(tokens)
+
+
+def sample(logits: Tensor, params: Sequence[SamplingParams], positions: Sequence[int]) -> list[int]:
+    """Return one token per row of float32 logits [rows, vocabulary].
+
+    `positions` are those that the new tokens get in their sequences. Only temperature, the cuts
+    and the seed of `params` count here.
+    """
+    assert logits.shape[0] == len(params) == len(positions)
+    drawn = [row for row, p in enumerate(params) if p.temperature >= _GREEDY_BELOW]
+    if not drawn:
+        return logits.argmax(-1).tolist()
+    chosen_params = [params[row] for row in drawn]
+    rows = torch.tensor(drawn, device=logits.device)
+    scores = logits if len(drawn) == len(params) else logits[rows]
+    tokens = draw(scores, chosen_params, [positions[row] for row in drawn])
+    if len(drawn) == len(params):
+        return tokens.tolist()
+    return logits.argmax(-1).index_copy_(0, rows, tokens).tolist()
+
+
+def draw(logits: Tensor, params: Sequence[SamplingParams], positions: Sequence[int]) -> Tensor:
+    """Return a token [rows] drawn per row; every row's temperature is over 0.
+
+    An exponential race: of independent exponential times with rates p, the first to end is
+    token i with probability p[i]. It is the Gumbel-max trick with one logarithm less.
+    """
+    device = logits.device
+    seeds = torch.tensor([p.seed for p in params], device=device)
+    places = torch.tensor(positions, device=device)
+    tokens = torch.arange(logits.shape[1], device=device)[None]
+    rates = torch.softmax(truncated(logits, params), dim=-1)
+    return (rates / exponential(seeds, places, tokens)).argmax(-1)

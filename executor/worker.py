@@ -1,0 +1,79 @@
+"""What both roles share of a worker's life: load, serve, say what it is, close and check."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from baton.core.config import WorkerConfig
+from baton.core.topology import InstanceInfo
+from baton.executor.engine_loop import Listener
+from baton.executor.instance import Instance
+from baton.proto.grpc_runtime import WorkerServer
+
+L = TypeVar("L", bound=Listener)
+
+
+class Worker(ABC, Generic[L]):
+    """One running instance; made by `start`, ended by `close`. One event loop only."""
+
+    def __init__(self, instance: Instance, listener: L) -> None:
+        self.instance = instance
+        """The engine and its pool."""
+        self._server: WorkerServer | None = None
+
+    @classmethod
+    @abstractmethod
+    def new_listener(cls) -> L:
+        """Return who hears of the engine's steps; it is bound to the engine by __init__."""
+
+    @abstractmethod
+    def register(self, server: Any) -> None:
+        """Add the role's service to a gRPC server."""
+
+    @abstractmethod
+    async def drain(self) -> None:
+        """End what is open, fences included; no new call comes in any more."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Assert that the books balance and, with nothing open, that nothing is held."""
+
+    @classmethod
+    async def start(cls, config: WorkerConfig, *, on_progress: Callable[[str], None]) -> Self:
+        """Load the model, open the transport, serve; raises InvalidConfig for what is not right."""
+        listener = cls.new_listener()
+        instance = await Instance.load(config, listener, on_progress)
+        worker = cls(instance, listener)
+        try:
+            worker._server = await WorkerServer.start(config.host, config.port, worker.register)
+        except BaseException:
+            await instance.close()
+            raise
+        on_progress(f"{config.role} instance ready at {worker._server.address}")
+        return worker
+
+    @property
+    def info(self) -> InstanceInfo:
+        """What this instance says of itself."""
+        assert self._server is not None, "not started"
+        return self.instance.info(self._server.address)
+
+    async def close(self) -> None:
+        """End open work, give everything back, and check that nothing is left."""
+        if self._server is not None:
+            await self._server.close()
+        await self.drain()
+        await self.instance.close()
+        self.check()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()

@@ -1,0 +1,1 @@
+"""Device code: one short file per operation."""

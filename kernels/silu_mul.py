@@ -1,0 +1,10 @@
+"""The gate of a SwiGLU feed-forward layer (Shazeer, 2020)."""
+
+from torch import Tensor
+from torch.nn import functional
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """Return silu(gate) × up, [tokens, n], for gate and up side by side in [tokens, 2n]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return functional.silu(gate).mul_(up)

@@ -1,0 +1,368 @@
+"""Decode's side of one attempt of one handover: event in, list of actions out.
+
+    OPENING ─Accepted─▶ WAITING ─first Offer─▶ RECEIVING ─all read and verified─▶ LANDED
+       └───────────────────┴── Refused, StreamEnded, Cancelled, Tick, bad read ──▶ FENCING ─▶ FAILED
+
+Late reservation: no block is asked for before the first offer. Reads start when blocks are granted
+and the peer is connected. Every Read and Connect ends in exactly one event. A failure while reads
+are under way goes through FENCING: blocks come back only after the last read has ended, because
+until then it may still write them. No clock but the one passed in, no I/O.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from baton.core.config import HandoverConfig
+from baton.core.errors import (
+    BatonError,
+    Cancelled,
+    DeadlineExceeded,
+    HandoverError,
+    Unavailable,
+    all_errors,
+)
+from baton.core.handover import (
+    Abort,
+    Accepted,
+    BlockRef,
+    FirstToken,
+    Offer,
+    Open,
+    Received,
+    Refused,
+    ToDecode,
+    ToPrefill,
+)
+from baton.core.kv_layout import KVLayout
+from baton.core.trace import HandoverTrace
+from baton.kv_transfer.timeline import Timeline
+
+# --- events ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSaid:
+    """A message of the stream."""
+
+    message: ToDecode
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The peer's memory can be read (or not: `error`)."""
+
+    error: BatonError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """Decode's pool has room: the blocks that the prompt will lie in, in order."""
+
+    blocks: tuple[BlockRef, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadEnded:
+    """The read of an offer has ended, and nothing of it can write any more."""
+
+    index: int
+    bytes: int
+    transport: str
+    error: BatonError | None = None
+    """WrongKV if the digests differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEnded:
+    """The stream is gone."""
+
+    error: BatonError
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequested:
+    """Decode no longer wants it."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed; sent when `deadline` is reached."""
+
+
+ReceiverEvent = PeerSaid | Connected | Granted | ReadEnded | StreamEnded | CancelRequested | Tick
+
+# --- actions --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Write a message to the stream."""
+
+    message: ToPrefill
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """Make the peer's memory readable; ends in Connected."""
+
+    transport: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """Ask decode's pool for the prompt's blocks; ends in Granted, or in nothing if we end first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Read an offer into `blocks` and verify its digests; ends in ReadEnded."""
+
+    offer: Offer
+    blocks: tuple[BlockRef, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DropPeer:
+    """Close the peer's endpoint by force, so that reads under way end: the fence of last resort."""
+
+
+@dataclass(frozen=True, slots=True)
+class Land:
+    """The prompt's KV is all here and verified: admit the sequence."""
+
+    first: FirstToken
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """The attempt has failed; the owner may try another way at once.
+
+    With `fenced` unset, reads are still under way: the reserved blocks must be kept out of use
+    until FencePassed.
+    """
+
+    error: BatonError
+    fenced: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FencePassed:
+    """Nothing of this attempt can be read or written any more."""
+
+
+ReceiverAction = Send | Connect | Reserve | Read | DropPeer | Land | Fail | FencePassed
+
+
+class ReceiverState(StrEnum):
+    """Where the attempt stands."""
+
+    OPENING = "opening"
+    WAITING = "waiting"
+    RECEIVING = "receiving"
+    FENCING = "fencing"
+    LANDED = "landed"
+    FAILED = "failed"
+
+
+_OVER = (ReceiverState.LANDED, ReceiverState.FAILED)
+
+
+class Receiver:
+    """One attempt, seen from decode."""
+
+    def __init__(self, open_: Open, *, layout: KVLayout, config: HandoverConfig) -> None:
+        self.state = ReceiverState.OPENING
+        self.deadline = float("inf")
+        """When to send Tick, on the clock of `now`."""
+        self._open = open_
+        self._num_blocks = layout.blocks_for(len(open_.request.prompt))
+        self._layout = layout
+        self._config = config
+        self._connected = False
+        self._blocks: tuple[BlockRef, ...] | None = None
+        self._waiting: list[Offer] = []
+        self._reading: set[int] = set()
+        self._offers = 0
+        self._offered_blocks = 0
+        self._first: FirstToken | None = None
+        self._times = Timeline()
+
+    def __repr__(self) -> str:
+        return (
+            f"Receiver({self.state}, offers={self._offers}, reading={len(self._reading)}, "
+            f"blocks={self._offered_blocks}/{self._num_blocks})"
+        )
+
+    @property
+    def over(self) -> bool:
+        """Nothing will happen any more."""
+        return self.state in _OVER
+
+    @property
+    def reading(self) -> bool:
+        """Whether reads that may write decode's blocks are under way."""
+        return bool(self._reading)
+
+    def start(self, now: float) -> list[ReceiverAction]:
+        """Begin: send Open."""
+        self._times.opened(now)
+        self.deadline = now + self._config.accept_timeout_s
+        return [Send(self._open)]
+
+    def trace(self, prefill_instance: str, outcome: str) -> HandoverTrace:
+        """Return where the time went."""
+        return self._times.trace(prefill_instance, self._open.attempt, outcome, self._first)
+
+    def handle(self, event: ReceiverEvent, now: float) -> list[ReceiverAction]:
+        """Take one event at time `now` (seconds) and return what to do, in order."""
+        if isinstance(event, ReadEnded):
+            return self._read_ended(event, now)  # counts in every state: it passes the fence
+        if self.over:
+            return []
+        if self.state is ReceiverState.FENCING:
+            return self._tick(now) if isinstance(event, Tick) else []
+        match event:
+            case PeerSaid(message):
+                return self._peer_said(message, now)
+            case Connected(error):
+                return self._connection(error, now)
+            case Granted(blocks):
+                return self._granted(blocks, now)
+            case StreamEnded(error):
+                return self._fail(error, now)
+            case CancelRequested(reason):
+                return self._fail(Cancelled(reason), now)
+            case Tick():
+                return self._tick(now)
+
+    def _peer_said(self, message: ToDecode, now: float) -> list[ReceiverAction]:
+        match message:
+            case Accepted():
+                return self._accepted(message, now)
+            case Offer():
+                return self._offered(message, now)
+            case Refused(code, text):
+                return self._fail(_refusal(code, text), now)
+
+    def _accepted(self, message: Accepted, now: float) -> list[ReceiverAction]:
+        if self.state is not ReceiverState.OPENING:
+            return self._fail(HandoverError("prefill accepted twice"), now)
+        self.state = ReceiverState.WAITING
+        self._times.accepted(now)
+        self.deadline = now + self._config.offer_timeout_s
+        return [Connect(message.transport)]
+
+    def _connection(self, error: BatonError | None, now: float) -> list[ReceiverAction]:
+        if error is not None:
+            return self._fail(error, now)
+        self._connected = True
+        return self._read_waiting(now)
+
+    def _offered(self, offer: Offer, now: float) -> list[ReceiverAction]:
+        problem = self._problem(offer)
+        if problem:
+            return self._fail(HandoverError(problem), now)
+        first_offer = self._offers == 0
+        self.state = ReceiverState.RECEIVING
+        self._offers += 1
+        self._offered_blocks += len(offer.blocks)
+        self._first = offer.first
+        self._waiting.append(offer)
+        self._times.offered(now, len(offer.blocks), last=offer.first is not None)
+        if first_offer:
+            self.deadline = now + self._config.room_timeout_s
+            return [Reserve()]
+        return self._read_waiting(now)
+
+    def _problem(self, offer: Offer) -> str | None:
+        """Say what is wrong with an offer, if something is; prefill is not trusted to count."""
+        if self.state is ReceiverState.OPENING:
+            return "prefill offered before it accepted"
+        if offer.attempt != self._open.attempt:
+            return f"an offer of attempt {offer.attempt} in attempt {self._open.attempt}"
+        if self._first is not None:
+            return "an offer after the last one"
+        if offer.index != self._offers or offer.first_block != self._offered_blocks:
+            return f"offer {offer.index} at block {offer.first_block} is out of order"
+        if offer.layers != self._layout.all_layers:
+            return f"layers {offer.layers.start} to {offer.layers.end} are not all layers"
+        total = self._offered_blocks + len(offer.blocks)
+        if total > self._num_blocks or (offer.first is not None and total != self._num_blocks):
+            return f"{total} blocks offered for a prompt of {self._num_blocks}"
+        return None
+
+    def _granted(self, blocks: tuple[BlockRef, ...], now: float) -> list[ReceiverAction]:
+        assert len(blocks) >= self._num_blocks, "a reservation is all or nothing"
+        self._blocks = blocks
+        self._times.granted(now)
+        return self._read_waiting(now)
+
+    def _read_waiting(self, now: float) -> list[ReceiverAction]:
+        """Start every read that may start; set the deadline of what we wait for then."""
+        if self._blocks is None or not self._connected:
+            return []
+        actions: list[ReceiverAction] = []
+        for offer in self._waiting:
+            begin = offer.first_block
+            ours = self._blocks[begin : begin + len(offer.blocks)]
+            self._reading.add(offer.index)
+            actions.append(Read(offer, ours))
+        self._waiting.clear()
+        if actions:
+            self._times.reading(now)
+        limit = self._config.read_timeout_s if self._reading else self._config.offer_timeout_s
+        self.deadline = now + limit
+        return actions
+
+    def _read_ended(self, event: ReadEnded, now: float) -> list[ReceiverAction]:
+        assert event.index in self._reading, f"read {event.index} ended twice"
+        self._reading.discard(event.index)
+        self._times.read(now, event.bytes, event.transport, still=bool(self._reading))
+        if self.state is ReceiverState.FENCING:
+            if self._reading:
+                return []
+            self.state = ReceiverState.FAILED
+            self.deadline = float("inf")
+            return [FencePassed()]
+        if event.error is not None:
+            return self._fail(event.error, now)
+        if self._first is not None and not self._reading and not self._waiting:
+            self.state = ReceiverState.LANDED
+            self.deadline = float("inf")
+            return [Send(Received(self._open.attempt)), Land(self._first)]
+        if not self._reading:
+            self.deadline = now + self._config.offer_timeout_s
+        return []
+
+    def _tick(self, now: float) -> list[ReceiverAction]:
+        if now < self.deadline:
+            return []
+        if self.state is ReceiverState.FENCING:
+            self.deadline = now + self._config.read_timeout_s
+            return [DropPeer()]
+        if self._reading:
+            error = DeadlineExceeded("a read of offered KV took too long")
+            return [*self._fail(error, now), DropPeer()]
+        waited = {
+            ReceiverState.OPENING: "prefill to accept",
+            ReceiverState.WAITING: "prefill's first offer",
+        }.get(self.state, "room in the KV pool" if self._blocks is None else "prefill's next offer")
+        return self._fail(DeadlineExceeded(f"decode waited too long for {waited}"), now)
+
+    def _fail(self, error: BatonError, now: float) -> list[ReceiverAction]:
+        fenced = not self._reading
+        self.state = ReceiverState.FAILED if fenced else ReceiverState.FENCING
+        self.deadline = float("inf") if fenced else now + self._config.read_timeout_s
+        self._waiting.clear()
+        abort = Send(Abort(self._open.attempt, error.code))
+        return [abort, Fail(error, fenced)]
+
+
+def _refusal(code: str, text: str) -> BatonError:
+    """Return prefill's refusal as the error it names; Unavailable if we do not know the code."""
+    cls = all_errors().get(code)
+    if cls is None or not issubclass(cls, HandoverError | DeadlineExceeded):
+        return Unavailable(f"prefill refused: {text} ({code})")
+    return cls(text)

@@ -1,0 +1,298 @@
+"""Prefill's side of one attempt of one handover: event in, list of actions out.
+
+    NEW ──Opened──▶ QUEUED ─────Started────▶ COMPUTING ──Sampled──▶ OFFERED ──Received──▶ ENDED
+                      └───────────── StreamEnded, Aborted, Failed, Tick ─────────────────────▶┘
+
+No clock but the one passed in, no I/O. Whatever ends it, the machine emits Release exactly once
+if a sequence was submitted, and End exactly once; after that every event is ignored.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from baton.core.errors import BatonError, DeadlineExceeded, HandoverError, Incompatible
+from baton.core.handover import (
+    PROTOCOL_VERSION,
+    Abort,
+    Accepted,
+    BlockRef,
+    FirstToken,
+    Open,
+    Received,
+    Refused,
+    ToDecode,
+)
+from baton.core.ids import Attempt
+from baton.core.kv_layout import KVLayout, LayerRange
+from baton.core.request import TokenLogprobs
+
+# --- events ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The stream's first message."""
+
+    message: Open
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The engine has planned a chunk of the sequence."""
+
+    cached_tokens: int = 0
+    """Where the first chunk starts: KV up to there was in the prefix cache, and is in `blocks`."""
+    blocks: tuple[BlockRef, ...] = ()
+    """The prompt's block table."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkReady:
+    """KV of the prompt up to `end` tokens is in `blocks`, its whole block table."""
+
+    end: int
+    blocks: tuple[BlockRef, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """The first token."""
+
+    token: int
+    logprobs: TokenLogprobs | None = None
+    """Set if the request asked for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSaid:
+    """A later message of the stream."""
+
+    message: Received | Abort
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEnded:
+    """The stream is gone: the peer closed it, died, or was cut off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The engine refused the prompt or lost it."""
+
+    error: BatonError
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed; sent when `deadline` is reached."""
+
+
+SenderEvent = Opened | Started | ChunkReady | Sampled | PeerSaid | StreamEnded | Failed | Tick
+
+# --- actions --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Queue the prompt in the engine and hold its blocks; its events follow, or Failed."""
+
+    message: Open
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Write a message to the stream."""
+
+    message: ToDecode
+
+
+@dataclass(frozen=True, slots=True)
+class SendOffer:
+    """Compute the blocks' digests and write an Offer with them to the stream."""
+
+    attempt: Attempt
+    index: int
+    layers: LayerRange
+    first_block: int
+    blocks: tuple[BlockRef, ...]
+    first: FirstToken | None
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give the sequence's blocks back."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Close the stream; `outcome` is `ok` or the code of the error that ended it."""
+
+    outcome: str
+
+
+SenderAction = Submit | Send | SendOffer | Release | End
+
+
+class SenderState(StrEnum):
+    """Where the attempt stands."""
+
+    NEW = "new"
+    QUEUED = "queued"
+    COMPUTING = "computing"
+    OFFERED = "offered"
+    ENDED = "ended"
+
+
+class Sender:
+    """One attempt, seen from prefill."""
+
+    def __init__(
+        self,
+        *,
+        compatibility: str,
+        layout: KVLayout,
+        accepted: Accepted,
+        open_timeout_s: float,
+        received_timeout_s: float,
+        now: float,
+    ) -> None:
+        self.state = SenderState.NEW
+        self.deadline = now + open_timeout_s
+        """When to send Tick, on the clock of `now`; infinite while the engine has the prompt."""
+        self._compatibility = compatibility
+        self._layout = layout
+        self._accepted = accepted
+        self._received_timeout_s = received_timeout_s
+        self._attempt = Attempt(0)
+        self._prompt_tokens = 0
+        self._opened_at = self._started_at = now
+        self._offers = 0
+        self._offered_blocks = 0
+        self._chunks = 0
+        self._cached_tokens = 0
+        self._blocks: tuple[BlockRef, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Sender({self.state}, offers={self._offers}, blocks={self._offered_blocks})"
+
+    def handle(self, event: SenderEvent, now: float) -> list[SenderAction]:
+        """Take one event at time `now` (seconds) and return what to do, in order."""
+        if self.state is SenderState.ENDED:
+            return []
+        match event:
+            case Opened(message):
+                return self._opened(message, now)
+            case Started(cached_tokens, blocks):
+                return self._started(cached_tokens, blocks, now)
+            case ChunkReady(end, blocks):
+                return self._chunk_ready(end, blocks)
+            case Sampled(token, logprobs):
+                return self._sampled(token, logprobs, now)
+            case PeerSaid(message):
+                return self._peer_said(message)
+            case StreamEnded():
+                return self._end("cancelled")
+            case Failed(error):
+                return self._refuse(error)
+            case Tick():
+                return self._tick(now)
+
+    def _opened(self, message: Open, now: float) -> list[SenderAction]:
+        if self.state is not SenderState.NEW:
+            return self._refuse(HandoverError("a handover stream was opened twice"))
+        if message.version != PROTOCOL_VERSION:
+            return self._refuse(
+                Incompatible(
+                    f"decode speaks handover protocol {message.version}, prefill {PROTOCOL_VERSION}"
+                )
+            )
+        if message.compatibility != self._compatibility:
+            return self._refuse(
+                Incompatible(
+                    f"decode runs {message.compatibility}, prefill {self._compatibility}: "
+                    "model, revision, dtype and KV layout must be the same on both sides"
+                )
+            )
+        self.state = SenderState.QUEUED
+        self.deadline = float("inf")
+        self._attempt = message.attempt
+        self._prompt_tokens = len(message.request.prompt)
+        self._opened_at = self._started_at = now
+        return [Submit(message), Send(self._accepted)]
+
+    def _started(
+        self, cached_tokens: int, blocks: tuple[BlockRef, ...], now: float
+    ) -> list[SenderAction]:
+        """Begin with the first chunk; what the cache had can be read while it is computed."""
+        if self.state is not SenderState.QUEUED:
+            return []
+        self.state = SenderState.COMPUTING
+        self._started_at = now
+        self._cached_tokens = cached_tokens
+        self._blocks = blocks
+        return self._offer(upto=cached_tokens // self._layout.block_size, first=None)
+
+    def _chunk_ready(self, end: int, blocks: tuple[BlockRef, ...]) -> list[SenderAction]:
+        assert self.state is SenderState.COMPUTING, f"a chunk in state {self.state}"
+        self._chunks += 1
+        self._blocks = blocks
+        if end >= self._prompt_tokens:
+            return []  # the last offer waits for the first token, which this same step sampled
+        return self._offer(upto=end // self._layout.block_size, first=None)
+
+    def _sampled(
+        self, token: int, logprobs: TokenLogprobs | None, now: float
+    ) -> list[SenderAction]:
+        assert self.state is SenderState.COMPUTING, f"a token in state {self.state}"
+        self.state = SenderState.OFFERED
+        self.deadline = now + self._received_timeout_s
+        first = FirstToken(
+            token=token,
+            queue_s=self._started_at - self._opened_at,
+            compute_s=now - self._started_at,
+            chunks=self._chunks,
+            cached_tokens=self._cached_tokens,
+            logprobs=logprobs,
+        )
+        return self._offer(upto=self._layout.blocks_for(self._prompt_tokens), first=first)
+
+    def _offer(self, *, upto: int, first: FirstToken | None) -> list[SenderAction]:
+        """Offer what is complete and not yet offered; an empty offer only if it is the last."""
+        begin = self._offered_blocks
+        if upto <= begin and first is None:
+            return []
+        offer = SendOffer(
+            attempt=self._attempt,
+            index=self._offers,
+            layers=self._layout.all_layers,
+            first_block=begin,
+            blocks=self._blocks[begin:upto],
+            first=first,
+        )
+        self._offers += 1
+        self._offered_blocks = upto
+        return [offer]
+
+    def _peer_said(self, message: Received | Abort) -> list[SenderAction]:
+        if message.attempt != self._attempt:
+            return []  # about an attempt that is not this stream's
+        if isinstance(message, Abort):
+            return self._end("cancelled")
+        if self.state is not SenderState.OFFERED:
+            return self._refuse(HandoverError("decode received a prompt that is not computed"))
+        return self._end("ok")
+
+    def _tick(self, now: float) -> list[SenderAction]:
+        if now < self.deadline:
+            return []
+        what = "an Open" if self.state is SenderState.NEW else "the offered KV to be read"
+        return self._refuse(DeadlineExceeded(f"prefill waited too long for {what}"))
+
+    def _refuse(self, error: BatonError) -> list[SenderAction]:
+        return [Send(Refused(error.code, error.message)), *self._end(error.code)]
+
+    def _end(self, outcome: str) -> list[SenderAction]:
+        held = self.state is not SenderState.NEW
+        self.state = SenderState.ENDED
+        self.deadline = float("inf")
+        return [Release(), End(outcome)] if held else [End(outcome)]

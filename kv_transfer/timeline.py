@@ -1,0 +1,89 @@
+"""When things happened in one handover, and what that makes of the time."""
+
+from baton.core.handover import FirstToken
+from baton.core.trace import HandoverTrace
+
+
+class Timeline:
+    """Collects instants (seconds on one clock) and adds them up at the end.
+
+    open   accepted      offer 0        offer 1      last offer
+     ├─────────┼─────────────┼──────────────┼─────────────┼──────────▶ time
+                             │wait│███ read 0 ███│██ read 1 ██│█ read 2 █│
+                             └room┘              └ hidden ────┘└ exposed ┘
+    """
+
+    def __init__(self) -> None:
+        self._opened = self._handshake = 0.0
+        self._first_offer: float | None = None
+        self._last_offer: float | None = None
+        self._active_since: float | None = None
+        self._room = self._transfer = self._exposed = 0.0
+        self._blocks = self._bytes = 0
+        self._transport = ""
+
+    def opened(self, now: float) -> None:
+        """Open was sent."""
+        self._opened = now
+
+    def accepted(self, now: float) -> None:
+        """Accepted came."""
+        self._handshake = now - self._opened
+
+    def offered(self, now: float, blocks: int, *, last: bool) -> None:
+        """An offer came."""
+        self._blocks += blocks
+        if self._first_offer is None:
+            self._first_offer = now
+        if last:
+            self._settle(now)
+            self._last_offer = now
+
+    def granted(self, now: float) -> None:
+        """Decode's pool had room."""
+        if self._first_offer is not None:
+            self._room = now - self._first_offer
+
+    def reading(self, now: float) -> None:
+        """At least one read was posted."""
+        if self._active_since is None:
+            self._active_since = now
+
+    def read(self, now: float, num_bytes: int, transport: str, *, still: bool) -> None:
+        """A read ended; `still` says whether others are under way."""
+        self._settle(now)
+        self._bytes += num_bytes
+        if transport:
+            self._transport = transport
+        if not still:
+            self._active_since = None
+
+    def _settle(self, now: float) -> None:
+        """Book the time since reads became active, as hidden or as exposed."""
+        if self._active_since is None:
+            return
+        self._transfer += now - self._active_since
+        if self._last_offer is not None:
+            self._exposed += now - self._active_since
+        self._active_since = now
+
+    def trace(
+        self, prefill_instance: str, attempt: int, outcome: str, first: FirstToken | None
+    ) -> HandoverTrace:
+        """Return the sums; what prefill measured itself came with the first token."""
+        return HandoverTrace(
+            prefill_instance=prefill_instance,
+            attempt=attempt,
+            outcome=outcome,
+            handshake_s=self._handshake,
+            queue_s=first.queue_s if first else 0.0,
+            compute_s=first.compute_s if first else 0.0,
+            allocation_wait_s=self._room,
+            transfer_s=self._transfer,
+            exposed_s=self._exposed,
+            chunks=first.chunks if first else 0,
+            cached_tokens=first.cached_tokens if first else 0,
+            blocks=self._blocks,
+            bytes=self._bytes,
+            transport=self._transport,
+        )

@@ -1,0 +1,87 @@
+"""One UCP context and worker with one registered region; used by one thread only."""
+
+import ctypes as c
+from contextlib import ExitStack
+
+from baton.kv_transfer.transport import Region
+from baton.kv_transfer.ucx import structs as s
+from baton.kv_transfer.ucx.config import UcxConfig
+from baton.kv_transfer.ucx.libucp import LibUcp
+
+
+def open_context(lib: LibUcp, config: UcxConfig) -> c.c_void_p:
+    """Return a UCP context for remote reads and sleeping; ucp_cleanup gives it back.
+
+    Raises TransportError if UCX refuses a setting or finds no device.
+    """
+    settings = c.c_void_p()
+    lib.expect_ok(lib.ucp_config_read(None, None, settings), "read its settings")
+    try:
+        for name, value in config.settings().items():
+            status = lib.ucp_config_modify(settings, name.encode(), value.encode())
+            lib.expect_ok(status, f"set {name}={value}")
+        params = s.ContextParams(s.PARAM_FIELD_FEATURES, s.FEATURE_RMA | s.FEATURE_WAKEUP)
+        context = c.c_void_p()
+        status = lib.ucp_init_version(s.API_MAJOR, s.API_MINOR, params, settings, context)
+        lib.expect_ok(status, "open a context")
+    finally:
+        lib.ucp_config_release(settings)
+    return context
+
+
+class Session:
+    """What a transport has of UCX, apart from its endpoints."""
+
+    def __init__(self, lib: LibUcp, config: UcxConfig, region: Region) -> None:
+        self.lib = lib
+        self.region = region
+        with ExitStack() as stack:
+            self.context = open_context(lib, config)
+            stack.callback(lib.ucp_cleanup, self.context)
+            self.memory = self._register()
+            stack.callback(lib.ucp_mem_unmap, self.context, self.memory)
+            self.worker = self._open_worker()
+            stack.callback(lib.ucp_worker_destroy, self.worker)
+            self.key = self._pack_key()
+            self.address = self._worker_address()
+            fd = c.c_int()
+            lib.expect_ok(lib.ucp_worker_get_efd(self.worker, fd), "give an event descriptor")
+            self.event_fd = fd.value
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        """Give all back. After it UCX writes to the region no more, whatever was still open."""
+        self._stack.close()
+
+    def _open_worker(self) -> c.c_void_p:
+        params = s.WorkerParams(s.WORKER_PARAM_FIELD_THREAD_MODE, s.THREAD_MODE_SINGLE)
+        worker = c.c_void_p()
+        status = self.lib.ucp_worker_create(self.context, params, worker)
+        self.lib.expect_ok(status, "open a worker")
+        return worker
+
+    def _register(self) -> c.c_void_p:
+        mask = s.MEM_MAP_PARAM_FIELD_ADDRESS | s.MEM_MAP_PARAM_FIELD_LENGTH
+        params = s.MemMapParams(mask, self.region.address, self.region.length)
+        memory = c.c_void_p()
+        status = self.lib.ucp_mem_map(self.context, params, memory)
+        self.lib.expect_ok(status, f"register {self.region.length} bytes of memory")
+        return memory
+
+    def _pack_key(self) -> bytes:
+        buffer, size = c.c_void_p(), c.c_size_t()
+        status = self.lib.ucp_rkey_pack(self.context, self.memory, buffer, size)
+        self.lib.expect_ok(status, "make a key for the region")
+        try:
+            return c.string_at(buffer, size.value)
+        finally:
+            self.lib.ucp_rkey_buffer_release(buffer)
+
+    def _worker_address(self) -> bytes:
+        attr = s.WorkerAttr(field_mask=s.WORKER_ATTR_FIELD_ADDRESS)
+        status = self.lib.ucp_worker_query(self.worker, attr)
+        self.lib.expect_ok(status, "give its address")
+        try:
+            return c.string_at(attr.address, attr.address_length)
+        finally:
+            self.lib.ucp_worker_release_address(self.worker, attr.address)

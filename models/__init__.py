@@ -1,0 +1,1 @@
+"""Architectures, weights and tokenizers of checkpoint folders."""

@@ -1,0 +1,1 @@
+"""The parts that decoders are assembled from, shared by all families."""

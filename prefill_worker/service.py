@@ -1,0 +1,63 @@
+"""The gRPC service of a prefill leader."""
+
+from collections import Counter
+from collections.abc import AsyncIterator
+
+import grpc
+
+from baton.core.clock import Clock
+from baton.core.handover import Accepted, ToDecode
+from baton.core.log import get_logger
+from baton.executor.instance import Instance
+from baton.kv_transfer.sender import Sender
+from baton.prefill_worker.session import HandoverSession, SessionTable
+from baton.proto import worker_pb2 as pb
+from baton.proto import worker_pb2_grpc as pb_grpc
+from baton.proto.convert import to_decode_proto, to_prefill_core
+
+_log = get_logger("prefill")
+
+Stream = grpc.aio.ServicerContext[pb.ToPrefill, pb.ToDecode]
+
+
+class PrefillService(pb_grpc.PrefillServicer):
+    """Serves one HandoverSession per stream."""
+
+    def __init__(self, instance: Instance, table: SessionTable, clock: Clock) -> None:
+        self.outcomes: Counter[str] = Counter()
+        """Ended streams by outcome."""
+        self._instance = instance
+        self._table = table
+        self._clock = clock
+
+    async def Handover(
+        self, request_iterator: AsyncIterator[pb.ToPrefill], context: Stream
+    ) -> None:
+        """Serve one attempt of one handover; see proto/worker.proto."""
+        session = HandoverSession(
+            self._instance, self._table, self._new_sender(), _writer(context), self._clock
+        )
+        try:
+            await session.run(to_prefill_core(message) async for message in request_iterator)
+        finally:
+            self.outcomes[session.outcome] += 1
+            if session.outcome not in ("ok", "cancelled"):
+                _log.warning("handover ended", outcome=session.outcome, session=repr(session))
+
+    def _new_sender(self) -> Sender:
+        instance = self._instance
+        return Sender(
+            compatibility=instance.compatibility,
+            layout=instance.layout,
+            accepted=Accepted(instance.incarnation, instance.transport.metadata()),
+            open_timeout_s=instance.config.handover.accept_timeout_s,
+            received_timeout_s=instance.config.handover.received_timeout_s,
+            now=self._clock(),
+        )
+
+
+def _writer(context: Stream):  # type: ignore[no-untyped-def]
+    async def write(message: ToDecode) -> None:
+        await context.write(to_decode_proto(message))
+
+    return write

@@ -1,0 +1,186 @@
+"""One Handover stream on the prefill side: performs what the Sender state machine decides."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+from baton.core.clock import Clock
+from baton.core.errors import BatonError, InternalError
+from baton.core.handover import Abort, Offer, OfferedBlock, Open, Received, ToDecode, ToPrefill
+from baton.core.ids import SeqId
+from baton.core.log import get_logger
+from baton.engine.step import ChunkComputed, EngineEvent, StepPlan, TokenSampled
+from baton.executor.engine_loop import EngineLoop
+from baton.executor.instance import Instance
+from baton.kv_transfer import sender as machine
+from baton.kv_transfer.digest import DigestKey
+from baton.kv_transfer.sender import Sender, SenderAction, SenderEvent, SenderState
+
+_QUEUE = 4096
+"""Events of one stream: one per chunk of the prompt, and the few messages of the peer."""
+
+_log = get_logger("prefill")
+
+
+class HandoverSession:
+    """Owns one attempt from the stream's first message to its end."""
+
+    def __init__(
+        self,
+        instance: Instance,
+        table: "SessionTable",
+        sender: Sender,
+        write: Callable[[ToDecode], Awaitable[None]],
+        clock: Clock,
+    ) -> None:
+        self.outcome = "cancelled"
+        """`ok`, or the code of the error that ended it."""
+        self._instance = instance
+        self._table = table
+        self._sender = sender
+        self._write = write
+        self._clock = clock
+        self._events: asyncio.Queue[SenderEvent] = asyncio.Queue(_QUEUE)
+        self._digests: DigestKey | None = None
+        self._seq_id: SeqId | None = None
+
+    def __repr__(self) -> str:
+        return f"HandoverSession(seq={self._seq_id}, {self._sender!r})"
+
+    def post(self, event: SenderEvent) -> None:
+        """Take an event of the engine."""
+        self._events.put_nowait(event)
+
+    async def run(self, incoming: AsyncIterator[ToPrefill]) -> None:
+        """Serve the stream until the machine has ended; gives everything back in any case."""
+        reader = asyncio.create_task(self._pump(incoming))
+        try:
+            while self._sender.state is not SenderState.ENDED:
+                for action in self._sender.handle(await self._next_event(), self._clock()):
+                    await self._perform(action)
+        finally:
+            reader.cancel()
+            self._sender.handle(machine.StreamEnded(), self._clock())
+            self._release()
+
+    async def _pump(self, incoming: AsyncIterator[ToPrefill]) -> None:
+        try:
+            async for message in incoming:
+                await self._events.put(_event_of(message))
+        except BatonError as error:  # a malformed message
+            await self._events.put(machine.Failed(error))
+        else:
+            await self._events.put(machine.StreamEnded())
+
+    async def _next_event(self) -> SenderEvent:
+        wait_s = self._sender.deadline - self._clock()
+        try:
+            async with asyncio.timeout(wait_s if wait_s != float("inf") else None):
+                return await self._events.get()
+        except TimeoutError:
+            return machine.Tick()
+
+    async def _perform(self, action: SenderAction) -> None:
+        match action:
+            case machine.Submit():
+                self._submit(action)
+            case machine.Send(message):
+                await self._write(message)
+            case machine.SendOffer():
+                await self._send_offer(action)
+            case machine.Release():
+                self._release()
+            case machine.End(outcome):
+                self.outcome = outcome
+
+    def _submit(self, action: machine.Submit) -> None:
+        message = action.message
+        self._digests = DigestKey(
+            compatibility=message.compatibility,
+            ticket=message.ticket,
+            prompt=message.request.prompt,
+            block_size=self._instance.layout.block_size,
+        )
+        try:
+            self._seq_id = self._instance.engine.submit(message.request, hold=True)
+        except BatonError as error:
+            self.post(machine.Failed(error))
+            return
+        self._table[self._seq_id] = self
+
+    async def _send_offer(self, action: machine.SendOffer) -> None:
+        offered = await asyncio.to_thread(self._digest, action)
+        await self._write(
+            Offer(
+                attempt=action.attempt,
+                index=action.index,
+                layers=action.layers,
+                first_block=action.first_block,
+                blocks=offered,
+                first=action.first,
+            )
+        )
+
+    def _digest(self, action: machine.SendOffer) -> tuple[OfferedBlock, ...]:
+        assert self._digests is not None, "an offer before Open"
+        kv = self._instance.kv
+        return tuple(
+            OfferedBlock(
+                ref,
+                self._digests.digest(
+                    action.first_block + i,
+                    ref,
+                    action.layers,
+                    kv.block_bytes_view(ref.block, action.layers),
+                ),
+            )
+            for i, ref in enumerate(action.blocks)
+        )
+
+    def _release(self) -> None:
+        if self._seq_id is not None:
+            self._table.pop(self._seq_id, None)
+            self._instance.engine.release(self._seq_id)
+            self._seq_id = None
+
+
+class SessionTable(dict[SeqId, HandoverSession]):
+    """The open sessions by sequence; listens to the engine and brings each its events."""
+
+    engine: EngineLoop | None = None
+    """Set once the engine is there; no step runs before."""
+
+    def step_started(self, plan: StepPlan) -> None:
+        """A step is about to run."""
+        assert self.engine is not None, "a step before the engine was there"
+        for scheduled in plan.sequences:
+            session = self.get(scheduled.seq_id)
+            if session is not None:
+                blocks = self.engine.blocks(scheduled.seq_id)
+                session.post(machine.Started(scheduled.start, blocks))
+
+    def step_done(self, events: Sequence[EngineEvent]) -> None:
+        """A step has run."""
+        assert self.engine is not None, "a step before the engine was there"
+        for event in events:
+            session = self.get(event.seq_id)
+            match event:
+                case ChunkComputed(seq_id, end) if session:
+                    session.post(machine.ChunkReady(end, self.engine.blocks(seq_id)))
+                case TokenSampled() if session:
+                    session.post(machine.Sampled(event.token, event.logprobs))
+
+    def step_failed(self, seq_ids: Sequence[SeqId], error: Exception) -> None:
+        """A step raised; these sequences are gone."""
+        lost = InternalError(f"the model failed in a step: {error!r}")
+        _log.error("a step failed", exc_info=error)
+        for seq_id in seq_ids:
+            if seq_id in self:
+                self[seq_id].post(machine.Failed(lost))
+
+
+def _event_of(message: ToPrefill) -> SenderEvent:
+    match message:
+        case Open():
+            return machine.Opened(message)
+        case Received() | Abort():
+            return machine.PeerSaid(message)

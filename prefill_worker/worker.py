@@ -1,0 +1,41 @@
+"""A prefill instance: engine, KV pool, transport and the Handover service, put together."""
+
+import grpc
+
+from baton.core.clock import monotonic
+from baton.executor.instance import Instance
+from baton.executor.worker import Worker
+from baton.prefill_worker.service import PrefillService
+from baton.prefill_worker.session import SessionTable
+from baton.proto import worker_pb2_grpc as pb_grpc
+
+
+class PrefillWorker(Worker[SessionTable]):
+    """One running prefill instance."""
+
+    def __init__(self, instance: Instance, table: SessionTable) -> None:
+        super().__init__(instance, table)
+        self._table = table
+        table.engine = instance.engine
+        self._service = PrefillService(instance, table, monotonic)
+
+    @classmethod
+    def new_listener(cls) -> SessionTable:
+        """See Worker."""
+        return SessionTable()
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """See Worker."""
+        pb_grpc.add_PrefillServicer_to_server(self._service, server)
+
+    async def drain(self) -> None:
+        """See Worker: every session ends with its stream, and the server has ended those."""
+
+    def check(self) -> None:
+        """See Worker."""
+        self.instance.check(idle=not self._table)
+
+    def stats(self) -> dict[str, float | int | str]:
+        """Return the instance's counters, and how handovers ended."""
+        outcomes = {f"handover_{name}": n for name, n in self._service.outcomes.items()}
+        return {**self.instance.stats(), "sessions": len(self._table), **outcomes}

@@ -1,0 +1,246 @@
+"""Messages to core types and back; what is malformed is refused here, by field.
+
+A message that Baton's own processes cannot have sent raises HandoverError (in a handover: the
+owner tries another way) or InvalidRequest (in a request). proto3 has no required fields, so a
+field that was never set looks like 0 or "": what may not be that is checked.
+"""
+
+from dataclasses import fields
+
+from baton.core.errors import BatonError, HandoverError, InvalidRequest, show
+from baton.core.handover import (
+    Abort,
+    Accepted,
+    BlockRef,
+    FirstToken,
+    Offer,
+    OfferedBlock,
+    Open,
+    Received,
+    Refused,
+    ToDecode,
+    ToPrefill,
+)
+from baton.core.hashing import HASH_BYTES
+from baton.core.ids import Attempt, BlockId, Epoch, Incarnation, InstanceId, RequestId, Ticket
+from baton.core.kv_layout import LayerRange
+from baton.core.request import PRIORITY_LEVELS, GenerateRequest
+from baton.core.trace import HandoverTrace
+from baton.proto import worker_pb2 as pb
+from baton.proto.convert_sampling import (
+    logprobs_core,
+    logprobs_proto,
+    sampling_core,
+    sampling_fields,
+)
+from baton.proto.errors import error_of
+
+TICKET_BYTES = 16
+_TRACE_FIELDS = tuple(field.name for field in fields(HandoverTrace))
+
+
+def request_proto(request: GenerateRequest) -> pb.Request:
+    """Put a request on the wire."""
+    return pb.Request(
+        request_id=request.request_id,
+        prompt=request.prompt,
+        max_tokens=request.max_tokens,
+        stop_token_ids=request.stop_token_ids,
+        tenant=request.tenant,
+        priority=request.priority,
+        **sampling_fields(request.sampling),
+    )
+
+
+def request_core(message: pb.Request) -> GenerateRequest:
+    """Take a request off the wire; InvalidRequest if a field that it must have is missing."""
+    if not message.request_id:
+        raise InvalidRequest("request_id", message.request_id, "a name")
+    if not message.prompt:
+        raise InvalidRequest("prompt", [], "at least one token id")
+    if message.max_tokens < 1:
+        raise InvalidRequest("max_tokens", message.max_tokens, "1 or more")
+    if abs(message.priority) > PRIORITY_LEVELS:
+        allowed = f"-{PRIORITY_LEVELS} to {PRIORITY_LEVELS}"
+        raise InvalidRequest("priority", message.priority, allowed)
+    return GenerateRequest(
+        request_id=RequestId(message.request_id),
+        prompt=tuple(message.prompt),
+        max_tokens=message.max_tokens,
+        sampling=sampling_core(message),
+        stop_token_ids=tuple(message.stop_token_ids),
+        tenant=message.tenant,
+        priority=message.priority,
+    )
+
+
+def trace_proto(trace: HandoverTrace) -> pb.HandoverTrace:
+    """Put a trace on the wire; both have the same fields."""
+    return pb.HandoverTrace(**{name: getattr(trace, name) for name in _TRACE_FIELDS})
+
+
+def trace_core(message: pb.HandoverTrace) -> HandoverTrace:
+    """Take a trace off the wire."""
+    return HandoverTrace(**{name: getattr(message, name) for name in _TRACE_FIELDS})
+
+
+def error_proto(error: BatonError) -> pb.Error:
+    """Put an error on the wire."""
+    return pb.Error(code=error.code, message=error.message)
+
+
+def error_core(message: pb.Error) -> BatonError:
+    """Take an error off the wire; it has the same code and text, and is there to be raised."""
+    return error_of(message.code, message.message)
+
+
+def to_prefill_proto(message: ToPrefill) -> pb.ToPrefill:
+    """Put what decode says to prefill on the wire."""
+    match message:
+        case Open():
+            return pb.ToPrefill(open=_open_proto(message))
+        case Received():
+            return pb.ToPrefill(received=pb.Received(attempt=message.attempt))
+        case Abort():
+            return pb.ToPrefill(abort=pb.Abort(attempt=message.attempt, reason=message.reason))
+
+
+def to_prefill_core(message: pb.ToPrefill) -> ToPrefill:
+    """Take what decode says off the wire; HandoverError or InvalidRequest if malformed."""
+    match message.WhichOneof("message"):
+        case "open":
+            return _open_core(message.open)
+        case "received":
+            return Received(Attempt(message.received.attempt))
+        case "abort":
+            return Abort(Attempt(message.abort.attempt), message.abort.reason)
+        case _:
+            raise _malformed("ToPrefill.message", None, "open, received or abort")
+
+
+def to_decode_proto(message: ToDecode) -> pb.ToDecode:
+    """Put what prefill says to decode on the wire."""
+    match message:
+        case Accepted():
+            accepted = pb.Accepted(incarnation=message.incarnation, transport=message.transport)
+            return pb.ToDecode(accepted=accepted)
+        case Offer():
+            return pb.ToDecode(offer=_offer_proto(message))
+        case Refused():
+            return pb.ToDecode(refused=pb.Refused(code=message.code, message=message.message))
+
+
+def to_decode_core(message: pb.ToDecode) -> ToDecode:
+    """Take what prefill says off the wire; HandoverError if malformed."""
+    match message.WhichOneof("message"):
+        case "accepted":
+            incarnation = _incarnation("Accepted.incarnation", message.accepted.incarnation)
+            return Accepted(incarnation, message.accepted.transport)
+        case "offer":
+            return _offer_core(message.offer)
+        case "refused":
+            if not message.refused.code:
+                raise _malformed("Refused.code", "", "a code of core/errors.py")
+            return Refused(message.refused.code, message.refused.message)
+        case _:
+            raise _malformed("ToDecode.message", None, "accepted, offer or refused")
+
+
+def _open_proto(message: Open) -> pb.Open:
+    return pb.Open(
+        version=message.version,
+        compatibility=message.compatibility,
+        decode_instance=message.decode_instance,
+        decode_incarnation=message.decode_incarnation,
+        ticket=message.ticket,
+        attempt=message.attempt,
+        request=request_proto(message.request),
+    )
+
+
+def _open_core(message: pb.Open) -> Open:
+    if len(message.ticket) != TICKET_BYTES:
+        raise _malformed("Open.ticket", message.ticket, f"{TICKET_BYTES} bytes")
+    if not message.decode_instance:
+        raise _malformed("Open.decode_instance", "", "a name")
+    if not message.HasField("request"):
+        raise _malformed("Open.request", None, "a request")
+    return Open(
+        version=message.version,
+        compatibility=message.compatibility,
+        decode_instance=InstanceId(message.decode_instance),
+        decode_incarnation=_incarnation("Open.decode_incarnation", message.decode_incarnation),
+        ticket=Ticket(message.ticket),
+        attempt=Attempt(message.attempt),
+        request=request_core(message.request),
+    )
+
+
+def _offer_proto(message: Offer) -> pb.Offer:
+    blocks = [
+        pb.OfferedBlock(block=b.ref.block, epoch=b.ref.epoch, digest=b.digest)
+        for b in message.blocks
+    ]
+    return pb.Offer(
+        attempt=message.attempt,
+        index=message.index,
+        layer_start=message.layers.start,
+        layer_end=message.layers.end,
+        first_block=message.first_block,
+        blocks=blocks,
+        first=None if message.first is None else _first_proto(message.first),
+    )
+
+
+def _first_proto(first: FirstToken) -> pb.FirstToken:
+    return pb.FirstToken(
+        token=first.token,
+        queue_s=first.queue_s,
+        compute_s=first.compute_s,
+        chunks=first.chunks,
+        cached_tokens=first.cached_tokens,
+        logprobs=None if first.logprobs is None else logprobs_proto(first.logprobs),
+    )
+
+
+def _offer_core(message: pb.Offer) -> Offer:
+    if message.layer_start >= message.layer_end:
+        layers = (message.layer_start, message.layer_end)
+        raise _malformed("Offer.layers", layers, "a start below its end")
+    return Offer(
+        attempt=Attempt(message.attempt),
+        index=message.index,
+        layers=LayerRange(message.layer_start, message.layer_end),
+        first_block=message.first_block,
+        blocks=tuple(_offered_block_core(block) for block in message.blocks),
+        first=_first_core(message.first) if message.HasField("first") else None,
+    )
+
+
+def _first_core(first: pb.FirstToken) -> FirstToken:
+    logprobs = logprobs_core(first.logprobs) if first.HasField("logprobs") else None
+    return FirstToken(
+        token=first.token,
+        queue_s=first.queue_s,
+        compute_s=first.compute_s,
+        chunks=first.chunks,
+        cached_tokens=first.cached_tokens,
+        logprobs=logprobs,
+    )
+
+
+def _offered_block_core(message: pb.OfferedBlock) -> OfferedBlock:
+    if len(message.digest) != HASH_BYTES:
+        raise _malformed("OfferedBlock.digest", message.digest, f"{HASH_BYTES} bytes")
+    ref = BlockRef(BlockId(message.block), Epoch(message.epoch))
+    return OfferedBlock(ref, message.digest)
+
+
+def _incarnation(field: str, value: int) -> Incarnation:
+    if value == 0:
+        raise _malformed(field, value, "what new_incarnation drew, never 0")
+    return Incarnation(value)
+
+
+def _malformed(field: str, value: object, allowed: str) -> HandoverError:
+    return HandoverError(f"malformed message: {field}: {show(value)}; allowed: {allowed}")

@@ -1,0 +1,80 @@
+"""Baton's errors as gRPC statuses, and back.
+
+Many codes share one status, so the status message opens with the code: `overloaded: 256 requests
+are open`. A foreign error (grpc's own, a proxy's) has no such opening and follows from its status.
+"""
+
+import re
+
+import grpc
+
+from baton.core.errors import BatonError, InternalError, InvalidConfig, InvalidRequest, all_errors
+
+STATUS = {
+    "invalid_request": grpc.StatusCode.INVALID_ARGUMENT,
+    "model_not_found": grpc.StatusCode.NOT_FOUND,
+    "invalid_config": grpc.StatusCode.FAILED_PRECONDITION,
+    "overloaded": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "unavailable": grpc.StatusCode.UNAVAILABLE,
+    "instance_lost": grpc.StatusCode.UNAVAILABLE,
+    "deadline_exceeded": grpc.StatusCode.DEADLINE_EXCEEDED,
+    "cancelled": grpc.StatusCode.CANCELLED,
+    "handover_failed": grpc.StatusCode.UNAVAILABLE,
+    "transport_failed": grpc.StatusCode.UNAVAILABLE,
+    "peer_lost": grpc.StatusCode.UNAVAILABLE,
+    "wrong_kv": grpc.StatusCode.DATA_LOSS,
+    "stale_reference": grpc.StatusCode.ABORTED,
+    "incompatible": grpc.StatusCode.FAILED_PRECONDITION,
+    "internal": grpc.StatusCode.INTERNAL,
+}
+"""The status of every error code."""
+
+_FOREIGN = {
+    grpc.StatusCode.CANCELLED: "cancelled",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "deadline_exceeded",
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "overloaded",
+    grpc.StatusCode.UNAVAILABLE: "unavailable",
+}
+"""The code of an error that Baton did not raise; all other statuses are internal errors."""
+
+_FIELD_MESSAGE = re.compile(r"([^:]+): (.*?) is not allowed; allowed: (.*)", re.DOTALL)
+
+
+class _Shown(str):
+    """A value that arrived as the text which an error message showed of it."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def error_of(code: str, message: str) -> BatonError:
+    """Return the error that another process raised; its text is `message`.
+
+    A code that this version does not know gives an InternalError that names it.
+    """
+    cls = all_errors().get(code)
+    if cls is None:
+        return InternalError(f"error of unknown code {code!r}: {message}")
+    if not issubclass(cls, (InvalidRequest, InvalidConfig)):
+        return cls(message)
+    match = _FIELD_MESSAGE.fullmatch(message)
+    if match is None:
+        return InternalError(f"{code}: {message}")
+    field, value, allowed = match.groups()
+    return cls(field, _Shown(value), allowed)
+
+
+def to_status(error: BatonError) -> tuple[grpc.StatusCode, str]:
+    """Return the status and the message with which a gRPC service ends a call."""
+    return STATUS[error.code], f"{error.code}: {error.message}"
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError) -> BatonError:
+    """Return what a failed call means; the inverse of `to_status` where the peer is Baton."""
+    details = error.details() or ""
+    code, colon, message = details.partition(": ")
+    if colon and STATUS.get(code) is error.code():
+        return error_of(code, message)
+    return error_of(_FOREIGN.get(error.code(), "internal"), f"{error.code().name}: {details}")

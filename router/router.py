@@ -1,0 +1,183 @@
+"""Choose the pair of instances for a request, or refuse it: bounded, and least loaded first."""
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from baton.core.clock import Clock, monotonic
+from baton.core.errors import Overloaded, Unavailable
+from baton.core.topology import InstanceInfo, Membership, Role
+from baton.router.load import CompletionRate, InstanceKey, Load, LoadTable, key_of
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a request goes."""
+
+    decode: InstanceInfo
+    """Owns the request to its last token."""
+    prefill: tuple[InstanceInfo, ...]
+    """In order of preference; empty: the decode instance computes the prompt itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouterStats:
+    """A snapshot. Loads are by (instance, incarnation); an instance without work has no row."""
+
+    open_requests: int
+    admitted: int
+    overloaded: int
+    unavailable: int
+    decode: dict[InstanceKey, Load]
+    prefill: dict[InstanceKey, Load]
+
+
+class Lease:
+    """One admitted request's place in the system: a context manager that gives it back once."""
+
+    def __init__(self, router: "Router", route: Route, prompt_tokens: int) -> None:
+        self.route = route
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = 0
+        self.computing_prompt = bool(route.prefill)
+        """The first prefill instance of the route has not computed the prompt yet."""
+        self.closed = False
+        self._router = router
+
+    def generated(self, tokens: int) -> None:
+        """Note new output tokens; the first ones show that the prompt has been computed."""
+        self._router._generated(self, tokens)
+
+    def close(self) -> None:
+        """Give the place back; any further call does nothing."""
+        self._router._close(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Router:
+    """Decides from a membership and its own count of open work; knows no network and no task."""
+
+    def __init__(self, *, max_open_requests: int, clock: Clock = monotonic) -> None:
+        self._max_open_requests = max_open_requests
+        self._leases: set[Lease] = set()
+        self._decode = LoadTable()
+        self._prefill = LoadTable()
+        self._rate = CompletionRate(clock)
+        self._admitted = 0
+        self._overloaded = 0
+        self._unavailable = 0
+
+    def admit(self, membership: Membership, *, prompt_tokens: int, max_tokens: int) -> Lease:
+        """Let a request in and choose its instances.
+
+        Raises Overloaded if as many requests as allowed are open, and Unavailable if no decode
+        instance can hold `prompt_tokens` + `max_tokens` tokens.
+        """
+        if len(self._leases) >= self._max_open_requests:
+            self._overloaded += 1
+            message = f"{len(self._leases)} requests are open, which is the most that is allowed"
+            raise Overloaded(message, self._rate.seconds_to_next())
+        decode = self._least_loaded_decode(membership, prompt_tokens + max_tokens)
+        prefill = self._ranked_prefill(membership, decode, prompt_tokens)
+        lease = Lease(self, Route(decode, prefill), prompt_tokens)
+        self._leases.add(lease)
+        self._admitted += 1
+        self._decode.add(key_of(decode), requests=1, tokens=prompt_tokens)
+        if prefill:
+            self._prefill.add(key_of(prefill[0]), requests=1, tokens=prompt_tokens)
+        return lease
+
+    def _least_loaded_decode(self, membership: Membership, tokens: int) -> InstanceInfo:
+        """Return the instance whose KV pool our open requests fill least.
+
+        KV held, unlike max_tokens, is what a decode step costs; it grows with every token.
+        """
+        candidates = [
+            i for i in membership.of(Role.DECODE, Role.MIXED) if tokens <= i.max_model_len
+        ]
+        if not candidates:
+            self._unavailable += 1
+            raise Unavailable("no decode instance is ready to take the request")
+
+        def share_then_requests(instance: InstanceInfo) -> tuple[float, int, str]:
+            load = self._decode.of(instance)
+            return load.tokens / instance.kv_tokens, load.requests, instance.instance_id
+
+        return min(candidates, key=share_then_requests)
+
+    def _ranked_prefill(
+        self, membership: Membership, decode: InstanceInfo, tokens: int
+    ) -> tuple[InstanceInfo, ...]:
+        """Return the prefill instances that can hand over to `decode`, least loaded first."""
+        if decode.role is Role.MIXED:
+            return ()
+        candidates = [
+            i
+            for i in membership.of(Role.PREFILL)
+            if i.compatibility == decode.compatibility and tokens <= i.max_model_len
+        ]
+
+        def tokens_then_requests(instance: InstanceInfo) -> tuple[int, int, str]:
+            load = self._prefill.of(instance)
+            return load.tokens, load.requests, instance.instance_id
+
+        return tuple(sorted(candidates, key=tokens_then_requests))
+
+    def _generated(self, lease: Lease, tokens: int) -> None:
+        assert not lease.closed
+        lease.output_tokens += tokens
+        self._decode.add(key_of(lease.route.decode), tokens=tokens)
+        self._end_prefill(lease)
+
+    def _end_prefill(self, lease: Lease) -> None:
+        if lease.computing_prompt:
+            lease.computing_prompt = False
+            key = key_of(lease.route.prefill[0])
+            self._prefill.add(key, requests=-1, tokens=-lease.prompt_tokens)
+
+    def _close(self, lease: Lease) -> None:
+        if lease.closed:
+            return
+        lease.closed = True
+        self._leases.remove(lease)
+        self._end_prefill(lease)
+        held = lease.prompt_tokens + lease.output_tokens
+        self._decode.add(key_of(lease.route.decode), requests=-1, tokens=-held)
+        self._rate.completed()
+
+    def check(self) -> None:
+        """Assert that the loads are exactly those of the open leases."""
+        decode, prefill = LoadTable(), LoadTable()
+        for lease in self._leases:
+            assert not lease.closed
+            held = lease.prompt_tokens + lease.output_tokens
+            decode.add(key_of(lease.route.decode), requests=1, tokens=held)
+            if lease.computing_prompt:
+                prefill.add(key_of(lease.route.prefill[0]), requests=1, tokens=lease.prompt_tokens)
+        assert decode.rows() == self._decode.rows(), (decode.rows(), self._decode.rows())
+        assert prefill.rows() == self._prefill.rows(), (prefill.rows(), self._prefill.rows())
+        assert len(self._leases) <= self._max_open_requests
+
+    def stats(self) -> RouterStats:
+        """Return a snapshot."""
+        return RouterStats(
+            open_requests=len(self._leases),
+            admitted=self._admitted,
+            overloaded=self._overloaded,
+            unavailable=self._unavailable,
+            decode=self._decode.rows(),
+            prefill=self._prefill.rows(),
+        )
+
+    def __repr__(self) -> str:
+        return f"Router(open={len(self._leases)}, max={self._max_open_requests})"

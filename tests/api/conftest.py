@@ -1,0 +1,336 @@
+"""A decode leader that follows a script, behind the real session protocol on a real socket."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry
+
+from baton.api.gateway import Gateway
+from baton.api.serve import FrontDoor
+from baton.api.validate import ServedModel
+from baton.core.config import GatewayConfig
+from baton.core.errors import BatonError
+from baton.core.ids import InstanceId, new_incarnation
+from baton.core.metrics import GatewayMetrics
+from baton.core.topology import InstanceInfo, Membership, MembershipBoard, Role
+from baton.core.trace import HandoverTrace
+from baton.models.tokenizer import load_tokenizer
+from baton.proto import worker_pb2 as pb
+from baton.proto import worker_pb2_grpc as pb_grpc
+from baton.proto.convert import error_proto, trace_proto
+from baton.proto.grpc_runtime import WorkerServer
+
+MODEL = "demo"
+MAX_MODEL_LEN = 256
+DEMO_MODEL = Path(__file__).resolve().parents[2] / "demo_model" / "main"
+
+
+@dataclass
+class Script:
+    """What the leader does with one request."""
+
+    tokens: Sequence[int]
+    finish: str = "length"
+    error: BatonError | None = None
+    """Ends the request instead of `finish`."""
+    hold_after: int | None = None
+    """Tokens after which it waits for `ScriptedLeader.go`, or for a cancel."""
+    handovers: tuple[HandoverTrace, ...] = ()
+    logprobs: int | None = None
+    """Each token comes with its own logprob, -0.5, and those of as many tokens."""
+    cached_tokens: int = 0
+    """Told with the last token."""
+
+    def told(self, tokens: Sequence[int]) -> list[pb.TokenLogprobs]:
+        if self.logprobs is None:
+            return []
+        top = range(self.logprobs)
+        return [
+            pb.TokenLogprobs(
+                logprob=-0.5,
+                top_tokens=[1000 + i for i in top],
+                top_logprobs=[-0.25 * i for i in top],
+            )
+            for _ in tokens
+        ]
+
+
+@dataclass
+class _Running:
+    script: Script
+    sent: int = 0
+
+
+@dataclass
+class _Stream:
+    running: dict[int, _Running] = field(default_factory=dict)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    dropped: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class ScriptedLeader(pb_grpc.DecodeServicer):
+    """Serves Decode.Session; each step is one message with a token of every running request."""
+
+    def __init__(self, name: str, script: Callable[[pb.Request], Script]) -> None:
+        self.name = name
+        self.incarnation = new_incarnation()
+        self.claimed_incarnation = self.incarnation
+        """What Hello says; changed to play an instance that was restarted unnoticed."""
+        self.script = script
+        self.go = asyncio.Event()
+        self.submits: list[pb.Submit] = []
+        self.cancelled: asyncio.Queue[int] = asyncio.Queue()
+        self.frames = 0
+        self.answers_cancel = True
+        self._streams: list[_Stream] = []
+        self._server: WorkerServer | None = None
+
+    async def start(self) -> None:
+        self._server = await WorkerServer.start(
+            "127.0.0.1", 0, lambda server: pb_grpc.add_DecodeServicer_to_server(self, server)
+        )
+
+    async def close(self) -> None:
+        assert self._server is not None
+        await self._server.close(0)
+
+    def info(self, role: Role = Role.DECODE) -> InstanceInfo:
+        assert self._server is not None
+        return InstanceInfo(
+            instance_id=InstanceId(self.name),
+            role=role,
+            address=self._server.address,
+            incarnation=self.incarnation,
+            pid=1,
+            model=MODEL,
+            compatibility="same",
+            max_model_len=MAX_MODEL_LEN,
+            kv_tokens=4096,
+            max_sequences=16,
+            load_s=0.0,
+        )
+
+    def drop_sessions(self) -> None:
+        """End every stream, but go on serving."""
+        for stream in self._streams:
+            stream.dropped.set()
+
+    def resume(self) -> None:
+        """Let held requests go on."""
+        self.go.set()
+        for stream in self._streams:
+            stream.wake.set()
+
+    @property
+    def running(self) -> int:
+        return sum(len(stream.running) for stream in self._streams)
+
+    async def Session(
+        self,
+        request_iterator: AsyncIterator[pb.GatewayFrame],
+        context: grpc.aio.ServicerContext[pb.GatewayFrame, pb.DecodeFrame],
+    ) -> None:
+        hello = pb.Hello(instance_id=self.name, incarnation=self.claimed_incarnation)
+        await context.write(pb.DecodeFrame(hello=hello))
+        stream = _Stream()
+        self._streams.append(stream)
+        tasks = [
+            asyncio.create_task(self._run(stream, context)),
+            asyncio.create_task(self._read(stream, request_iterator, context)),
+            asyncio.create_task(stream.dropped.wait()),
+        ]
+        try:
+            await asyncio.wait(tasks[1:], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._streams.remove(stream)
+            for task in tasks:
+                task.cancel()
+
+    async def _read(
+        self,
+        stream: _Stream,
+        frames: AsyncIterator[pb.GatewayFrame],
+        context: grpc.aio.ServicerContext[pb.GatewayFrame, pb.DecodeFrame],
+    ) -> None:
+        async for frame in frames:
+            if frame.WhichOneof("frame") == "submit":
+                self.submits.append(frame.submit)
+                script = self.script(frame.submit.request)
+                stream.running[frame.submit.key] = _Running(script)
+                stream.wake.set()
+            else:
+                await self._cancel(stream, frame.cancel.key, context)
+
+    async def _cancel(
+        self,
+        stream: _Stream,
+        key: int,
+        context: grpc.aio.ServicerContext[pb.GatewayFrame, pb.DecodeFrame],
+    ) -> None:
+        self.cancelled.put_nowait(key)
+        if self.answers_cancel and stream.running.pop(key, None) is not None:
+            update = pb.Update(key=key, finish=pb.Finish(reason="cancelled"))
+            await context.write(pb.DecodeFrame(updates=[update]))
+
+    async def _run(
+        self,
+        stream: _Stream,
+        context: grpc.aio.ServicerContext[pb.GatewayFrame, pb.DecodeFrame],
+    ) -> None:
+        while True:
+            updates = [
+                update
+                for key in list(stream.running)
+                if (update := self._step(stream, key)) is not None
+            ]
+            if not updates:
+                stream.wake.clear()
+                await stream.wake.wait()
+                continue
+            self.frames += 1
+            await context.write(pb.DecodeFrame(updates=updates))
+
+    def _step(self, stream: _Stream, key: int) -> pb.Update | None:
+        run = stream.running[key]
+        if run.sent == run.script.hold_after and not self.go.is_set():
+            return None
+        tokens = run.script.tokens[run.sent : run.sent + 1]
+        run.sent += 1
+        if run.sent < len(run.script.tokens):
+            return pb.Update(key=key, tokens=tokens, logprobs=run.script.told(tokens))
+        if run.sent == run.script.hold_after and not self.go.is_set():
+            return pb.Update(key=key, tokens=tokens, logprobs=run.script.told(tokens))
+        del stream.running[key]
+        error = run.script.error
+        finish = pb.Finish(
+            reason="error" if error else run.script.finish,
+            error=error_proto(error) if error else None,
+            handovers=[trace_proto(trace) for trace in run.script.handovers],
+            local_prefill=not run.script.handovers,
+        )
+        told = run.script.told(tokens)
+        return pb.Update(
+            key=key,
+            tokens=tokens,
+            finish=finish,
+            logprobs=told,
+            cached_tokens=run.script.cached_tokens,
+        )
+
+
+@pytest.fixture
+def until():
+    """Wait, with a deadline, until something that happens on this event loop is true."""
+
+    async def wait(predicate: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not predicate():  # noqa: ASYNC110 - each turn of the loop may make it true
+                await asyncio.sleep(0)
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return load_tokenizer(DEMO_MODEL)
+
+
+@pytest.fixture(scope="session")
+def served_model(tokenizer) -> ServedModel:
+    return ServedModel(MODEL, tokenizer, MAX_MODEL_LEN)
+
+
+@pytest.fixture
+def text_script(tokenizer) -> Callable[..., Callable[[pb.Request], Script]]:
+    """Make a script that answers every request with the tokens of one text."""
+
+    def make(text: str, **options: object) -> Callable[[pb.Request], Script]:
+        tokens = tokenizer.encode(text)
+
+        def script(request: pb.Request) -> Script:
+            asked = {"logprobs": request.logprobs} if request.HasField("logprobs") else {}
+            return Script(tokens[: request.max_tokens], **(asked | options))  # type: ignore[arg-type]
+
+        return script
+
+    return make
+
+
+@pytest.fixture
+async def make_leader(text_script) -> AsyncIterator[Callable[..., object]]:
+    """Start leaders; all are closed at the end."""
+    leaders: list[ScriptedLeader] = []
+
+    async def make(name: str = "decode-0", text: str = "def add(a, b):", **options: object):
+        leader = ScriptedLeader(name, text_script(text, **options))
+        await leader.start()
+        leaders.append(leader)
+        return leader
+
+    yield make
+    for leader in leaders:
+        await leader.close()
+
+
+@pytest.fixture
+async def leader(make_leader) -> ScriptedLeader:
+    return await make_leader()
+
+
+@pytest.fixture
+def board(leader) -> MembershipBoard:
+    return MembershipBoard(Membership(1, (leader.info(),)))
+
+
+@pytest.fixture
+def make_gateway(tokenizer, board):
+    """Build a gateway over the board; settings are those of GatewayConfig."""
+
+    def make(*, expects_prefill: bool = False, **settings: object) -> Gateway:
+        config = GatewayConfig.checked(**({"http_port": 0, "grpc_port": 0} | settings))
+        metrics = GatewayMetrics(CollectorRegistry())
+        return Gateway(config, tokenizer, MODEL, board, metrics, expects_prefill=expects_prefill)
+
+    return make
+
+
+@pytest.fixture
+async def gateway(make_gateway) -> AsyncIterator[Gateway]:
+    gateway = make_gateway()
+    async with gateway:
+        yield gateway
+    gateway.check()
+
+
+@pytest.fixture
+async def make_front_door(make_gateway):
+    """Start a gateway with both APIs; each is closed and checked at the end."""
+    doors: list[FrontDoor] = []
+
+    async def make(**settings: object) -> FrontDoor:
+        gateway = make_gateway(**settings)
+        await gateway.start()
+        door = await FrontDoor.start(gateway)
+        doors.append(door)
+        return door
+
+    yield make
+    for door in doors:
+        await door.close(grace_s=0.0)
+        door.gateway.check()
+
+
+@pytest.fixture
+async def front_door(make_front_door) -> FrontDoor:
+    return await make_front_door()
+
+
+@pytest.fixture
+async def http(front_door) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=front_door.http_url, timeout=20) as client:
+        yield client

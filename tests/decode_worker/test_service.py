@@ -1,0 +1,130 @@
+"""What a decode leader does with sessions that misbehave."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from baton.core.config import EngineConfig, WorkerConfig
+from baton.core.topology import Role
+from baton.decode_worker.worker import DecodeWorker
+from baton.proto import worker_pb2 as pb
+from baton.proto import worker_pb2_grpc as pb_grpc
+
+TIMEOUT_S = 30.0
+
+
+@pytest.fixture
+async def worker(tiny_llama_dir: Path) -> AsyncIterator[DecodeWorker]:
+    config = WorkerConfig(
+        instance_id="mixed-0",
+        role=Role.MIXED,
+        model_dir=tiny_llama_dir,
+        model_name="tiny",
+        engine=EngineConfig(kv_memory_mib=8, max_sequences=2, max_waiting=3),
+    )
+    async with await DecodeWorker.start(config, on_progress=lambda _: None) as worker:
+        yield worker
+
+
+@pytest.fixture
+async def call(worker: DecodeWorker) -> AsyncIterator[Any]:
+    async with grpc.aio.insecure_channel(worker.info.address) as channel:
+        call = pb_grpc.DecodeStub(channel).Session()
+        hello = (await call.read()).hello
+        assert (hello.instance_id, hello.incarnation) == ("mixed-0", worker.info.incarnation)
+        yield call
+        call.cancel()
+
+
+def submit(key: int, max_tokens: int = 4, **request: Any) -> pb.GatewayFrame:
+    fields = {"request_id": f"r{key}", "prompt": [1, 2, 3], "max_tokens": max_tokens, "top_p": 1.0}
+    message = pb.Submit(key=key, request=pb.Request(**(fields | request)), timeout_s=TIMEOUT_S)
+    return pb.GatewayFrame(submit=message)
+
+
+async def finishes(call: Any, count: int) -> dict[int, pb.Finish]:
+    """The first `count` requests that end, by key."""
+    found: dict[int, pb.Finish] = {}
+    async with asyncio.timeout(TIMEOUT_S):
+        while len(found) < count:
+            for update in (await call.read()).updates:
+                if update.HasField("finish"):
+                    assert update.key not in found
+                    found[update.key] = update.finish
+    return found
+
+
+@pytest.mark.parametrize(
+    ("frame", "what"),
+    [(pb.GatewayFrame(), "GatewayFrame.frame"), (submit(1), "Submit.key")],
+    ids=["empty frame", "key in use"],
+)
+async def test_a_gateway_that_makes_no_sense_is_told_so_and_loses_its_stream(
+    call: Any, worker: DecodeWorker, frame: pb.GatewayFrame, what: str
+) -> None:
+    await call.write(submit(1, max_tokens=200))
+    await call.write(frame)
+
+    async def read_on() -> None:
+        while await call.read() is not grpc.aio.EOF:
+            pass
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await asyncio.wait_for(read_on(), TIMEOUT_S)
+    assert what in str(caught.value.details())
+    assert worker.stats()["open_requests"] == 0
+
+
+async def test_a_malformed_request_fails_alone(call: Any) -> None:
+    await call.write(submit(1, top_p=0.0))
+    await call.write(submit(2))
+    found = await finishes(call, 2)
+    assert found[1].error.code == "invalid_request"
+    assert "top_p" in found[1].error.message
+    assert found[2].reason == "length"
+
+
+async def test_requests_beyond_engine_and_queue_are_refused(
+    call: Any, worker: DecodeWorker
+) -> None:
+    for key in range(1, 9):
+        await call.write(submit(key, max_tokens=40))
+    found = await finishes(call, 8)
+    refused = {key for key, finish in found.items() if finish.error.code == "overloaded"}
+    # Five fit engine and queue; of these, how many the queue takes at once depends on the step.
+    assert {6, 7, 8} <= refused
+    assert len(refused) <= 5
+    assert {finish.reason for key, finish in found.items() if key not in refused} == {"length"}
+    assert worker.stats()["open_requests"] == 0
+
+
+async def test_cancel_ends_a_request_with_exactly_one_finish(call: Any) -> None:
+    await call.write(submit(1, max_tokens=400))
+    await call.write(pb.GatewayFrame(cancel=pb.Cancel(key=1)))
+    await call.write(pb.GatewayFrame(cancel=pb.Cancel(key=1)))
+    await call.write(pb.GatewayFrame(cancel=pb.Cancel(key=99)))
+    await call.write(submit(2))
+    found = await finishes(call, 2)
+    assert (found[1].reason, found[2].reason) == ("cancelled", "length")
+
+
+async def test_a_step_that_raises_ends_its_requests_and_not_the_worker(
+    call: Any, worker: DecodeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = worker.instance.engine._runner
+
+    def broken(plan: Any) -> Any:
+        raise RuntimeError("a kernel failed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runner, "execute", broken)
+        await call.write(submit(1))
+        failed = (await finishes(call, 1))[1]
+    assert failed.error.code == "internal"
+    assert "a kernel failed" in failed.error.message
+    await call.write(submit(2))
+    assert (await finishes(call, 1))[2].reason == "length"

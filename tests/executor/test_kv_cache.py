@@ -1,0 +1,93 @@
+"""The pool's tensor, its bytes and its size."""
+
+import ctypes
+from pathlib import Path
+
+import pytest
+import torch
+
+from baton.core.errors import InvalidConfig
+from baton.core.ids import BlockId
+from baton.core.kv_layout import KVLayout, LayerRange
+from baton.executor import kv_cache
+from baton.executor.kv_cache import KVCache, blocks_that_fit, copy_blocks, make_layout
+from baton.models.spec import read_spec
+
+LAYOUT = KVLayout(layers=3, kv_heads=2, block_size=8, head_dim=16, dtype="float32")
+
+
+def test_the_layout_follows_from_the_model(tiny_llama_dir: Path) -> None:
+    layout = make_layout(read_spec(tiny_llama_dir), 32, "bfloat16")
+    assert layout == KVLayout(4, 2, 32, 16, "bfloat16")
+    with pytest.raises(InvalidConfig, match=r"dtype.*fp8.*bfloat16"):
+        make_layout(read_spec(tiny_llama_dir), 32, "fp8")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_block_major_zeroed_and_as_large_as_the_layout_says(dtype: str) -> None:
+    layout = KVLayout(3, 2, 8, 16, dtype)
+    kv = KVCache(layout, 5)
+    assert kv.tensor.shape == (5, 3, 2, 2, 8, 16)
+    assert kv.tensor.is_contiguous()
+    assert not kv.tensor.any()
+    assert kv.nbytes == kv.tensor.numel() * kv.tensor.element_size() == 5 * layout.block_bytes
+    assert kv.address == kv.tensor.data_ptr()
+    assert "5 blocks" in repr(kv)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bytes_of_a_run_are_those_in_memory(dtype: str) -> None:
+    layout = KVLayout(3, 2, 8, 16, dtype)
+    kv = KVCache(layout, 4)
+    kv.tensor.copy_(torch.randn(kv.tensor.shape))
+    for layers in (LayerRange(0, 3), LayerRange(1, 2), LayerRange(1, 3)):
+        view = kv.block_bytes_view(BlockId(2), layers)
+        offset, length = layout.run(BlockId(2), layers)
+        assert bytes(view) == ctypes.string_at(kv.address + offset, length)
+        assert view.readonly
+        kv.tensor[2, layers.start] += 1
+        assert bytes(view) == ctypes.string_at(kv.address + offset, length), "it is a copy"
+
+
+@pytest.mark.parametrize(
+    ("block", "layers"),
+    [(-1, LayerRange(0, 1)), (4, LayerRange(0, 1)), (0, LayerRange(1, 1)), (0, LayerRange(2, 4))],
+)
+def test_no_bytes_beyond_the_pool(block: int, layers: LayerRange) -> None:
+    with pytest.raises(AssertionError):
+        KVCache(LAYOUT, 4).block_bytes_view(BlockId(block), layers)
+
+
+def test_blocks_that_fit() -> None:
+    assert LAYOUT.block_bytes == 6144
+    assert blocks_that_fit(LAYOUT, 3) == 3 * 2**20 // 6144
+
+
+def test_refuses_memory_for_less_than_one_block() -> None:
+    large = KVLayout(layers=80, kv_heads=8, block_size=32, head_dim=128, dtype="float32")
+    assert large.block_bytes == 20 << 20
+    assert blocks_that_fit(large, 20) == 1
+    with pytest.raises(InvalidConfig, match=r"kv_memory_mib: 19 .* at least 20"):
+        blocks_that_fit(large, 19)
+
+
+def test_refuses_more_than_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidConfig, match=r"kv_memory_mib: 1073741824 .* at most \d+"):
+        blocks_that_fit(LAYOUT, 1 << 30)
+    monkeypatch.setattr(kv_cache, "available_memory", lambda: (100 << 20) - 1)
+    with pytest.raises(InvalidConfig, match="at most 99"):
+        blocks_that_fit(LAYOUT, 100)
+
+
+def test_blocks_are_copied_whole_between_pools() -> None:
+    layout = KVLayout(layers=2, kv_heads=1, block_size=8, head_dim=4, dtype="float32")
+    device, host = KVCache(layout, 4), KVCache(layout, 3)
+    device.tensor.copy_(torch.randn(device.tensor.shape))
+    before = device.tensor.clone()
+    copy_blocks(device, host, [(BlockId(3), BlockId(0)), (BlockId(1), BlockId(2))])
+    assert host.tensor[0].equal(before[3])
+    assert host.tensor[2].equal(before[1])
+    assert not host.tensor[1].any()
+    copy_blocks(host, device, [(BlockId(0), BlockId(1)), (BlockId(2), BlockId(0))])
+    copy_blocks(host, device, [])
+    assert device.tensor.equal(before[[1, 3, 2, 3]])

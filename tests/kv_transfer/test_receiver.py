@@ -1,0 +1,331 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from baton.core.config import HandoverConfig
+from baton.core.errors import BatonError, PeerLost, TransportError, WrongKV
+from baton.core.handover import (
+    PROTOCOL_VERSION,
+    Abort,
+    Accepted,
+    BlockRef,
+    FirstToken,
+    Offer,
+    OfferedBlock,
+    Open,
+    Received,
+    Refused,
+)
+from baton.core.ids import Attempt, BlockId, Epoch, Incarnation, InstanceId, RequestId, Ticket
+from baton.core.kv_layout import KVLayout, LayerRange
+from baton.core.request import GenerateRequest
+from baton.kv_transfer import receiver as m
+from baton.kv_transfer.receiver import Receiver, ReceiverState
+
+Refs = Callable[..., tuple[BlockRef, ...]]
+Offers = Callable[..., Offer]
+ACCEPTED = m.PeerSaid(Accepted(Incarnation(9), b"metadata"))
+
+
+@pytest.fixture
+def receiver(open_message: Open, layout: KVLayout, config: HandoverConfig) -> Receiver:
+    receiver = Receiver(open_message, layout=layout, config=config)
+    assert receiver.start(0.0) == [m.Send(open_message)]
+    return receiver
+
+
+def failure(actions: list[m.ReceiverAction]) -> m.Fail:
+    [fail] = [a for a in actions if isinstance(a, m.Fail)]
+    assert isinstance(actions[0], m.Send)
+    assert actions[0].message == Abort(Attempt(3), fail.error.code)
+    return fail
+
+
+def read_ok(index: int, num_bytes: int = 10) -> m.ReadEnded:
+    return m.ReadEnded(index, num_bytes, "cma")
+
+
+def test_two_offers_land(receiver: Receiver, refs: Refs, make_offer: Offers) -> None:
+    theirs, ours = refs(4, 9, 2), refs(0, 5, 6)
+    assert receiver.handle(ACCEPTED, 1.0) == [m.Connect(b"metadata")]
+    one, two = make_offer(0, 0, theirs[:2]), make_offer(1, 2, theirs[2:], token=42)
+    assert receiver.handle(m.PeerSaid(one), 2.0) == [m.Reserve()]  # and not before: no block held
+    assert receiver.handle(m.Connected(), 2.5) == []
+    assert receiver.handle(m.Granted(ours), 3.0) == [m.Read(one, ours[:2])]
+    assert receiver.handle(m.PeerSaid(two), 4.0) == [m.Read(two, ours[2:])]
+    assert receiver.handle(read_ok(0), 5.0) == []
+    assert receiver.handle(read_ok(1), 6.0) == [
+        m.Send(Received(Attempt(3))),
+        m.Land(FirstToken(42, 0.5, 1.5, 2)),
+    ]
+    assert receiver.over
+    trace = receiver.trace("prefill-0", "ok")
+    assert (trace.handshake_s, trace.allocation_wait_s) == (1.0, 1.0)
+    assert (trace.transfer_s, trace.exposed_s, trace.overlapped) == (3.0, 2.0, pytest.approx(1 / 3))
+    assert (trace.blocks, trace.bytes, trace.chunks, trace.transport) == (3, 20, 2, "cma")
+    assert (trace.queue_s, trace.compute_s) == (0.5, 1.5)
+
+
+def test_idle_time_between_reads_is_no_transfer_time(
+    receiver: Receiver, refs: Refs, make_offer: Offers
+) -> None:
+    theirs, ours = refs(4, 9, 2), refs(0, 5, 6)
+    receiver.handle(ACCEPTED, 0.0)
+    receiver.handle(m.Connected(), 0.0)
+    receiver.handle(m.PeerSaid(make_offer(0, 0, theirs[:2])), 1.0)
+    receiver.handle(m.Granted(ours), 1.0)
+    receiver.handle(read_ok(0), 2.0)
+    receiver.handle(m.PeerSaid(make_offer(1, 2, theirs[2:], token=1)), 9.0)
+    receiver.handle(read_ok(1), 9.5)
+    trace = receiver.trace("prefill-0", "ok")
+    assert (trace.transfer_s, trace.exposed_s) == (1.5, 0.5)
+
+
+def test_wrong_kv_while_another_read_is_under_way_waits_for_the_fence(
+    receiver: Receiver, refs: Refs, make_offer: Offers
+) -> None:
+    theirs, ours = refs(4, 9, 2), refs(0, 5, 6)
+    receiver.handle(ACCEPTED, 0.0)
+    receiver.handle(m.Connected(), 0.0)
+    receiver.handle(m.PeerSaid(make_offer(0, 0, theirs[:2])), 0.0)
+    receiver.handle(m.Granted(ours), 0.0)
+    receiver.handle(m.PeerSaid(make_offer(1, 2, theirs[2:], token=1)), 0.0)
+    fail = failure(receiver.handle(m.ReadEnded(0, 10, "cma", WrongKV("other bytes")), 0.0))
+    assert isinstance(fail.error, WrongKV)
+    assert not fail.fenced
+    assert receiver.state is ReceiverState.FENCING
+    assert not receiver.over
+    assert receiver.handle(m.StreamEnded(PeerLost("gone")), 0.0) == []
+    assert receiver.handle(read_ok(1), 0.0) == [m.FencePassed()]
+    assert receiver.over
+
+
+def test_a_read_that_hangs_drops_the_peer_and_still_waits_for_the_read(
+    receiver: Receiver, refs: Refs, make_offer: Offers
+) -> None:
+    receiver.handle(ACCEPTED, 0.0)
+    receiver.handle(m.Connected(), 0.0)
+    receiver.handle(m.PeerSaid(make_offer(0, 0, refs(4, 9, 2), token=1)), 0.0)
+    receiver.handle(m.Granted(refs(0, 1, 2)), 0.0)
+    assert receiver.deadline == 3.0
+    actions = receiver.handle(m.Tick(), 3.0)
+    assert failure(actions).error.code == "deadline_exceeded"
+    assert actions[-1] == m.DropPeer()
+    assert receiver.handle(m.Tick(), 6.0) == [m.DropPeer()]
+    assert receiver.handle(m.ReadEnded(0, 0, "", PeerLost("removed")), 7.0) == [m.FencePassed()]
+
+
+@pytest.mark.parametrize(
+    ("events", "deadline", "what"),
+    [
+        ((), 1.0, "to accept"),
+        ((ACCEPTED,), 2.0, "first offer"),
+        ((ACCEPTED, m.Connected(), "offer"), 4.0, "room"),
+        ((ACCEPTED, m.Connected(), "offer", "grant", read_ok(0)), 2.0, "next offer"),
+    ],
+)
+def test_every_wait_has_a_deadline(
+    receiver: Receiver,
+    refs: Refs,
+    make_offer: Offers,
+    events: tuple[m.ReceiverEvent | str, ...],
+    deadline: float,
+    what: str,
+) -> None:
+    named = {
+        "offer": m.PeerSaid(make_offer(0, 0, refs(4))),
+        "grant": m.Granted(refs(0, 1, 2)),
+    }
+    for event in events:
+        receiver.handle(named[event] if isinstance(event, str) else event, 0.0)
+    assert receiver.deadline == deadline
+    assert receiver.handle(m.Tick(), deadline - 0.1) == []
+    fail = failure(receiver.handle(m.Tick(), deadline))
+    assert fail.error.code == "deadline_exceeded"
+    assert what in fail.error.message
+    assert fail.fenced
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"attempt": Attempt(4)}, "attempt 4"),
+        ({"index": 1}, "out of order"),
+        ({"first_block": 1}, "out of order"),
+        ({"layers": LayerRange(0, 2)}, "not all layers"),
+        ({"first": FirstToken(1, 0, 0, 1)}, "1 blocks offered for a prompt of 3"),
+    ],
+)
+def test_an_offer_that_does_not_add_up_is_refused(
+    receiver: Receiver, refs: Refs, make_offer: Offers, change: dict[str, object], what: str
+) -> None:
+    receiver.handle(ACCEPTED, 0.0)
+    offer = replace(make_offer(0, 0, refs(4)), **change)  # type: ignore[arg-type]
+    assert what in failure(receiver.handle(m.PeerSaid(offer), 0.0)).error.message
+
+
+def test_an_offer_before_accepted_and_one_after_the_last(
+    receiver: Receiver, refs: Refs, make_offer: Offers
+) -> None:
+    whole = make_offer(0, 0, refs(1, 2, 3), token=1)
+    other = Receiver(receiver._open, layout=receiver._layout, config=HandoverConfig())
+    assert "before it accepted" in failure(other.handle(m.PeerSaid(whole), 0.0)).error.message
+    receiver.handle(ACCEPTED, 0.0)
+    receiver.handle(m.PeerSaid(whole), 0.0)
+    late = failure(receiver.handle(m.PeerSaid(replace(whole, index=1)), 0.0))
+    assert "after the last" in late.error.message
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("incompatible", "incompatible"),
+        ("overloaded", "unavailable"),
+        ("no_such_code", "unavailable"),
+        ("deadline_exceeded", "deadline_exceeded"),
+    ],
+)
+def test_refusals_keep_their_meaning(receiver: Receiver, code: str, expected: str) -> None:
+    fail = failure(receiver.handle(m.PeerSaid(Refused(code, "because")), 0.0))
+    assert fail.error.code == expected
+    assert "because" in fail.error.message
+
+
+def test_a_peer_that_cannot_be_connected(receiver: Receiver) -> None:
+    receiver.handle(ACCEPTED, 0.0)
+    assert failure(receiver.handle(m.Connected(TransportError("no route")), 0.0)).fenced
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Whatever comes in whatever order: nothing is used before it is verified, nothing is freed
+    while a read may write it, every action that must end exactly once does."""
+
+    layout = KVLayout(layers=2, kv_heads=1, block_size=8, head_dim=4, dtype="float32")
+
+    @initialize(tokens=st.integers(1, 40))
+    def begin(self, tokens: int) -> None:
+        self.total = self.layout.blocks_for(tokens)
+        message = Open(
+            PROTOCOL_VERSION,
+            "c",
+            InstanceId("d"),
+            Incarnation(1),
+            Ticket(b"t" * 16),
+            Attempt(0),
+            GenerateRequest(RequestId("r"), tuple(range(tokens)), 4),
+        )
+        self.receiver = Receiver(message, layout=self.layout, config=HandoverConfig())
+        self.now = 0.0
+        self.actions: list[m.ReceiverAction] = self.receiver.start(0.0)
+        self.reading: set[int] = set()
+        self.verified: set[int] = set()
+        self.offered = self.offers = 0
+        self.last = False
+
+    def feed(self, event: m.ReceiverEvent) -> None:
+        self.now += 0.25
+        new = self.receiver.handle(event, self.now)
+        for action in new:
+            match action:
+                case m.Read(offer, blocks):
+                    assert self.count(m.Reserve) == 1
+                    assert len(blocks) == len(offer.blocks)
+                    self.reading.add(offer.index)
+                case m.Land():
+                    assert len(self.verified) == self.offers
+                    assert self.offered == self.total
+                    assert not self.reading
+                case m.Fail(fenced=fenced):
+                    assert fenced == (not self.reading)
+                case m.FencePassed():
+                    assert not self.reading
+        self.actions += new
+
+    def count(self, kind: type) -> int:
+        return sum(isinstance(a, kind) for a in self.actions)
+
+    @rule()
+    def accept(self) -> None:
+        self.feed(ACCEPTED)
+
+    @rule(error=st.sampled_from([None, TransportError("no")]))
+    def connect(self, error: BatonError | None) -> None:
+        if self.count(m.Connect):
+            self.feed(m.Connected(error))
+
+    @precondition(lambda self: not self.last)
+    @rule(blocks=st.integers(1, 3))
+    def offer(self, blocks: int) -> None:
+        blocks = min(blocks, self.total - self.offered)
+        self.last = self.offered + blocks == self.total
+        refs = tuple(
+            OfferedBlock(BlockRef(BlockId(self.offered + i), Epoch(0)), b"d" * 16)
+            for i in range(blocks)
+        )
+        first = FirstToken(1, 0, 0, 1) if self.last else None
+        offer = Offer(Attempt(0), self.offers, self.layout.all_layers, self.offered, refs, first)
+        self.offers += 1
+        self.offered += blocks
+        self.feed(m.PeerSaid(offer))
+
+    @rule()
+    def grant(self) -> None:
+        if self.count(m.Reserve) and not self.count(m.Fail) and not hasattr(self, "granted"):
+            self.granted = True
+            self.feed(m.Granted(tuple(BlockRef(BlockId(i), Epoch(0)) for i in range(self.total))))
+
+    @precondition(lambda self: self.reading)
+    @rule(data=st.data(), good=st.booleans())
+    def read_ends(self, data: st.DataObject, good: bool) -> None:
+        index = data.draw(st.sampled_from(sorted(self.reading)))
+        self.reading.discard(index)
+        if good:
+            self.verified.add(index)
+        self.feed(m.ReadEnded(index, 8, "cma", None if good else WrongKV("bytes")))
+
+    @rule()
+    def stream_ends(self) -> None:
+        self.feed(m.StreamEnded(PeerLost("gone")))
+
+    @rule()
+    def cancel(self) -> None:
+        self.feed(m.CancelRequested("client gone"))
+
+    @rule()
+    def tick(self) -> None:
+        if self.receiver.deadline != float("inf"):
+            self.now = max(self.now, self.receiver.deadline)
+            self.feed(m.Tick())
+
+    @invariant()
+    def ends_once(self) -> None:
+        if not hasattr(self, "receiver"):
+            return
+        assert self.count(m.Land) + self.count(m.Fail) <= 1
+        assert self.count(m.FencePassed) <= 1
+        assert self.count(m.Reserve) <= 1
+        if self.receiver.over:
+            assert not self.reading
+            assert self.receiver.deadline == float("inf")
+            unfenced = any(isinstance(a, m.Fail) and not a.fenced for a in self.actions)
+            assert self.count(m.FencePassed) == int(unfenced)
+        else:
+            assert self.receiver.deadline != float("inf"), "a wait without a deadline"
+
+    def teardown(self) -> None:
+        """From wherever it stands, cancelling and letting the reads end finishes it."""
+        if not hasattr(self, "receiver"):
+            return
+        self.feed(m.CancelRequested("end"))
+        for index in sorted(self.reading):
+            self.reading.discard(index)
+            self.feed(m.ReadEnded(index, 8, "cma"))
+        assert self.receiver.over
+
+
+TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)

@@ -1,0 +1,166 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from baton.core.errors import Overloaded
+from baton.core.handover import Abort, Accepted, BlockRef, FirstToken, Open, Received, Refused
+from baton.core.ids import Attempt, Incarnation
+from baton.core.kv_layout import KVLayout
+from baton.core.request import TokenLogprobs
+from baton.kv_transfer import sender as m
+from baton.kv_transfer.sender import Sender, SenderState
+
+Refs = Callable[..., tuple[BlockRef, ...]]
+ACCEPTED = Accepted(Incarnation(9), b"metadata")
+
+
+@pytest.fixture
+def sender(layout: KVLayout) -> Sender:
+    return Sender(
+        compatibility="same",
+        layout=layout,
+        accepted=ACCEPTED,
+        open_timeout_s=1.0,
+        received_timeout_s=10.0,
+        now=0.0,
+    )
+
+
+def refusal(actions: list[m.SenderAction]) -> str:
+    """The code with which the stream was refused."""
+    sent = [a.message for a in actions if isinstance(a, m.Send)]
+    assert len(sent) == 1
+    assert isinstance(sent[0], Refused)
+    return sent[0].code
+
+
+def test_a_prompt_in_two_chunks(sender: Sender, open_message: Open, refs: Refs) -> None:
+    table = refs(4, 9, 2)
+    assert sender.handle(m.Opened(open_message), 1.0) == [m.Submit(open_message), m.Send(ACCEPTED)]
+    assert sender.handle(m.Started(), 3.0) == []
+    [offer] = sender.handle(m.ChunkReady(16, table), 4.0)
+    assert isinstance(offer, m.SendOffer)
+    assert (offer.index, offer.first_block, offer.blocks) == (0, 0, table[:2])
+    assert offer.first is None
+    assert sender.handle(m.Started(), 4.0) == []  # the second chunk starts: not a new beginning
+    assert sender.handle(m.ChunkReady(20, table), 5.0) == []
+    told = TokenLogprobs(-1.5, ((42, -1.5),))
+    [last] = sender.handle(m.Sampled(42, told), 5.0)
+    assert isinstance(last, m.SendOffer)
+    assert (last.index, last.first_block, last.blocks) == (1, 2, table[2:])
+    assert last.first == FirstToken(42, queue_s=2.0, compute_s=2.0, chunks=2, logprobs=told)
+    assert sender.deadline == 15.0
+    assert sender.handle(m.PeerSaid(Received(Attempt(3))), 6.0) == [m.Release(), m.End("ok")]
+    assert sender.state is SenderState.ENDED
+    assert sender.handle(m.StreamEnded(), 7.0) == []
+
+
+def test_what_the_cache_had_is_offered_at_once(
+    sender: Sender, open_message: Open, refs: Refs
+) -> None:
+    table = refs(4, 9, 2)
+    sender.handle(m.Opened(open_message), 0.0)
+    [offer] = sender.handle(m.Started(16, table), 1.0)
+    assert isinstance(offer, m.SendOffer)
+    assert (offer.index, offer.first_block, offer.blocks) == (0, 0, table[:2])
+    assert sender.handle(m.ChunkReady(20, table), 2.0) == []
+    [last] = sender.handle(m.Sampled(42), 2.0)
+    assert isinstance(last, m.SendOffer)
+    assert (last.index, last.first_block, last.blocks) == (1, 2, table[2:])
+    assert last.first == FirstToken(42, queue_s=1.0, compute_s=1.0, chunks=1, cached_tokens=16)
+
+
+def test_a_chunk_that_completes_no_block_offers_nothing(
+    sender: Sender, open_message: Open, refs: Refs
+) -> None:
+    sender.handle(m.Opened(open_message), 0.0)
+    sender.handle(m.Started(), 0.0)
+    assert sender.handle(m.ChunkReady(7, refs(1, 2, 3)), 0.0) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [({"version": 99}, "incompatible"), ({"compatibility": "other"}, "incompatible")],
+)
+def test_a_peer_that_does_not_fit_is_refused_before_anything_is_queued(
+    sender: Sender, open_message: Open, change: dict[str, object], code: str
+) -> None:
+    actions = sender.handle(m.Opened(replace(open_message, **change)), 0.0)  # type: ignore[arg-type]
+    assert refusal(actions) == code
+    assert actions[-1] == m.End(code)
+    assert m.Release() not in actions
+
+
+def test_the_engine_refuses(sender: Sender, open_message: Open) -> None:
+    sender.handle(m.Opened(open_message), 0.0)
+    actions = sender.handle(m.Failed(Overloaded("full")), 0.0)
+    assert refusal(actions) == "overloaded"
+    assert actions[1:] == [m.Release(), m.End("overloaded")]
+
+
+def test_received_before_everything_was_offered_is_refused(
+    sender: Sender, open_message: Open
+) -> None:
+    sender.handle(m.Opened(open_message), 0.0)
+    assert refusal(sender.handle(m.PeerSaid(Received(Attempt(3))), 0.0)) == "handover_failed"
+
+
+def test_words_about_another_attempt_are_dropped(sender: Sender, open_message: Open) -> None:
+    sender.handle(m.Opened(open_message), 0.0)
+    assert sender.handle(m.PeerSaid(Abort(Attempt(2), "late")), 0.0) == []
+    assert sender.state is SenderState.QUEUED
+    assert sender.handle(m.PeerSaid(Abort(Attempt(3), "now")), 0.0) == [
+        m.Release(),
+        m.End("cancelled"),
+    ]
+
+
+def test_nobody_opens(sender: Sender) -> None:
+    assert sender.handle(m.Tick(), 0.9) == []
+    assert refusal(sender.handle(m.Tick(), 1.0)) == "deadline_exceeded"
+
+
+def test_nobody_reads_the_offers(sender: Sender, open_message: Open, refs: Refs) -> None:
+    sender.handle(m.Opened(open_message), 0.0)
+    sender.handle(m.Started(), 0.0)
+    sender.handle(m.ChunkReady(20, refs(1, 2, 3)), 0.0)
+    sender.handle(m.Sampled(1), 0.0)
+    actions = sender.handle(m.Tick(), 10.0)
+    assert refusal(actions) == "deadline_exceeded"
+    assert m.Release() in actions
+
+
+def test_opened_twice(sender: Sender, open_message: Open) -> None:
+    sender.handle(m.Opened(open_message), 0.0)
+    assert refusal(sender.handle(m.Opened(open_message), 0.0)) == "handover_failed"
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(chunks=st.lists(st.integers(1, 20), max_size=12), stop_at=st.integers(0, 14))
+def test_any_chunking_and_any_end_offers_each_block_once_and_releases_once(
+    layout: KVLayout, open_message: Open, refs: Refs, chunks: list[int], stop_at: int
+) -> None:
+    sender = Sender(
+        compatibility="same",
+        layout=layout,
+        accepted=ACCEPTED,
+        open_timeout_s=1,
+        received_timeout_s=1,
+        now=0,
+    )
+    ends = sorted({min(sum(chunks[: i + 1]), 20) for i in range(len(chunks))} | {20})
+    events: list[m.SenderEvent] = [m.Opened(open_message), m.Started()]
+    events += [m.ChunkReady(end, refs(7, 8, 9)) for end in ends]
+    events += [m.Sampled(1), m.PeerSaid(Received(Attempt(3)))]
+    done = [a for event in events[:stop_at] for a in sender.handle(event, 0.0)]
+    done += sender.handle(m.StreamEnded(), 0.0)
+
+    offered = [ref for a in done if isinstance(a, m.SendOffer) for ref in a.blocks]
+    assert offered == list(refs(7, 8, 9))[: len(offered)]
+    assert sum(isinstance(a, m.End) for a in done) == 1
+    assert done.count(m.Release()) == (1 if stop_at >= 1 else 0)
+    if m.End("ok") in done:
+        assert len(offered) == 3

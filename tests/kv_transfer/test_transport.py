@@ -1,0 +1,375 @@
+"""The contract of `Transport`, kept by every implementation; then what is special to each."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgpack
+import numpy as np
+import pytest
+
+from baton.core.errors import InvalidConfig, PeerLost, TransportError
+from baton.core.ids import new_incarnation
+from baton.kv_transfer.transport import Metadata, Run, checked_runs
+from baton.kv_transfer.ucx.capabilities import describe
+from baton.kv_transfer.ucx.config import UcxConfig
+from baton.kv_transfer.ucx.transport import UcxTransport
+
+from .transport_worlds import (
+    SIZE,
+    InprocWorld,
+    UcxWorld,
+    World,
+    open_world,
+    pattern,
+    region_of,
+    soon,
+)
+
+WHOLE = [Run(0, 0, SIZE)]
+PIECE = 24 << 10
+
+
+@pytest.fixture(params=["inproc", "ucx-cma", "ucx-tcp"])
+async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    world = await open_world(request.param)
+    yield world
+    await world.close()
+
+
+@pytest.fixture
+async def inproc() -> AsyncIterator[InprocWorld]:
+    world = InprocWorld()
+    yield world
+    await world.close()
+
+
+@pytest.fixture
+async def tcp() -> AsyncIterator[UcxWorld]:
+    world = await UcxWorld({"TLS": "tcp"}, "tcp").open()
+    yield world
+    await world.close()
+
+
+def scattered(count: int) -> list[Run]:
+    """Return `count` runs of PIECE bytes in a wild order, none of them neighbours on both sides."""
+    pieces = SIZE // PIECE
+    draw = np.random.default_rng(0)
+    local, remote = draw.permutation(pieces)[:count], draw.permutation(pieces)[:count]
+    return [Run(int(a) * PIECE, int(b) * PIECE, PIECE) for a, b in zip(local, remote, strict=True)]
+
+
+async def test_reads_what_the_peer_has_and_says_how(world: World) -> None:
+    peer = await soon(world.reader.add_peer(await world.start_target(1)))
+    runs = scattered(200)
+    transfer = world.reader.read(peer, runs)
+    report = await soon(transfer.wait())
+    assert transfer.completed
+    source, want = pattern(1), np.zeros(SIZE, np.uint8)
+    for run in runs:
+        piece = source[run.remote_offset : run.remote_offset + PIECE]
+        want[run.local_offset : run.local_offset + PIECE] = piece
+    assert (world.memory == want).all()
+    assert (report.bytes, report.transport) == (200 * PIECE, world.carrier)
+    assert report.seconds > 0
+    stats = world.reader.stats()
+    assert stats.bytes_read == {world.carrier: 200 * PIECE}
+    assert (stats.transfers_open, stats.transfers_done, stats.transfers_failed) == (0, 1, 0)
+    assert stats.peers == 1
+
+
+async def test_many_transfers_at_once(world: World) -> None:
+    peer = await soon(world.reader.add_peer(await world.start_target(1)))
+    transfers = [world.reader.read(peer, [run]) for run in scattered(300)]
+    await soon(asyncio.gather(*(transfer.wait() for transfer in transfers)))
+    assert all(transfer.completed for transfer in transfers)
+
+
+async def test_nothing_to_read_completes_at_once(world: World) -> None:
+    peer = await soon(world.reader.add_peer(await world.start_target(1)))
+    transfer = world.reader.read(peer, [])
+    assert transfer.completed
+    assert (await soon(transfer.wait())).transport == "none"
+
+
+@pytest.mark.parametrize(
+    ("run", "side"),
+    [
+        (Run(SIZE - 1, 0, 2), "local"),
+        (Run(-1, 0, 2), "local"),
+        (Run(0, SIZE - 1, 2), "remote"),
+        (Run(0, -1, 2), "remote"),
+        (Run(0, 0, 0), "local"),
+        (Run(0, 1 << 64, 1), "remote"),
+    ],
+)
+def test_a_run_that_leaves_a_region_is_refused(run: Run, side: str) -> None:
+    with pytest.raises(TransportError, match=f"leaves the {side} region"):
+        checked_runs([Run(0, 0, 1), run], SIZE, SIZE)
+
+
+def test_neighbours_on_both_sides_are_merged() -> None:
+    runs = [Run(0, 10, 5), Run(5, 15, 5), Run(10, 21, 1), Run(12, 22, 1), Run(13, 23, 2)]
+    assert checked_runs(runs, 100, 100) == [Run(0, 10, 10), Run(10, 21, 1), Run(12, 22, 3)]
+
+
+async def test_bounds_are_those_of_both_regions(world: World) -> None:
+    peer = await soon(world.reader.add_peer(await world.start_target(1)))
+    for run in (Run(1, 0, SIZE), Run(0, 1, SIZE)):
+        with pytest.raises(TransportError, match="leaves the"):
+            world.reader.read(peer, [run])
+    assert world.reader.stats().transfers_open == 0
+
+
+async def test_bad_metadata_says_what_is_wrong(world: World) -> None:
+    good = await world.start_target(1)
+    kind = world.reader.name
+    theirs = Metadata.unpack(good, kind)
+    magic, version, _, body, crc = msgpack.unpackb(good)
+    bad = {
+        "not the metadata": [b"", b"\xc1garbage", b"\x00" * 300, good[:-1], good + b"\x00"],
+        "of version 2": [msgpack.packb([magic, version + 1, kind, body, crc])],
+        "transport is rdma": [theirs.pack("rdma")],
+        "damaged": [msgpack.packb([magic, version, kind, body[:-1] + b"?", crc])],
+        "length must be int": [replace(theirs, length="8").pack(kind)],  # type: ignore[arg-type]
+    }
+    for match, many in bad.items():
+        for metadata in many:
+            with pytest.raises(TransportError, match=match):
+                await soon(world.reader.add_peer(metadata))
+    assert world.reader.stats().peers == 0
+
+
+async def test_the_same_metadata_gives_the_same_peer(world: World) -> None:
+    metadata = await world.start_target(1)
+    adds = (world.reader.add_peer(metadata) for _ in range(3))
+    first, second, third = await soon(asyncio.gather(*adds))
+    assert first is second is third
+    assert world.reader.stats().peers == 1
+
+
+async def test_a_peer_killed_while_idle_is_lost(world: World) -> None:
+    metadata = await world.start_target(1)
+    peer = await soon(world.reader.add_peer(metadata))
+    await soon(world.reader.read(peer, WHOLE).wait())
+    world.kill_target()
+    started = time.monotonic()
+    with pytest.raises(PeerLost, match="prefill"):
+        await soon(world.reader.read(peer, WHOLE).wait())
+    assert time.monotonic() - started < 5
+    with pytest.raises(PeerLost):
+        await soon(world.reader.read(peer, WHOLE).wait())
+    await soon(world.reader.remove_peer(peer))
+    world.reader.check()
+
+
+async def test_a_peer_killed_while_read_completes_every_transfer(world: World) -> None:
+    peer = await soon(world.reader.add_peer(await world.start_target(1)))
+    await soon(world.reader.read(peer, WHOLE).wait())
+    transfers = [world.reader.read(peer, WHOLE) for _ in range(200)]
+    world.kill_target()
+    outcomes = await soon(
+        asyncio.gather(*(transfer.wait() for transfer in transfers), return_exceptions=True)
+    )
+    assert all(transfer.completed for transfer in transfers)
+    failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+    assert failed
+    assert all(isinstance(error, PeerLost) for error in failed), failed
+    assert world.reader.stats().transfers_open == 0
+    with pytest.raises(PeerLost):
+        await soon(world.reader.read(peer, WHOLE).wait())
+
+
+async def test_a_new_incarnation_replaces_the_old_one(world: World) -> None:
+    stale = await world.start_target(1)
+    old = await soon(world.reader.add_peer(stale))
+    world.kill_target()
+    new = await soon(world.reader.add_peer(await world.start_target(2)))
+    assert (new.owner, new.incarnation != old.incarnation) == ("prefill", True)
+    with pytest.raises(PeerLost):
+        await soon(world.reader.read(old, WHOLE).wait())
+    await soon(world.reader.read(new, WHOLE).wait())
+    assert (world.memory == pattern(2)).all()
+    with pytest.raises(TransportError, match="replaced by a newer one"):
+        await soon(world.reader.add_peer(stale))
+    assert world.reader.stats().peers == 1
+    await soon(world.reader.remove_peer(old))
+    await soon(world.reader.read(new, WHOLE).wait())
+
+
+async def test_a_removed_peer_can_come_back(world: World) -> None:
+    metadata = await world.start_target(1)
+    first = await soon(world.reader.add_peer(metadata))
+    await soon(world.reader.remove_peer(first))
+    world.reader.check()
+    with pytest.raises(PeerLost):
+        await soon(world.reader.read(first, WHOLE).wait())
+    second = await soon(world.reader.add_peer(metadata))
+    await soon(world.reader.read(second, WHOLE).wait())
+    assert (world.memory == pattern(1)).all()
+
+
+async def test_removal_is_a_fence(world: World) -> None:
+    metadata = await world.start_target(1)
+    peer = await soon(world.reader.add_peer(metadata))
+    transfers = [world.reader.read(peer, WHOLE) for _ in range(50)]
+    await soon(world.reader.remove_peer(peer))
+    assert all(transfer.completed for transfer in transfers)
+    world.memory[:] = 0
+    world.reader.check()
+    again = await soon(world.reader.add_peer(metadata))
+    await soon(world.reader.read(again, [Run(0, 0, 8)]).wait())
+    assert not world.memory[8:].any(), "bytes of a fenced read arrived after the fence"
+
+
+async def test_close_completes_what_is_open(world: World) -> None:
+    peer = await soon(world.reader.add_peer(await world.start_target(1)))
+    transfers = [world.reader.read(peer, WHOLE) for _ in range(50)]
+    await soon(world.reader.close())
+    assert all(transfer.completed for transfer in transfers)
+    for transfer in transfers:
+        with contextlib.suppress(PeerLost):
+            await soon(transfer.wait())
+    with pytest.raises(TransportError, match="closed"):
+        world.reader.read(peer, WHOLE)
+    with pytest.raises(TransportError, match="closed"):
+        await world.reader.add_peer(b"")
+    await soon(world.reader.remove_peer(peer))
+    await soon(world.reader.close())
+
+
+async def test_a_waiter_that_is_cancelled_leaves_the_transfer(world: World) -> None:
+    peer = await soon(world.reader.add_peer(await world.start_target(1)))
+    transfer = world.reader.read(peer, WHOLE)
+    waiter = asyncio.create_task(transfer.wait())
+    await asyncio.sleep(0)
+    waiter.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    await soon(transfer.wait())
+    assert (world.memory == pattern(1)).all()
+
+
+async def test_inproc_holds_reads_until_released(inproc: InprocWorld) -> None:
+    peer = await inproc.reader.add_peer(await inproc.start_target(1))
+    inproc.reader.hold()
+    transfer = inproc.reader.read(peer, WHOLE)
+    await asyncio.sleep(0)
+    assert (transfer.completed, inproc.reader.stats().transfers_open) == (False, 1)
+    assert not inproc.memory.any()
+    inproc.reader.release()
+    assert transfer.completed
+    assert (inproc.memory == pattern(1)).all()
+
+
+async def test_inproc_fails_and_corrupts_on_demand(inproc: InprocWorld) -> None:
+    peer = await inproc.reader.add_peer(await inproc.start_target(1))
+    inproc.reader.fail_next(TransportError("cable cut"))
+    with pytest.raises(TransportError, match="cable cut"):
+        await soon(inproc.reader.read(peer, WHOLE).wait())
+    assert not inproc.memory.any()
+    inproc.reader.corrupt_next()
+    await soon(inproc.reader.read(peer, WHOLE).wait())
+    assert (inproc.memory != pattern(1)).sum() == 1
+    await soon(inproc.reader.read(peer, WHOLE).wait())
+    assert (inproc.memory == pattern(1)).all()
+
+
+async def test_ucx_fences_a_peer_that_hangs(tcp: UcxWorld) -> None:
+    peer = await soon(tcp.reader.add_peer(await tcp.start_target(1)))
+    await soon(tcp.reader.read(peer, [Run(0, 0, 8)]).wait())
+    os.kill(tcp.target.pid, signal.SIGSTOP)
+    transfer = tcp.reader.read(peer, WHOLE)
+    await asyncio.sleep(0)
+    assert not transfer.completed
+    await soon(tcp.reader.remove_peer(peer))
+    assert transfer.completed
+    with pytest.raises(PeerLost):
+        await soon(transfer.wait())
+    tcp.memory[:] = 0
+    os.kill(tcp.target.pid, signal.SIGCONT)
+    again = await soon(tcp.reader.add_peer(await tcp.start_target(2)))
+    await soon(tcp.reader.read(again, [Run(0, 0, 8)]).wait())
+    assert not tcp.memory[8:].any()
+
+
+async def test_ucx_refuses_more_than_it_can_queue() -> None:
+    memory = np.zeros(SIZE, np.uint8)
+    reader = await soon(
+        UcxTransport.open(
+            region_of(memory),
+            owner="decode",
+            incarnation=new_incarnation(),
+            config=UcxConfig(max_queued=1, options={"TLS": "self,tcp"}),
+        )
+    )
+    peer = await soon(reader.add_peer(reader.metadata()))
+    runs = [Run(0, SIZE // 2, 8)]
+    with pytest.raises(TransportError, match="1 transfers wait"):
+        # The thread is quick, but a loop that never waits is quicker.
+        [reader.read(peer, runs) for _ in range(100_000)]
+    await soon(reader.close())
+    reader.check()
+
+
+@pytest.mark.parametrize("kind", ["ucx-cma", "ucx-tcp"])
+async def test_ucx_sleeps_when_idle(kind: str) -> None:
+    world = await open_world(kind)
+    peer = await soon(world.reader.add_peer(await world.start_target(1)))
+    await soon(world.reader.read(peer, WHOLE).wait())
+    before = time.process_time()
+    await asyncio.sleep(1)  # the span that is measured
+    assert time.process_time() - before < 0.2
+    await world.close()
+
+
+async def test_ucx_listens_on_loopback_only_if_the_host_is_loopback(tcp: UcxWorld) -> None:
+    await soon(tcp.reader.add_peer(await tcp.start_target(1)))
+    addresses = _listening(os.getpid()) | _listening(tcp.target.pid)
+    assert addresses == {"0100007F"}
+
+
+def _listening(pid: int) -> set[str]:
+    """Return the IPv4 addresses, in hex as Linux writes them, on which process `pid` listens."""
+    links = (os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink())
+    inodes = {link[8:-1] for link in links if link.startswith("socket:")}
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {row[1].split(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes}
+
+
+async def test_ucx_says_which_setting_it_refuses() -> None:
+    for options, match in (
+        ({"NO_SUCH_THING": "1"}, "set NO_SUCH_THING=1: Invalid parameter"),
+        ({"TLS": "none-such"}, "open a context: No such device"),
+    ):
+        region = region_of(np.zeros(SIZE, np.uint8))
+        config = UcxConfig(options=options)
+        with pytest.raises(TransportError, match=match):
+            await UcxTransport.open(region, owner="x", incarnation=new_incarnation(), config=config)
+
+
+def test_ucx_settings_of_the_user_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"TLS": "tcp", "RNDV_THRESH": "8k"}
+    assert UcxConfig(options=options).settings()["RNDV_THRESH"] == "8k"
+    assert UcxConfig().settings()["NET_DEVICES"] == "lo"
+    assert "NET_DEVICES" not in UcxConfig(host="10.0.0.7").settings()
+    monkeypatch.setenv("UCX_TLS", "all")
+    monkeypatch.setenv("UCX_RNDV_THRESH", "1k")
+    assert not {"TLS", "RNDV_THRESH"} & UcxConfig(options=options).settings().keys()
+    with pytest.raises(InvalidConfig, match="without UCX_"):
+        UcxConfig(options={"UCX_TLS": "tcp"})
+
+
+def test_ucx_describes_itself() -> None:
+    found = describe(UcxConfig(options={"TLS": "cma,tcp"}))
+    assert found.version.count(".") == 2
+    assert Path(found.library).exists()
+    assert set(found.transports) == {"cma", "tcp"}
+    assert [device.device for device in found.devices if device.transport == "tcp"] == ["lo"]
+    assert not found.has_verbs
+    assert not found.has_cuda

@@ -1,0 +1,155 @@
+"""The worlds in which the transport tests run: a reader here, and a target that can be killed."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+import baton
+from baton.core.ids import new_incarnation
+from baton.kv_transfer.inproc import InprocRegistry, InprocTransport
+from baton.kv_transfer.transport import Region, Transport
+from baton.kv_transfer.ucx.config import UcxConfig
+from baton.kv_transfer.ucx.transport import UcxTransport
+
+SIZE = 8 << 20
+"""Bytes of the region on either side."""
+TARGET = Path(__file__).with_name("transport_target.py")
+T = TypeVar("T")
+Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
+
+
+async def soon(awaitable: Awaitable[T]) -> T:
+    """Wait, but not for ever."""
+    async with asyncio.timeout(20):
+        return await awaitable
+
+
+def pattern(seed: int) -> Bytes:
+    """Return the bytes of a target that was started with `seed`; none is 0."""
+    return np.random.default_rng(seed).integers(1, 256, SIZE, dtype=np.uint8)
+
+
+def region_of(memory: Bytes) -> Region:
+    """Return `memory` as a region."""
+    return Region(memory.ctypes.data, memory.nbytes, memory)
+
+
+class World(Protocol):
+    """A reader with empty memory, and targets named `prefill`, one at a time."""
+
+    reader: Transport
+    memory: Bytes
+    carrier: str
+    """What the report must name as transport."""
+
+    async def start_target(self, seed: int) -> bytes:
+        """Start a target whose memory is `pattern(seed)`; return its metadata."""
+
+    def kill_target(self) -> None:
+        """End the target as SIGKILL does."""
+
+    async def close(self) -> None:
+        """End all that is left, and check it."""
+
+
+class InprocWorld:
+    """Both sides in this process."""
+
+    carrier = "inproc"
+
+    def __init__(self) -> None:
+        self.registry = InprocRegistry()
+        self.memory: Bytes = np.zeros(SIZE, np.uint8)
+        self.reader = InprocTransport(
+            region_of(self.memory),
+            owner="decode",
+            incarnation=new_incarnation(),
+            registry=self.registry,
+        )
+
+    async def start_target(self, seed: int) -> bytes:
+        target = InprocTransport(
+            region_of(pattern(seed)),
+            owner="prefill",
+            incarnation=new_incarnation(),
+            registry=self.registry,
+        )
+        return target.metadata()
+
+    def kill_target(self) -> None:
+        self.registry.kill("prefill")
+
+    async def close(self) -> None:
+        await soon(self.reader.close())
+        self.reader.check()
+
+
+class UcxWorld:
+    """The target is a process of its own."""
+
+    def __init__(self, options: dict[str, str], carrier: str) -> None:
+        self.options = options
+        self.carrier = carrier
+        self.memory: Bytes = np.zeros(SIZE, np.uint8)
+        self.processes: list[subprocess.Popen[str]] = []
+
+    async def open(self) -> "UcxWorld":
+        """Start the reader."""
+        self.reader = await soon(
+            UcxTransport.open(
+                region_of(self.memory),
+                owner="decode",
+                incarnation=new_incarnation(),
+                config=UcxConfig(options=self.options),
+            )
+        )
+        return self
+
+    async def start_target(self, seed: int) -> bytes:
+        return await soon(asyncio.to_thread(self._spawn, seed))
+
+    def _spawn(self, seed: int) -> bytes:
+        wish = {"owner": "prefill", "size": SIZE, "seed": seed, "options": self.options}
+        source = str(Path(baton.__file__).parents[1])
+        process = subprocess.Popen(
+            [sys.executable, str(TARGET), json.dumps(wish)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": source},
+        )
+        self.processes.append(process)
+        assert process.stdout is not None
+        return bytes.fromhex(process.stdout.readline())
+
+    @property
+    def target(self) -> "subprocess.Popen[str]":
+        """The target that was started last."""
+        return self.processes[-1]
+
+    def kill_target(self) -> None:
+        self.target.kill()
+        self.target.wait(10)
+
+    async def close(self) -> None:
+        await soon(self.reader.close())
+        self.reader.check()
+        for process in self.processes:
+            ended = process.poll() is not None
+            process.communicate(timeout=10)  # closes stdin, at which a target ends by itself
+            assert ended or process.returncode == 0, "the target did not end well"
+
+
+async def open_world(kind: str) -> World:
+    """Open `inproc`, `ucx-cma` or `ucx-tcp`."""
+    if kind == "inproc":
+        return InprocWorld()
+    carrier = kind.removeprefix("ucx-")
+    return await UcxWorld({"TLS": "cma,tcp" if carrier == "cma" else "tcp"}, carrier).open()

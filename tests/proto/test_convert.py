@@ -1,0 +1,273 @@
+"""What goes on the wire comes off it again, equal; what cannot be meant is refused by name."""
+
+from contextlib import suppress
+from dataclasses import fields
+
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from baton.core.errors import BatonError, HandoverError, InvalidConfig, InvalidRequest, all_errors
+from baton.core.handover import (
+    Abort,
+    Accepted,
+    BlockRef,
+    FirstToken,
+    Offer,
+    OfferedBlock,
+    Open,
+    Received,
+    Refused,
+    ToDecode,
+    ToPrefill,
+)
+from baton.core.kv_layout import LayerRange
+from baton.core.request import GenerateRequest, SamplingParams, TokenLogprobs
+from baton.core.trace import HandoverTrace
+from baton.proto import worker_pb2 as pb
+from baton.proto.convert import (
+    error_core,
+    error_proto,
+    request_core,
+    request_proto,
+    to_decode_core,
+    to_decode_proto,
+    to_prefill_core,
+    to_prefill_proto,
+    trace_core,
+    trace_proto,
+)
+
+uint32 = st.integers(0, 2**32 - 1)
+uint64 = st.integers(0, 2**64 - 1)
+nonzero64 = st.integers(1, 2**64 - 1)
+seconds = st.floats(0, 1e9)
+names = st.text(min_size=1, max_size=20)
+digests = st.binary(min_size=16, max_size=16)
+tokens = st.lists(uint32, max_size=20).map(tuple)
+
+requests = st.builds(
+    GenerateRequest,
+    request_id=names,
+    prompt=st.lists(uint32, min_size=1, max_size=40).map(tuple),
+    max_tokens=st.integers(1, 2**32 - 1),
+    sampling=st.builds(
+        SamplingParams,
+        temperature=st.floats(0, 2),
+        top_k=uint32,
+        top_p=st.floats(0, 1, exclude_min=True),
+        seed=st.integers(0, 2**63 - 1),
+        min_p=st.floats(0, 1),
+        typical_p=st.floats(0, 1, exclude_min=True),
+        repetition_penalty=st.floats(0.01, 100),
+        presence_penalty=st.floats(-2, 2),
+        frequency_penalty=st.floats(-2, 2),
+        logit_bias=st.lists(st.tuples(uint32, st.floats(-100, 100)), max_size=5).map(tuple),
+        bad_words=st.lists(st.lists(uint32, min_size=1, max_size=4).map(tuple), max_size=4).map(
+            tuple
+        ),
+        min_tokens=uint32,
+        logprobs=st.none() | uint32,
+    ),
+    stop_token_ids=tokens,
+    tenant=st.text(max_size=20),
+    priority=st.integers(-10, 10),
+)
+float32 = st.floats(allow_nan=False, width=32)
+logprobs = st.builds(
+    TokenLogprobs, float32, st.lists(st.tuples(uint32, float32), max_size=5).map(tuple)
+)
+opens = st.builds(
+    Open,
+    version=uint32,
+    compatibility=st.text(),
+    decode_instance=names,
+    decode_incarnation=nonzero64,
+    ticket=digests,
+    attempt=uint32,
+    request=requests,
+)
+layers = st.tuples(uint32, uint32).filter(lambda pair: pair[0] != pair[1])
+offers = st.builds(
+    Offer,
+    attempt=uint32,
+    index=uint32,
+    layers=layers.map(lambda pair: LayerRange(min(pair), max(pair))),
+    first_block=uint32,
+    blocks=st.lists(
+        st.builds(OfferedBlock, ref=st.builds(BlockRef, uint32, uint64), digest=digests),
+        max_size=8,
+    ).map(tuple),
+    first=st.none()
+    | st.builds(FirstToken, uint32, seconds, seconds, uint32, uint32, st.none() | logprobs),
+)
+to_prefill = st.one_of(
+    opens, st.builds(Received, uint32), st.builds(Abort, uint32, st.text(max_size=50))
+)
+to_decode = st.one_of(
+    offers,
+    st.builds(Accepted, nonzero64, st.binary(max_size=200)),
+    st.builds(Refused, names, st.text(max_size=50)),
+)
+by_type = {str: st.text(max_size=20), int: uint32, float: seconds}
+traces = st.builds(
+    HandoverTrace, **{field.name: by_type[field.type] for field in fields(HandoverTrace)}
+)
+
+
+def over_the_wire(message):
+    """Serialise and parse, as a stream would."""
+    return type(message).FromString(message.SerializeToString())
+
+
+@settings(deadline=None)
+@given(requests)
+def test_requests_come_back_equal(request: GenerateRequest):
+    assert request_core(over_the_wire(request_proto(request))) == request
+
+
+@settings(deadline=None)
+@given(to_prefill)
+def test_messages_to_prefill_come_back_equal(message: ToPrefill):
+    assert to_prefill_core(over_the_wire(to_prefill_proto(message))) == message
+
+
+@settings(deadline=None)
+@given(to_decode)
+def test_messages_to_decode_come_back_equal(message: ToDecode):
+    assert to_decode_core(over_the_wire(to_decode_proto(message))) == message
+
+
+@settings(deadline=None)
+@given(traces)
+def test_traces_come_back_equal(trace: HandoverTrace):
+    assert trace_core(over_the_wire(trace_proto(trace))) == trace
+
+
+def test_a_trace_on_the_wire_has_the_fields_of_a_trace():
+    on_wire = {field.name for field in pb.HandoverTrace.DESCRIPTOR.fields}
+    assert on_wire == {field.name for field in fields(HandoverTrace)}
+
+
+@pytest.mark.parametrize("cls", all_errors().values())
+def test_errors_come_back_equal(cls: type[BatonError]):
+    refusal = issubclass(cls, (InvalidRequest, InvalidConfig))
+    error = cls("max_tokens", 0, "1 or more") if refusal else cls("why")
+    back = error_core(over_the_wire(error_proto(error)))
+    assert type(back) is cls
+    assert (str(back), back.code, back.retryable) == (str(error), error.code, error.retryable)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"request_id": ""}, "request_id"),
+        ({"prompt": []}, "prompt"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"priority": 11}, "priority"),
+        ({"priority": -11}, "priority"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"top_p": float("nan")}, "top_p"),
+        ({"typical_p": 0.0}, "typical_p"),
+        ({"min_p": -0.1}, "min_p"),
+        ({"min_p": float("nan")}, "min_p"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"repetition_penalty": float("inf")}, "repetition_penalty"),
+        ({"presence_penalty": float("nan")}, "presence_penalty"),
+        ({"frequency_penalty": float("inf")}, "frequency_penalty"),
+        ({"logit_bias": [pb.LogitBias(bias=float("nan"))]}, "logit_bias"),
+        ({"bad_words": [pb.TokenSequence()]}, "bad_words"),
+    ],
+)
+def test_a_request_that_lacks_a_field_is_refused(change: dict[str, object], field: str):
+    whole: dict = {"request_id": "r", "prompt": [1], "max_tokens": 1, "top_p": 1.0}
+    request_core(pb.Request(**whole))
+    with pytest.raises(InvalidRequest) as caught:
+        request_core(pb.Request(**(whole | change)))
+    assert caught.value.field == field
+
+
+def test_a_request_that_says_nothing_of_sampling_gets_what_changes_nothing():
+    sampling = request_core(pb.Request(request_id="r", prompt=[1], max_tokens=1, top_p=1)).sampling
+    assert sampling == SamplingParams(temperature=0.0)
+    assert sampling.plain
+
+
+@pytest.mark.parametrize("field", fields(SamplingParams), ids=lambda field: field.name)
+def test_every_sampling_parameter_crosses_the_wire(field):
+    """A parameter that is added later and forgotten on the wire is found here."""
+    odd = {"logit_bias": ((3, 0.5),), "bad_words": ((1, 2), (3,)), "logprobs": 0}
+    value = odd.get(field.name, 0.25 if isinstance(field.default, float) else 7)
+    assert value != field.default
+    changed = SamplingParams(**{field.name: value})
+    request = GenerateRequest("r", (1,), 1, changed)
+    assert request_core(over_the_wire(request_proto(request))).sampling == changed
+
+
+def open_message(**change: object) -> pb.ToPrefill:
+    request = pb.Request(request_id="r", prompt=[1], max_tokens=1, top_p=1.0)
+    whole: dict = {
+        "decode_instance": "d",
+        "decode_incarnation": 1,
+        "ticket": bytes(16),
+        "request": request,
+    }
+    return pb.ToPrefill(open=pb.Open(**(whole | change)))
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        (pb.ToPrefill(), "ToPrefill.message"),
+        (open_message(ticket=b""), "Open.ticket"),
+        (open_message(ticket=bytes(15)), "Open.ticket"),
+        (open_message(ticket=bytes(17)), "Open.ticket"),
+        (open_message(decode_instance=""), "Open.decode_instance"),
+        (open_message(decode_incarnation=0), "Open.decode_incarnation"),
+        (open_message(request=None), "Open.request"),
+        (open_message(request=pb.Request()), "request_id"),
+    ],
+)
+def test_malformed_messages_to_prefill_are_refused(message: pb.ToPrefill, field: str):
+    to_prefill_core(open_message())
+    with pytest.raises((HandoverError, InvalidRequest), match=field):
+        to_prefill_core(message)
+
+
+def offer_message(**change: object) -> pb.ToDecode:
+    block = pb.OfferedBlock(digest=bytes(16))
+    return pb.ToDecode(offer=pb.Offer(**({"layer_end": 2, "blocks": [block]} | change)))
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        (pb.ToDecode(), "ToDecode.message"),
+        (pb.ToDecode(accepted=pb.Accepted()), "Accepted.incarnation"),
+        (pb.ToDecode(refused=pb.Refused(message="no")), "Refused.code"),
+        (offer_message(layer_end=0), "Offer.layers"),
+        (offer_message(layer_start=3), "Offer.layers"),
+        (offer_message(blocks=[pb.OfferedBlock(digest=bytes(15))]), "OfferedBlock.digest"),
+        (offer_message(blocks=[pb.OfferedBlock()]), "OfferedBlock.digest"),
+        (
+            offer_message(first=pb.FirstToken(logprobs=pb.TokenLogprobs(top_tokens=[1]))),
+            "TokenLogprobs",
+        ),
+    ],
+)
+def test_malformed_messages_to_decode_are_refused(message: pb.ToDecode, field: str):
+    to_decode_core(offer_message())
+    with pytest.raises(HandoverError, match=field):
+        to_decode_core(message)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_give_a_message_or_one_of_our_errors(data: bytes):
+    for message, convert in ((pb.ToPrefill(), to_prefill_core), (pb.ToDecode(), to_decode_core)):
+        # DecodeError is protobuf's own; gRPC turns it into a status.
+        with suppress(DecodeError, BatonError):
+            message.ParseFromString(data)
+            convert(message)

@@ -13,6 +13,8 @@ from baton.core.topology import InstanceInfo
 
 _TAIL_LINES = 15
 _RELAY_GRACE_S = 2.0
+_CREATE_TIMEOUT_S = 10.0
+"""For Ray to take note of an actor; its process starts after that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +48,13 @@ class Instance:
         Raises what the worker raised, InstanceLost if its process ended, DeadlineExceeded after
         `timeout_s`; the message has the last progress line and the end of its log.
         """
-        self._actor = ray_calls.create_actor(
+        self._actor = await ray_calls.create_actor(
             InstanceActor,
             self._log_path,
             group=place.group,
             place=place.index,
             concurrency=CALLS_AT_ONCE,
+            timeout_s=_CREATE_TIMEOUT_S,
         )
         relay = asyncio.create_task(self._relay_progress())
         try:
@@ -83,10 +86,10 @@ class Instance:
         )
         return found
 
-    def kill(self) -> None:
+    async def kill(self) -> None:
         """End its process at once."""
         if self._actor is not None:
-            ray_calls.kill(self._actor)
+            await ray_calls.kill(self._actor)
 
     async def close(self, grace_s: float) -> None:
         """Close the worker within `grace_s`, then end its process, whatever happened."""
@@ -97,7 +100,7 @@ class Instance:
             if grace_s > 0 and self._ready:
                 await ray_calls.call(self._actor, "close", timeout_s=grace_s)
         finally:
-            self.kill()
+            await self.kill()
 
     async def _relay_progress(self) -> None:
         seen = 0

@@ -29,6 +29,7 @@ from baton.core.config import ClusterConfig, WorkerConfig
 from baton.core.errors import BatonError, InstanceLost
 from baton.core.ids import InstanceId
 from baton.core.log import get_logger
+from baton.core.tasks import TaskSet
 from baton.core.topology import InstanceInfo, MembershipBoard, Role
 
 FACTORIES: Mapping[Role, str] = {
@@ -40,6 +41,8 @@ FACTORIES: Mapping[Role, str] = {
 _HEAD_TIMEOUT_S = 60.0
 _JOIN_TIMEOUT_S = 30.0
 _PLACE_TIMEOUT_S = 30.0
+_LEAVE_TIMEOUT_S = 10.0
+_KILLS_TIMEOUT_S = 5.0
 _LONGEST_TEMP_DIR = 40
 """Ray's Unix sockets lie 62 characters below; the kernel allows 107 in all."""
 
@@ -86,6 +89,7 @@ class LocalCluster:
         self._changed = asyncio.Event()
         self._all_ready: asyncio.Future[None] | None = None
         self._control: asyncio.Task[None] | None = None
+        self._kills = TaskSet()
         self._head: RayHead | None = None
         self._places: ray_calls.Places | None = None
         self._temp_dir: Path | None = None
@@ -138,7 +142,7 @@ class LocalCluster:
         """Let everything that is being closed have no more time."""
         self._grace_s = 0.0
         for instance in self._instances.values():
-            instance.kill()
+            self._kills.start(instance.kill())
 
     def stats(self) -> ClusterStats:
         """Return what is there now."""
@@ -288,8 +292,9 @@ class LocalCluster:
         """End everything, in order: instances, driver, head, files."""
         try:
             await self._attempt(self._end_instances(), "instances")
+            await self._kills.drain(_KILLS_TIMEOUT_S)
             if self._head is not None:
-                await self._attempt(ray_calls.disconnect(), "driver")
+                await self._attempt(ray_calls.disconnect(_LEAVE_TIMEOUT_S), "driver")
                 await self._head.stop(grace_s=self._grace_s)
         finally:
             self._head = None

@@ -4,10 +4,13 @@ Importing this module sets Ray's environment for this process, which Ray reads w
 """
 
 import asyncio
+import atexit
+import contextlib
 import functools
 import logging
 import os
 import secrets
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +52,9 @@ Actor = Any
 """A handle of a Ray actor."""
 Places = PlacementGroup
 """Reserved places for instances."""
+_KILL_TIMEOUT_S = 5.0
+_MARGIN_S = 5.0
+"""How much later than Ray's own deadline ours is."""
 
 
 def head_environment(threads: int) -> dict[str, str]:
@@ -66,9 +72,17 @@ def _connect(address: str) -> None:
     ray.init(address=address, namespace="baton", log_to_driver=False, logging_level=logging.ERROR)
 
 
-async def disconnect() -> None:
-    """Leave Ray; does nothing if not connected."""
-    await asyncio.to_thread(ray.shutdown)
+async def disconnect(timeout_s: float) -> None:
+    """Leave Ray; does nothing if not connected.
+
+    Raises Unavailable after `timeout_s`; nothing else will wait for Ray then, not even the end of
+    this process.
+    """
+    try:
+        await _in_thread(ray.shutdown, timeout_s=timeout_s)
+    except Unavailable:
+        atexit.unregister(ray.shutdown)
+        raise
 
 
 async def reserve_places(count: int, timeout_s: float) -> Places:
@@ -76,18 +90,29 @@ async def reserve_places(count: int, timeout_s: float) -> Places:
 
     Raises Unavailable after `timeout_s`: an impossible group stays pending without a word.
     """
-    group: PlacementGroup = placement_group([{"CPU": 1}] * count, strategy="PACK")
-    if not await asyncio.to_thread(group.wait, timeout_s):
-        remove_placement_group(group)
+    group: Places | None = await _in_thread(
+        _reserve_places, count, timeout_s, timeout_s=timeout_s + _MARGIN_S
+    )
+    if group is None:
         raise Unavailable(f"Ray found no room for {count} instances in {timeout_s:g} s")
     return group
 
 
-def create_actor(cls: type, *arguments: Any, group: Places, place: int, concurrency: int) -> Actor:
+def _reserve_places(count: int, timeout_s: float) -> Places | None:
+    group: Places = placement_group([{"CPU": 1}] * count, strategy="PACK")
+    if group.wait(timeout_s):
+        return group
+    remove_placement_group(group)
+    return None
+
+
+async def create_actor(
+    cls: type, *arguments: Any, group: Places, place: int, concurrency: int, timeout_s: float
+) -> Actor:
     """Start an actor of `cls` in one place of a group; it runs `concurrency` calls at once.
 
-    It is never restarted by Ray: reconcile.py decides that. It has no name: to register one, Ray
-    would block until its head answers, which a head that is going down does not.
+    It is never restarted by Ray: reconcile.py decides that. Raises Unavailable after `timeout_s`:
+    Ray blocks until its head answers, which a head that is going down does not.
     """
     remote: Any = _exported(cls).options(
         num_cpus=1,
@@ -98,7 +123,7 @@ def create_actor(cls: type, *arguments: Any, group: Places, place: int, concurre
             placement_group=group, placement_group_bundle_index=place
         ),
     )
-    return remote.remote(*arguments)
+    return await _in_thread(remote.remote, *arguments, timeout_s=timeout_s)
 
 
 @functools.cache
@@ -116,25 +141,55 @@ async def call(actor: Actor, method: str, *arguments: Any, timeout_s: float | No
     return await _result(getattr(actor, method).remote(*arguments), timeout_s)
 
 
-def kill(actor: Actor) -> None:
-    """End an actor's process at once; does nothing if it is dead already."""
+async def kill(actor: Actor) -> None:
+    """End an actor's process at once; does nothing if it is dead already, or if Ray is."""
     if ray.is_initialized():
-        ray.kill(actor, no_restart=True)
+        with contextlib.suppress(Unavailable):
+            await _in_thread(lambda: ray.kill(actor, no_restart=True), timeout_s=_KILL_TIMEOUT_S)
 
 
 async def _in_thread(function: Callable[..., Any], *arguments: Any, timeout_s: float) -> Any:
-    """Run a call that blocks; raises Unavailable after `timeout_s`."""
-    running = asyncio.create_task(asyncio.to_thread(function, *arguments))
+    """Run a call that blocks; raises Unavailable after `timeout_s`.
+
+    A call that never returns keeps nobody waiting: its thread is a daemon, which the end of the
+    process does not wait for, unlike the threads of asyncio.to_thread.
+    """
+    done = _start_thread(function, *arguments)
     try:
-        async with asyncio.timeout(timeout_s):
-            return await asyncio.shield(running)
-    except TimeoutError:
-        raise Unavailable(f"Ray did not answer within {timeout_s:g} s") from None
+        await asyncio.wait({done}, timeout=timeout_s)
     except asyncio.CancelledError:
-        # A thread cannot be stopped half-way. Let it finish while Ray still answers: what comes
-        # next may end Ray, and then the thread would be stuck for a minute.
-        await asyncio.wait({running}, timeout=timeout_s)
+        # Let it finish while Ray still answers: what comes next may end Ray.
+        await asyncio.wait({done}, timeout=timeout_s)
         raise
+    if not done.done():
+        done.cancel()
+        raise Unavailable(f"Ray did not answer within {timeout_s:g} s")
+    return done.result()
+
+
+def _start_thread(function: Callable[..., Any], *arguments: Any) -> "asyncio.Future[Any]":
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Any] = loop.create_future()
+
+    def report(result: Any, error: BaseException | None) -> None:
+        if done.done():
+            return
+        if error is None:
+            done.set_result(result)
+        else:
+            done.set_exception(error)
+
+    def work() -> None:
+        result, raised = None, None
+        try:
+            result = function(*arguments)
+        except BaseException as error:  # whatever it is, it belongs to who waits
+            raised = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(report, result, raised)
+
+    threading.Thread(target=work, name="ray-call", daemon=True).start()
+    return done
 
 
 async def _result(reference: Any, timeout_s: float | None) -> Any:

@@ -23,6 +23,7 @@ from baton.core.moving_average import MovingAverage
 from baton.core.request import GenerateRequest
 from baton.core.tasks import TaskSet
 from baton.core.trace import HandoverTrace
+from baton.decode_worker.placement import Placement
 from baton.decode_worker.prefill_channels import PrefillChannels, PrefillRef
 from baton.executor.instance import Instance
 from baton.kv_transfer import receiver as machine
@@ -55,6 +56,7 @@ class AttemptHost:
     clock: Clock
     tasks: TaskSet
     """Attempts outlive their owners, to pass their fence."""
+    placement: Placement = field(default_factory=Placement)
     bandwidth: MovingAverage = field(default_factory=MovingAverage)
     """Of reads, in bytes per second."""
     attempts: "dict[SeqId, HandoverAttempt]" = field(default_factory=dict)

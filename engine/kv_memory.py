@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from baton.core.config import EngineConfig
 from baton.core.handover import BlockRef
 from baton.core.ids import SeqId
+from baton.core.request import GenerateRequest
 from baton.engine.block_pool import BlockPool, PoolStats
 from baton.engine.kv_events import KVEvents
 from baton.engine.prefix_cache import PrefixCache
@@ -109,6 +110,15 @@ class KVMemory:
             return False
         seq.extend(fresh)
         return True
+
+    def known_tokens(self, request: GenerateRequest) -> int:
+        """Return how many tokens of a prompt, from the first, the cache has now."""
+        if self._cache is None:
+            return 0
+        full = (len(request.prompt) - 1) // self._block_size
+        root = self._cache.root(request.tenant)
+        hashes = self._cache.hashes(request.prompt[: full * self._block_size], root)
+        return len(self._cache.match(hashes)) * self._block_size
 
     def commit(self, seq: Sequence) -> None:
         """Let the cache have what is computed and full; no step may be using `seq`'s blocks."""

@@ -19,7 +19,7 @@ from baton.core.handover import BlockRef
 from baton.core.ids import SeqId
 from baton.core.request import GenerateRequest
 from baton.engine.scheduler import Scheduler, SchedulerStats
-from baton.engine.step import EngineEvent, LayerWatch, StepPlan, StepResult, TokenSampled
+from baton.engine.step import EngineEvent, LayerWatch, Outlook, StepPlan, StepResult, TokenSampled
 
 
 class Runner(Protocol):
@@ -143,6 +143,10 @@ class EngineLoop:
     def in_step(self) -> bool:
         """Whether the model is computing."""
         return self._step is not None
+
+    def outlook(self, request: GenerateRequest) -> Outlook:
+        """Return what a request would meet here; asking changes nothing."""
+        return self._scheduler.outlook(request)
 
     def blocks(self, seq_id: SeqId) -> tuple[BlockRef, ...]:
         """Return the block table of a sequence that has not ended (else KeyError)."""

@@ -233,3 +233,20 @@ def test_what_a_peer_reads_stays_when_the_cache_has_the_same(bench, fake):
     assert not any(map(world.scheduler.is_current, before[1]))
     world.scheduler.release(seqs[0])
     world.scheduler.check()
+
+
+def test_the_outlook_of_a_prompt(bench, fake):
+    world = bench(40, max_batch_tokens=16)
+    assert world.scheduler.outlook(fake.request(30, 3)) == (30, 0, 0)
+    world.submit(fake.request(30, 9))
+    for _ in range(3):
+        world.step()
+    world.submit(fake.request(20, 3, seed=1))
+    assert world.scheduler.outlook(fake.request(30, 3)) == (6, 20, 1)
+    assert world.scheduler.outlook(fake.request(30, 3, tenant="other")) == (30, 20, 1)
+    world.step()  # one token and a chunk of 8
+    assert world.scheduler.outlook(fake.request(30, 3)) == (6, 12, 1)
+    off = bench(40, prefix_cache=False)
+    off.submit(fake.request(30, 1))
+    off.run()
+    assert off.scheduler.outlook(fake.request(30, 3)) == (30, 0, 0)

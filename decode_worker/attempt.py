@@ -20,13 +20,14 @@ from baton.core.handover import PROTOCOL_VERSION, BlockRef, FirstToken, Offer, O
 from baton.core.ids import Attempt, InstanceId, SeqId, new_ticket
 from baton.core.log import get_logger
 from baton.core.request import GenerateRequest
+from baton.core.sharded_layout import Rank, ShardedLayout
 from baton.core.tasks import TaskSet
 from baton.core.trace import HandoverTrace
 from baton.decode_worker.prefill_channels import PrefillChannels, PrefillRef
 from baton.executor.instance import Instance
 from baton.kv_transfer import receiver as machine
 from baton.kv_transfer.digest import DigestKey
-from baton.kv_transfer.plan import plan_reads
+from baton.kv_transfer.plan import TokenRange, TransferPlan
 from baton.kv_transfer.receiver import Receiver, ReceiverAction, ReceiverEvent
 from baton.kv_transfer.transport import Peer
 from baton.proto import worker_pb2 as pb
@@ -83,11 +84,13 @@ class HandoverAttempt:
             attempt=attempt,
             request=request,
         )
+        layout = ShardedLayout(instance.layout)
+        self._plan = TransferPlan(layout, layout)
         self._digests = DigestKey(
+            self._plan,
             compatibility=instance.compatibility,
             ticket=self._open.ticket,
             prompt=request.prompt,
-            block_size=instance.layout.block_size,
         )
         self._machine = Receiver(
             self._open, layout=instance.layout, config=instance.config.handover
@@ -245,12 +248,13 @@ class HandoverAttempt:
     async def _read(self, offer: Offer, ours: Sequence[BlockRef]) -> None:
         """Read an offer and verify it; ends in exactly one ReadEnded."""
         assert self._peer is not None, "a read before the peer was connected"
-        runs = plan_reads(
-            self._instance.layout,
+        runs = self._plan.reads(
+            Rank(),
             offer.layers,
+            self._tokens(offer),
             [block.ref.block for block in offer.blocks],
             [ref.block for ref in ours],
-        )
+        )[Rank()]
         error: BatonError | None = None
         num_bytes, transport = 0, ""
         try:
@@ -265,10 +269,21 @@ class HandoverAttempt:
 
     def _verify(self, offer: Offer, ours: Sequence[BlockRef]) -> WrongKV | None:
         """Compare the digest of what now lies in our blocks with what was offered."""
-        kv = self._instance.kv
-        for i, (block, ref) in enumerate(zip(offer.blocks, ours, strict=True)):
-            data = kv.block_bytes_view(ref.block, offer.layers)
-            index = offer.first_block + i
-            if self._digests.digest(index, block.ref, offer.layers, data) != block.digest:
-                return WrongKV(f"block {index} of the prompt is not what prefill offered")
-        return None
+        wrong = self._digests.first_wrong(
+            Rank(),
+            offer.layers,
+            self._tokens(offer),
+            offer.blocks,
+            [ref.block for ref in ours],
+            self._instance.kv.memory,
+        )
+        if wrong is None:
+            return None
+        return WrongKV(f"KV of the prompt from token {wrong} on is not what prefill offered")
+
+    def _tokens(self, offer: Offer) -> TokenRange:
+        """Return the tokens of the prompt that an offer is of."""
+        size = self._plan.source.model.block_size
+        start = offer.first_block * size
+        end = start + len(offer.blocks) * size
+        return TokenRange(start, min(end, len(self._open.request.prompt)))

@@ -68,6 +68,12 @@ class KVCache:
         """The pool's size in bytes."""
         return self.num_blocks * self.layout.block_bytes
 
+    @property
+    def memory(self) -> memoryview:
+        """The pool's bytes, read-only and without a copy; for pools in host memory."""
+        view: memoryview = self.tensor.view(-1).view(torch.uint8).numpy().data
+        return view.toreadonly()
+
     def block_bytes_view(self, block: BlockId, layers: LayerRange) -> memoryview:
         """Return the bytes of a range of layers of one block, read-only and without a copy.
 

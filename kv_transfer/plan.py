@@ -65,8 +65,8 @@ class Conversion:
     """The target rank's blocks."""
     first_layer: int
     """The layer of the target rank's blocks that staging begins with."""
-    units: int
-    """Staged units; the last may hold slots beyond the prompt's end."""
+    tokens: int
+    """How many are staged; the last unit may have slots beyond them, which hold nothing."""
     blocks: tuple[BlockId, ...]
     """The target rank's blocks for them, in order."""
     first_slot: int
@@ -183,7 +183,7 @@ class TransferPlan:
             staging=landing.layout,
             target=shard.layout,
             first_layer=landing.layers.start - shard.layers.start,
-            units=self.num_units(tokens),
+            tokens=tokens.end - tokens.start,
             blocks=tuple(blocks),
             first_slot=slot,
         )

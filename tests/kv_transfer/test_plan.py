@@ -210,7 +210,7 @@ def test_a_conversion_says_what_becomes_of_staged_units() -> None:
     conversion = plan.conversion(Rank(pp=1), LayerRange(2, 4), tokens, [5, 7, 6])
     assert conversion.staging == replace(small, layers=2, kv_heads=4)
     assert conversion.target == replace(MODEL, layers=3, kv_heads=4)
-    assert (conversion.first_layer, conversion.units, conversion.first_slot) == (1, 4, 8)
+    assert (conversion.first_layer, conversion.tokens, conversion.first_slot) == (1, 26, 8)
     assert conversion.blocks == (5, 7, 6)
 
 

@@ -169,11 +169,15 @@ class OwnerTable(dict[SeqId, RequestOwner]):
     host: AttemptHost | None = None
     """Set once the engine is there; no step runs before."""
 
-    def step_started(self, plan: StepPlan) -> None:
-        """A step is about to run."""
+    def step_started(self, plan: StepPlan) -> Sequence[int]:
+        """A step is about to run; nobody waits for single layers."""
         for scheduled in plan.sequences:
             if scheduled.seq_id in self:
                 self[scheduled.seq_id].stepped(scheduled.start)
+        return ()
+
+    def layers_done(self, plan: StepPlan, layers: int) -> None:
+        """Never called: see `step_started`."""
 
     def step_done(self, events: Sequence[EngineEvent]) -> None:
         """A step has run, or room was granted: every gateway gets one message."""
@@ -185,8 +189,8 @@ class OwnerTable(dict[SeqId, RequestOwner]):
                 case TokenSampled() if owner:
                     touched.add(owner.outbox)
                     owner.sampled(event)
-                case Reserved(seq_id, blocks) if seq_id in self.host.attempts:
-                    self.host.attempts[seq_id].granted(blocks)
+                case Reserved(seq_id, blocks, cached) if seq_id in self.host.attempts:
+                    self.host.attempts[seq_id].granted(blocks, cached)
         for outbox in touched:
             outbox.flush()
 

@@ -99,7 +99,7 @@ class Scheduler:
         while (head := self._roster.waiting.first) is not None:
             if head.phase is not Phase.RESERVING or not self._roster.grant(head):
                 break
-            granted.append(Reserved(head.seq_id, head.blocks))
+            granted.append(Reserved(head.seq_id, head.blocks, head.committed))
         return granted
 
     def admit(self, seq_id: SeqId, first_token: int) -> TokenSampled:

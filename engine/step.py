@@ -1,5 +1,6 @@
 """What crosses from the scheduler to the executor and back, and what the scheduler then tells."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -67,6 +68,16 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerWatch:
+    """Who wants to know, while a step runs, how far down the layers its KV is written."""
+
+    ends: tuple[int, ...]
+    """Layers before which KV is waited for, in rising order."""
+    reached: Callable[[int], object]
+    """Called with each of `ends`, from the model's thread."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """The tokens sampled in a step, for the sequences with `samples` set."""
 
@@ -98,11 +109,13 @@ class TokenSampled:
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """A reservation is granted: the prompt's KV may be read into these blocks now."""
+    """A reservation is granted: what is not cached may be read into its blocks now."""
 
     seq_id: SeqId
     blocks: tuple[BlockRef, ...]
     """The block table, exactly as long as the prompt needs."""
+    cached: int = 0
+    """How many of them, from the first, hold their KV already: the prefix cache had it."""
 
 
 EngineEvent = ChunkComputed | TokenSampled | Reserved

@@ -73,6 +73,15 @@ class Conversion:
     """Where in the first block the first unit begins; 0 if the target has scales."""
 
 
+@lru_cache(64)
+def plan_between(source: ShardedLayout, target: ShardedLayout) -> "TransferPlan":
+    """Return the plan of a pair of layouts, which all handovers between them share.
+
+    Raises Incompatible as TransferPlan does.
+    """
+    return TransferPlan(source, target)
+
+
 class TransferPlan:
     """How KV comes from the ranks of one instance to those of another; made once per pair.
 

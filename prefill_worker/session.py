@@ -8,13 +8,12 @@ from baton.core.errors import BatonError, InternalError
 from baton.core.handover import Abort, Offer, OfferedBlock, Open, Received, ToDecode, ToPrefill
 from baton.core.ids import SeqId
 from baton.core.log import get_logger
-from baton.core.sharded_layout import Rank, ShardedLayout
+from baton.core.sharded_layout import Rank
 from baton.engine.step import ChunkComputed, EngineEvent, StepPlan, TokenSampled
 from baton.executor.instance import Instance
 from baton.kv_transfer import sender as machine
 from baton.kv_transfer.digest import DigestKey
 from baton.kv_transfer.layer_groups import group_ends
-from baton.kv_transfer.plan import TransferPlan
 from baton.kv_transfer.sender import Sender, SenderAction, SenderEvent, SenderState
 
 _QUEUE = 4096
@@ -101,9 +100,8 @@ class HandoverSession:
 
     def _submit(self, action: machine.Submit) -> None:
         message = action.message
-        layout = ShardedLayout(self._instance.layout)
         self._digests = DigestKey(
-            TransferPlan(layout, layout),
+            self._sender.plan,
             compatibility=message.compatibility,
             ticket=message.ticket,
             prompt=message.request.prompt,

@@ -8,6 +8,7 @@ from baton.core.errors import BatonError, InternalError
 from baton.core.handover import Abort, Offer, OfferedBlock, Open, Received, ToDecode, ToPrefill
 from baton.core.ids import SeqId
 from baton.core.log import get_logger
+from baton.core.sharded_layout import Rank
 from baton.engine.step import ChunkComputed, EngineEvent, StepPlan, TokenSampled
 from baton.executor.instance import Instance
 from baton.kv_transfer import sender as machine
@@ -105,10 +106,10 @@ class HandoverSession:
     def _submit(self, action: machine.Submit) -> None:
         message = action.message
         self._digests = DigestKey(
+            self._sender.plan,
             compatibility=message.compatibility,
             ticket=message.ticket,
             prompt=message.request.prompt,
-            block_size=self._instance.layout.block_size,
         )
         try:
             self._seq_id = self._instance.engine.submit(message.request, hold=True)
@@ -132,19 +133,10 @@ class HandoverSession:
 
     def _digest(self, action: machine.SendOffer) -> tuple[OfferedBlock, ...]:
         assert self._digests is not None, "an offer before Open"
-        kv = self._instance.kv
-        return tuple(
-            OfferedBlock(
-                ref,
-                self._digests.digest(
-                    action.first_block + i,
-                    ref,
-                    action.layers,
-                    kv.block_bytes_view(ref.block, action.layers),
-                ),
-            )
-            for i, ref in enumerate(action.blocks)
+        digests = self._digests.offered(
+            Rank(), action.layers, action.first_block, action.blocks, self._instance.kv.memory
         )
+        return tuple(map(OfferedBlock, action.blocks, digests))
 
     def _release(self) -> None:
         if self._seq_id is not None:

@@ -5,6 +5,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from baton.api import grpc_service
 from baton.api.client import Chunk, Client, Options
 from baton.core.errors import InvalidRequest, Overloaded, UnknownModel
 from baton.core.request import TokenLogprobs
@@ -113,6 +114,23 @@ async def test_a_call_whose_deadline_passes_cancels_its_request(
     async with asyncio.timeout(SOON):
         await leader.cancelled.get()
         await front_door.gateway.idle()
+
+
+async def test_a_client_that_never_reads_does_not_hold_its_place_for_ever(
+    make_front_door, leader, text_script, monkeypatch, until
+):
+    monkeypatch.setattr(grpc_service, "SLOW_READER_S", 0.1)
+    leader.script = text_script("word " * 200)
+    door = await make_front_door(request_timeout_s=2)
+    async with grpc.aio.insecure_channel(door.grpc_address) as channel:
+        # The choices together are far more than what fits between server and client.
+        ask = pb.GenerateRequest(text="hi", n=128, max_tokens=200, logprobs=20, ignore_eos=True)
+        call = pb_grpc.InferenceStub(channel).Generate(ask)
+        await until(lambda: len(leader.submits) == 128 and leader.running == 0)
+        assert door.gateway.stats().open_requests > 0, "the client's not reading holds them open"
+        async with asyncio.timeout(SOON):
+            await door.gateway.idle()
+        call.cancel()
 
 
 async def test_models_health_and_reflection(stub, channel):

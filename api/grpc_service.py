@@ -9,7 +9,7 @@ from grpc_reflection.v1alpha import reflection
 
 from baton.api.choices import choice_pieces
 from baton.api.gateway import Gateway
-from baton.api.validate import Call, completion_call
+from baton.api.validate import INLINE_BYTES, Call, ServedModel, completion_call
 from baton.core.errors import (
     BatonError,
     DeadlineExceeded,
@@ -49,7 +49,7 @@ class InferenceService(pb_grpc.InferenceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Stream) -> None:
         """Stream the text of one prompt; see proto/inference.proto."""
         try:
-            valid = self._validate(request)
+            valid = await self._validate(request)
             limit_s = self._gateway.config.request_timeout_s + SLOW_READER_S
             async with asyncio.timeout(limit_s):
                 await self._stream(valid, context)
@@ -63,9 +63,12 @@ class InferenceService(pb_grpc.InferenceServicer):
             internal = InternalError(f"{type(bug).__name__} in the gateway; see its log")
             await context.abort(*to_status(internal))
 
-    def _validate(self, request: pb.GenerateRequest) -> Call:
+    async def _validate(self, request: pb.GenerateRequest) -> Call:
         try:
-            return completion_call(_body(request), self._gateway.model(), prefix="gen")
+            model = self._gateway.model()
+            if request.ByteSize() <= INLINE_BYTES:
+                return _call(request, model)
+            return await asyncio.to_thread(_call, request, model)
         except BatonError as error:
             self._gateway.metrics.refused(error.code)
             raise
@@ -118,6 +121,10 @@ _OPTIONAL = (
     "n",
     "logprobs",
 )
+
+
+def _call(request: pb.GenerateRequest, model: ServedModel) -> Call:
+    return completion_call(_body(request), model, prefix="gen")
 
 
 def _body(request: pb.GenerateRequest) -> dict[str, object]:

@@ -63,8 +63,10 @@ class Worker(ABC, Generic[L]):
         """End open work, give everything back, and check that nothing is left."""
         if self._server is not None:
             await self._server.close()
-        await self.drain()
-        await self.instance.close()
+        try:
+            await self.drain()
+        finally:
+            await self.instance.close()
         self.check()
 
     async def __aenter__(self) -> Self:

@@ -3,8 +3,8 @@
  decode                                prefill
    │── Open(request, ticket, attempt) ──▶│  queues; no decode memory is held
    │◀──────────── Accepted(incarnation) ─│
-   │◀────── Offer(blocks, digests) ──────│  after each chunk; decode reads while
-   │◀────── Offer(blocks, digests) ──────│  prefill computes the next
+   │◀─ Offer(layers, blocks, digests) ───│  after each group of layers of each chunk;
+   │◀─ Offer(layers, blocks, digests) ───│  decode reads while prefill computes on
    │◀── Offer(blocks, digests, first) ───│  the last one carries the first token
    │── Received ────────────────────────▶│  unpins its blocks
 (the stream's end, for any reason, gives everything back on both sides)
@@ -16,7 +16,7 @@ from baton.core.ids import Attempt, BlockId, Epoch, Incarnation, InstanceId, Tic
 from baton.core.kv_layout import LayerRange
 from baton.core.request import GenerateRequest, TokenLogprobs
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Both sides must speak the same version of the messages below."""
 
 
@@ -40,6 +40,8 @@ class Open:
     ticket: Ticket
     attempt: Attempt
     request: GenerateRequest
+    bytes_per_s: float = 0.0
+    """How fast decode's last reads were; 0 if there were none. Offers are sized by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,10 @@ class FirstToken:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """Blocks of a layer range of a chunk that are ready to be read."""
+    """Blocks of a layer range of a chunk that are ready to be read.
+
+    The layers of a range of blocks come in order and without gaps, before the next range begins.
+    """
 
     attempt: Attempt
     index: int

@@ -30,6 +30,9 @@ class HandoverTrace:
     cached_tokens: int = 0
     """Prompt tokens that prefill found in its prefix cache."""
     blocks: int = 0
+    """Of the prompt, as far as they were offered."""
+    blocks_saved: int = 0
+    """Of these, found in decode's prefix cache: they did not travel."""
     bytes: int = 0
     transport: str = ""
     """What really carried the bytes, asked of UCX."""

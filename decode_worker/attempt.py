@@ -19,9 +19,11 @@ from baton.core.errors import (
 from baton.core.handover import PROTOCOL_VERSION, BlockRef, FirstToken, Offer, Open, ToPrefill
 from baton.core.ids import Attempt, InstanceId, SeqId, new_ticket
 from baton.core.log import get_logger
+from baton.core.moving_average import MovingAverage
 from baton.core.request import GenerateRequest
 from baton.core.tasks import TaskSet
 from baton.core.trace import HandoverTrace
+from baton.decode_worker.placement import Placement
 from baton.decode_worker.prefill_channels import PrefillChannels, PrefillRef
 from baton.executor.instance import Instance
 from baton.kv_transfer import receiver as machine
@@ -35,6 +37,8 @@ from baton.proto.errors import from_rpc_error
 
 _QUEUE = 4096
 """Events of one attempt: one per offer, per read, and a few more."""
+_TELLING_BYTES = 1 << 16
+"""A smaller read says more of latency than of bandwidth."""
 _PART_TIMEOUT_S = 2.0
 """For prefill to end the stream after our last word."""
 
@@ -52,6 +56,9 @@ class AttemptHost:
     clock: Clock
     tasks: TaskSet
     """Attempts outlive their owners, to pass their fence."""
+    placement: Placement = field(default_factory=Placement)
+    bandwidth: MovingAverage = field(default_factory=MovingAverage)
+    """Of reads, in bytes per second."""
     attempts: "dict[SeqId, HandoverAttempt]" = field(default_factory=dict)
     """Attempts that wait for room, or read, by their reserved sequence."""
 
@@ -82,6 +89,7 @@ class HandoverAttempt:
             ticket=new_ticket(),
             attempt=attempt,
             request=request,
+            bytes_per_s=host.bandwidth.value or 0.0,
         )
         self._digests = DigestKey(
             compatibility=instance.compatibility,
@@ -106,9 +114,9 @@ class HandoverAttempt:
         """Where the time went so far."""
         return self._machine.trace(self.prefill.instance_id, self._outcome)
 
-    def granted(self, blocks: tuple[BlockRef, ...]) -> None:
-        """The engine has room for the prompt."""
-        self._events.put_nowait(machine.Granted(blocks))
+    def granted(self, blocks: tuple[BlockRef, ...], cached: int) -> None:
+        """The engine has room for the prompt, and the KV of its first `cached` blocks."""
+        self._events.put_nowait(machine.Granted(blocks, cached))
 
     def abandon(self) -> None:
         """The owner is gone without having taken what landed, or before anything did."""
@@ -256,6 +264,8 @@ class HandoverAttempt:
         try:
             report = await self._instance.transport.read(self._peer, runs).wait()
             num_bytes, transport = report.bytes, report.transport
+            if report.bytes >= _TELLING_BYTES:
+                self._host.bandwidth.add(report.bytes / report.seconds)
             error = await asyncio.to_thread(self._verify, offer, ours)
         except TransportError as failure:
             error = failure

@@ -52,5 +52,7 @@ class DecodeWorker(Worker[OwnerTable]):
             "open_requests": self._service.open_requests,
             "attempts": len(self._host.attempts),
             "tasks": len(self._host.tasks),
+            "placed_here": self._host.placement.computed_here,
+            "placed_on_prefill": self._host.placement.handed_over,
             **finished,
         }

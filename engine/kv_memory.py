@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from baton.core.config import EngineConfig
 from baton.core.handover import BlockRef
 from baton.core.ids import SeqId
+from baton.core.request import GenerateRequest
 from baton.engine.block_pool import BlockPool, PoolStats
 from baton.engine.kv_events import KVEvents
 from baton.engine.prefix_cache import PrefixCache
@@ -72,6 +73,25 @@ class KVMemory:
         start = max(len(shared) * self._block_size, seq.swapped)
         if seq.chunk_end(start, budget, self._block_size) <= start:
             return False
+        if not self._attach(seq, shared, tokens, start):
+            return False
+        if seq.swapped:
+            self._swap.take(seq, seq.table, skip=len(shared))
+            seq.swapped = 0
+        return True
+
+    def take_prompt(self, seq: Sequence) -> bool:
+        """Give `seq` blocks for its prompt, or change nothing.
+
+        What the cache has of it comes first, committed; KV may be read into the others.
+        """
+        if self._pool.room() < self._blocks_for(seq.prompt_len) - self._shareable(seq):
+            return False
+        shared = self._find(seq)
+        return self._attach(seq, shared, seq.prompt_len, len(shared) * self._block_size)
+
+    def _attach(self, seq: Sequence, shared: list[BlockRef], tokens: int, computed: int) -> bool:
+        """Make `seq` hold cached blocks, and fresh ones up to `tokens`; or change nothing."""
         need = self._blocks_for(tokens) - len(shared)
         if self._pool.room(besides=shared) < need:
             return False
@@ -79,19 +99,8 @@ class KVMemory:
         fresh = self._pool.allocate(need)
         assert fresh is not None
         seq.extend((*shared, *fresh))
-        seq.committed, seq.computed = len(shared), start
-        self._count(seq, start)
-        if seq.swapped:
-            self._swap.take(seq, seq.table, skip=len(shared))
-            seq.swapped = 0
-        return True
-
-    def take_fresh(self, seq: Sequence, tokens: int) -> bool:
-        """Give `seq` blocks for `tokens` that nobody else has, or change nothing."""
-        fresh = self._pool.allocate(self._blocks_for(tokens))
-        if fresh is None:
-            return False
-        seq.extend(fresh)
+        seq.committed, seq.computed = len(shared), computed
+        self._count(seq, computed)
         return True
 
     def take_one(self, seq: Sequence) -> bool:
@@ -101,6 +110,15 @@ class KVMemory:
             return False
         seq.extend(fresh)
         return True
+
+    def known_tokens(self, request: GenerateRequest) -> int:
+        """Return how many tokens of a prompt, from the first, the cache has now."""
+        if self._cache is None:
+            return 0
+        full = (len(request.prompt) - 1) // self._block_size
+        root = self._cache.root(request.tenant)
+        hashes = self._cache.hashes(request.prompt[: full * self._block_size], root)
+        return len(self._cache.match(hashes)) * self._block_size
 
     def commit(self, seq: Sequence) -> None:
         """Let the cache have what is computed and full; no step may be using `seq`'s blocks."""
@@ -116,13 +134,18 @@ class KVMemory:
                 self._pool.keep(mine)
             else:
                 self._pool.retain([kept])
-                self._pool.release([mine])
                 seq.replace(index, kept)
+                if seq.hold:
+                    seq.offered += (mine,)
+                else:
+                    self._pool.release([mine])
         seq.committed = full
 
     def give_back(self, seq: Sequence) -> None:
         """Take all blocks of `seq`; those that are committed stay in the cache."""
         self._forget_swapped(seq)
+        offered, seq.offered = seq.offered, ()
+        self._pool.release(offered)
         self._pool.release(seq.drop_blocks())
 
     def preempt(self, seq: Sequence) -> None:
@@ -148,9 +171,12 @@ class KVMemory:
             self._forget_swapped(seq)
 
     def fence(self, seq: Sequence) -> None:
-        """Take all blocks of `seq`, into which reads may still write."""
-        self._fenced[seq.seq_id] = seq.drop_blocks()
-        self._pool.fence(self._fenced[seq.seq_id])
+        """Take all blocks of `seq`; into those that it does not share, reads may still write."""
+        shared = seq.committed
+        blocks = seq.drop_blocks()
+        self._pool.release(blocks[:shared])
+        self._fenced[seq.seq_id] = blocks[shared:]
+        self._pool.fence(blocks[shared:])
 
     def fence_passed(self, seq_id: SeqId) -> None:
         """Free what `fence` took, if anything."""
@@ -181,7 +207,7 @@ class KVMemory:
             assert seq.table == tuple(ref.block for ref in seq.blocks), seq
             assert seq.computed <= len(seq.blocks) * self._block_size, seq
             assert seq.committed * self._block_size <= seq.computed, f"{seq} writes a shared block"
-            for ref in seq.blocks:
+            for ref in (*seq.blocks, *seq.offered):
                 holders[ref] = holders.get(ref, 0) + 1
             own = seq.blocks[seq.committed :]
             assert all(self._pool.references(ref) == 1 for ref in own), f"{seq} shares its own"

@@ -92,8 +92,11 @@ class Roster:
         return True
 
     def grant(self, seq: Sequence) -> bool:
-        """Reserving → granted, with exactly the blocks of the prompt, or nothing has changed."""
-        if not (self._has_slot and self.memory.take_fresh(seq, seq.prompt_len)):
+        """Reserving → granted, with exactly the blocks of the prompt, or nothing has changed.
+
+        `seq.committed` says how many of them, from the first, the prefix cache had.
+        """
+        if not (self._has_slot and self.memory.take_prompt(seq)):
             return False
         self.waiting.remove(seq)
         seq.phase = Phase.GRANTED

@@ -26,6 +26,7 @@ from baton.engine.sequence import Phase, Sequence
 from baton.engine.step import (
     ChunkComputed,
     EngineEvent,
+    Outlook,
     Reserved,
     SamplingContext,
     ScheduledSequence,
@@ -99,7 +100,7 @@ class Scheduler:
         while (head := self._roster.waiting.first) is not None:
             if head.phase is not Phase.RESERVING or not self._roster.grant(head):
                 break
-            granted.append(Reserved(head.seq_id, head.blocks))
+            granted.append(Reserved(head.seq_id, head.blocks, head.committed))
         return granted
 
     def admit(self, seq_id: SeqId, first_token: int) -> TokenSampled:
@@ -184,6 +185,17 @@ class Scheduler:
         return ended
 
     # What there is
+
+    def outlook(self, request: GenerateRequest) -> Outlook:
+        """Return what a request would meet; asking changes nothing."""
+        waiting = [seq for seq in self._roster.waiting if seq.phase is Phase.QUEUED]
+        running = list(self._roster.running)
+        left = [len(seq.tokens) - seq.computed for seq in running]
+        return Outlook(
+            missing=len(request.prompt) - self._memory.known_tokens(request),
+            waiting=sum(len(seq.tokens) for seq in waiting) + sum(n for n in left if n > 1),
+            running=sum(n == 1 for n in left),
+        )
 
     def blocks(self, seq_id: SeqId) -> tuple[BlockRef, ...]:
         """Return the block table of a sequence that has not ended (else KeyError)."""

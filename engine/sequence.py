@@ -63,6 +63,8 @@ class Sequence:
     blocks: tuple[BlockRef, ...] = field(default=(), repr=False)
     table: tuple[BlockId, ...] = field(default=(), repr=False)
     """The ids in `blocks`, kept because every step needs them."""
+    offered: tuple[BlockRef, ...] = field(default=(), repr=False)
+    """Blocks that the cache's took the place of, while a peer may still be reading them."""
     swapped: int = 0
     """Tokens, from the first, whose KV is in host memory; only while it waits."""
     in_step: bool = False

@@ -1,5 +1,6 @@
 """What crosses from the scheduler to the executor and back, and what the scheduler then tells."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -67,6 +68,16 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerWatch:
+    """Who wants to know, while a step runs, how far down the layers its KV is written."""
+
+    ends: tuple[int, ...]
+    """Layers before which KV is waited for, in rising order."""
+    reached: Callable[[int], object]
+    """Called with each of `ends`, from the model's thread."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """The tokens sampled in a step, for the sequences with `samples` set."""
 
@@ -74,6 +85,17 @@ class StepResult:
     tokens: dict[SeqId, int]
     logprobs: dict[SeqId, TokenLogprobs] = field(default_factory=dict)
     """Of the sequences that asked for them."""
+
+
+class Outlook(NamedTuple):
+    """What a prompt would meet, were it to be computed now."""
+
+    missing: int
+    """Its tokens that the prefix cache lacks."""
+    waiting: int
+    """Tokens of other prompts that are to be computed before it."""
+    running: int
+    """Sequences that decode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +120,13 @@ class TokenSampled:
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """A reservation is granted: the prompt's KV may be read into these blocks now."""
+    """A reservation is granted: what is not cached may be read into its blocks now."""
 
     seq_id: SeqId
     blocks: tuple[BlockRef, ...]
     """The block table, exactly as long as the prompt needs."""
+    cached: int = 0
+    """How many of them, from the first, hold their KV already: the prefix cache had it."""
 
 
 EngineEvent = ChunkComputed | TokenSampled | Reserved

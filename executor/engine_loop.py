@@ -1,7 +1,7 @@
 """Runs the engine: an asyncio shell around the pure scheduler and the blocking model.
 
     worker ──submit, reserve, admit, release, fence──▶ Scheduler ──StepPlan──▶ model thread
-    worker ◀──step_started, step_done, step_failed──── EngineLoop ◀─StepResult──────┘
+    worker ◀─ step_started, layers_done, step_done … ─ EngineLoop ◀─StepResult──────┘
 
 Everything but the model runs on the event loop, so nothing is locked. The loop sleeps on one
 event, which every command and every finished step sets.
@@ -19,13 +19,13 @@ from baton.core.handover import BlockRef
 from baton.core.ids import SeqId
 from baton.core.request import GenerateRequest
 from baton.engine.scheduler import Scheduler, SchedulerStats
-from baton.engine.step import EngineEvent, StepPlan, StepResult, TokenSampled
+from baton.engine.step import EngineEvent, LayerWatch, Outlook, StepPlan, StepResult, TokenSampled
 
 
 class Runner(Protocol):
     """The model."""
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def execute(self, plan: StepPlan, watch: LayerWatch | None = None) -> StepResult:
         """Compute a step; blocks. Called from one thread, always the same."""
         ...
 
@@ -36,8 +36,16 @@ class Listener(Protocol):
     A callback may give the loop commands. What it raises ends the loop: it is a bug.
     """
 
-    def step_started(self, plan: StepPlan) -> None:
-        """The model computes `plan` from now on."""
+    def step_started(self, plan: StepPlan) -> Sequence[int]:
+        """The model computes `plan` from now on.
+
+        Returns the layers before which the KV of the step is wanted early: `layers_done` is called
+        for each, in rising order, while the model goes on.
+        """
+        ...
+
+    def layers_done(self, plan: StepPlan, layers: int) -> None:
+        """The KV of all layers before `layers` is in the blocks of the plan under way."""
         ...
 
     def step_done(self, events: Sequence[EngineEvent]) -> None:
@@ -136,6 +144,10 @@ class EngineLoop:
         """Whether the model is computing."""
         return self._step is not None
 
+    def outlook(self, request: GenerateRequest) -> Outlook:
+        """Return what a request would meet here; asking changes nothing."""
+        return self._scheduler.outlook(request)
+
     def blocks(self, seq_id: SeqId) -> tuple[BlockRef, ...]:
         """Return the block table of a sequence that has not ended (else KeyError)."""
         return self._scheduler.blocks(seq_id)
@@ -215,10 +227,24 @@ class EngineLoop:
         # Prompts that the plan has started may have been all that reservations waited behind.
         self._wake.set()
         loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._thread, self._runner.execute, plan)
+        try:
+            ends = tuple(self._listener.step_started(plan))
+        except BaseException:
+            self._scheduler.fail_step(plan)  # it never runs
+            raise
+        watch = LayerWatch(
+            ends, lambda layers: loop.call_soon_threadsafe(self._layers_done, plan, layers)
+        )
+        future = loop.run_in_executor(
+            self._thread, self._runner.execute, plan, watch if ends else None
+        )
         future.add_done_callback(lambda _: self._wake.set())
         self._step = _Step(plan, future, self._clock())
-        self._listener.step_started(plan)
+
+    def _layers_done(self, plan: StepPlan, layers: int) -> None:
+        # Called before the step's own end: the event loop keeps the order of what threads tell it.
+        assert self._step is not None, "layers of a step that has ended"
+        self._listener.layers_done(plan, layers)
 
     def _end_step(self, step: _Step) -> list[EngineEvent]:
         self._step = None

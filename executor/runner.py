@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from baton.core.errors import InternalError
-from baton.engine.step import StepPlan, StepResult
+from baton.engine.step import LayerWatch, StepPlan, StepResult
 from baton.executor.batch import make_batch
 from baton.executor.kv_cache import KVCache, copy_blocks, make_layout
 from baton.executor.sampler import Sampler
@@ -51,8 +51,10 @@ class ModelRunner:
         return self._stats
 
     @torch.inference_mode()
-    def execute(self, plan: StepPlan) -> StepResult:
+    def execute(self, plan: StepPlan, watch: LayerWatch | None = None) -> StepResult:
         """Compute the plan's KV and sample the next token of each sequence that samples.
+
+        `watch` is told of layers as their KV is written, from this thread.
 
         Raises InternalError if the logits are not finite: no token would be right.
         """
@@ -66,7 +68,7 @@ class ModelRunner:
         batch = make_batch(plan, self._kv.layout, self._kv.tensor.device, windows=windows)
         # A block's slots past the sequence's end are masked, but NaN left there would come through.
         self._kv.tensor.index_fill_(0, batch.fresh_blocks, 0)
-        logits = self._model.forward(batch.model, self._kv.layers, self._workspace)
+        logits = self._model.forward(batch.model, self._kv.layers, self._workspace, watch)
         rows = batch.sampled
         if rows and not torch.isfinite(logits.sum()):
             raise InternalError(f"step {plan.step}: the model's logits are not finite")

@@ -9,7 +9,7 @@ are under way goes through FENCING: blocks come back only after the last read ha
 until then it may still write them. No clock but the one passed in, no I/O.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from baton.core.config import HandoverConfig
@@ -59,6 +59,8 @@ class Granted:
     """Decode's pool has room: the blocks that the prompt will lie in, in order."""
 
     blocks: tuple[BlockRef, ...]
+    cached: int = 0
+    """How many of them, from the first, hold their KV already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,10 @@ class Reserve:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Read an offer into `blocks` and verify its digests; ends in ReadEnded."""
+    """Read an offer into `blocks` and verify its digests; ends in ReadEnded.
+
+    It has the offered blocks that decode lacks, one at least.
+    """
 
     offer: Offer
     blocks: tuple[BlockRef, ...]
@@ -182,10 +187,14 @@ class Receiver:
         self._config = config
         self._connected = False
         self._blocks: tuple[BlockRef, ...] | None = None
+        self._cached = 0
         self._waiting: list[Offer] = []
         self._reading: set[int] = set()
         self._offers = 0
         self._offered_blocks = 0
+        """With all their layers."""
+        self._open_range: Offer | None = None
+        """The last offer, if layers of its blocks are still to come."""
         self._first: FirstToken | None = None
         self._times = Timeline()
 
@@ -228,8 +237,8 @@ class Receiver:
                 return self._peer_said(message, now)
             case Connected(error):
                 return self._connection(error, now)
-            case Granted(blocks):
-                return self._granted(blocks, now)
+            case Granted(blocks, cached):
+                return self._granted(blocks, cached, now)
             case StreamEnded(error):
                 return self._fail(error, now)
             case CancelRequested(reason):
@@ -258,23 +267,25 @@ class Receiver:
         if error is not None:
             return self._fail(error, now)
         self._connected = True
-        return self._read_waiting(now)
+        return self._go_on(now)
 
     def _offered(self, offer: Offer, now: float) -> list[ReceiverAction]:
         problem = self._problem(offer)
         if problem:
             return self._fail(HandoverError(problem), now)
-        first_offer = self._offers == 0
         self.state = ReceiverState.RECEIVING
         self._offers += 1
-        self._offered_blocks += len(offer.blocks)
+        whole = offer.layers.end == self._layout.layers
+        self._open_range = None if whole else offer
+        if whole:
+            self._offered_blocks += len(offer.blocks)
         self._first = offer.first
         self._waiting.append(offer)
-        self._times.offered(now, len(offer.blocks), last=offer.first is not None)
-        if first_offer:
+        self._times.offered(now, len(offer.blocks) if whole else 0, last=offer.first is not None)
+        if self._offers == 1:
             self.deadline = now + self._config.room_timeout_s
             return [Reserve()]
-        return self._read_waiting(now)
+        return self._go_on(now)
 
     def _problem(self, offer: Offer) -> str | None:
         """Say what is wrong with an offer, if something is; prefill is not trusted to count."""
@@ -286,35 +297,62 @@ class Receiver:
             return "an offer after the last one"
         if offer.index != self._offers or offer.first_block != self._offered_blocks:
             return f"offer {offer.index} at block {offer.first_block} is out of order"
-        if offer.layers != self._layout.all_layers:
-            return f"layers {offer.layers.start} to {offer.layers.end} are not all layers"
-        total = self._offered_blocks + len(offer.blocks)
-        if total > self._num_blocks or (offer.first is not None and total != self._num_blocks):
-            return f"{total} blocks offered for a prompt of {self._num_blocks}"
+        if not (offer.blocks or offer.first):
+            return "an offer of nothing"
+        return self._layers_problem(offer) or self._count_problem(offer)
+
+    def _layers_problem(self, offer: Offer) -> str | None:
+        before = self._open_range
+        start = 0 if before is None else before.layers.end
+        if offer.layers.start != start or not start < offer.layers.end <= self._layout.layers:
+            return f"layers {offer.layers.start} to {offer.layers.end} are out of order"
+        if before is not None and len(before.blocks) != len(offer.blocks):
+            return f"layers from {start} of {len(offer.blocks)} blocks, not {len(before.blocks)}"
         return None
 
-    def _granted(self, blocks: tuple[BlockRef, ...], now: float) -> list[ReceiverAction]:
+    def _count_problem(self, offer: Offer) -> str | None:
+        total = self._offered_blocks + len(offer.blocks)
+        if total > self._num_blocks:
+            return f"{total} blocks offered for a prompt of {self._num_blocks}"
+        whole = total == self._num_blocks and offer.layers.end == self._layout.layers
+        if offer.first is not None and not whole:
+            return f"{total} blocks offered for a prompt of {self._num_blocks}, and no more to come"
+        return None
+
+    def _granted(
+        self, blocks: tuple[BlockRef, ...], cached: int, now: float
+    ) -> list[ReceiverAction]:
         assert len(blocks) >= self._num_blocks, "a reservation is all or nothing"
         self._blocks = blocks
-        self._times.granted(now)
-        return self._read_waiting(now)
+        self._cached = cached
+        self._times.granted(now, cached)
+        return self._go_on(now)
 
-    def _read_waiting(self, now: float) -> list[ReceiverAction]:
-        """Start every read that may start; set the deadline of what we wait for then."""
+    def _go_on(self, now: float) -> list[ReceiverAction]:
+        """Start every read that may start; land if there is none left to wait for."""
         if self._blocks is None or not self._connected:
             return []
-        actions: list[ReceiverAction] = []
-        for offer in self._waiting:
-            begin = offer.first_block
-            ours = self._blocks[begin : begin + len(offer.blocks)]
-            self._reading.add(offer.index)
-            actions.append(Read(offer, ours))
+        reads = [read for offer in self._waiting if (read := self._read(offer, self._blocks))]
         self._waiting.clear()
-        if actions:
+        if reads:
+            self._reading.update(read.offer.index for read in reads)
             self._times.reading(now)
+        if self._first is not None and not self._reading:
+            self.state = ReceiverState.LANDED
+            self.deadline = float("inf")
+            return [Send(Received(self._open.attempt)), Land(self._first)]
         limit = self._config.read_timeout_s if self._reading else self._config.offer_timeout_s
         self.deadline = now + limit
-        return actions
+        return [*reads]
+
+    def _read(self, offer: Offer, blocks: tuple[BlockRef, ...]) -> Read | None:
+        """Return the read of what decode lacks of an offer, if it lacks anything."""
+        begin, end = offer.first_block, offer.first_block + len(offer.blocks)
+        begin += min(max(0, self._cached - begin), len(offer.blocks))
+        if begin == end:
+            return None
+        lacking = offer.blocks[begin - offer.first_block :]
+        return Read(replace(offer, first_block=begin, blocks=lacking), blocks[begin:end])
 
     def _read_ended(self, event: ReadEnded, now: float) -> list[ReceiverAction]:
         assert event.index in self._reading, f"read {event.index} ended twice"
@@ -328,13 +366,7 @@ class Receiver:
             return [FencePassed()]
         if event.error is not None:
             return self._fail(event.error, now)
-        if self._first is not None and not self._reading and not self._waiting:
-            self.state = ReceiverState.LANDED
-            self.deadline = float("inf")
-            return [Send(Received(self._open.attempt)), Land(self._first)]
-        if not self._reading:
-            self.deadline = now + self._config.offer_timeout_s
-        return []
+        return [] if self._reading else self._go_on(now)
 
     def _tick(self, now: float) -> list[ReceiverAction]:
         if now < self.deadline:

@@ -10,6 +10,7 @@ if a sequence was submitted, and End exactly once; after that every event is ign
 from dataclasses import dataclass
 from enum import StrEnum
 
+from baton.core.config import HandoverConfig
 from baton.core.errors import BatonError, DeadlineExceeded, HandoverError, Incompatible
 from baton.core.handover import (
     PROTOCOL_VERSION,
@@ -25,6 +26,7 @@ from baton.core.handover import (
 from baton.core.ids import Attempt
 from baton.core.kv_layout import KVLayout, LayerRange
 from baton.core.request import TokenLogprobs
+from baton.kv_transfer.layer_groups import min_offer_bytes
 
 # --- events ---------------------------------------------------------------------------------
 
@@ -44,6 +46,14 @@ class Started:
     """Where the first chunk starts: KV up to there was in the prefix cache, and is in `blocks`."""
     blocks: tuple[BlockRef, ...] = ()
     """The prompt's block table."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayersReady:
+    """KV of the layers before `layers`, of the prompt up to `end` tokens, is in the blocks."""
+
+    end: int
+    layers: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +97,9 @@ class Tick:
     """Time has passed; sent when `deadline` is reached."""
 
 
-SenderEvent = Opened | Started | ChunkReady | Sampled | PeerSaid | StreamEnded | Failed | Tick
+SenderEvent = (
+    Opened | Started | LayersReady | ChunkReady | Sampled | PeerSaid | StreamEnded | Failed | Tick
+)
 
 # --- actions --------------------------------------------------------------------------------
 
@@ -152,22 +164,26 @@ class Sender:
         compatibility: str,
         layout: KVLayout,
         accepted: Accepted,
-        open_timeout_s: float,
-        received_timeout_s: float,
+        config: HandoverConfig,
         now: float,
     ) -> None:
         self.state = SenderState.NEW
-        self.deadline = now + open_timeout_s
+        self.deadline = now + config.accept_timeout_s
         """When to send Tick, on the clock of `now`; infinite while the engine has the prompt."""
         self._compatibility = compatibility
         self._layout = layout
         self._accepted = accepted
-        self._received_timeout_s = received_timeout_s
+        self._config = config
+        self.min_offer_bytes = 0.0
+        """KV in an offer at least, where it is not the last of a chunk; known once opened."""
         self._attempt = Attempt(0)
         self._prompt_tokens = 0
         self._opened_at = self._started_at = now
         self._offers = 0
         self._offered_blocks = 0
+        """With all their layers."""
+        self._offered_layers = 0
+        """Of the blocks of the chunk that is being computed."""
         self._chunks = 0
         self._cached_tokens = 0
         self._blocks: tuple[BlockRef, ...] = ()
@@ -184,6 +200,8 @@ class Sender:
                 return self._opened(message, now)
             case Started(cached_tokens, blocks):
                 return self._started(cached_tokens, blocks, now)
+            case LayersReady(end, layers):
+                return self._layers_ready(end, layers)
             case ChunkReady(end, blocks):
                 return self._chunk_ready(end, blocks)
             case Sampled(token, logprobs):
@@ -217,6 +235,7 @@ class Sender:
         self.deadline = float("inf")
         self._attempt = message.attempt
         self._prompt_tokens = len(message.request.prompt)
+        self.min_offer_bytes = min_offer_bytes(self._config, message.bytes_per_s)
         self._opened_at = self._started_at = now
         return [Submit(message), Send(self._accepted)]
 
@@ -230,7 +249,20 @@ class Sender:
         self._started_at = now
         self._cached_tokens = cached_tokens
         self._blocks = blocks
-        return self._offer(upto=cached_tokens // self._layout.block_size, first=None)
+        return self._offer(cached_tokens // self._layout.block_size, self._layout.layers)
+
+    def _layers_ready(self, end: int, layers: int) -> list[SenderAction]:
+        """Offer what the chunk has so far, if that is enough for a read of its own."""
+        assert self.state is SenderState.COMPUTING, f"layers in state {self.state}"
+        upto = self._complete_blocks(end)
+        blocks = upto - self._offered_blocks
+        pending = blocks * (layers - self._offered_layers) * self._layout.layer_bytes
+        return self._offer(upto, layers) if pending >= self.min_offer_bytes else []
+
+    def _complete_blocks(self, end: int) -> int:
+        """Return the blocks that no later chunk writes, once the prompt is computed to `end`."""
+        whole = end >= self._prompt_tokens
+        return self._layout.blocks_for(end) if whole else end // self._layout.block_size
 
     def _chunk_ready(self, end: int, blocks: tuple[BlockRef, ...]) -> list[SenderAction]:
         assert self.state is SenderState.COMPUTING, f"a chunk in state {self.state}"
@@ -238,14 +270,14 @@ class Sender:
         self._blocks = blocks
         if end >= self._prompt_tokens:
             return []  # the last offer waits for the first token, which this same step sampled
-        return self._offer(upto=end // self._layout.block_size, first=None)
+        return self._offer(self._complete_blocks(end), self._layout.layers)
 
     def _sampled(
         self, token: int, logprobs: TokenLogprobs | None, now: float
     ) -> list[SenderAction]:
         assert self.state is SenderState.COMPUTING, f"a token in state {self.state}"
         self.state = SenderState.OFFERED
-        self.deadline = now + self._received_timeout_s
+        self.deadline = now + self._config.received_timeout_s
         first = FirstToken(
             token=token,
             queue_s=self._started_at - self._opened_at,
@@ -254,23 +286,31 @@ class Sender:
             cached_tokens=self._cached_tokens,
             logprobs=logprobs,
         )
-        return self._offer(upto=self._layout.blocks_for(self._prompt_tokens), first=first)
+        blocks = self._layout.blocks_for(self._prompt_tokens)
+        return self._offer(blocks, self._layout.layers, first)
 
-    def _offer(self, *, upto: int, first: FirstToken | None) -> list[SenderAction]:
-        """Offer what is complete and not yet offered; an empty offer only if it is the last."""
-        begin = self._offered_blocks
-        if upto <= begin and first is None:
-            return []
+    def _offer(self, upto: int, layers: int, first: FirstToken | None = None) -> list[SenderAction]:
+        """Offer the blocks up to `upto`, in the layers before `layers`, that were not offered yet.
+
+        An empty offer is made only if it is the last.
+        """
+        begin, layer = self._offered_blocks, self._offered_layers
+        if upto <= begin:
+            if first is None:
+                return []
+            layer = 0
         offer = SendOffer(
             attempt=self._attempt,
             index=self._offers,
-            layers=self._layout.all_layers,
+            layers=LayerRange(layer, layers),
             first_block=begin,
             blocks=self._blocks[begin:upto],
             first=first,
         )
         self._offers += 1
-        self._offered_blocks = upto
+        self._offered_layers = layers
+        if layers == self._layout.layers:
+            self._offered_blocks, self._offered_layers = upto, 0
         return [offer]
 
     def _peer_said(self, message: Received | Abort) -> list[SenderAction]:

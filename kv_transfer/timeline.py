@@ -19,7 +19,7 @@ class Timeline:
         self._last_offer: float | None = None
         self._active_since: float | None = None
         self._room = self._transfer = self._exposed = 0.0
-        self._blocks = self._bytes = 0
+        self._blocks = self._saved = self._bytes = 0
         self._transport = ""
 
     def opened(self, now: float) -> None:
@@ -31,7 +31,7 @@ class Timeline:
         self._handshake = now - self._opened
 
     def offered(self, now: float, blocks: int, *, last: bool) -> None:
-        """An offer came."""
+        """An offer came, after which `blocks` more have been offered whole."""
         self._blocks += blocks
         if self._first_offer is None:
             self._first_offer = now
@@ -39,8 +39,9 @@ class Timeline:
             self._settle(now)
             self._last_offer = now
 
-    def granted(self, now: float) -> None:
-        """Decode's pool had room."""
+    def granted(self, now: float, cached: int) -> None:
+        """Decode's pool had room, and its prefix cache the first `cached` blocks."""
+        self._saved = cached
         if self._first_offer is not None:
             self._room = now - self._first_offer
 
@@ -84,6 +85,7 @@ class Timeline:
             chunks=first.chunks if first else 0,
             cached_tokens=first.cached_tokens if first else 0,
             blocks=self._blocks,
+            blocks_saved=min(self._saved, self._blocks),
             bytes=self._bytes,
             transport=self._transport,
         )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from baton.engine.step import LayerWatch
 from baton.kernels.attention import Workspace
 from baton.kernels.kv_pool import KVLayer
 from baton.kernels.linear import Linear
@@ -49,7 +50,13 @@ class Decoder:
         return f"<Decoder {spec.family}: {spec.layers} layers, hidden {spec.hidden}, {self.dtype}>"
 
     @torch.inference_mode()
-    def forward(self, batch: ModelInput, kv: Sequence[KVLayer], workspace: Workspace) -> Tensor:
+    def forward(
+        self,
+        batch: ModelInput,
+        kv: Sequence[KVLayer],
+        workspace: Workspace,
+        watch: LayerWatch | None = None,
+    ) -> Tensor:
         """Write the tokens' KV to the pool and return float32 logits [rows, vocabulary].
 
         kv holds one entry per layer. Rows are the batch's `sampled` tokens, perhaps none.
@@ -61,6 +68,8 @@ class Decoder:
         last = len(self._layers) - 1
         for index, layer in enumerate(self._layers):
             heads_out = layer.heads_out(hidden, kv[index], step)
+            if watch is not None and index + 1 in watch.ends:
+                watch.reached(index + 1)
             if index == last:  # from here on only the sampled rows matter
                 hidden, heads_out = hidden[batch.sampled], heads_out[batch.sampled]
             if hidden.shape[0]:

@@ -50,8 +50,7 @@ class PrefillService(pb_grpc.PrefillServicer):
             compatibility=instance.compatibility,
             layout=instance.layout,
             accepted=Accepted(instance.incarnation, instance.transport.metadata()),
-            open_timeout_s=instance.config.handover.accept_timeout_s,
-            received_timeout_s=instance.config.handover.received_timeout_s,
+            config=instance.config.handover,
             now=self._clock(),
         )
 

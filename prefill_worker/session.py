@@ -9,14 +9,14 @@ from baton.core.handover import Abort, Offer, OfferedBlock, Open, Received, ToDe
 from baton.core.ids import SeqId
 from baton.core.log import get_logger
 from baton.engine.step import ChunkComputed, EngineEvent, StepPlan, TokenSampled
-from baton.executor.engine_loop import EngineLoop
 from baton.executor.instance import Instance
 from baton.kv_transfer import sender as machine
 from baton.kv_transfer.digest import DigestKey
+from baton.kv_transfer.layer_groups import group_ends
 from baton.kv_transfer.sender import Sender, SenderAction, SenderEvent, SenderState
 
 _QUEUE = 4096
-"""Events of one stream: one per chunk of the prompt, and the few messages of the peer."""
+"""Events of one stream: one per group of layers of a chunk, and the few messages of the peer."""
 
 _log = get_logger("prefill")
 
@@ -45,6 +45,11 @@ class HandoverSession:
 
     def __repr__(self) -> str:
         return f"HandoverSession(seq={self._seq_id}, {self._sender!r})"
+
+    @property
+    def min_offer_bytes(self) -> float:
+        """KV in an offer at least, where it is not the last of a chunk."""
+        return self._sender.min_offer_bytes
 
     def post(self, event: SenderEvent) -> None:
         """Take an event of the engine."""
@@ -146,26 +151,39 @@ class HandoverSession:
 class SessionTable(dict[SeqId, HandoverSession]):
     """The open sessions by sequence; listens to the engine and brings each its events."""
 
-    engine: EngineLoop | None = None
-    """Set once the engine is there; no step runs before."""
+    instance: Instance | None = None
+    """Set once it is there; no step runs before."""
 
-    def step_started(self, plan: StepPlan) -> None:
-        """A step is about to run."""
-        assert self.engine is not None, "a step before the engine was there"
+    def step_started(self, plan: StepPlan) -> Sequence[int]:
+        """A step is about to run; return after which layers `layers_done` is to be called."""
+        assert self.instance is not None, "a step before the instance was there"
+        layout = self.instance.layout
+        ends: tuple[int, ...] = ()
         for scheduled in plan.sequences:
             session = self.get(scheduled.seq_id)
             if session is not None:
-                blocks = self.engine.blocks(scheduled.seq_id)
+                blocks = self.instance.engine.blocks(scheduled.seq_id)
                 session.post(machine.Started(scheduled.start, blocks))
+                whole = layout.blocks_for(scheduled.end) - scheduled.start // layout.block_size
+                wanted = group_ends(layout, whole, session.min_offer_bytes)
+                ends = max(ends, wanted, key=len)
+        return ends
+
+    def layers_done(self, plan: StepPlan, layers: int) -> None:
+        """The step under way has computed all layers before `layers`."""
+        for scheduled in plan.sequences:
+            session = self.get(scheduled.seq_id)
+            if session is not None:
+                session.post(machine.LayersReady(scheduled.end, layers))
 
     def step_done(self, events: Sequence[EngineEvent]) -> None:
         """A step has run."""
-        assert self.engine is not None, "a step before the engine was there"
+        assert self.instance is not None, "a step before the instance was there"
         for event in events:
             session = self.get(event.seq_id)
             match event:
                 case ChunkComputed(seq_id, end) if session:
-                    session.post(machine.ChunkReady(end, self.engine.blocks(seq_id)))
+                    session.post(machine.ChunkReady(end, self.instance.engine.blocks(seq_id)))
                 case TokenSampled() if session:
                     session.post(machine.Sampled(event.token, event.logprobs))
 

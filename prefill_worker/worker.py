@@ -16,7 +16,7 @@ class PrefillWorker(Worker[SessionTable]):
     def __init__(self, instance: Instance, table: SessionTable) -> None:
         super().__init__(instance, table)
         self._table = table
-        table.engine = instance.engine
+        table.instance = instance
         self._service = PrefillService(instance, table, monotonic)
 
     @classmethod

@@ -5,6 +5,7 @@ owner tries another way) or InvalidRequest (in a request). proto3 has no require
 field that was never set looks like 0 or "": what may not be that is checked.
 """
 
+import math
 from dataclasses import fields
 
 from baton.core.errors import BatonError, HandoverError, InvalidRequest, show
@@ -155,6 +156,7 @@ def _open_proto(message: Open) -> pb.Open:
         ticket=message.ticket,
         attempt=message.attempt,
         request=request_proto(message.request),
+        bytes_per_s=message.bytes_per_s,
     )
 
 
@@ -165,6 +167,8 @@ def _open_core(message: pb.Open) -> Open:
         raise _malformed("Open.decode_instance", "", "a name")
     if not message.HasField("request"):
         raise _malformed("Open.request", None, "a request")
+    if not 0 <= message.bytes_per_s < math.inf:
+        raise _malformed("Open.bytes_per_s", message.bytes_per_s, "a finite number, 0 or more")
     return Open(
         version=message.version,
         compatibility=message.compatibility,
@@ -173,6 +177,7 @@ def _open_core(message: pb.Open) -> Open:
         ticket=Ticket(message.ticket),
         attempt=Attempt(message.attempt),
         request=request_core(message.request),
+        bytes_per_s=message.bytes_per_s,
     )
 
 

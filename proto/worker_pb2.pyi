@@ -159,7 +159,7 @@ class Error(_message.Message):
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class HandoverTrace(_message.Message):
-    __slots__ = ("prefill_instance", "attempt", "outcome", "handshake_s", "queue_s", "compute_s", "allocation_wait_s", "transfer_s", "exposed_s", "admission_wait_s", "chunks", "blocks", "bytes", "transport", "cached_tokens")
+    __slots__ = ("prefill_instance", "attempt", "outcome", "handshake_s", "queue_s", "compute_s", "allocation_wait_s", "transfer_s", "exposed_s", "admission_wait_s", "chunks", "blocks", "bytes", "transport", "cached_tokens", "blocks_saved")
     PREFILL_INSTANCE_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
@@ -175,6 +175,7 @@ class HandoverTrace(_message.Message):
     BYTES_FIELD_NUMBER: _ClassVar[int]
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_SAVED_FIELD_NUMBER: _ClassVar[int]
     prefill_instance: str
     attempt: int
     outcome: str
@@ -190,7 +191,8 @@ class HandoverTrace(_message.Message):
     bytes: int
     transport: str
     cached_tokens: int
-    def __init__(self, prefill_instance: _Optional[str] = ..., attempt: _Optional[int] = ..., outcome: _Optional[str] = ..., handshake_s: _Optional[float] = ..., queue_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., allocation_wait_s: _Optional[float] = ..., transfer_s: _Optional[float] = ..., exposed_s: _Optional[float] = ..., admission_wait_s: _Optional[float] = ..., chunks: _Optional[int] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., transport: _Optional[str] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
+    blocks_saved: int
+    def __init__(self, prefill_instance: _Optional[str] = ..., attempt: _Optional[int] = ..., outcome: _Optional[str] = ..., handshake_s: _Optional[float] = ..., queue_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., allocation_wait_s: _Optional[float] = ..., transfer_s: _Optional[float] = ..., exposed_s: _Optional[float] = ..., admission_wait_s: _Optional[float] = ..., chunks: _Optional[int] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., transport: _Optional[str] = ..., cached_tokens: _Optional[int] = ..., blocks_saved: _Optional[int] = ...) -> None: ...
 
 class ToPrefill(_message.Message):
     __slots__ = ("open", "received", "abort")
@@ -213,7 +215,7 @@ class ToDecode(_message.Message):
     def __init__(self, accepted: _Optional[_Union[Accepted, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("version", "compatibility", "decode_instance", "decode_incarnation", "ticket", "attempt", "request")
+    __slots__ = ("version", "compatibility", "decode_instance", "decode_incarnation", "ticket", "attempt", "request", "bytes_per_s")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     COMPATIBILITY_FIELD_NUMBER: _ClassVar[int]
     DECODE_INSTANCE_FIELD_NUMBER: _ClassVar[int]
@@ -221,6 +223,7 @@ class Open(_message.Message):
     TICKET_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     version: int
     compatibility: str
     decode_instance: str
@@ -228,7 +231,8 @@ class Open(_message.Message):
     ticket: bytes
     attempt: int
     request: Request
-    def __init__(self, version: _Optional[int] = ..., compatibility: _Optional[str] = ..., decode_instance: _Optional[str] = ..., decode_incarnation: _Optional[int] = ..., ticket: _Optional[bytes] = ..., attempt: _Optional[int] = ..., request: _Optional[_Union[Request, _Mapping]] = ...) -> None: ...
+    bytes_per_s: float
+    def __init__(self, version: _Optional[int] = ..., compatibility: _Optional[str] = ..., decode_instance: _Optional[str] = ..., decode_incarnation: _Optional[int] = ..., ticket: _Optional[bytes] = ..., attempt: _Optional[int] = ..., request: _Optional[_Union[Request, _Mapping]] = ..., bytes_per_s: _Optional[float] = ...) -> None: ...
 
 class Accepted(_message.Message):
     __slots__ = ("incarnation", "transport")

@@ -121,7 +121,7 @@ async def test_a_step_that_raises_ends_its_requests_and_not_the_worker(
 ) -> None:
     runner = worker.instance.engine._runner
 
-    def broken(plan: Any) -> Any:
+    def broken(plan: Any, watch: Any) -> Any:
         raise RuntimeError("a kernel failed")
 
     with monkeypatch.context() as patched:

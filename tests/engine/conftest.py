@@ -133,10 +133,13 @@ class FakeRunner:
         state = self.memory.write(reader, part.blocks, part.start, part.end)
         return sample(state, part.sampling.seed, part.end)
 
-    def hand_over(self, seq_id: SeqId, refs: Sequence[BlockRef], request: GenerateRequest) -> int:
-        """Write a prompt's KV as a handover does; return the first token."""
+    def hand_over(
+        self, seq_id: SeqId, refs: Sequence[BlockRef], request: GenerateRequest, cached: int = 0
+    ) -> int:
+        """Write a prompt's KV as a handover does, but for the cached blocks; return a token."""
         table = [ref.block for ref in refs]
-        state = self.memory.write(self.readers[seq_id], table, 0, len(request.prompt))
+        start = cached * BLOCK_SIZE
+        state = self.memory.write(self.readers[seq_id], table, start, len(request.prompt))
         return sample(state, request.sampling.seed, len(request.prompt))
 
 

@@ -185,3 +185,68 @@ def test_what_a_failed_step_wrote_is_not_cached(bench, fake):
     seq = world.submit(fake.request(30, 3))
     assert first_start(world.run(), seq) == 16
     assert world.output(a) == []
+
+
+def test_a_reservation_is_granted_what_the_cache_has(bench, fake):
+    world = bench(20)
+    world.submit(fake.request(30, 3))
+    world.run()
+    request = fake.request(30, 3)
+    seq = world.reserve(request)
+    [granted] = world.scheduler.grant()
+    assert (len(granted.blocks), granted.cached) == (4, 3)
+    assert all(map(world.scheduler.is_current, granted.blocks))
+    token = world.runner.hand_over(seq, granted.blocks, request, granted.cached)
+    world.events.append(world.scheduler.admit(seq, token))
+    world.run()
+    assert world.output(seq) == fake.expected(request)[0]
+    assert memory(world).cached_tokens == 24
+
+
+def test_the_fence_keeps_only_what_reads_may_write(bench, fake):
+    world = bench(20)
+    world.submit(fake.request(30, 1))
+    world.run()
+    seq = world.reserve(fake.request(30, 1))
+    [granted] = world.scheduler.grant()
+    world.scheduler.fence(seq)
+    assert memory(world).pool.fencing == 1
+    assert [world.scheduler.is_current(ref) for ref in granted.blocks] == [True] * 3 + [False]
+    world.scheduler.fence_passed(seq)
+    assert memory(world).pool.fencing == memory(world).pool.used == 0
+    world.scheduler.check()
+
+
+def test_what_a_peer_reads_stays_when_the_cache_has_the_same(bench, fake):
+    """Two handovers of one prompt: the cache keeps one; the other's may be read until it ends."""
+    world = bench(20)
+    seqs = [world.submit(fake.request(30, 1), hold=True) for _ in range(2)]
+    plan = world.scheduler.plan()
+    before = [world.scheduler.blocks(seq) for seq in seqs]
+    assert {part.seq_id for part in plan.sequences} == set(seqs)
+    world.scheduler.apply(world.runner.execute(plan))
+    after = [world.scheduler.blocks(seq) for seq in seqs]
+    assert after[1][:3] == after[0][:3] == before[0][:3] != before[1][:3]
+    assert all(map(world.scheduler.is_current, before[1]))
+    world.scheduler.check()
+    world.scheduler.release(seqs[1])
+    assert not any(map(world.scheduler.is_current, before[1]))
+    world.scheduler.release(seqs[0])
+    world.scheduler.check()
+
+
+def test_the_outlook_of_a_prompt(bench, fake):
+    world = bench(40, max_batch_tokens=16)
+    assert world.scheduler.outlook(fake.request(30, 3)) == (30, 0, 0)
+    world.submit(fake.request(30, 9))
+    for _ in range(3):
+        world.step()
+    world.submit(fake.request(20, 3, seed=1))
+    assert world.scheduler.outlook(fake.request(30, 3)) == (6, 20, 1)
+    assert world.scheduler.outlook(fake.request(30, 3, tenant="other")) == (30, 20, 1)
+    world.step()  # one token and a chunk of 8
+    assert world.scheduler.outlook(fake.request(30, 3)) == (6, 12, 1)
+    off = bench(40, prefix_cache=False)
+    off.submit(fake.request(30, 1))
+    off.run()
+    assert off.scheduler.outlook(fake.request(30, 3)) == (30, 0, 0)

@@ -42,6 +42,7 @@ class Record:
     told: int = 0
     state: str = "waiting"  # waiting, granted, going, ended
     blocks: tuple[BlockRef, ...] = ()
+    cached: int = 0
 
 
 def make_machine(fake):
@@ -123,11 +124,15 @@ def make_machine(fake):
                     if self.places[other] < self.places[event.seq_id]:
                         assert self.scheduler.blocks(other), f"{other} was overtaken"
                 assert len(event.blocks) == -(-len(record.request.prompt) // 8)
-                assert not taken & {ref.block for ref in event.blocks}
+                assert event.cached * 8 < len(record.request.prompt)
+                assert event.cached == 0 or self.limits["prefix_cache"]
+                fresh = event.blocks[event.cached :]
+                assert not taken & {ref.block for ref in fresh}
                 assert all(self.scheduler.is_current(ref) for ref in event.blocks)
                 taken |= {ref.block for ref in event.blocks}
                 record.state, record.blocks = "granted", event.blocks
-                self.world.runner.memory.scribble(event.blocks)  # reads begin to land at once
+                record.cached = event.cached
+                self.world.runner.memory.scribble(fresh)  # reads begin to land at once
 
         @precondition(lambda self: self.having("granted"))
         @rule(data=st.data())
@@ -142,7 +147,8 @@ def make_machine(fake):
 
         def admit_one(self, seq: int) -> None:
             record = self.records[seq]
-            token = self.world.runner.hand_over(seq, record.blocks, record.request)
+            blocks, cached = record.blocks, record.cached
+            token = self.world.runner.hand_over(seq, blocks, record.request, cached)
             record.state = "going"
             self.hear(self.scheduler.admit(seq, token))
 
@@ -169,7 +175,7 @@ def make_machine(fake):
         def fence_one(self, seq: int) -> None:
             record = self.records[seq]
             if record.state == "granted":
-                self.fenced[seq] = record.blocks
+                self.fenced[seq] = record.blocks[record.cached :]
             self.scheduler.fence(seq)
             record.state = "ended"
             assert not any(map(self.scheduler.is_current, self.fenced.get(seq, ())))

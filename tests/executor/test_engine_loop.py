@@ -13,7 +13,7 @@ from baton.core.hashing import hash_bytes
 from baton.core.ids import BlockId, RequestId, SeqId
 from baton.core.request import FinishReason, GenerateRequest
 from baton.engine.scheduler import Scheduler
-from baton.engine.step import ChunkComputed, EngineEvent, Reserved, StepPlan, StepResult
+from baton.engine.step import ChunkComputed, EngineEvent, LayerWatch, Reserved, StepPlan, StepResult
 from baton.engine.step import TokenSampled as Token
 from baton.executor.engine_loop import EngineLoop
 
@@ -35,7 +35,9 @@ class Model:
         self.entered = threading.Event()
         self.error: BaseException | None = None
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def execute(self, plan: StepPlan, watch: LayerWatch | None = None) -> StepResult:
+        for layers in watch.ends if watch else ():
+            watch.reached(layers)
         self.threads.add(threading.get_ident())
         self.entered.set()
         assert self.gate.wait(20)
@@ -75,10 +77,17 @@ class Ears:
         self.heard = asyncio.Event()
         self.react: Callable[[EngineEvent], None] = lambda event: None
         self.on_start: Callable[[StepPlan], None] = lambda plan: None
+        self.wanted: tuple[int, ...] = ()
+        self.layers: list[tuple[int, int]] = []
 
-    def step_started(self, plan: StepPlan) -> None:
+    def step_started(self, plan: StepPlan) -> tuple[int, ...]:
         self.plans.append(plan)
         self.on_start(plan)
+        return self.wanted
+
+    def layers_done(self, plan: StepPlan, layers: int) -> None:
+        assert plan is self.plans[-1]
+        self.layers.append((plan.step, layers))
 
     def step_done(self, events: Sequence[EngineEvent]) -> None:
         assert events or self.plans
@@ -148,6 +157,16 @@ async def test_requests_run_to_their_end_in_one_thread():
         assert stats.failed_steps == 0
         assert stats.busy_s > 0
         assert world.free == world.total
+
+
+async def test_layers_that_are_waited_for_are_told_of_before_the_step_ends():
+    async with World().running() as world:
+        world.ears.wanted = (2, 5)
+        told: list[tuple[int, int]] = []
+        world.ears.react = lambda event: told.extend(world.ears.layers)
+        seq = world.loop.submit(request_of(5, 1))
+        await world.ears.until(lambda: world.ears.ended(seq))
+        assert told[:2] == [(1, 2), (1, 5)]
 
 
 async def test_a_command_wakes_an_idle_loop():

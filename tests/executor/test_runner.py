@@ -12,7 +12,7 @@ import torch
 from baton.core.errors import InternalError
 from baton.core.ids import BlockId, SeqId
 from baton.core.request import SamplingParams
-from baton.engine.step import ScheduledSequence, StepPlan
+from baton.engine.step import LayerWatch, ScheduledSequence, StepPlan
 from baton.executor.kv_cache import KVCache, make_layout
 from baton.executor.runner import ModelRunner
 from baton.models.decoder import Decoder
@@ -105,6 +105,27 @@ def test_only_own_blocks_are_written(model: Decoder, reference: Any, make_driver
     assert driver.runner.execute(StepPlan(5, (part,))).tokens == {}
     untouched = (driver.kv.tensor == 3.0).flatten(1).all(1)
     assert set(untouched.logical_not().nonzero().flatten().tolist()) == set(sequence.blocks)
+
+
+def test_who_watches_finds_the_layers_written(
+    model: Decoder, reference: Any, make_driver: Any
+) -> None:
+    """When it is told of layers, their KV is what it is at the end of the step."""
+    driver = make_driver(model)
+    sequence = driver.add(reference.prompts[4], 0, SEEDED)
+    part = ScheduledSequence(SeqId(0), tuple(sequence.tokens), 0, sequence.blocks, True, SEEDED)
+    blocks = list(sequence.blocks)
+    seen: dict[int, torch.Tensor] = {}
+
+    def look(layers: int) -> None:
+        seen[layers] = driver.kv.tensor[blocks].clone()
+
+    ends = tuple(range(1, model.spec.layers))
+    driver.runner.execute(StepPlan(0, (part,)), LayerWatch(ends, look))
+    assert tuple(seen) == ends
+    for layers, early in seen.items():
+        assert torch.equal(early[:, :layers], driver.kv.tensor[blocks][:, :layers])
+        assert not early[:, layers:].any()
 
 
 def test_kv_of_one_pool_serves_another(model: Decoder, reference: Any, make_driver: Any) -> None:

@@ -52,7 +52,9 @@ async def test_the_same_prompt_handed_over_twice(
     assert first.tokens == second.tokens == await plain(PROMPT)
     assert (cached(first), cached(second)) == (0, HIT)
     assert (first.cached_tokens, second.cached_tokens) == (0, HIT)
-    assert second.finish.handovers[0].blocks == 7  # cached blocks are handed over like others
+    trace = second.finish.handovers[0]
+    assert (trace.blocks, trace.blocks_saved) == (7, 6)  # decode has them: they do not travel
+    assert trace.bytes == pair.decode.instance.layout.block_bytes
     assert second.finish.handovers[0].chunks == 1
     assert pair.prefill.stats()["prompt_tokens_cached"] == HIT
     [here] = await pair.session.run([prompt])  # decode has cached what was handed over
@@ -67,17 +69,36 @@ async def test_a_conversation_computes_only_what_is_new(
     pair = await start_pair(demo_model_dir)
     handed, local = PROMPT, PROMPT[::-1]
     hits: list[tuple[int, int]] = []
+    saved: list[int] = []
     for turn in range(3):
         [one] = await pair.session.run([tools.prompt(handed, NEW)], [pair.ref])
         [two] = await pair.session.run([tools.prompt(local, NEW)])
         assert one.tokens == await plain(handed)
         assert two.tokens == await plain(local)
         hits.append((one.cached_tokens, two.cached_tokens))
+        saved.append(one.finish.handovers[0].blocks_saved)
         handed += (*one.tokens, turn, 7)
         local += (*two.tokens, turn, 7)
     # Prefill knows the prompt of the last turn; whoever decoded it, also its answer: of 100, 122
     # and 144 tokens, 96 and 112 full blocks of prompt, 112 and 128 of prompt and answer.
     assert hits == [(0, 0), (96, 112), (112, 128)]
+    # Decode has the answers too: only the last block or two of each turn travel.
+    assert saved == [0, 7, 8]
+
+
+async def test_a_prompt_that_decode_knows_stays_there_if_that_is_cheaper(
+    start_pair: Any, tools: Any, demo_model_dir: Path, plain: Any
+) -> None:
+    pair = await start_pair(demo_model_dir, decode={"handover": {"local_prefill": "auto"}})
+    prompt = tools.prompt(PROMPT, NEW)
+    [first] = await pair.session.run([prompt], [pair.ref])
+    [second] = await pair.session.run([prompt], [pair.ref])
+    assert not first.finish.local_prefill  # nothing had been measured
+    assert second.finish.local_prefill  # four tokens to compute, and nobody to disturb
+    assert second.cached_tokens == HIT
+    assert first.tokens == second.tokens == await plain(PROMPT)
+    stats = pair.decode.stats()
+    assert (stats["placed_here"], stats["placed_on_prefill"]) == (1, 1)
 
 
 async def test_choices_of_one_prompt_compute_it_once(

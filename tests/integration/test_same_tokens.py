@@ -108,8 +108,12 @@ async def test_every_kind_of_kv_is_handed_over(
 
 
 @pytest.mark.parametrize("chunk", [32, 512], ids=["small chunks", "one chunk"])
-async def test_handed_over(start_pair: Any, tools: Any, model_dir: Path, chunk: int) -> None:
-    pair = await start_pair(model_dir, prefill={"max_batch_tokens": chunk})
+@pytest.mark.parametrize("min_read_kib", [0, 256], ids=["layer by layer", "large reads"])
+async def test_handed_over(
+    start_pair: Any, tools: Any, model_dir: Path, chunk: int, min_read_kib: int
+) -> None:
+    handover = {"min_read_kib": min_read_kib, "offer_cost_s": 0}
+    pair = await start_pair(model_dir, prefill={"max_batch_tokens": chunk, "handover": handover})
     prompts = [tools.prompt(p, NEW_TOKENS) for p in prompts_for(model_dir)]
     answers = await pair.session.run(prompts, [pair.ref])
     assert [a.tokens for a in answers] == expected(model_dir)

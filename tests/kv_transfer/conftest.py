@@ -14,7 +14,7 @@ from baton.core.handover import (
     Open,
 )
 from baton.core.ids import Attempt, BlockId, Epoch, Incarnation, InstanceId, RequestId, Ticket
-from baton.core.kv_layout import KVLayout
+from baton.core.kv_layout import KVLayout, LayerRange
 from baton.core.request import GenerateRequest
 
 PROMPT = tuple(range(100, 120))
@@ -27,7 +27,14 @@ def layout() -> KVLayout:
 
 @pytest.fixture
 def config() -> HandoverConfig:
-    return HandoverConfig(accept_timeout_s=1, offer_timeout_s=2, read_timeout_s=3, room_timeout_s=4)
+    return HandoverConfig(
+        accept_timeout_s=1,
+        offer_timeout_s=2,
+        read_timeout_s=3,
+        room_timeout_s=4,
+        received_timeout_s=10,
+        min_read_kib=0,
+    )
 
 
 @pytest.fixture
@@ -54,12 +61,16 @@ def refs() -> Callable[..., tuple[BlockRef, ...]]:
 @pytest.fixture
 def make_offer(layout: KVLayout) -> Callable[..., Offer]:
     def make(
-        index: int, first_block: int, blocks: tuple[BlockRef, ...], token: int | None = None
+        index: int,
+        first_block: int,
+        blocks: tuple[BlockRef, ...],
+        token: int | None = None,
+        layers: LayerRange = layout.all_layers,
     ) -> Offer:
         return Offer(
             attempt=Attempt(3),
             index=index,
-            layers=layout.all_layers,
+            layers=layers,
             first_block=first_block,
             blocks=tuple(OfferedBlock(ref, b"d" * 16) for ref in blocks),
             first=None if token is None else FirstToken(token, 0.5, 1.5, index + 1),

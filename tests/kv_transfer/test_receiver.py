@@ -70,6 +70,72 @@ def test_two_offers_land(receiver: Receiver, refs: Refs, make_offer: Offers) -> 
     assert (trace.queue_s, trace.compute_s) == (0.5, 1.5)
 
 
+def test_what_decode_has_is_not_read(receiver: Receiver, refs: Refs, make_offer: Offers) -> None:
+    theirs, ours = refs(4, 9, 2), refs(0, 5, 6)
+    receiver.handle(ACCEPTED, 0.0)
+    receiver.handle(m.Connected(), 0.0)
+    whole = make_offer(0, 0, theirs, token=42)
+    assert receiver.handle(m.PeerSaid(whole), 1.0) == [m.Reserve()]
+    [read] = receiver.handle(m.Granted(ours, 2), 1.0)
+    assert isinstance(read, m.Read)
+    assert (read.offer.first_block, read.offer.blocks) == (2, whole.blocks[2:])
+    assert read.blocks == ours[2:]
+    assert isinstance(receiver.handle(read_ok(0), 2.0)[-1], m.Land)
+    trace = receiver.trace("prefill-0", "ok")
+    assert (trace.blocks, trace.blocks_saved, trace.bytes) == (3, 2, 10)
+
+
+def test_an_offer_of_what_decode_has_is_passed_over(
+    receiver: Receiver, refs: Refs, make_offer: Offers
+) -> None:
+    theirs, ours = refs(4, 9, 2), refs(0, 5, 6)
+    receiver.handle(ACCEPTED, 0.0)
+    receiver.handle(m.Connected(), 0.0)
+    receiver.handle(m.PeerSaid(make_offer(0, 0, theirs[:2])), 1.0)
+    assert receiver.handle(m.Granted(ours, 2), 1.0) == []
+    assert receiver.deadline == 3.0  # for the next offer
+    last = make_offer(1, 2, theirs[2:], token=42)
+    assert receiver.handle(m.PeerSaid(last), 2.0) == [m.Read(last, ours[2:])]
+
+
+def test_an_empty_last_offer_lands_when_the_reads_have_ended(
+    receiver: Receiver, refs: Refs, make_offer: Offers
+) -> None:
+    receiver.handle(ACCEPTED, 0.0)
+    receiver.handle(m.Connected(), 0.0)
+    receiver.handle(m.PeerSaid(make_offer(0, 0, refs(4, 9, 2))), 0.0)
+    receiver.handle(m.Granted(refs(0, 1, 2)), 0.0)
+    assert receiver.handle(m.PeerSaid(make_offer(1, 3, (), token=42)), 0.0) == []
+    assert isinstance(receiver.handle(read_ok(0), 1.0)[-1], m.Land)
+
+    early = Receiver(receiver._open, layout=receiver._layout, config=receiver._config)
+    early.handle(ACCEPTED, 0.0)
+    early.handle(m.Connected(), 0.0)
+    early.handle(m.PeerSaid(make_offer(0, 0, refs(4, 9, 2))), 0.0)
+    early.handle(m.Granted(refs(0, 1, 2)), 0.0)
+    early.handle(read_ok(0), 1.0)
+    assert isinstance(early.handle(m.PeerSaid(make_offer(1, 3, (), token=42)), 2.0)[-1], m.Land)
+
+
+def test_groups_of_layers_are_read_one_after_the_other(
+    receiver: Receiver, refs: Refs, make_offer: Offers
+) -> None:
+    theirs, ours = refs(4, 9, 2), refs(0, 5, 6)
+    receiver.handle(ACCEPTED, 0.0)
+    receiver.handle(m.Connected(), 0.0)
+    upper = make_offer(0, 0, theirs[:2], layers=LayerRange(0, 3))
+    receiver.handle(m.PeerSaid(upper), 0.0)
+    assert receiver.handle(m.Granted(ours), 0.0) == [m.Read(upper, ours[:2])]
+    lower = make_offer(1, 0, theirs[:2], layers=LayerRange(3, 4))
+    assert receiver.handle(m.PeerSaid(lower), 0.0) == [m.Read(lower, ours[:2])]
+    last = make_offer(2, 2, theirs[2:], token=42)
+    assert receiver.handle(m.PeerSaid(last), 0.0) == [m.Read(last, ours[2:])]
+    for index in (2, 0, 1):
+        actions = receiver.handle(read_ok(index), 1.0)
+    assert isinstance(actions[-1], m.Land)
+    assert receiver.trace("prefill-0", "ok").blocks == 3
+
+
 def test_idle_time_between_reads_is_no_transfer_time(
     receiver: Receiver, refs: Refs, make_offer: Offers
 ) -> None:
@@ -156,7 +222,10 @@ def test_every_wait_has_a_deadline(
         ({"attempt": Attempt(4)}, "attempt 4"),
         ({"index": 1}, "out of order"),
         ({"first_block": 1}, "out of order"),
-        ({"layers": LayerRange(0, 2)}, "not all layers"),
+        ({"layers": LayerRange(1, 4)}, "layers 1 to 4 are out of order"),
+        ({"layers": LayerRange(0, 5)}, "layers 0 to 5 are out of order"),
+        ({"layers": LayerRange(0, 0)}, "layers 0 to 0 are out of order"),
+        ({"blocks": ()}, "an offer of nothing"),
         ({"first": FirstToken(1, 0, 0, 1)}, "1 blocks offered for a prompt of 3"),
     ],
 )
@@ -166,6 +235,42 @@ def test_an_offer_that_does_not_add_up_is_refused(
     receiver.handle(ACCEPTED, 0.0)
     offer = replace(make_offer(0, 0, refs(4)), **change)  # type: ignore[arg-type]
     assert what in failure(receiver.handle(m.PeerSaid(offer), 0.0)).error.message
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"layers": LayerRange(0, 4)}, "layers 0 to 4 are out of order"),
+        ({"layers": LayerRange(3, 4)}, "layers 3 to 4 are out of order"),
+        ({"first_block": 2}, "out of order"),
+        ({"blocks": ()}, "an offer of nothing"),
+    ],
+)
+def test_layers_that_do_not_follow_on_those_before_are_refused(
+    receiver: Receiver, refs: Refs, make_offer: Offers, change: dict[str, object], what: str
+) -> None:
+    receiver.handle(ACCEPTED, 0.0)
+    receiver.handle(m.PeerSaid(make_offer(0, 0, refs(4, 9), layers=LayerRange(0, 2))), 0.0)
+    offer = make_offer(1, 0, refs(4, 9), layers=LayerRange(2, 4))
+    bad = replace(offer, **change)  # type: ignore[arg-type]
+    assert what in failure(receiver.handle(m.PeerSaid(bad), 0.0)).error.message
+
+
+def test_layers_of_another_number_of_blocks_are_refused(
+    receiver: Receiver, refs: Refs, make_offer: Offers
+) -> None:
+    receiver.handle(ACCEPTED, 0.0)
+    receiver.handle(m.PeerSaid(make_offer(0, 0, refs(4, 9), layers=LayerRange(0, 2))), 0.0)
+    more = make_offer(1, 0, refs(4, 9, 2), layers=LayerRange(2, 4))
+    assert "3 blocks, not 2" in failure(receiver.handle(m.PeerSaid(more), 0.0)).error.message
+
+
+def test_a_first_token_before_the_last_layer_is_refused(
+    receiver: Receiver, refs: Refs, make_offer: Offers
+) -> None:
+    receiver.handle(ACCEPTED, 0.0)
+    early = make_offer(0, 0, refs(4, 9, 2), token=1, layers=LayerRange(0, 2))
+    assert "no more to come" in failure(receiver.handle(m.PeerSaid(early), 0.0)).error.message
 
 
 def test_an_offer_before_accepted_and_one_after_the_last(
@@ -222,8 +327,10 @@ class AnyOrder(RuleBasedStateMachine):
         self.now = 0.0
         self.actions: list[m.ReceiverAction] = self.receiver.start(0.0)
         self.reading: set[int] = set()
+        self.read: set[tuple[int, int]] = set()
         self.verified: set[int] = set()
-        self.offered = self.offers = 0
+        self.offered = self.offers = self.upper = 0
+        self.cached: int | None = None
         self.last = False
 
     def feed(self, event: m.ReceiverEvent) -> None:
@@ -233,10 +340,21 @@ class AnyOrder(RuleBasedStateMachine):
             match action:
                 case m.Read(offer, blocks):
                     assert self.count(m.Reserve) == 1
-                    assert len(blocks) == len(offer.blocks)
+                    assert self.cached is not None
+                    assert len(blocks) == len(offer.blocks) > 0
+                    assert [ref.block for ref in blocks] == [b.ref.block for b in offer.blocks]
+                    assert offer.first_block >= self.cached
                     self.reading.add(offer.index)
+                    read = {(ref.block, offer.layers.start) for ref in blocks}
+                    read |= {(ref.block, offer.layers.end - 1) for ref in blocks}
+                    assert not self.read & read, "read twice"
+                    self.read |= read
                 case m.Land():
-                    assert len(self.verified) == self.offers
+                    assert self.verified == {
+                        a.offer.index for a in self.actions if isinstance(a, m.Read)
+                    }
+                    lacking = range(self.cached or 0, self.total)
+                    assert self.read == {(block, layer) for block in lacking for layer in (0, 1)}
                     assert self.offered == self.total
                     assert not self.reading
                 case m.Fail(fenced=fenced):
@@ -258,25 +376,32 @@ class AnyOrder(RuleBasedStateMachine):
             self.feed(m.Connected(error))
 
     @precondition(lambda self: not self.last)
-    @rule(blocks=st.integers(1, 3))
-    def offer(self, blocks: int) -> None:
-        blocks = min(blocks, self.total - self.offered)
-        self.last = self.offered + blocks == self.total
+    @rule(blocks=st.integers(1, 3), split=st.booleans())
+    def offer(self, blocks: int, split: bool) -> None:
+        if self.upper:
+            blocks, layers = self.upper, LayerRange(1, 2)
+        else:
+            blocks = min(blocks, self.total - self.offered)
+            layers = LayerRange(0, 1 if split else 2)
+        self.upper = blocks if layers.end == 1 else 0
+        whole = layers.end == 2
+        self.last = whole and self.offered + blocks == self.total
         refs = tuple(
             OfferedBlock(BlockRef(BlockId(self.offered + i), Epoch(0)), b"d" * 16)
             for i in range(blocks)
         )
         first = FirstToken(1, 0, 0, 1) if self.last else None
-        offer = Offer(Attempt(0), self.offers, self.layout.all_layers, self.offered, refs, first)
+        offer = Offer(Attempt(0), self.offers, layers, self.offered, refs, first)
         self.offers += 1
-        self.offered += blocks
+        self.offered += blocks if whole else 0
         self.feed(m.PeerSaid(offer))
 
-    @rule()
-    def grant(self) -> None:
-        if self.count(m.Reserve) and not self.count(m.Fail) and not hasattr(self, "granted"):
-            self.granted = True
-            self.feed(m.Granted(tuple(BlockRef(BlockId(i), Epoch(0)) for i in range(self.total))))
+    @rule(cached=st.integers(0, 4))
+    def grant(self, cached: int) -> None:
+        if self.count(m.Reserve) and not self.count(m.Fail) and self.cached is None:
+            self.cached = min(cached, self.total - 1)
+            blocks = tuple(BlockRef(BlockId(i), Epoch(0)) for i in range(self.total))
+            self.feed(m.Granted(blocks, self.cached))
 
     @precondition(lambda self: self.reading)
     @rule(data=st.data(), good=st.booleans())

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from baton.core.config import HandoverConfig
 from baton.core.errors import Overloaded
 from baton.core.handover import Abort, Accepted, BlockRef, FirstToken, Open, Received, Refused
 from baton.core.ids import Attempt, Incarnation
@@ -18,15 +19,8 @@ ACCEPTED = Accepted(Incarnation(9), b"metadata")
 
 
 @pytest.fixture
-def sender(layout: KVLayout) -> Sender:
-    return Sender(
-        compatibility="same",
-        layout=layout,
-        accepted=ACCEPTED,
-        open_timeout_s=1.0,
-        received_timeout_s=10.0,
-        now=0.0,
-    )
+def sender(layout: KVLayout, config: HandoverConfig) -> Sender:
+    return Sender(compatibility="same", layout=layout, accepted=ACCEPTED, config=config, now=0.0)
 
 
 def refusal(actions: list[m.SenderAction]) -> str:
@@ -71,6 +65,54 @@ def test_what_the_cache_had_is_offered_at_once(
     assert isinstance(last, m.SendOffer)
     assert (last.index, last.first_block, last.blocks) == (1, 2, table[2:])
     assert last.first == FirstToken(42, queue_s=1.0, compute_s=1.0, chunks=1, cached_tokens=16)
+
+
+def test_groups_of_layers_are_offered_while_the_chunk_is_computed(
+    sender: Sender, open_message: Open, refs: Refs
+) -> None:
+    table = refs(4, 9, 2)
+    sender.handle(m.Opened(open_message), 0.0)
+    sender.handle(m.Started(0, table), 0.0)
+    offers = sender.handle(m.LayersReady(16, 1), 1.0)
+    offers += sender.handle(m.LayersReady(16, 3), 1.0)
+    offers += sender.handle(m.ChunkReady(16, table), 1.0)
+    offers += sender.handle(m.LayersReady(20, 2), 2.0)
+    assert sender.handle(m.ChunkReady(20, table), 2.0) == []
+    offers += sender.handle(m.Sampled(42), 2.0)
+    seen = [(o.layers.start, o.layers.end, o.first_block, len(o.blocks)) for o in offers]
+    assert seen == [(0, 1, 0, 2), (1, 3, 0, 2), (3, 4, 0, 2), (0, 2, 2, 1), (2, 4, 2, 1)]
+    assert [o.index for o in offers] == [0, 1, 2, 3, 4]
+    assert [o.first is not None for o in offers] == [False] * 4 + [True]
+
+
+def test_layers_of_a_chunk_that_completes_no_block_are_not_offered(
+    sender: Sender, open_message: Open, refs: Refs
+) -> None:
+    sender.handle(m.Opened(open_message), 0.0)
+    sender.handle(m.Started(0, refs(1, 2, 3)), 0.0)
+    assert sender.handle(m.LayersReady(7, 2), 0.0) == []
+
+
+@pytest.mark.parametrize(
+    ("min_read_kib", "bytes_per_s", "offered"),
+    # One layer of both blocks has 2 × 2048 bytes; offer_cost_s is 1 ms.
+    [(4, 0.0, [1, 2, 3]), (8, 0.0, [2]), (1, 8_192_000.0, [2]), (1, 99e9, [])],
+)
+def test_groups_are_as_large_as_a_read_must_be_to_be_worth_an_offer(
+    layout: KVLayout,
+    open_message: Open,
+    refs: Refs,
+    *,
+    min_read_kib: int,
+    bytes_per_s: float,
+    offered: list[int],
+) -> None:
+    config = HandoverConfig(min_read_kib=min_read_kib, offer_cost_s=0.001)
+    sender = Sender(compatibility="same", layout=layout, accepted=ACCEPTED, config=config, now=0)
+    sender.handle(m.Opened(replace(open_message, bytes_per_s=bytes_per_s)), 0.0)
+    sender.handle(m.Started(0, refs(4, 9, 2)), 0.0)
+    ends = [end for end in (1, 2, 3) if sender.handle(m.LayersReady(16, end), 0.0)]
+    assert ends == offered
 
 
 def test_a_chunk_that_completes_no_block_offers_nothing(
@@ -139,28 +181,42 @@ def test_opened_twice(sender: Sender, open_message: Open) -> None:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(chunks=st.lists(st.integers(1, 20), max_size=12), stop_at=st.integers(0, 14))
-def test_any_chunking_and_any_end_offers_each_block_once_and_releases_once(
-    layout: KVLayout, open_message: Open, refs: Refs, chunks: list[int], stop_at: int
+@given(
+    chunks=st.lists(st.integers(1, 20), max_size=12),
+    groups=st.sets(st.integers(1, 3)),
+    stop_at=st.integers(0, 40),
+)
+def test_any_chunking_and_any_end_offers_each_layer_of_each_block_once_and_releases_once(
+    layout: KVLayout,
+    config: HandoverConfig,
+    open_message: Open,
+    refs: Refs,
+    *,
+    chunks: list[int],
+    groups: set[int],
+    stop_at: int,
 ) -> None:
-    sender = Sender(
-        compatibility="same",
-        layout=layout,
-        accepted=ACCEPTED,
-        open_timeout_s=1,
-        received_timeout_s=1,
-        now=0,
-    )
+    sender = Sender(compatibility="same", layout=layout, accepted=ACCEPTED, config=config, now=0)
     ends = sorted({min(sum(chunks[: i + 1]), 20) for i in range(len(chunks))} | {20})
-    events: list[m.SenderEvent] = [m.Opened(open_message), m.Started()]
-    events += [m.ChunkReady(end, refs(7, 8, 9)) for end in ends]
+    table = refs(7, 8, 9)
+    events: list[m.SenderEvent] = [m.Opened(open_message)]
+    for end in ends:
+        events.append(m.Started(0, table))
+        events += [m.LayersReady(end, layers) for layers in sorted(groups)]
+        events.append(m.ChunkReady(end, table))
     events += [m.Sampled(1), m.PeerSaid(Received(Attempt(3)))]
     done = [a for event in events[:stop_at] for a in sender.handle(event, 0.0)]
     done += sender.handle(m.StreamEnded(), 0.0)
 
-    offered = [ref for a in done if isinstance(a, m.SendOffer) for ref in a.blocks]
-    assert offered == list(refs(7, 8, 9))[: len(offered)]
+    offered = [
+        (ref, layer)
+        for a in done
+        if isinstance(a, m.SendOffer)
+        for ref in a.blocks
+        for layer in range(a.layers.start, a.layers.end)
+    ]
+    assert len(set(offered)) == len(offered)
     assert sum(isinstance(a, m.End) for a in done) == 1
     assert done.count(m.Release()) == (1 if stop_at >= 1 else 0)
     if m.End("ok") in done:
-        assert len(offered) == 3
+        assert set(offered) == {(ref, layer) for ref in table for layer in range(4)}

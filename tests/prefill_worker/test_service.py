@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from baton.core.config import EngineConfig, HandoverConfig, WorkerConfig
+from baton.core.handover import PROTOCOL_VERSION
 from baton.core.topology import Role
 from baton.prefill_worker.worker import PrefillWorker
 from baton.proto import worker_pb2 as pb
@@ -48,7 +49,7 @@ async def call(worker: PrefillWorker) -> AsyncIterator[Any]:
 
 def open_message(worker: PrefillWorker, **changes: Any) -> pb.ToPrefill:
     fields: dict[str, Any] = {
-        "version": 1,
+        "version": PROTOCOL_VERSION,
         "compatibility": worker.instance.compatibility,
         "decode_instance": "decode-0",
         "decode_incarnation": 7,

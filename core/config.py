@@ -77,6 +77,12 @@ class HandoverConfig(Config):
     offer_cost_s: float = Field(default=0.0005, ge=0)
     """What one more offer costs both sides, whatever its size. Groups of layers are made so large
     that reading one takes at least as long, by the bandwidth that was measured."""
+    fencing_budget: float = Field(default=0.1, gt=0, le=1)
+    """Share of the pool that may wait for reads to end before health turns bad."""
+    unread_budget_s: float = Field(default=60.0, gt=0)
+    """How long offered KV may go unread before prefill's health turns bad."""
+    stall_budget_s: float = Field(default=15.0, gt=0)
+    """How long reads may be under way before decode's health turns bad."""
     ucx_options: dict[str, str] = Field(default_factory=dict)
     """UCX settings without their UCX_ prefix, such as {"TLS": "tcp,self"}."""
 

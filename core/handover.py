@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from baton.core.ids import Attempt, BlockId, Epoch, Incarnation, InstanceId, Ticket
 from baton.core.kv_layout import LayerRange
 from baton.core.request import GenerateRequest, TokenLogprobs
+from baton.core.sharded_layout import ShardedLayout
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Both sides must speak the same version of the messages below."""
 
 
@@ -34,7 +35,9 @@ class Open:
 
     version: int
     compatibility: str
-    """Hash of model, revision, dtype and layout; see core/compatibility.py."""
+    """Hash of what must be equal on both sides; see core/compatibility.py."""
+    layout: ShardedLayout
+    """How KV lies on decode's ranks; it may lie otherwise on prefill's."""
     decode_instance: InstanceId
     decode_incarnation: Incarnation
     ticket: Ticket
@@ -49,17 +52,19 @@ class Accepted:
     """Prefill has queued the request; `transport` says how to read its memory."""
 
     incarnation: Incarnation
+    layout: ShardedLayout
+    """How KV lies on prefill's ranks."""
     transport: bytes
     """What Transport.metadata() gave on the prefill side."""
 
 
 @dataclass(frozen=True, slots=True)
 class OfferedBlock:
-    """A block that may be read, and the digest that its bytes must have."""
+    """A block that may be read, and the digests that its bytes must have."""
 
     ref: BlockRef
     digest: bytes
-    """16 bytes, see kv_transfer/digest.py."""
+    """16 bytes for each unit of the block, end to end; see kv_transfer/digest.py."""
 
 
 @dataclass(frozen=True, slots=True)

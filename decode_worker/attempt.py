@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import grpc
@@ -16,11 +15,12 @@ from baton.core.errors import (
     TransportError,
     WrongKV,
 )
-from baton.core.handover import PROTOCOL_VERSION, BlockRef, FirstToken, Offer, Open, ToPrefill
+from baton.core.handover import PROTOCOL_VERSION, BlockRef, FirstToken, Open, ToPrefill
 from baton.core.ids import Attempt, InstanceId, SeqId, new_ticket
 from baton.core.log import get_logger
 from baton.core.moving_average import MovingAverage
 from baton.core.request import GenerateRequest
+from baton.core.sharded_layout import Rank, ShardedLayout
 from baton.core.tasks import TaskSet
 from baton.core.trace import HandoverTrace
 from baton.decode_worker.placement import Placement
@@ -28,7 +28,7 @@ from baton.decode_worker.prefill_channels import PrefillChannels, PrefillRef
 from baton.executor.instance import Instance
 from baton.kv_transfer import receiver as machine
 from baton.kv_transfer.digest import DigestKey
-from baton.kv_transfer.plan import plan_reads
+from baton.kv_transfer.plan import TransferPlan
 from baton.kv_transfer.receiver import Receiver, ReceiverAction, ReceiverEvent
 from baton.kv_transfer.transport import Peer
 from baton.proto import worker_pb2 as pb
@@ -61,6 +61,8 @@ class AttemptHost:
     """Of reads, in bytes per second."""
     attempts: "dict[SeqId, HandoverAttempt]" = field(default_factory=dict)
     """Attempts that wait for room, or read, by their reserved sequence."""
+    running: "set[HandoverAttempt]" = field(default_factory=set)
+    """All attempts, those that only wait for their fence included."""
 
 
 class HandoverAttempt:
@@ -84,6 +86,7 @@ class HandoverAttempt:
         self._open = Open(
             version=PROTOCOL_VERSION,
             compatibility=instance.compatibility,
+            layout=ShardedLayout(instance.layout),
             decode_instance=InstanceId(instance.config.instance_id),
             decode_incarnation=instance.incarnation,
             ticket=new_ticket(),
@@ -91,16 +94,11 @@ class HandoverAttempt:
             request=request,
             bytes_per_s=host.bandwidth.value or 0.0,
         )
-        self._digests = DigestKey(
-            compatibility=instance.compatibility,
-            ticket=self._open.ticket,
-            prompt=request.prompt,
-            block_size=instance.layout.block_size,
-        )
-        self._machine = Receiver(
-            self._open, layout=instance.layout, config=instance.config.handover
-        )
+        self._machine = Receiver(self._open, config=instance.config.handover)
         self._events: asyncio.Queue[ReceiverEvent] = asyncio.Queue(_QUEUE)
+        self._plan: TransferPlan | None = None
+        self._digests: DigestKey | None = None
+        """Both known once prefill has said how its KV lies."""
         self._peer: Peer | None = None
         self._stream: Stream | None = None
         self._outcome = "cancelled"
@@ -113,6 +111,11 @@ class HandoverAttempt:
     def trace(self) -> HandoverTrace:
         """Where the time went so far."""
         return self._machine.trace(self.prefill.instance_id, self._outcome)
+
+    @property
+    def reading_since(self) -> float:
+        """When the reads that are under way began; infinite if none are."""
+        return self._machine.reading_since
 
     def granted(self, blocks: tuple[BlockRef, ...], cached: int) -> None:
         """The engine has room for the prompt, and the KV of its first `cached` blocks."""
@@ -132,9 +135,11 @@ class HandoverAttempt:
 
     async def run(self) -> None:
         """Run to the end, the fence included; whatever happens, the owner is told."""
+        self._host.running.add(self)
         try:
             await self._run()
         finally:
+            self._host.running.discard(self)
             if not self.landed.done():  # a bug, or cancelled at shutdown
                 self.landed.set_exception(InternalError("the handover's task ended early"))
                 self.landed.exception()  # the owner may be gone
@@ -187,12 +192,13 @@ class HandoverAttempt:
         match action:
             case machine.Send(message):
                 await self._send(message)
-            case machine.Connect(transport):
+            case machine.Connect(transport, plan):
+                self._make_digests(plan)
                 tasks.create_task(self._connect(transport))
             case machine.Reserve():
                 self._reserve()
-            case machine.Read(offer, blocks):
-                tasks.create_task(self._read(offer, blocks))
+            case machine.Read():
+                tasks.create_task(self._read(action))
             case machine.DropPeer():
                 tasks.create_task(self._drop_peer())
             case machine.Land(first):
@@ -237,6 +243,15 @@ class HandoverAttempt:
         if not (self._abandoned or self.landed.cancelled()):
             self.landed.set_exception(error)
 
+    def _make_digests(self, plan: TransferPlan) -> None:
+        self._plan = plan
+        self._digests = DigestKey(
+            plan,
+            compatibility=self._open.compatibility,
+            ticket=self._open.ticket,
+            prompt=self._open.request.prompt,
+        )
+
     async def _connect(self, metadata: bytes) -> None:
         try:
             self._peer = await self._instance.transport.add_peer(metadata)
@@ -250,15 +265,18 @@ class HandoverAttempt:
             _log.warning("peer dropped to fence its reads", peer=str(self._peer))
             await self._instance.transport.remove_peer(self._peer)
 
-    async def _read(self, offer: Offer, ours: Sequence[BlockRef]) -> None:
+    async def _read(self, action: machine.Read) -> None:
         """Read an offer and verify it; ends in exactly one ReadEnded."""
         assert self._peer is not None, "a read before the peer was connected"
-        runs = plan_reads(
-            self._instance.layout,
+        assert self._plan is not None, "a read before prefill accepted"
+        offer = action.offer
+        runs = self._plan.reads(
+            Rank(),
             offer.layers,
+            action.tokens,
             [block.ref.block for block in offer.blocks],
-            [ref.block for ref in ours],
-        )
+            [ref.block for ref in action.blocks],
+        )[Rank()]
         error: BatonError | None = None
         num_bytes, transport = 0, ""
         try:
@@ -266,19 +284,24 @@ class HandoverAttempt:
             num_bytes, transport = report.bytes, report.transport
             if report.bytes >= _TELLING_BYTES:
                 self._host.bandwidth.add(report.bytes / report.seconds)
-            error = await asyncio.to_thread(self._verify, offer, ours)
+            error = await asyncio.to_thread(self._verify, action)
         except TransportError as failure:
             error = failure
         self._events.put_nowait(machine.ReadEnded(offer.index, num_bytes, transport, error))
         if isinstance(error, PeerLost):
             await self._instance.transport.remove_peer(self._peer)
 
-    def _verify(self, offer: Offer, ours: Sequence[BlockRef]) -> WrongKV | None:
-        """Compare the digest of what now lies in our blocks with what was offered."""
-        kv = self._instance.kv
-        for i, (block, ref) in enumerate(zip(offer.blocks, ours, strict=True)):
-            data = kv.block_bytes_view(ref.block, offer.layers)
-            index = offer.first_block + i
-            if self._digests.digest(index, block.ref, offer.layers, data) != block.digest:
-                return WrongKV(f"block {index} of the prompt is not what prefill offered")
-        return None
+    def _verify(self, action: machine.Read) -> WrongKV | None:
+        """Compare the digests of what now lies in our blocks with what was offered."""
+        assert self._digests is not None, "a read before prefill accepted"
+        wrong = self._digests.first_wrong(
+            Rank(),
+            action.offer.layers,
+            action.tokens,
+            action.offer.blocks,
+            [ref.block for ref in action.blocks],
+            self._instance.kv.memory,
+        )
+        if wrong is None:
+            return None
+        return WrongKV(f"KV of the prompt from token {wrong} on is not what prefill offered")

@@ -112,6 +112,19 @@ class Scheduler:
         self._roster.admit(seq)
         return self._append(seq, first_token)
 
+    def adopt(self, seq_id: SeqId) -> None:
+        """End a granted sequence, whose KV has arrived and is verified; its full blocks stay."""
+        seq = self._roster[seq_id]
+        self._roster.adopt(seq)
+
+    def pin(self, request: GenerateRequest, blocks: int) -> SeqId | None:
+        """Hold what the prefix cache has of a prompt's first `blocks` blocks, until `release`.
+
+        A peer may read them meanwhile. None if the cache has nothing.
+        """
+        seq = self._roster.pin(request, blocks)
+        return seq.seq_id if seq else None
+
     # Ends
 
     def release(self, seq_id: SeqId) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from baton.core.errors import InvalidConfig
 from baton.core.ids import BlockId
-from baton.core.kv_layout import KVLayout, LayerRange
+from baton.core.kv_layout import KVLayout
 from baton.core.memory import MIB, available_memory
 from baton.kernels.kv_pool import KVLayer, layer_views
 from baton.models.spec import ModelSpec
@@ -68,15 +68,10 @@ class KVCache:
         """The pool's size in bytes."""
         return self.num_blocks * self.layout.block_bytes
 
-    def block_bytes_view(self, block: BlockId, layers: LayerRange) -> memoryview:
-        """Return the bytes of a range of layers of one block, read-only and without a copy.
-
-        For pools in host memory.
-        """
-        assert 0 <= block < self.num_blocks, block
-        assert 0 <= layers.start < layers.end <= self.layout.layers, layers
-        flat = self.tensor[block, layers.start : layers.end].reshape(-1).view(torch.uint8)
-        view: memoryview = flat.numpy().data
+    @property
+    def memory(self) -> memoryview:
+        """The pool's bytes, read-only and without a copy; for pools in host memory."""
+        view: memoryview = self.tensor.view(-1).view(torch.uint8).numpy().data
         return view.toreadonly()
 
 

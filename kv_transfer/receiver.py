@@ -18,6 +18,7 @@ from baton.core.errors import (
     Cancelled,
     DeadlineExceeded,
     HandoverError,
+    Incompatible,
     Unavailable,
     all_errors,
 )
@@ -33,8 +34,9 @@ from baton.core.handover import (
     ToDecode,
     ToPrefill,
 )
-from baton.core.kv_layout import KVLayout
+from baton.core.sharded_layout import ShardedLayout
 from baton.core.trace import HandoverTrace
+from baton.kv_transfer.plan import TokenRange, TransferPlan, plan_between
 from baton.kv_transfer.timeline import Timeline
 
 # --- events ---------------------------------------------------------------------------------
@@ -110,6 +112,8 @@ class Connect:
     """Make the peer's memory readable; ends in Connected."""
 
     transport: bytes
+    plan: TransferPlan
+    """How KV gets from there to here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +130,9 @@ class Read:
 
     offer: Offer
     blocks: tuple[BlockRef, ...]
+    """Decode's, from the one for the first of `tokens` on."""
+    tokens: TokenRange
+    """What decode lacks, and finds in the offered blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,13 +184,17 @@ _OVER = (ReceiverState.LANDED, ReceiverState.FAILED)
 class Receiver:
     """One attempt, seen from decode."""
 
-    def __init__(self, open_: Open, *, layout: KVLayout, config: HandoverConfig) -> None:
+    def __init__(self, open_: Open, *, config: HandoverConfig) -> None:
         self.state = ReceiverState.OPENING
         self.deadline = float("inf")
         """When to send Tick, on the clock of `now`."""
         self._open = open_
-        self._num_blocks = layout.blocks_for(len(open_.request.prompt))
-        self._layout = layout
+        self._layout = open_.layout.model
+        self._tokens = len(open_.request.prompt)
+        self._num_blocks = 0
+        """Of prefill's, that the prompt lies in; known once accepted."""
+        self._source_size = 0
+        """Tokens in one of them."""
         self._config = config
         self._connected = False
         self._blocks: tuple[BlockRef, ...] | None = None
@@ -213,6 +224,11 @@ class Receiver:
     def reading(self) -> bool:
         """Whether reads that may write decode's blocks are under way."""
         return bool(self._reading)
+
+    @property
+    def reading_since(self) -> float:
+        """When the reads that are under way began; infinite if none are."""
+        return self._times.reading_since
 
     def start(self, now: float) -> list[ReceiverAction]:
         """Begin: send Open."""
@@ -258,10 +274,16 @@ class Receiver:
     def _accepted(self, message: Accepted, now: float) -> list[ReceiverAction]:
         if self.state is not ReceiverState.OPENING:
             return self._fail(HandoverError("prefill accepted twice"), now)
+        try:
+            plan = _readable_plan(message.layout, self._open.layout)
+        except Incompatible as error:
+            return self._fail(error, now)
         self.state = ReceiverState.WAITING
+        self._source_size = plan.source.model.block_size
+        self._num_blocks = plan.source.model.blocks_for(self._tokens)
         self._times.accepted(now)
         self.deadline = now + self._config.offer_timeout_s
-        return [Connect(message.transport)]
+        return [Connect(message.transport, plan)]
 
     def _connection(self, error: BatonError | None, now: float) -> list[ReceiverAction]:
         if error is not None:
@@ -322,10 +344,10 @@ class Receiver:
     def _granted(
         self, blocks: tuple[BlockRef, ...], cached: int, now: float
     ) -> list[ReceiverAction]:
-        assert len(blocks) >= self._num_blocks, "a reservation is all or nothing"
+        assert len(blocks) >= self._layout.blocks_for(self._tokens), "all or nothing"
         self._blocks = blocks
         self._cached = cached
-        self._times.granted(now, cached)
+        self._times.granted(now, cached * self._layout.block_size // self._source_size)
         return self._go_on(now)
 
     def _go_on(self, now: float) -> list[ReceiverAction]:
@@ -347,12 +369,18 @@ class Receiver:
 
     def _read(self, offer: Offer, blocks: tuple[BlockRef, ...]) -> Read | None:
         """Return the read of what decode lacks of an offer, if it lacks anything."""
-        begin, end = offer.first_block, offer.first_block + len(offer.blocks)
-        begin += min(max(0, self._cached - begin), len(offer.blocks))
-        if begin == end:
+        theirs, ours = self._source_size, self._layout.block_size
+        start = max(offer.first_block * theirs, self._cached * ours)
+        end = min((offer.first_block + len(offer.blocks)) * theirs, self._tokens)
+        if start >= end:
             return None
-        lacking = offer.blocks[begin - offer.first_block :]
-        return Read(replace(offer, first_block=begin, blocks=lacking), blocks[begin:end])
+        first = start // theirs
+        lacking = offer.blocks[first - offer.first_block :]
+        return Read(
+            replace(offer, first_block=first, blocks=lacking),
+            blocks[start // ours : self._layout.blocks_for(end)],
+            TokenRange(start, end),
+        )
 
     def _read_ended(self, event: ReadEnded, now: float) -> list[ReceiverAction]:
         assert event.index in self._reading, f"read {event.index} ended twice"
@@ -390,6 +418,23 @@ class Receiver:
         self._waiting.clear()
         abort = Send(Abort(self._open.attempt, error.code))
         return [abort, Fail(error, fenced)]
+
+
+def _readable_plan(source: ShardedLayout, target: ShardedLayout) -> TransferPlan:
+    """Return how KV gets here; Incompatible if it cannot, or not by reads of one rank in place."""
+    plan = plan_between(source, target)
+    if not plan.in_place:
+        raise Incompatible(
+            f"prefill has KV of {source.model.dtype} in blocks of {source.model.block_size}, "
+            f"decode of {target.model.dtype} in blocks of {target.model.block_size}, "
+            "and no staging memory to convert it in"
+        )
+    if len(source.ranks) > 1 or len(target.ranks) > 1:
+        raise Incompatible(
+            f"prefill has {len(source.ranks)} ranks, decode {len(target.ranks)}; "
+            "KV is handed over between instances of one rank"
+        )
+    return plan
 
 
 def _refusal(code: str, text: str) -> BatonError:

@@ -24,9 +24,10 @@ from baton.core.handover import (
     ToDecode,
 )
 from baton.core.ids import Attempt
-from baton.core.kv_layout import KVLayout, LayerRange
+from baton.core.kv_layout import LayerRange
 from baton.core.request import TokenLogprobs
 from baton.kv_transfer.layer_groups import min_offer_bytes
+from baton.kv_transfer.plan import TransferPlan, plan_between
 
 # --- events ---------------------------------------------------------------------------------
 
@@ -162,7 +163,6 @@ class Sender:
         self,
         *,
         compatibility: str,
-        layout: KVLayout,
         accepted: Accepted,
         config: HandoverConfig,
         now: float,
@@ -170,8 +170,11 @@ class Sender:
         self.state = SenderState.NEW
         self.deadline = now + config.accept_timeout_s
         """When to send Tick, on the clock of `now`; infinite while the engine has the prompt."""
+        self.unread_since = float("inf")
+        """When the last offer was made, while it is not received."""
         self._compatibility = compatibility
-        self._layout = layout
+        self._layout = accepted.layout.model
+        self._plan: TransferPlan | None = None
         self._accepted = accepted
         self._config = config
         self.min_offer_bytes = 0.0
@@ -190,6 +193,12 @@ class Sender:
 
     def __repr__(self) -> str:
         return f"Sender({self.state}, offers={self._offers}, blocks={self._offered_blocks})"
+
+    @property
+    def plan(self) -> TransferPlan:
+        """How KV gets from here to decode; known once opened."""
+        assert self._plan is not None, "not opened"
+        return self._plan
 
     def handle(self, event: SenderEvent, now: float) -> list[SenderAction]:
         """Take one event at time `now` (seconds) and return what to do, in order."""
@@ -228,9 +237,13 @@ class Sender:
             return self._refuse(
                 Incompatible(
                     f"decode runs {message.compatibility}, prefill {self._compatibility}: "
-                    "model, revision, dtype and KV layout must be the same on both sides"
+                    "model, revision, compute dtype, rotation and KV shape must be the same"
                 )
             )
+        try:
+            self._plan = plan_between(self._accepted.layout, message.layout)
+        except Incompatible as error:
+            return self._refuse(error)
         self.state = SenderState.QUEUED
         self.deadline = float("inf")
         self._attempt = message.attempt
@@ -249,7 +262,7 @@ class Sender:
         self._started_at = now
         self._cached_tokens = cached_tokens
         self._blocks = blocks
-        return self._offer(cached_tokens // self._layout.block_size, self._layout.layers)
+        return self._offer(self._complete_blocks(cached_tokens), self._layout.layers)
 
     def _layers_ready(self, end: int, layers: int) -> list[SenderAction]:
         """Offer what the chunk has so far, if that is enough for a read of its own."""
@@ -260,9 +273,13 @@ class Sender:
         return self._offer(upto, layers) if pending >= self.min_offer_bytes else []
 
     def _complete_blocks(self, end: int) -> int:
-        """Return the blocks that no later chunk writes, once the prompt is computed to `end`."""
-        whole = end >= self._prompt_tokens
-        return self._layout.blocks_for(end) if whole else end // self._layout.block_size
+        """Return the blocks that no later chunk writes, once the prompt is computed to `end`.
+
+        Where decode's blocks are larger: those that fill blocks of decode's.
+        """
+        if end >= self._prompt_tokens:
+            return self._layout.blocks_for(end)
+        return end // self.plan.offer_tokens * self.plan.offer_tokens // self._layout.block_size
 
     def _chunk_ready(self, end: int, blocks: tuple[BlockRef, ...]) -> list[SenderAction]:
         assert self.state is SenderState.COMPUTING, f"a chunk in state {self.state}"
@@ -278,6 +295,7 @@ class Sender:
         assert self.state is SenderState.COMPUTING, f"a token in state {self.state}"
         self.state = SenderState.OFFERED
         self.deadline = now + self._config.received_timeout_s
+        self.unread_since = now
         first = FirstToken(
             token=token,
             queue_s=self._started_at - self._opened_at,
@@ -334,5 +352,5 @@ class Sender:
     def _end(self, outcome: str) -> list[SenderAction]:
         held = self.state is not SenderState.NEW
         self.state = SenderState.ENDED
-        self.deadline = float("inf")
+        self.deadline = self.unread_since = float("inf")
         return [Release(), End(outcome)] if held else [End(outcome)]

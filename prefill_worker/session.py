@@ -8,6 +8,7 @@ from baton.core.errors import BatonError, InternalError
 from baton.core.handover import Abort, Offer, OfferedBlock, Open, Received, ToDecode, ToPrefill
 from baton.core.ids import SeqId
 from baton.core.log import get_logger
+from baton.core.sharded_layout import Rank
 from baton.engine.step import ChunkComputed, EngineEvent, StepPlan, TokenSampled
 from baton.executor.instance import Instance
 from baton.kv_transfer import sender as machine
@@ -50,6 +51,11 @@ class HandoverSession:
     def min_offer_bytes(self) -> float:
         """KV in an offer at least, where it is not the last of a chunk."""
         return self._sender.min_offer_bytes
+
+    @property
+    def unread_since(self) -> float:
+        """When the last offer was made, if decode has not said Received; else infinite."""
+        return self._sender.unread_since
 
     def post(self, event: SenderEvent) -> None:
         """Take an event of the engine."""
@@ -100,10 +106,10 @@ class HandoverSession:
     def _submit(self, action: machine.Submit) -> None:
         message = action.message
         self._digests = DigestKey(
+            self._sender.plan,
             compatibility=message.compatibility,
             ticket=message.ticket,
             prompt=message.request.prompt,
-            block_size=self._instance.layout.block_size,
         )
         try:
             self._seq_id = self._instance.engine.submit(message.request, hold=True)
@@ -127,19 +133,10 @@ class HandoverSession:
 
     def _digest(self, action: machine.SendOffer) -> tuple[OfferedBlock, ...]:
         assert self._digests is not None, "an offer before Open"
-        kv = self._instance.kv
-        return tuple(
-            OfferedBlock(
-                ref,
-                self._digests.digest(
-                    action.first_block + i,
-                    ref,
-                    action.layers,
-                    kv.block_bytes_view(ref.block, action.layers),
-                ),
-            )
-            for i, ref in enumerate(action.blocks)
+        digests = self._digests.offered(
+            Rank(), action.layers, action.first_block, action.blocks, self._instance.kv.memory
         )
+        return tuple(map(OfferedBlock, action.blocks, digests))
 
     def _release(self) -> None:
         if self._seq_id is not None:

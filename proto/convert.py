@@ -28,6 +28,7 @@ from baton.core.kv_layout import LayerRange
 from baton.core.request import PRIORITY_LEVELS, GenerateRequest
 from baton.core.trace import HandoverTrace
 from baton.proto import worker_pb2 as pb
+from baton.proto.convert_layout import layout_core, layout_proto
 from baton.proto.convert_sampling import (
     logprobs_core,
     logprobs_proto,
@@ -123,7 +124,11 @@ def to_decode_proto(message: ToDecode) -> pb.ToDecode:
     """Put what prefill says to decode on the wire."""
     match message:
         case Accepted():
-            accepted = pb.Accepted(incarnation=message.incarnation, transport=message.transport)
+            accepted = pb.Accepted(
+                incarnation=message.incarnation,
+                transport=message.transport,
+                layout=layout_proto(message.layout),
+            )
             return pb.ToDecode(accepted=accepted)
         case Offer():
             return pb.ToDecode(offer=_offer_proto(message))
@@ -136,7 +141,8 @@ def to_decode_core(message: pb.ToDecode) -> ToDecode:
     match message.WhichOneof("message"):
         case "accepted":
             incarnation = _incarnation("Accepted.incarnation", message.accepted.incarnation)
-            return Accepted(incarnation, message.accepted.transport)
+            layout = layout_core("Accepted.layout", message.accepted.layout)
+            return Accepted(incarnation, layout, message.accepted.transport)
         case "offer":
             return _offer_core(message.offer)
         case "refused":
@@ -157,6 +163,7 @@ def _open_proto(message: Open) -> pb.Open:
         attempt=message.attempt,
         request=request_proto(message.request),
         bytes_per_s=message.bytes_per_s,
+        layout=layout_proto(message.layout),
     )
 
 
@@ -172,6 +179,7 @@ def _open_core(message: pb.Open) -> Open:
     return Open(
         version=message.version,
         compatibility=message.compatibility,
+        layout=layout_core("Open.layout", message.layout),
         decode_instance=InstanceId(message.decode_instance),
         decode_incarnation=_incarnation("Open.decode_incarnation", message.decode_incarnation),
         ticket=Ticket(message.ticket),
@@ -235,8 +243,9 @@ def _first_core(first: pb.FirstToken) -> FirstToken:
 
 
 def _offered_block_core(message: pb.OfferedBlock) -> OfferedBlock:
-    if len(message.digest) != HASH_BYTES:
-        raise _malformed("OfferedBlock.digest", message.digest, f"{HASH_BYTES} bytes")
+    if not message.digest or len(message.digest) % HASH_BYTES:
+        allowed = f"{HASH_BYTES} bytes for each unit"
+        raise _malformed("OfferedBlock.digest", message.digest, allowed)
     ref = BlockRef(BlockId(message.block), Epoch(message.epoch))
     return OfferedBlock(ref, message.digest)
 

@@ -215,7 +215,7 @@ class ToDecode(_message.Message):
     def __init__(self, accepted: _Optional[_Union[Accepted, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("version", "compatibility", "decode_instance", "decode_incarnation", "ticket", "attempt", "request", "bytes_per_s")
+    __slots__ = ("version", "compatibility", "decode_instance", "decode_incarnation", "ticket", "attempt", "request", "bytes_per_s", "layout")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     COMPATIBILITY_FIELD_NUMBER: _ClassVar[int]
     DECODE_INSTANCE_FIELD_NUMBER: _ClassVar[int]
@@ -224,6 +224,7 @@ class Open(_message.Message):
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
     version: int
     compatibility: str
     decode_instance: str
@@ -232,15 +233,38 @@ class Open(_message.Message):
     attempt: int
     request: Request
     bytes_per_s: float
-    def __init__(self, version: _Optional[int] = ..., compatibility: _Optional[str] = ..., decode_instance: _Optional[str] = ..., decode_incarnation: _Optional[int] = ..., ticket: _Optional[bytes] = ..., attempt: _Optional[int] = ..., request: _Optional[_Union[Request, _Mapping]] = ..., bytes_per_s: _Optional[float] = ...) -> None: ...
+    layout: ShardedLayout
+    def __init__(self, version: _Optional[int] = ..., compatibility: _Optional[str] = ..., decode_instance: _Optional[str] = ..., decode_incarnation: _Optional[int] = ..., ticket: _Optional[bytes] = ..., attempt: _Optional[int] = ..., request: _Optional[_Union[Request, _Mapping]] = ..., bytes_per_s: _Optional[float] = ..., layout: _Optional[_Union[ShardedLayout, _Mapping]] = ...) -> None: ...
+
+class ShardedLayout(_message.Message):
+    __slots__ = ("layers", "kv_heads", "block_size", "head_dim", "dtype", "parts", "tp", "stages")
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    KV_HEADS_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    HEAD_DIM_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    TP_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    layers: int
+    kv_heads: int
+    block_size: int
+    head_dim: int
+    dtype: str
+    parts: int
+    tp: int
+    stages: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, layers: _Optional[int] = ..., kv_heads: _Optional[int] = ..., block_size: _Optional[int] = ..., head_dim: _Optional[int] = ..., dtype: _Optional[str] = ..., parts: _Optional[int] = ..., tp: _Optional[int] = ..., stages: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Accepted(_message.Message):
-    __slots__ = ("incarnation", "transport")
+    __slots__ = ("incarnation", "transport", "layout")
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
     incarnation: int
     transport: bytes
-    def __init__(self, incarnation: _Optional[int] = ..., transport: _Optional[bytes] = ...) -> None: ...
+    layout: ShardedLayout
+    def __init__(self, incarnation: _Optional[int] = ..., transport: _Optional[bytes] = ..., layout: _Optional[_Union[ShardedLayout, _Mapping]] = ...) -> None: ...
 
 class Offer(_message.Message):
     __slots__ = ("attempt", "index", "layer_start", "layer_end", "first_block", "blocks", "first")

@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import pytest
 from hypothesis import settings
@@ -23,17 +23,27 @@ from baton.core.handover import (
 from baton.core.ids import Attempt, BlockId, Epoch, Incarnation, InstanceId, RequestId, Ticket
 from baton.core.kv_layout import KVLayout, LayerRange
 from baton.core.request import GenerateRequest
+from baton.core.sharded_layout import ShardedLayout
 from baton.kv_transfer import receiver as m
+from baton.kv_transfer.plan import TokenRange, plan_between
 from baton.kv_transfer.receiver import Receiver, ReceiverState
 
 Refs = Callable[..., tuple[BlockRef, ...]]
 Offers = Callable[..., Offer]
-ACCEPTED = m.PeerSaid(Accepted(Incarnation(9), b"metadata"))
+LAYOUT = KVLayout(layers=4, kv_heads=2, block_size=8, head_dim=16, dtype="float32")
+
+
+def accepted(layout: ShardedLayout) -> m.PeerSaid:
+    return m.PeerSaid(Accepted(Incarnation(9), layout, b"metadata"))
+
+
+ACCEPTED = accepted(ShardedLayout(LAYOUT))
+EQUAL = plan_between(ShardedLayout(LAYOUT), ShardedLayout(LAYOUT))
 
 
 @pytest.fixture
-def receiver(open_message: Open, layout: KVLayout, config: HandoverConfig) -> Receiver:
-    receiver = Receiver(open_message, layout=layout, config=config)
+def receiver(open_message: Open, config: HandoverConfig) -> Receiver:
+    receiver = Receiver(open_message, config=config)
     assert receiver.start(0.0) == [m.Send(open_message)]
     return receiver
 
@@ -49,14 +59,20 @@ def read_ok(index: int, num_bytes: int = 10) -> m.ReadEnded:
     return m.ReadEnded(index, num_bytes, "cma")
 
 
+def read_of(offer: Offer, blocks: tuple[BlockRef, ...]) -> m.Read:
+    """The read of a whole offer, where blocks of both sides have 8 tokens of a prompt of 20."""
+    start = offer.first_block * 8
+    return m.Read(offer, blocks, TokenRange(start, min(start + len(blocks) * 8, 20)))
+
+
 def test_two_offers_land(receiver: Receiver, refs: Refs, make_offer: Offers) -> None:
     theirs, ours = refs(4, 9, 2), refs(0, 5, 6)
-    assert receiver.handle(ACCEPTED, 1.0) == [m.Connect(b"metadata")]
+    assert receiver.handle(ACCEPTED, 1.0) == [m.Connect(b"metadata", EQUAL)]
     one, two = make_offer(0, 0, theirs[:2]), make_offer(1, 2, theirs[2:], token=42)
     assert receiver.handle(m.PeerSaid(one), 2.0) == [m.Reserve()]  # and not before: no block held
     assert receiver.handle(m.Connected(), 2.5) == []
-    assert receiver.handle(m.Granted(ours), 3.0) == [m.Read(one, ours[:2])]
-    assert receiver.handle(m.PeerSaid(two), 4.0) == [m.Read(two, ours[2:])]
+    assert receiver.handle(m.Granted(ours), 3.0) == [read_of(one, ours[:2])]
+    assert receiver.handle(m.PeerSaid(two), 4.0) == [read_of(two, ours[2:])]
     assert receiver.handle(read_ok(0), 5.0) == []
     assert receiver.handle(read_ok(1), 6.0) == [
         m.Send(Received(Attempt(3))),
@@ -95,7 +111,7 @@ def test_an_offer_of_what_decode_has_is_passed_over(
     assert receiver.handle(m.Granted(ours, 2), 1.0) == []
     assert receiver.deadline == 3.0  # for the next offer
     last = make_offer(1, 2, theirs[2:], token=42)
-    assert receiver.handle(m.PeerSaid(last), 2.0) == [m.Read(last, ours[2:])]
+    assert receiver.handle(m.PeerSaid(last), 2.0) == [read_of(last, ours[2:])]
 
 
 def test_an_empty_last_offer_lands_when_the_reads_have_ended(
@@ -108,7 +124,7 @@ def test_an_empty_last_offer_lands_when_the_reads_have_ended(
     assert receiver.handle(m.PeerSaid(make_offer(1, 3, (), token=42)), 0.0) == []
     assert isinstance(receiver.handle(read_ok(0), 1.0)[-1], m.Land)
 
-    early = Receiver(receiver._open, layout=receiver._layout, config=receiver._config)
+    early = Receiver(receiver._open, config=receiver._config)
     early.handle(ACCEPTED, 0.0)
     early.handle(m.Connected(), 0.0)
     early.handle(m.PeerSaid(make_offer(0, 0, refs(4, 9, 2))), 0.0)
@@ -125,11 +141,11 @@ def test_groups_of_layers_are_read_one_after_the_other(
     receiver.handle(m.Connected(), 0.0)
     upper = make_offer(0, 0, theirs[:2], layers=LayerRange(0, 3))
     receiver.handle(m.PeerSaid(upper), 0.0)
-    assert receiver.handle(m.Granted(ours), 0.0) == [m.Read(upper, ours[:2])]
+    assert receiver.handle(m.Granted(ours), 0.0) == [read_of(upper, ours[:2])]
     lower = make_offer(1, 0, theirs[:2], layers=LayerRange(3, 4))
-    assert receiver.handle(m.PeerSaid(lower), 0.0) == [m.Read(lower, ours[:2])]
+    assert receiver.handle(m.PeerSaid(lower), 0.0) == [read_of(lower, ours[:2])]
     last = make_offer(2, 2, theirs[2:], token=42)
-    assert receiver.handle(m.PeerSaid(last), 0.0) == [m.Read(last, ours[2:])]
+    assert receiver.handle(m.PeerSaid(last), 0.0) == [read_of(last, ours[2:])]
     for index in (2, 0, 1):
         actions = receiver.handle(read_ok(index), 1.0)
     assert isinstance(actions[-1], m.Land)
@@ -277,7 +293,7 @@ def test_an_offer_before_accepted_and_one_after_the_last(
     receiver: Receiver, refs: Refs, make_offer: Offers
 ) -> None:
     whole = make_offer(0, 0, refs(1, 2, 3), token=1)
-    other = Receiver(receiver._open, layout=receiver._layout, config=HandoverConfig())
+    other = Receiver(receiver._open, config=HandoverConfig())
     assert "before it accepted" in failure(other.handle(m.PeerSaid(whole), 0.0)).error.message
     receiver.handle(ACCEPTED, 0.0)
     receiver.handle(m.PeerSaid(whole), 0.0)
@@ -305,6 +321,65 @@ def test_a_peer_that_cannot_be_connected(receiver: Receiver) -> None:
     assert failure(receiver.handle(m.Connected(TransportError("no route")), 0.0)).fenced
 
 
+@pytest.mark.parametrize(
+    ("cached", "reads"),
+    [
+        (0, [(0, 0, (0, 16), 0), (1, 1, (16, 20), 2)]),
+        (1, [(0, 0, (8, 16), 1), (1, 1, (16, 20), 2)]),
+        (2, [(1, 1, (16, 20), 2)]),
+    ],
+)
+def test_larger_blocks_fill_several(
+    receiver: Receiver,
+    refs: Refs,
+    make_offer: Offers,
+    cached: int,
+    reads: list[tuple[int, int, tuple[int, int], int]],
+) -> None:
+    theirs, ours = refs(4, 9), refs(0, 5, 6)
+    receiver.handle(accepted(ShardedLayout(replace(LAYOUT, block_size=16))), 0.0)
+    receiver.handle(m.Connected(), 0.0)
+    receiver.handle(m.PeerSaid(make_offer(0, 0, theirs[:1])), 0.0)
+    actions = receiver.handle(m.Granted(ours, cached), 0.0)
+    actions += receiver.handle(m.PeerSaid(make_offer(1, 1, theirs[1:], token=1)), 0.0)
+    found = [action for action in actions if isinstance(action, m.Read)]
+    assert [
+        (a.offer.index, a.offer.first_block, astuple(a.tokens), ours.index(a.blocks[0]))
+        for a in found
+    ] == reads
+    assert sum(len(a.blocks) for a in found) == 3 - cached
+
+
+def test_smaller_blocks_share_one(
+    open_message: Open, refs: Refs, make_offer: Offers, config: HandoverConfig
+) -> None:
+    large = replace(open_message, layout=ShardedLayout(replace(LAYOUT, block_size=32)))
+    receiver = Receiver(large, config=config)
+    receiver.handle(ACCEPTED, 0.0)
+    receiver.handle(m.Connected(), 0.0)
+    whole = make_offer(0, 0, refs(4, 9, 2), token=1)
+    receiver.handle(m.PeerSaid(whole), 0.0)
+    ours = refs(7)
+    assert receiver.handle(m.Granted(ours), 0.0) == [m.Read(whole, ours, TokenRange(0, 20))]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "what"),
+    [
+        (ShardedLayout(replace(LAYOUT, layers=5)), "prefill has 5, decode 4"),
+        (ShardedLayout(replace(LAYOUT, dtype="bfloat16")), "bfloat16 in blocks of 8, decode of f"),
+        (ShardedLayout(LAYOUT, tp=2), "prefill has 2 ranks, decode 1"),
+    ],
+)
+def test_kv_that_cannot_be_read_is_refused_before_anything_is_held(
+    receiver: Receiver, theirs: ShardedLayout, what: str
+) -> None:
+    fail = failure(receiver.handle(accepted(theirs), 0.0))
+    assert fail.error.code == "incompatible"
+    assert what in fail.error.message
+    assert fail.fenced
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Whatever comes in whatever order: nothing is used before it is verified, nothing is freed
     while a read may write it, every action that must end exactly once does."""
@@ -317,13 +392,14 @@ class AnyOrder(RuleBasedStateMachine):
         message = Open(
             PROTOCOL_VERSION,
             "c",
+            ShardedLayout(self.layout),
             InstanceId("d"),
             Incarnation(1),
             Ticket(b"t" * 16),
             Attempt(0),
             GenerateRequest(RequestId("r"), tuple(range(tokens)), 4),
         )
-        self.receiver = Receiver(message, layout=self.layout, config=HandoverConfig())
+        self.receiver = Receiver(message, config=HandoverConfig())
         self.now = 0.0
         self.actions: list[m.ReceiverAction] = self.receiver.start(0.0)
         self.reading: set[int] = set()
@@ -368,7 +444,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule()
     def accept(self) -> None:
-        self.feed(ACCEPTED)
+        self.feed(accepted(ShardedLayout(self.layout)))
 
     @rule(error=st.sampled_from([None, TransportError("no")]))
     def connect(self, error: BatonError | None) -> None:

@@ -11,16 +11,18 @@ from baton.core.handover import Abort, Accepted, BlockRef, FirstToken, Open, Rec
 from baton.core.ids import Attempt, Incarnation
 from baton.core.kv_layout import KVLayout
 from baton.core.request import TokenLogprobs
+from baton.core.sharded_layout import ShardedLayout
 from baton.kv_transfer import sender as m
 from baton.kv_transfer.sender import Sender, SenderState
 
 Refs = Callable[..., tuple[BlockRef, ...]]
-ACCEPTED = Accepted(Incarnation(9), b"metadata")
+LAYOUT = KVLayout(layers=4, kv_heads=2, block_size=8, head_dim=16, dtype="float32")
+ACCEPTED = Accepted(Incarnation(9), ShardedLayout(LAYOUT), b"metadata")
 
 
 @pytest.fixture
-def sender(layout: KVLayout, config: HandoverConfig) -> Sender:
-    return Sender(compatibility="same", layout=layout, accepted=ACCEPTED, config=config, now=0.0)
+def sender(config: HandoverConfig) -> Sender:
+    return Sender(compatibility="same", accepted=ACCEPTED, config=config, now=0.0)
 
 
 def refusal(actions: list[m.SenderAction]) -> str:
@@ -99,7 +101,6 @@ def test_layers_of_a_chunk_that_completes_no_block_are_not_offered(
     [(4, 0.0, [1, 2, 3]), (8, 0.0, [2]), (1, 8_192_000.0, [2]), (1, 99e9, [])],
 )
 def test_groups_are_as_large_as_a_read_must_be_to_be_worth_an_offer(
-    layout: KVLayout,
     open_message: Open,
     refs: Refs,
     *,
@@ -108,7 +109,7 @@ def test_groups_are_as_large_as_a_read_must_be_to_be_worth_an_offer(
     offered: list[int],
 ) -> None:
     config = HandoverConfig(min_read_kib=min_read_kib, offer_cost_s=0.001)
-    sender = Sender(compatibility="same", layout=layout, accepted=ACCEPTED, config=config, now=0)
+    sender = Sender(compatibility="same", accepted=ACCEPTED, config=config, now=0)
     sender.handle(m.Opened(replace(open_message, bytes_per_s=bytes_per_s)), 0.0)
     sender.handle(m.Started(0, refs(4, 9, 2)), 0.0)
     ends = [end for end in (1, 2, 3) if sender.handle(m.LayersReady(16, end), 0.0)]
@@ -123,9 +124,29 @@ def test_a_chunk_that_completes_no_block_offers_nothing(
     assert sender.handle(m.ChunkReady(7, refs(1, 2, 3)), 0.0) == []
 
 
+def test_offers_end_where_larger_blocks_of_decode_do(
+    sender: Sender, open_message: Open, refs: Refs
+) -> None:
+    table = refs(4, 9, 2)
+    large = ShardedLayout(replace(LAYOUT, block_size=16))
+    sender.handle(m.Opened(replace(open_message, layout=large)), 0.0)
+    assert sender.handle(m.Started(8, table), 0.0) == []
+    [offer] = sender.handle(m.ChunkReady(16, table), 0.0)
+    assert isinstance(offer, m.SendOffer)
+    assert offer.blocks == table[:2]
+    assert sender.handle(m.ChunkReady(20, table), 0.0) == []
+    [last] = sender.handle(m.Sampled(42), 0.0)
+    assert isinstance(last, m.SendOffer)
+    assert (last.first_block, last.blocks) == (2, table[2:])
+
+
 @pytest.mark.parametrize(
     ("change", "code"),
-    [({"version": 99}, "incompatible"), ({"compatibility": "other"}, "incompatible")],
+    [
+        ({"version": 99}, "incompatible"),
+        ({"compatibility": "other"}, "incompatible"),
+        ({"layout": ShardedLayout(replace(LAYOUT, head_dim=8))}, "incompatible"),
+    ],
 )
 def test_a_peer_that_does_not_fit_is_refused_before_anything_is_queued(
     sender: Sender, open_message: Open, change: dict[str, object], code: str
@@ -187,7 +208,6 @@ def test_opened_twice(sender: Sender, open_message: Open) -> None:
     stop_at=st.integers(0, 40),
 )
 def test_any_chunking_and_any_end_offers_each_layer_of_each_block_once_and_releases_once(
-    layout: KVLayout,
     config: HandoverConfig,
     open_message: Open,
     refs: Refs,
@@ -196,7 +216,7 @@ def test_any_chunking_and_any_end_offers_each_layer_of_each_block_once_and_relea
     groups: set[int],
     stop_at: int,
 ) -> None:
-    sender = Sender(compatibility="same", layout=layout, accepted=ACCEPTED, config=config, now=0)
+    sender = Sender(compatibility="same", accepted=ACCEPTED, config=config, now=0)
     ends = sorted({min(sum(chunks[: i + 1]), 20) for i in range(len(chunks))} | {20})
     table = refs(7, 8, 9)
     events: list[m.SenderEvent] = [m.Opened(open_message)]

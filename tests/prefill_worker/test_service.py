@@ -10,10 +10,12 @@ import pytest
 
 from baton.core.config import EngineConfig, HandoverConfig, WorkerConfig
 from baton.core.handover import PROTOCOL_VERSION
+from baton.core.sharded_layout import ShardedLayout
 from baton.core.topology import Role
 from baton.prefill_worker.worker import PrefillWorker
 from baton.proto import worker_pb2 as pb
 from baton.proto import worker_pb2_grpc as pb_grpc
+from baton.proto.convert_layout import layout_proto
 
 TIMEOUT_S = 30.0
 
@@ -51,6 +53,7 @@ def open_message(worker: PrefillWorker, **changes: Any) -> pb.ToPrefill:
     fields: dict[str, Any] = {
         "version": PROTOCOL_VERSION,
         "compatibility": worker.instance.compatibility,
+        "layout": layout_proto(ShardedLayout(worker.instance.layout)),
         "decode_instance": "decode-0",
         "decode_incarnation": 7,
         "ticket": b"t" * 16,

@@ -22,8 +22,9 @@ from baton.core.handover import (
     ToDecode,
     ToPrefill,
 )
-from baton.core.kv_layout import LayerRange
+from baton.core.kv_layout import KV_ITEM_BYTES, KVLayout, LayerRange
 from baton.core.request import GenerateRequest, SamplingParams, TokenLogprobs
+from baton.core.sharded_layout import ShardedLayout
 from baton.core.trace import HandoverTrace
 from baton.proto import worker_pb2 as pb
 from baton.proto.convert import (
@@ -38,6 +39,7 @@ from baton.proto.convert import (
     trace_core,
     trace_proto,
 )
+from baton.proto.convert_layout import MOST
 
 uint32 = st.integers(0, 2**32 - 1)
 uint64 = st.integers(0, 2**64 - 1)
@@ -78,8 +80,23 @@ float32 = st.floats(allow_nan=False, width=32)
 logprobs = st.builds(
     TokenLogprobs, float32, st.lists(st.tuples(uint32, float32), max_size=5).map(tuple)
 )
+sizes = st.integers(1, MOST)
+layouts = st.builds(
+    ShardedLayout,
+    st.builds(
+        KVLayout,
+        layers=st.integers(3, MOST),
+        kv_heads=sizes,
+        block_size=st.sampled_from([8, 16, 32]),
+        head_dim=sizes.map(lambda size: size // 2 * 2 or 2),
+        dtype=st.sampled_from(sorted(KV_ITEM_BYTES)),
+        parts=st.sampled_from([1, 2]),
+    ),
+    stages=st.sampled_from([(), (1,), (1, 2)]),
+)
 opens = st.builds(
     Open,
+    layout=layouts,
     version=uint32,
     compatibility=st.text(),
     decode_instance=names,
@@ -107,7 +124,7 @@ to_prefill = st.one_of(
 )
 to_decode = st.one_of(
     offers,
-    st.builds(Accepted, nonzero64, st.binary(max_size=200)),
+    st.builds(Accepted, nonzero64, layouts, st.binary(max_size=200)),
     st.builds(Refused, names, st.text(max_size=50)),
 )
 by_type = {str: st.text(max_size=20), int: uint32, float: seconds}
@@ -206,6 +223,11 @@ def test_every_sampling_parameter_crosses_the_wire(field):
     assert request_core(over_the_wire(request_proto(request))).sampling == changed
 
 
+def layout_message(**change: object) -> pb.ShardedLayout:
+    sizes = {"layers": 2, "kv_heads": 2, "block_size": 8, "head_dim": 4, "parts": 2, "tp": 1}
+    return pb.ShardedLayout(**(sizes | {"dtype": "float32"} | change))
+
+
 def open_message(**change: object) -> pb.ToPrefill:
     request = pb.Request(request_id="r", prompt=[1], max_tokens=1, top_p=1.0)
     whole: dict = {
@@ -213,6 +235,7 @@ def open_message(**change: object) -> pb.ToPrefill:
         "decode_incarnation": 1,
         "ticket": bytes(16),
         "request": request,
+        "layout": layout_message(),
     }
     return pb.ToPrefill(open=pb.Open(**(whole | change)))
 
@@ -227,6 +250,11 @@ def open_message(**change: object) -> pb.ToPrefill:
         (open_message(decode_instance=""), "Open.decode_instance"),
         (open_message(decode_incarnation=0), "Open.decode_incarnation"),
         (open_message(request=None), "Open.request"),
+        (open_message(layout=None), "Open.layout.layers"),
+        (open_message(layout=layout_message(tp=MOST + 1)), "Open.layout.tp"),
+        (open_message(layout=layout_message(tp=3)), "Open.layout.tp"),
+        (open_message(layout=layout_message(stages=[2])), "Open.layout.stages"),
+        (open_message(layout=layout_message(dtype="int4")), "Open.layout.dtype"),
         (open_message(request=pb.Request()), "request_id"),
     ],
 )
@@ -251,6 +279,10 @@ def offer_message(**change: object) -> pb.ToDecode:
         (offer_message(layer_start=3), "Offer.layers"),
         (offer_message(blocks=[pb.OfferedBlock(digest=bytes(15))]), "OfferedBlock.digest"),
         (offer_message(blocks=[pb.OfferedBlock()]), "OfferedBlock.digest"),
+        (
+            pb.ToDecode(accepted=pb.Accepted(incarnation=1)),
+            "Accepted.layout.layers: 0; allowed: 1 to",
+        ),
         (
             offer_message(first=pb.FirstToken(logprobs=pb.TokenLogprobs(top_tokens=[1]))),
             "TokenLogprobs",

@@ -22,8 +22,9 @@ from baton.kv_transfer.ucx.transport import UcxTransport
 
 from .transport_worlds import (
     SIZE,
-    InprocWorld,
-    UcxWorld,
+    WORLDS,
+    LoopbackWorld,
+    ProcessWorld,
     World,
     open_world,
     pattern,
@@ -35,7 +36,7 @@ WHOLE = [Run(0, 0, SIZE)]
 PIECE = 24 << 10
 
 
-@pytest.fixture(params=["inproc", "ucx-cma", "ucx-tcp"])
+@pytest.fixture(params=["loopback", *WORLDS])
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     world = await open_world(request.param)
     yield world
@@ -43,15 +44,15 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
 
 
 @pytest.fixture
-async def inproc() -> AsyncIterator[InprocWorld]:
-    world = InprocWorld()
+async def loopback() -> AsyncIterator[LoopbackWorld]:
+    world = LoopbackWorld()
     yield world
     await world.close()
 
 
 @pytest.fixture
-async def tcp() -> AsyncIterator[UcxWorld]:
-    world = await UcxWorld({"TLS": "tcp"}, "tcp").open()
+async def ucx_tcp() -> AsyncIterator[ProcessWorld]:
+    world = await ProcessWorld(*WORLDS["ucx-tcp"]).open()
     yield world
     await world.close()
 
@@ -255,47 +256,47 @@ async def test_a_waiter_that_is_cancelled_leaves_the_transfer(world: World) -> N
     assert (world.memory == pattern(1)).all()
 
 
-async def test_inproc_holds_reads_until_released(inproc: InprocWorld) -> None:
-    peer = await inproc.reader.add_peer(await inproc.start_target(1))
-    inproc.reader.hold()
-    transfer = inproc.reader.read(peer, WHOLE)
+async def test_loopback_holds_reads_until_released(loopback: LoopbackWorld) -> None:
+    peer = await loopback.reader.add_peer(await loopback.start_target(1))
+    loopback.reader.hold()
+    transfer = loopback.reader.read(peer, WHOLE)
     await asyncio.sleep(0)
-    assert (transfer.completed, inproc.reader.stats().transfers_open) == (False, 1)
-    assert not inproc.memory.any()
-    inproc.reader.release()
+    assert (transfer.completed, loopback.reader.stats().transfers_open) == (False, 1)
+    assert not loopback.memory.any()
+    loopback.reader.release()
     assert transfer.completed
-    assert (inproc.memory == pattern(1)).all()
+    assert (loopback.memory == pattern(1)).all()
 
 
-async def test_inproc_fails_and_corrupts_on_demand(inproc: InprocWorld) -> None:
-    peer = await inproc.reader.add_peer(await inproc.start_target(1))
-    inproc.reader.fail_next(TransportError("cable cut"))
+async def test_loopback_fails_and_corrupts_on_demand(loopback: LoopbackWorld) -> None:
+    peer = await loopback.reader.add_peer(await loopback.start_target(1))
+    loopback.reader.fail_next(TransportError("cable cut"))
     with pytest.raises(TransportError, match="cable cut"):
-        await soon(inproc.reader.read(peer, WHOLE).wait())
-    assert not inproc.memory.any()
-    inproc.reader.corrupt_next()
-    await soon(inproc.reader.read(peer, WHOLE).wait())
-    assert (inproc.memory != pattern(1)).sum() == 1
-    await soon(inproc.reader.read(peer, WHOLE).wait())
-    assert (inproc.memory == pattern(1)).all()
+        await soon(loopback.reader.read(peer, WHOLE).wait())
+    assert not loopback.memory.any()
+    loopback.reader.corrupt_next()
+    await soon(loopback.reader.read(peer, WHOLE).wait())
+    assert (loopback.memory != pattern(1)).sum() == 1
+    await soon(loopback.reader.read(peer, WHOLE).wait())
+    assert (loopback.memory == pattern(1)).all()
 
 
-async def test_ucx_fences_a_peer_that_hangs(tcp: UcxWorld) -> None:
-    peer = await soon(tcp.reader.add_peer(await tcp.start_target(1)))
-    await soon(tcp.reader.read(peer, [Run(0, 0, 8)]).wait())
-    os.kill(tcp.target.pid, signal.SIGSTOP)
-    transfer = tcp.reader.read(peer, WHOLE)
+async def test_ucx_fences_a_peer_that_hangs(ucx_tcp: ProcessWorld) -> None:
+    peer = await soon(ucx_tcp.reader.add_peer(await ucx_tcp.start_target(1)))
+    await soon(ucx_tcp.reader.read(peer, [Run(0, 0, 8)]).wait())
+    os.kill(ucx_tcp.target.pid, signal.SIGSTOP)
+    transfer = ucx_tcp.reader.read(peer, WHOLE)
     await asyncio.sleep(0)
     assert not transfer.completed
-    await soon(tcp.reader.remove_peer(peer))
+    await soon(ucx_tcp.reader.remove_peer(peer))
     assert transfer.completed
     with pytest.raises(PeerLost):
         await soon(transfer.wait())
-    tcp.memory[:] = 0
-    os.kill(tcp.target.pid, signal.SIGCONT)
-    again = await soon(tcp.reader.add_peer(await tcp.start_target(2)))
-    await soon(tcp.reader.read(again, [Run(0, 0, 8)]).wait())
-    assert not tcp.memory[8:].any()
+    ucx_tcp.memory[:] = 0
+    os.kill(ucx_tcp.target.pid, signal.SIGCONT)
+    again = await soon(ucx_tcp.reader.add_peer(await ucx_tcp.start_target(2)))
+    await soon(ucx_tcp.reader.read(again, [Run(0, 0, 8)]).wait())
+    assert not ucx_tcp.memory[8:].any()
 
 
 async def test_ucx_refuses_more_than_it_can_queue() -> None:
@@ -328,9 +329,9 @@ async def test_ucx_sleeps_when_idle(kind: str) -> None:
     await world.close()
 
 
-async def test_ucx_listens_on_loopback_only_if_the_host_is_loopback(tcp: UcxWorld) -> None:
-    await soon(tcp.reader.add_peer(await tcp.start_target(1)))
-    addresses = _listening(os.getpid()) | _listening(tcp.target.pid)
+async def test_ucx_listens_on_loopback_only_if_the_host_is_loopback(ucx_tcp: ProcessWorld) -> None:
+    await soon(ucx_tcp.reader.add_peer(await ucx_tcp.start_target(1)))
+    addresses = _listening(os.getpid()) | _listening(ucx_tcp.target.pid)
     assert addresses == {"0100007F"}
 
 

@@ -22,17 +22,17 @@ from baton.kv_transfer.transport import (
     checked_runs,
 )
 
-_KIND = "inproc"
+_KIND = "loopback"
 
 
-class InprocRegistry:
+class LoopbackNetwork:
     """Where the transports of one make-believe network find each other."""
 
     def __init__(self) -> None:
-        self._live: dict[tuple[str, int], InprocTransport] = {}
+        self._live: dict[tuple[str, int], LoopbackTransport] = {}
 
     def __repr__(self) -> str:
-        return f"InprocRegistry({[owner for owner, _ in self._live]})"
+        return f"LoopbackNetwork({[owner for owner, _ in self._live]})"
 
     def kill(self, owner: str) -> None:
         """End `owner` as SIGKILL would: reads of it fail, and nobody is told by it."""
@@ -44,7 +44,7 @@ class InprocRegistry:
         for other in self._live.values():
             other._lose(owner, incarnation)
 
-    def _find(self, peer: Peer) -> "InprocTransport | None":
+    def _find(self, peer: Peer) -> "LoopbackTransport | None":
         return self._live.get((peer.owner, peer.incarnation))
 
 
@@ -54,15 +54,15 @@ class _Job:
     runs: list[Run]
 
 
-class InprocTransport:
+class LoopbackTransport:
     """Implements `Transport`; `hold`, `release`, `fail_next` and `corrupt_next` are its faults."""
 
     def __init__(
-        self, region: Region, *, owner: str, incarnation: Incarnation, registry: InprocRegistry
+        self, region: Region, *, owner: str, incarnation: Incarnation, network: LoopbackNetwork
     ) -> None:
         self._region = region
         self._own = Metadata(owner, incarnation, region.address, region.length, b"", b"")
-        self._registry = registry
+        self._network = network
         self._peers = PeerTable()
         self._jobs: list[_Job] = []
         self._lost: set[Peer] = set()
@@ -73,15 +73,15 @@ class InprocTransport:
         self._done = 0
         self._failed = 0
         self._closed = False
-        registry._live[owner, incarnation] = self
+        network._live[owner, incarnation] = self
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self._peers)} peers, {len(self._jobs)} open"
-        return f"<InprocTransport of {self._own.owner}, {self._region.length} bytes, {state}>"
+        return f"<LoopbackTransport of {self._own.owner}, {self._region.length} bytes, {state}>"
 
     @property
     def name(self) -> str:
-        """`inproc`."""
+        """`loopback`."""
         return _KIND
 
     # Faults.
@@ -131,7 +131,7 @@ class InprocTransport:
             return transfer
         job = _Job(transfer, wanted)
         self._jobs.append(job)
-        if peer in self._lost or self._registry._find(peer) is None:
+        if peer in self._lost or self._network._find(peer) is None:
             self._lose(peer.owner, peer.incarnation)
         elif not self._held:
             asyncio.get_running_loop().call_soon(self._copy, job)
@@ -145,7 +145,7 @@ class InprocTransport:
     async def close(self) -> None:
         """See Transport."""
         if not self._closed:
-            self._registry._end(self._own.owner, self._own.incarnation)
+            self._network._end(self._own.owner, self._own.incarnation)
 
     def check(self) -> None:
         """See Transport."""
@@ -172,7 +172,7 @@ class InprocTransport:
         if self._failures:
             self._finish(job, self._failures.pop(0))
             return
-        source = self._registry._find(job.transfer.peer)
+        source = self._network._find(job.transfer.peer)
         assert source is not None, "a job outlived its peer"
         to, origin = self._region.address, source._region.address
         for run in job.runs:

@@ -12,7 +12,7 @@ Only the reader acts: the owner of the memory posts nothing and is told nothing.
 import asyncio
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -57,8 +57,9 @@ class TransferReport:
     seconds: float
     """From `read` until the last byte was in place."""
     transport: str
-    """What carried its largest read, as the library itself says: `cma`, `tcp`, `rc_mlx5`,
-    `cuda_ipc`…; several are joined by `+`; `none` if there was nothing to read."""
+    """What carried its largest read: `shm` (memory mapped by the reader), `shm-cma` (copied by the
+    kernel), `tcp`; over UCX what it says itself: `cma`, `tcp`, `rc_mlx5`, `cuda_ipc`…, several
+    joined by `+`; `none` if there was nothing to read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,8 @@ class TransportStats:
     transfers_done: int
     transfers_failed: int
     peers: int
+    fallbacks: int = 0
+    """How often another way than the preferred one was taken."""
 
 
 class Transfer:
@@ -120,6 +123,17 @@ class Transfer:
         Raises PeerLost if the peer went away or was removed, TransportError if a read failed.
         """
         return await asyncio.shield(self._future)
+
+    def then(self, callback: Callable[[TransferReport | TransportError], None]) -> None:
+        """Call `callback` in the event loop with the outcome, once the transfer has completed."""
+
+        def call(future: "asyncio.Future[TransferReport]") -> None:
+            if not future.cancelled():
+                error = future.exception()
+                assert error is None or isinstance(error, TransportError)
+                callback(future.result() if error is None else error)
+
+        self._future.add_done_callback(call)
 
     def finish(self, transport: str, error: TransportError | None = None) -> None:
         """Complete the transfer; for the transport only, once, from any thread."""

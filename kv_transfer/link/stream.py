@@ -27,7 +27,7 @@ def limit_waits(connection: socket.socket, seconds: float) -> None:
 
 
 def receive_exactly(connection: socket.socket, size: int, deadline: float) -> bytes:
-    """Return `size` bytes that arrive before `deadline` on time.monotonic(); else raise PeerLost."""
+    """Return `size` bytes; raises PeerLost if they are not here at `deadline` (time.monotonic)."""
     data = bytearray(size)
     view, got = memoryview(data), 0
     while got < size:

@@ -114,7 +114,7 @@ class _MappedChannel:
 class _ProcessChannel:
     """Has the kernel copy from the peer's address space; see Channel."""
 
-    carrier = "cma"
+    carrier = "shm-cma"
 
     def __init__(self, connection: socket.socket, region: Region, theirs: Metadata) -> None:
         self._connection = connection

@@ -9,7 +9,9 @@ import sys
 
 import numpy as np
 
+from baton.core.config import HandoverConfig
 from baton.core.ids import new_incarnation
+from baton.kv_transfer.choose import open_transport
 from baton.kv_transfer.link.transport import LinkTransport
 from baton.kv_transfer.shm.backend import ShmBackend
 from baton.kv_transfer.shm.memory import SharedMemory
@@ -39,8 +41,13 @@ def memory_of(kind: str, size: int) -> tuple[Bytes, Region]:
 async def opened(
     kind: str, region: Region, *, owner: str, secret: str, options: dict[str, str]
 ) -> Transport:
-    """Open `ucx`, `shm` (shared memory), `cma` (shm over ordinary memory) or `tcp`."""
+    """Open `auto`, `ucx`, `shm` (shared memory), `cma` (shm over ordinary memory) or `tcp`."""
     incarnation = new_incarnation()
+    if kind == "auto":
+        handover = HandoverConfig.checked(secret=secret, ucx_options=options)
+        return await open_transport(
+            region, handover, host="127.0.0.1", owner=owner, incarnation=incarnation
+        )
     if kind == "ucx":
         config = UcxConfig(options=options)
         return await UcxTransport.open(region, owner=owner, incarnation=incarnation, config=config)

@@ -154,8 +154,9 @@ WORLDS = {
     "ucx-cma": ("ucx", "cma", {"TLS": "cma,tcp"}),
     "ucx-tcp": ("ucx", "tcp", {"TLS": "tcp"}),
     "shm": ("shm", "shm", {}),
-    "shm-cma": ("cma", "cma", {}),
+    "shm-cma": ("cma", "shm-cma", {}),
     "tcp": ("tcp", "tcp", {}),
+    "auto": ("auto", "cma", {"TLS": "cma,tcp"}),
 }
 """By name: the transport, what must carry the bytes, and options of UCX."""
 

@@ -21,7 +21,9 @@ from baton.kv_transfer.shm.copying import copy_mapped, read_process
 from baton.kv_transfer.shm.memory import Mapping
 from baton.kv_transfer.transport import Metadata, Region, Run
 
-_GIVEN, _READ_ME = b"m", b"r"
+_TOLD = struct.Struct("@cQQ")
+"""What the owner of the memory says first: how to read it, where it begins, how long it is."""
+_MAPPED, _BY_KERNEL = b"m", b"k"
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -66,21 +68,22 @@ class ShmBackend:
 
     def open(self, connection: socket.socket, theirs: Metadata) -> Channel:
         """See Backend."""
-        how, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
-        if how == _GIVEN and len(descriptors) == 1:
-            mapping = Mapping(descriptors[0], theirs.length)
-            return _MappedChannel(connection, self._region, mapping)
-        if how == _READ_ME:
-            return _ProcessChannel(connection, self._region, theirs)
-        raise PeerLost("it closed the connection")
+        told, descriptors, _, _ = socket.recv_fds(connection, _TOLD.size, 1)
+        if len(told) != _TOLD.size:
+            raise PeerLost("it closed the connection")
+        how, base, length = _TOLD.unpack(told)
+        if how == _MAPPED and len(descriptors) == 1:
+            return _MappedChannel(connection, self._region, Mapping(descriptors[0], theirs.length))
+        if how != _BY_KERNEL or (base, length) != (theirs.base, theirs.length):
+            raise TransportError(f"its memory is not the {theirs.length} bytes it was said to be")
+        return _ProcessChannel(connection, self._region, theirs)
 
     def serve(self, connection: socket.socket) -> None:
         """See Backend. The reader sends nothing; the connection ends when either side does."""
-        fd = self._region.fd
-        if fd is None:
-            connection.sendall(_READ_ME)
-        else:
-            socket.send_fds(connection, [_GIVEN], [fd])
+        region = self._region
+        how = _BY_KERNEL if region.fd is None else _MAPPED
+        told = _TOLD.pack(how, region.address, region.length)
+        socket.send_fds(connection, [told], [] if region.fd is None else [region.fd])
         while True:
             with contextlib.suppress(BlockingIOError):
                 connection.recv(1)

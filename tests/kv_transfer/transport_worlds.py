@@ -141,12 +141,19 @@ class ProcessWorld:
         self.target.kill()
         self.target.wait(10)
 
+    async def end_target(self) -> None:
+        """Let the target close in good order."""
+        process = self.target
+        await soon(asyncio.to_thread(process.communicate))  # closes stdin, for which it waits
+        assert process.returncode == 0, "the target did not end well"
+        self.processes.remove(process)
+
     async def close(self) -> None:
         await soon(self.reader.close())
         self.reader.check()
         for process in self.processes:
             ended = process.poll() is not None
-            process.communicate(timeout=10)  # closes stdin, at which a target ends by itself
+            process.communicate(timeout=10)
             assert ended or process.returncode == 0, "the target did not end well"
 
 

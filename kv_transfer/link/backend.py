@@ -8,7 +8,7 @@ from baton.kv_transfer.transport import Metadata, Run
 
 MAX_RUNS = 512
 """Runs in one part of a transfer; the kernel takes 1,024 buffers in one call."""
-MAX_BYTES = 16 << 20
+MAX_BYTES = 64 << 20
 """Bytes in one part: a fence waits for one part at most, if the peer is alive."""
 
 

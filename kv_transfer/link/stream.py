@@ -53,7 +53,7 @@ def receive_into(connection: socket.socket, buffers: Sequence[memoryview]) -> No
         try:
             count = connection.recvmsg_into(waiting, 0, socket.MSG_WAITALL)[0]
         except BlockingIOError:
-            raise PeerLost(f"not a byte came within {STALL_S:g} s") from None
+            raise PeerLost("not a byte came in time") from None
         if count == 0:
             raise PeerLost("the other side closed the connection")
         waiting = _rest(waiting, count)
@@ -69,7 +69,7 @@ def send_from(connection: socket.socket, buffers: Sequence[memoryview | bytes]) 
         try:
             count = connection.sendmsg(waiting)
         except BlockingIOError:
-            raise PeerLost(f"not a byte was taken within {STALL_S:g} s") from None
+            raise PeerLost("not a byte was taken in time") from None
         waiting = _rest(waiting, count)
 
 

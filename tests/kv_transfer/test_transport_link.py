@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import mmap
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -15,10 +16,12 @@ import pytest
 
 from baton.core.errors import InvalidConfig, PeerLost, TransportError
 from baton.core.ids import new_incarnation
+from baton.kv_transfer.link import reader
 from baton.kv_transfer.link.backend import MAX_BYTES, MAX_RUNS, parts_of
 from baton.kv_transfer.link.transport import LinkTransport
+from baton.kv_transfer.shm import copying
 from baton.kv_transfer.shm.memory import Mapping, SharedMemory
-from baton.kv_transfer.tcp.backend import TcpBackend
+from baton.kv_transfer.tcp.backend import TcpBackend, notice_cuts
 from baton.kv_transfer.transport import Metadata, Run
 
 from .transport_target import memory_of, opened
@@ -97,6 +100,45 @@ async def test_bad_addresses_say_so(world: ProcessWorld) -> None:
             await soon(world.reader.add_peer(replace(theirs, address=address).pack(kind)))
 
 
+async def test_tcp_gives_up_a_peer_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernel still answers, so no socket says that it hangs: the limit on every wait does."""
+    monkeypatch.setattr(reader, "STALL_S", 0.2)
+    world = await ProcessWorld(*WORLDS["tcp"]).open()
+    peer = await soon(world.reader.add_peer(await world.start_target(1)))
+    os.kill(world.target.pid, signal.SIGSTOP)
+    with pytest.raises(PeerLost, match="not a byte came in time"):
+        # More than fits into the sockets, of which it may have filled some.
+        await soon(world.reader.read(peer, WHOLE).wait())
+    os.kill(world.target.pid, signal.SIGCONT)
+    await world.close()
+
+
+def test_tcp_asks_the_kernel_to_notice_cuts() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
+        notice_cuts(connection, 2.0)
+        options = {
+            name: connection.getsockopt(socket.IPPROTO_TCP, getattr(socket, f"TCP_{name}"))
+            for name in ("USER_TIMEOUT", "KEEPIDLE", "KEEPINTVL", "KEEPCNT")
+        }
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    assert options == {"USER_TIMEOUT": 2000, "KEEPIDLE": 1, "KEEPINTVL": 1, "KEEPCNT": 2}
+
+
+async def test_short_runs_are_copied_where_the_kernel_forbids_the_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As some sandboxes do, even for a process that reads itself."""
+    monkeypatch.setattr(copying, "_CAN_READ_ITSELF", False)
+    world = await ProcessWorld(*WORLDS["shm"]).open()
+    peer = await soon(world.reader.add_peer(await world.start_target(1)))
+    runs = [Run(4096 * i, 4096 * (i ^ 1), 4096) for i in range(64)]
+    await soon(world.reader.read(peer, runs).wait())
+    for run in runs:
+        got = world.memory[run.local_offset : run.local_offset + 4096]
+        assert (got == pattern(1)[run.remote_offset : run.remote_offset + 4096]).all()
+    await world.close()
+
+
 @pytest.mark.parametrize("kind", ["shm", "tcp"])
 async def test_a_secret_that_can_be_guessed_is_refused(kind: str) -> None:
     region = region_of(np.zeros(8, np.uint8))
@@ -119,13 +161,13 @@ async def test_ipv6_is_an_address_too() -> None:
         ]
     except OSError:
         pytest.skip("this machine has no IPv6")
-    reader, target = sides
-    peer = await soon(reader.add_peer(target.metadata()))
-    await soon(reader.read(peer, WHOLE).wait())
+    ours, theirs = sides
+    peer = await soon(ours.add_peer(theirs.metadata()))
+    await soon(ours.read(peer, WHOLE).wait())
     assert (memory == source).all()
-    await soon(target.close())
-    await soon(reader.close())
-    reader.check()
+    await soon(theirs.close())
+    await soon(ours.close())
+    ours.check()
 
 
 async def test_two_may_read_each_other(world: ProcessWorld) -> None:

@@ -8,8 +8,9 @@ from baton.kv_transfer.transport import Metadata, Run
 
 MAX_RUNS = 512
 """Runs in one part of a transfer; the kernel takes 1,024 buffers in one call."""
-MAX_BYTES = 64 << 20
-"""Bytes in one part: a fence waits for one part at most, if the peer is alive."""
+MAX_BYTES = 256 << 20
+"""Bytes in one part. A fence of a mapped peer waits for one copy, so for less than a tenth of a
+second; in smaller pieces memmove does not bypass the cache, and has two thirds of the speed."""
 
 
 class Channel(Protocol):

@@ -32,7 +32,7 @@ class HandoverTrace:
     blocks: int = 0
     bytes: int = 0
     transport: str = ""
-    """What really carried the bytes, asked of UCX."""
+    """What really carried the bytes, as the transport says."""
 
     @property
     def overlapped(self) -> float:

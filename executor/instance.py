@@ -15,9 +15,9 @@ from baton.engine.scheduler import Scheduler
 from baton.executor.engine_loop import EngineLoop, Listener
 from baton.executor.kv_cache import KVCache, blocks_that_fit, make_layout
 from baton.executor.runner import ModelRunner
+from baton.kv_transfer.choose import allocate, open_transport
+from baton.kv_transfer.shm.memory import SharedMemory
 from baton.kv_transfer.transport import Region, Transport
-from baton.kv_transfer.ucx.config import UcxConfig
-from baton.kv_transfer.ucx.transport import UcxTransport
 from baton.models.decoder import Decoder
 from baton.models.loader import load_model
 from baton.models.revision import revision
@@ -68,13 +68,16 @@ class Instance:
         )
         layout = make_layout(model.spec, config.engine.block_size, "float32")
         num_blocks = blocks_that_fit(layout, config.engine.kv_memory_mib)
-        kv = KVCache(layout, num_blocks)
+        shared = None
+        if config.role is not Role.MIXED:
+            shared = allocate(num_blocks * layout.block_bytes, config.handover)
+        kv = KVCache(layout, num_blocks, buffer=None if shared is None else shared.buffer)
         host = _host_pool(config, kv)
         on_progress(f"KV pool: {num_blocks} blocks of {config.engine.block_size} tokens")
         facts = await asyncio.to_thread(_Facts, config, model.spec, layout)
         transport = None
         if config.role is not Role.MIXED:
-            transport = await _open_transport(config, kv, facts.incarnation)
+            transport = await _open_transport(config, kv, shared, facts.incarnation)
             on_progress(f"transport: {transport!r}")
         facts.load_s = time.monotonic() - started
         return cls(config, model, kv, host, listener, transport, facts)
@@ -127,6 +130,7 @@ class Instance:
             transport = self._transport.stats()
             counters["transfers_open"] = transport.transfers_open
             counters["transfers_failed"] = transport.transfers_failed
+            counters["transport_fallbacks"] = transport.fallbacks
             for name, count in transport.bytes_read.items():
                 counters[f"bytes_read_{name}"] = count
         return counters
@@ -205,9 +209,14 @@ def _host_pool(config: WorkerConfig, kv: KVCache) -> KVCache | None:
     return KVCache(kv.layout, blocks, pinned=kv.tensor.is_cuda)
 
 
-async def _open_transport(config: WorkerConfig, kv: KVCache, incarnation: Incarnation) -> Transport:
-    region = Region(kv.address, kv.nbytes, kv)
-    ucx = UcxConfig(host=config.host, options=config.handover.ucx_options)
-    return await UcxTransport.open(
-        region, owner=config.instance_id, incarnation=incarnation, config=ucx
+async def _open_transport(
+    config: WorkerConfig, kv: KVCache, shared: SharedMemory | None, incarnation: Incarnation
+) -> Transport:
+    region = Region(kv.address, kv.nbytes, kv) if shared is None else shared.region(kv)
+    return await open_transport(
+        region,
+        config.handover,
+        host=config.host,
+        owner=config.instance_id,
+        incarnation=incarnation,
     )

@@ -11,6 +11,7 @@ from baton.core.ids import BlockId
 from baton.core.kv_layout import KVLayout
 from baton.executor import kv_cache
 from baton.executor.kv_cache import KVCache, blocks_that_fit, copy_blocks, make_layout
+from baton.kv_transfer.shm.memory import SharedMemory
 from baton.models.spec import read_spec
 
 LAYOUT = KVLayout(layers=3, kv_heads=2, block_size=8, head_dim=16, dtype="float32")
@@ -78,3 +79,13 @@ def test_blocks_are_copied_whole_between_pools() -> None:
     copy_blocks(host, device, [(BlockId(0), BlockId(1)), (BlockId(2), BlockId(0))])
     copy_blocks(host, device, [])
     assert device.tensor.equal(before[[1, 3, 2, 3]])
+
+
+def test_a_pool_may_lie_in_memory_that_others_map() -> None:
+    shared = SharedMemory(5 * LAYOUT.block_bytes)
+    kv = KVCache(LAYOUT, 5, buffer=shared.buffer)
+    assert (kv.address, kv.nbytes) == (shared.address, len(shared.buffer))
+    assert kv.tensor.shape == LAYOUT.shape(5)
+    kv.tensor[4] = 1.5
+    block = kv.block_bytes_view(BlockId(4), LAYOUT.all_layers)
+    assert shared.buffer[-LAYOUT.block_bytes :] == block.tobytes()

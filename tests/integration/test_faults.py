@@ -138,11 +138,11 @@ async def test_blocks_freed_and_used_again_before_they_are_read(
     held, go_on = asyncio.Event(), asyncio.Event()
     read = HandoverAttempt._read
 
-    async def late_read(attempt: HandoverAttempt, offer: Any, ours: Any) -> None:
+    async def late_read(attempt: HandoverAttempt, action: Any) -> None:
         if attempt._open.request.request_id == "request-1":
             held.set()
             await go_on.wait()
-        await read(attempt, offer, ours)
+        await read(attempt, action)
 
     monkeypatch.setattr(HandoverAttempt, "_read", late_read)
     victim = await pair.session.submit(prompts[1], [pair.ref])

@@ -47,13 +47,16 @@ def serve(
     host_memory_mib: Annotated[
         int, typer.Option(help="Host memory for preempted sequences' KV, in MiB; 0: compute again.")
     ] = 0,
+    local_prefill: Annotated[
+        str, typer.Option(help="Decode computes prompts itself: auto (if cheaper) or fallback.")
+    ] = "auto",
     max_open_requests: Annotated[int, typer.Option(help="Beyond: HTTP 429.")] = 256,
     start_timeout: Annotated[float, typer.Option(help="Seconds for instances to start.")] = 180.0,
 ) -> None:
     """Serve a model by the OpenAI HTTP API and by gRPC, until Ctrl-C."""
     from baton.cli.serve import serve as run
     from baton.cli.stopping import Stopping
-    from baton.core.config import ClusterConfig, EngineConfig, GatewayConfig
+    from baton.core.config import ClusterConfig, EngineConfig, GatewayConfig, HandoverConfig
 
     with errors_shown():
         config = ClusterConfig.checked(
@@ -73,6 +76,7 @@ def serve(
                 prefix_cache=prefix_cache,
                 host_memory_mib=host_memory_mib,
             ),
+            handover=HandoverConfig.checked(local_prefill=local_prefill),
             gateway=GatewayConfig.checked(
                 host=host,
                 http_port=port,

@@ -57,7 +57,7 @@ class EngineConfig(Config):
 
 
 class HandoverConfig(Config):
-    """Deadlines of the handover, in seconds."""
+    """How prompts are handed over; times are in seconds."""
 
     accept_timeout_s: float = Field(default=10.0, gt=0)
     """From Open to Accepted."""
@@ -69,11 +69,20 @@ class HandoverConfig(Config):
     """Waiting for room in decode's pool."""
     received_timeout_s: float = Field(default=300.0, gt=0)
     """How long prefill keeps offered KV for a stream that says nothing; over all waits above."""
+    local_prefill: Literal["auto", "fallback"] = "auto"
+    """When a decode instance computes a prompt itself: where that is cheaper by what was measured,
+    or only if no prefill instance can."""
     min_read_kib: int = Field(default=256, ge=0, le=1 << 20)
     """KV in one offer at least, in KiB, where a chunk is offered in groups of layers."""
     offer_cost_s: float = Field(default=0.0005, ge=0)
     """What one more offer costs both sides, whatever its size. Groups of layers are made so large
     that reading one takes at least as long, by the bandwidth that was measured."""
+    fencing_budget: float = Field(default=0.1, gt=0, le=1)
+    """Share of the pool that may wait for reads to end before health turns bad."""
+    unread_budget_s: float = Field(default=60.0, gt=0)
+    """How long offered KV may go unread before prefill's health turns bad."""
+    stall_budget_s: float = Field(default=15.0, gt=0)
+    """How long reads may be under way before decode's health turns bad."""
     ucx_options: dict[str, str] = Field(default_factory=dict)
     """UCX settings without their UCX_ prefix, such as {"TLS": "tcp,self"}."""
 

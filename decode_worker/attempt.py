@@ -23,6 +23,7 @@ from baton.core.request import GenerateRequest
 from baton.core.sharded_layout import Rank, ShardedLayout
 from baton.core.tasks import TaskSet
 from baton.core.trace import HandoverTrace
+from baton.decode_worker.placement import Placement
 from baton.decode_worker.prefill_channels import PrefillChannels, PrefillRef
 from baton.executor.instance import Instance
 from baton.kv_transfer import receiver as machine
@@ -55,10 +56,13 @@ class AttemptHost:
     clock: Clock
     tasks: TaskSet
     """Attempts outlive their owners, to pass their fence."""
+    placement: Placement = field(default_factory=Placement)
     bandwidth: MovingAverage = field(default_factory=MovingAverage)
     """Of reads, in bytes per second."""
     attempts: "dict[SeqId, HandoverAttempt]" = field(default_factory=dict)
     """Attempts that wait for room, or read, by their reserved sequence."""
+    running: "set[HandoverAttempt]" = field(default_factory=set)
+    """All attempts, those that only wait for their fence included."""
 
 
 class HandoverAttempt:
@@ -108,6 +112,11 @@ class HandoverAttempt:
         """Where the time went so far."""
         return self._machine.trace(self.prefill.instance_id, self._outcome)
 
+    @property
+    def reading_since(self) -> float:
+        """When the reads that are under way began; infinite if none are."""
+        return self._machine.reading_since
+
     def granted(self, blocks: tuple[BlockRef, ...], cached: int) -> None:
         """The engine has room for the prompt, and the KV of its first `cached` blocks."""
         self._events.put_nowait(machine.Granted(blocks, cached))
@@ -126,9 +135,11 @@ class HandoverAttempt:
 
     async def run(self) -> None:
         """Run to the end, the fence included; whatever happens, the owner is told."""
+        self._host.running.add(self)
         try:
             await self._run()
         finally:
+            self._host.running.discard(self)
             if not self.landed.done():  # a bug, or cancelled at shutdown
                 self.landed.set_exception(InternalError("the handover's task ended early"))
                 self.landed.exception()  # the owner may be gone

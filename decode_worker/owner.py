@@ -11,6 +11,7 @@ from baton.core.request import FinishReason, GenerateRequest
 from baton.core.trace import HandoverTrace
 from baton.decode_worker.attempt import AttemptHost, HandoverAttempt
 from baton.decode_worker.outbox import Outbox
+from baton.decode_worker.placement import Verdict
 from baton.decode_worker.prefill_channels import PrefillRef
 from baton.engine.step import EngineEvent, Reserved, StepPlan, TokenSampled
 from baton.proto import worker_pb2 as pb
@@ -52,6 +53,8 @@ class RequestOwner:
         self._attempts: list[HandoverAttempt] = []
         self._admitted_at: float | None = None
         self._admission_wait_s = 0.0
+        self._arrived_at = 0.0
+        self._verdict: Verdict | None = None
         self._local_prefill = False
         self._started = False
         self._ended = asyncio.Event()
@@ -61,9 +64,11 @@ class RequestOwner:
 
     async def run(self) -> None:
         """Serve the request; ends with its last update in the outbox, or cancelled."""
+        self._arrived_at = self._host.clock()
         try:
             async with asyncio.timeout(self._submission.timeout_s):
-                if not await self._hand_over():
+                self._verdict = self._decide()
+                if self._verdict.here or not await self._hand_over():
                     self._prefill_here()
                 await self._ended.wait()
         except TimeoutError:
@@ -79,16 +84,33 @@ class RequestOwner:
         finally:
             self._give_back()
 
+    def _decide(self) -> Verdict:
+        """Choose between this instance and prefill; see placement.py."""
+        prefill = [ref.instance_id for ref in self._submission.prefill]
+        instance = self._host.instance
+        if not prefill:
+            return Verdict(here=True)
+        self._host.placement.keep_only(prefill)
+        if instance.config.handover.local_prefill == "fallback":
+            return Verdict(here=False)
+        outlook = instance.engine.outlook(self._submission.request)
+        return self._host.placement.decide(prefill[0], outlook)
+
     async def _hand_over(self) -> bool:
         """Try each prefill instance once; False if none could do it."""
+        tokens = len(self._submission.request.prompt)
         for number, prefill in enumerate(self._submission.prefill):
             attempt = HandoverAttempt(
                 self._host, self._submission.request, prefill, Attempt(number)
             )
             self._attempts.append(attempt)
+            self._host.placement.sent(prefill.instance_id, tokens)
             self._host.tasks.start(attempt.run())
             try:
-                first = await attempt.landed
+                try:
+                    first = await attempt.landed
+                finally:
+                    self._host.placement.ended(prefill.instance_id, tokens, attempt.trace)
             except BatonError as error:
                 _log.warning(
                     "handover failed",
@@ -128,10 +150,26 @@ class RequestOwner:
 
     def sampled(self, event: TokenSampled) -> None:
         """Pass a token on; the caller flushes the outbox."""
+        self._see_first_token()
         logprobs = None if event.logprobs is None else logprobs_proto(event.logprobs)
         self.outbox.token(self._submission.key, event.token, logprobs)
         if event.finish is not None:
             self._finish(pb.Finish(reason=event.finish))
+
+    def _see_first_token(self) -> None:
+        """Log once what was decided, why, and how long it took then."""
+        verdict, self._verdict = self._verdict, None
+        if verdict is None or verdict.estimate_s is None:
+            return
+        _log.info(
+            "prompt placed",
+            request=self._submission.request.request_id,
+            here=verdict.here,
+            here_s=verdict.here_s,
+            disturbance_s=verdict.disturbance_s,
+            prefill_s=verdict.prefill_s,
+            took_s=self._host.clock() - self._arrived_at,
+        )
 
     def fail(self, error: BatonError) -> None:
         """End the request with an error, if it has not ended."""
@@ -168,9 +206,14 @@ class OwnerTable(dict[SeqId, RequestOwner]):
 
     host: AttemptHost | None = None
     """Set once the engine is there; no step runs before."""
+    _under_way: tuple[float, int] | None = None
+    """When the step under way began, and the tokens of prompts in it."""
 
     def step_started(self, plan: StepPlan) -> Sequence[int]:
         """A step is about to run; nobody waits for single layers."""
+        assert self.host is not None, "a step before the engine was there"
+        prompt_tokens = sum(len(s.tokens) for s in plan.sequences if len(s.tokens) > 1)
+        self._under_way = self.host.clock(), prompt_tokens
         for scheduled in plan.sequences:
             if scheduled.seq_id in self:
                 self[scheduled.seq_id].stepped(scheduled.start)
@@ -182,6 +225,10 @@ class OwnerTable(dict[SeqId, RequestOwner]):
     def step_done(self, events: Sequence[EngineEvent]) -> None:
         """A step has run, or room was granted: every gateway gets one message."""
         assert self.host is not None, "a step before the engine was there"
+        if self._under_way is not None and not self.host.instance.engine.in_step:
+            started, prompt_tokens = self._under_way
+            self._under_way = None
+            self.host.placement.stepped(self.host.clock() - started, prompt_tokens)
         touched: set[Outbox] = set()
         for event in events:
             owner = self.get(event.seq_id)

@@ -40,6 +40,14 @@ class DecodeWorker(Worker[OwnerTable]):
         await self._host.channels.close()
         self._host.tasks.check()
 
+    def problems(self) -> list[str]:
+        """See Worker."""
+        budget_s = self.instance.config.handover.stall_budget_s
+        since = monotonic() - budget_s
+        stalled = sum(attempt.reading_since < since for attempt in self._host.running)
+        late = [f"{stalled} handovers have read for over {budget_s:g} s"] if stalled else []
+        return self.instance.problems() + late
+
     def check(self) -> None:
         """See Worker."""
         self.instance.check(idle=len(self._host.tasks) == 0)
@@ -52,5 +60,7 @@ class DecodeWorker(Worker[OwnerTable]):
             "open_requests": self._service.open_requests,
             "attempts": len(self._host.attempts),
             "tasks": len(self._host.tasks),
+            "placed_here": self._host.placement.computed_here,
+            "placed_on_prefill": self._host.placement.handed_over,
             **finished,
         }

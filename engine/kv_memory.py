@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from baton.core.config import EngineConfig
 from baton.core.handover import BlockRef
 from baton.core.ids import SeqId
+from baton.core.request import GenerateRequest
 from baton.engine.block_pool import BlockPool, PoolStats
 from baton.engine.kv_events import KVEvents
 from baton.engine.prefix_cache import PrefixCache
@@ -102,6 +103,13 @@ class KVMemory:
         self._count(seq, computed)
         return True
 
+    def take_cached(self, seq: Sequence, blocks: int) -> None:
+        """Give `seq` what the cache has of its first `blocks` blocks, perhaps none."""
+        shared = self._find(seq)[:blocks]
+        self._pool.retain(shared)
+        seq.extend(tuple(shared))
+        seq.committed, seq.computed = len(shared), len(shared) * self._block_size
+
     def take_one(self, seq: Sequence) -> bool:
         """Give `seq` one more block, if there is one."""
         fresh = self._pool.allocate(1)
@@ -109,6 +117,15 @@ class KVMemory:
             return False
         seq.extend(fresh)
         return True
+
+    def known_tokens(self, request: GenerateRequest) -> int:
+        """Return how many tokens of a prompt, from the first, the cache has now."""
+        if self._cache is None:
+            return 0
+        full = (len(request.prompt) - 1) // self._block_size
+        root = self._cache.root(request.tenant)
+        hashes = self._cache.hashes(request.prompt[: full * self._block_size], root)
+        return len(self._cache.match(hashes)) * self._block_size
 
     def commit(self, seq: Sequence) -> None:
         """Let the cache have what is computed and full; no step may be using `seq`'s blocks."""

@@ -26,6 +26,7 @@ from baton.engine.sequence import Phase, Sequence
 from baton.engine.step import (
     ChunkComputed,
     EngineEvent,
+    Outlook,
     Reserved,
     SamplingContext,
     ScheduledSequence,
@@ -111,6 +112,19 @@ class Scheduler:
         self._roster.admit(seq)
         return self._append(seq, first_token)
 
+    def adopt(self, seq_id: SeqId) -> None:
+        """End a granted sequence, whose KV has arrived and is verified; its full blocks stay."""
+        seq = self._roster[seq_id]
+        self._roster.adopt(seq)
+
+    def pin(self, request: GenerateRequest, blocks: int) -> SeqId | None:
+        """Hold what the prefix cache has of a prompt's first `blocks` blocks, until `release`.
+
+        A peer may read them meanwhile. None if the cache has nothing.
+        """
+        seq = self._roster.pin(request, blocks)
+        return seq.seq_id if seq else None
+
     # Ends
 
     def release(self, seq_id: SeqId) -> None:
@@ -184,6 +198,17 @@ class Scheduler:
         return ended
 
     # What there is
+
+    def outlook(self, request: GenerateRequest) -> Outlook:
+        """Return what a request would meet; asking changes nothing."""
+        waiting = [seq for seq in self._roster.waiting if seq.phase is Phase.QUEUED]
+        running = list(self._roster.running)
+        left = [len(seq.tokens) - seq.computed for seq in running]
+        return Outlook(
+            missing=len(request.prompt) - self._memory.known_tokens(request),
+            waiting=sum(len(seq.tokens) for seq in waiting) + sum(n for n in left if n > 1),
+            running=sum(n == 1 for n in left),
+        )
 
     def blocks(self, seq_id: SeqId) -> tuple[BlockRef, ...]:
         """Return the block table of a sequence that has not ended (else KeyError)."""

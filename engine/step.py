@@ -87,6 +87,17 @@ class StepResult:
     """Of the sequences that asked for them."""
 
 
+class Outlook(NamedTuple):
+    """What a prompt would meet, were it to be computed now."""
+
+    missing: int
+    """Its tokens that the prefix cache lacks."""
+    waiting: int
+    """Tokens of other prompts that are to be computed before it."""
+    running: int
+    """Sequences that decode."""
+
+
 @dataclass(frozen=True, slots=True)
 class ChunkComputed:
     """KV up to `end` tokens of a prompt is in its blocks now."""

@@ -19,7 +19,7 @@ from baton.core.handover import BlockRef
 from baton.core.ids import SeqId
 from baton.core.request import GenerateRequest
 from baton.engine.scheduler import Scheduler, SchedulerStats
-from baton.engine.step import EngineEvent, LayerWatch, StepPlan, StepResult, TokenSampled
+from baton.engine.step import EngineEvent, LayerWatch, Outlook, StepPlan, StepResult, TokenSampled
 
 
 class Runner(Protocol):
@@ -124,6 +124,15 @@ class EngineLoop:
         self._woken()
         return event
 
+    def adopt(self, seq_id: SeqId) -> None:
+        """End a granted sequence, whose KV is verified, and cache its full blocks."""
+        self._scheduler.adopt(seq_id)
+        self._woken()
+
+    def pin(self, request: GenerateRequest, blocks: int) -> SeqId | None:
+        """Hold what the prefix cache has of a prompt's first `blocks` blocks, until `release`."""
+        return self._scheduler.pin(request, blocks)
+
     def release(self, seq_id: SeqId) -> None:
         """End a sequence in any state."""
         self._scheduler.release(seq_id)
@@ -143,6 +152,10 @@ class EngineLoop:
     def in_step(self) -> bool:
         """Whether the model is computing."""
         return self._step is not None
+
+    def outlook(self, request: GenerateRequest) -> Outlook:
+        """Return what a request would meet here; asking changes nothing."""
+        return self._scheduler.outlook(request)
 
     def blocks(self, seq_id: SeqId) -> tuple[BlockRef, ...]:
         """Return the block table of a sequence that has not ended (else KeyError)."""

@@ -131,6 +131,14 @@ class Instance:
                 counters[f"bytes_read_{name}"] = count
         return counters
 
+    def problems(self) -> list[str]:
+        """Return what is beyond its budget, in words; none: healthy."""
+        pool = self._scheduler.stats().roster.memory.pool
+        budget = self.config.handover.fencing_budget
+        if pool.fencing <= budget * pool.total:
+            return []
+        return [f"{pool.fencing} of {pool.total} blocks wait for a fence (budget {budget:.0%})"]
+
     def check(self, *, idle: bool) -> None:
         """Assert that the books balance and, if `idle`, that nobody holds a block.
 

@@ -1,17 +1,24 @@
 """What both roles share of a worker's life: load, serve, say what it is, close and check."""
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from baton.core.config import WorkerConfig
+from baton.core.log import get_logger
 from baton.core.topology import InstanceInfo
 from baton.executor.engine_loop import Listener
 from baton.executor.instance import Instance
 from baton.proto.grpc_runtime import WorkerServer
 
 L = TypeVar("L", bound=Listener)
+
+_HEALTH_EVERY_S = 1.0
+
+_log = get_logger("worker")
 
 
 class Worker(ABC, Generic[L]):
@@ -21,6 +28,9 @@ class Worker(ABC, Generic[L]):
         self.instance = instance
         """The engine and its pool."""
         self._server: WorkerServer | None = None
+        self._closing = asyncio.Event()
+        self._health: asyncio.Task[None] | None = None
+        self._problems: list[str] = []
 
     @classmethod
     @abstractmethod
@@ -34,6 +44,10 @@ class Worker(ABC, Generic[L]):
     @abstractmethod
     async def drain(self) -> None:
         """End what is open, fences included; no new call comes in any more."""
+
+    @abstractmethod
+    def problems(self) -> list[str]:
+        """Return what is beyond its budget, in words; none: healthy."""
 
     @abstractmethod
     def check(self) -> None:
@@ -50,6 +64,7 @@ class Worker(ABC, Generic[L]):
         except BaseException:
             await instance.close()
             raise
+        worker._health = asyncio.create_task(worker._watch_health(worker._server))
         on_progress(f"{config.role} instance ready at {worker._server.address}")
         return worker
 
@@ -61,11 +76,26 @@ class Worker(ABC, Generic[L]):
 
     async def close(self) -> None:
         """End open work, give everything back, and check that nothing is left."""
+        self._closing.set()
+        if self._health is not None:
+            await self._health
         if self._server is not None:
             await self._server.close()
         await self.drain()
         await self.instance.close()
         self.check()
+
+    async def _watch_health(self, server: WorkerServer) -> None:
+        """Tell whoever asks for the worker's health when a budget is passed, and when it is not."""
+        while not self._closing.is_set():
+            problems = self.problems()
+            if bool(problems) != bool(self._problems):
+                await server.set_healthy(not problems)
+                _log.warning("health", healthy=not problems, problems=problems)
+            self._problems = problems
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_HEALTH_EVERY_S):
+                    await self._closing.wait()
 
     async def __aenter__(self) -> Self:
         return self

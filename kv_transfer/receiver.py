@@ -225,6 +225,11 @@ class Receiver:
         """Whether reads that may write decode's blocks are under way."""
         return bool(self._reading)
 
+    @property
+    def reading_since(self) -> float:
+        """When the reads that are under way began; infinite if none are."""
+        return self._times.reading_since
+
     def start(self, now: float) -> list[ReceiverAction]:
         """Begin: send Open."""
         self._times.opened(now)

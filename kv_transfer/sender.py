@@ -170,6 +170,8 @@ class Sender:
         self.state = SenderState.NEW
         self.deadline = now + config.accept_timeout_s
         """When to send Tick, on the clock of `now`; infinite while the engine has the prompt."""
+        self.unread_since = float("inf")
+        """When the last offer was made, while it is not received."""
         self._compatibility = compatibility
         self._layout = accepted.layout.model
         self._plan: TransferPlan | None = None
@@ -293,6 +295,7 @@ class Sender:
         assert self.state is SenderState.COMPUTING, f"a token in state {self.state}"
         self.state = SenderState.OFFERED
         self.deadline = now + self._config.received_timeout_s
+        self.unread_since = now
         first = FirstToken(
             token=token,
             queue_s=self._started_at - self._opened_at,
@@ -349,5 +352,5 @@ class Sender:
     def _end(self, outcome: str) -> list[SenderAction]:
         held = self.state is not SenderState.NEW
         self.state = SenderState.ENDED
-        self.deadline = float("inf")
+        self.deadline = self.unread_since = float("inf")
         return [Release(), End(outcome)] if held else [End(outcome)]

@@ -18,6 +18,8 @@ class Timeline:
         self._first_offer: float | None = None
         self._last_offer: float | None = None
         self._active_since: float | None = None
+        self.reading_since = float("inf")
+        """When the reads that are under way began; infinite if none are."""
         self._room = self._transfer = self._exposed = 0.0
         self._blocks = self._saved = self._bytes = 0
         self._transport = ""
@@ -48,7 +50,7 @@ class Timeline:
     def reading(self, now: float) -> None:
         """At least one read was posted."""
         if self._active_since is None:
-            self._active_since = now
+            self._active_since = self.reading_since = now
 
     def read(self, now: float, num_bytes: int, transport: str, *, still: bool) -> None:
         """A read ended; `still` says whether others are under way."""
@@ -58,6 +60,7 @@ class Timeline:
             self._transport = transport
         if not still:
             self._active_since = None
+            self.reading_since = float("inf")
 
     def _settle(self, now: float) -> None:
         """Book the time since reads became active, as hidden or as exposed."""

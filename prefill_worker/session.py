@@ -52,6 +52,11 @@ class HandoverSession:
         """KV in an offer at least, where it is not the last of a chunk."""
         return self._sender.min_offer_bytes
 
+    @property
+    def unread_since(self) -> float:
+        """When the last offer was made, if decode has not said Received; else infinite."""
+        return self._sender.unread_since
+
     def post(self, event: SenderEvent) -> None:
         """Take an event of the engine."""
         self._events.put_nowait(event)

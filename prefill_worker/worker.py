@@ -31,6 +31,16 @@ class PrefillWorker(Worker[SessionTable]):
     async def drain(self) -> None:
         """See Worker: every session ends with its stream, and the server has ended those."""
 
+    def problems(self) -> list[str]:
+        """See Worker."""
+        budget_s = self.instance.config.handover.unread_budget_s
+        since = monotonic() - budget_s
+        unread = sum(session.unread_since < since for session in self._table.values())
+        late = (
+            [f"{unread} handovers were offered and not read for {budget_s:g} s"] if unread else []
+        )
+        return self.instance.problems() + late
+
     def check(self) -> None:
         """See Worker."""
         self.instance.check(idle=not self._table)

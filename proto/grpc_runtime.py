@@ -60,8 +60,14 @@ class WorkerServer:
         if bound == 0:
             raise InvalidConfig("port", port, f"a port that is free on {host}")
         await server.start()
-        await servicer.set("", health_pb2.HealthCheckResponse.SERVING)
-        return cls(server, f"{host}:{bound}", servicer)
+        started = cls(server, f"{host}:{bound}", servicer)
+        await started.set_healthy(True)
+        return started
+
+    async def set_healthy(self, healthy: bool) -> None:
+        """Answer health checks with SERVING or NOT_SERVING; calls are served either way."""
+        status = health_pb2.HealthCheckResponse
+        await self._health.set("", status.SERVING if healthy else status.NOT_SERVING)
 
     async def close(self, grace_s: float = 1.0) -> None:
         """Refuse new calls, give open ones `grace_s` seconds, then end them."""

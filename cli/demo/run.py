@@ -18,7 +18,7 @@ from baton.cli.demo.story import print_table, sentences
 from baton.cli.demo.timeline import draw
 from baton.cli.preflight import check_before_start
 from baton.cli.stopping import Stopping
-from baton.core.config import ClusterConfig, EngineConfig, GatewayConfig
+from baton.core.config import ClusterConfig, EngineConfig, GatewayConfig, HandoverConfig
 from baton.core.topology import InstanceInfo
 
 BETWEEN_SENDS_S = 0.08
@@ -37,6 +37,8 @@ def demo_config() -> ClusterConfig:
         model_name=DEMO_NAME,
         # Small steps: the long prompt then takes several chunks, and its handover overlaps.
         engine=EngineConfig(kv_memory_mib=64, max_batch_tokens=256),
+        # With nobody else to disturb, decode would compute these short prompts itself.
+        handover=HandoverConfig(local_prefill="fallback"),
         gateway=GatewayConfig(http_port=0, grpc_port=0),
     )
 

@@ -164,7 +164,8 @@ class Pair:
 
 
 def worker_config(role: Role, name: str, model_dir: Path, **options: Any) -> WorkerConfig:
-    handover = HandoverConfig(**options.pop("handover", {}))
+    # Who names a prefill instance wants to see a handover, unless he says otherwise.
+    handover = HandoverConfig(**({"local_prefill": "fallback"} | options.pop("handover", {})))
     return WorkerConfig(
         instance_id=name,
         role=role,

@@ -86,6 +86,21 @@ async def test_a_conversation_computes_only_what_is_new(
     assert saved == [0, 7, 8]
 
 
+async def test_a_prompt_that_decode_knows_stays_there_if_that_is_cheaper(
+    start_pair: Any, tools: Any, demo_model_dir: Path, plain: Any
+) -> None:
+    pair = await start_pair(demo_model_dir, decode={"handover": {"local_prefill": "auto"}})
+    prompt = tools.prompt(PROMPT, NEW)
+    [first] = await pair.session.run([prompt], [pair.ref])
+    [second] = await pair.session.run([prompt], [pair.ref])
+    assert not first.finish.local_prefill  # nothing had been measured
+    assert second.finish.local_prefill  # four tokens to compute, and nobody to disturb
+    assert second.cached_tokens == HIT
+    assert first.tokens == second.tokens == await plain(PROMPT)
+    stats = pair.decode.stats()
+    assert (stats["placed_here"], stats["placed_on_prefill"]) == (1, 1)
+
+
 async def test_choices_of_one_prompt_compute_it_once(
     start_pair: Any, tools: Any, demo_model_dir: Path
 ) -> None:

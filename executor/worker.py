@@ -81,8 +81,10 @@ class Worker(ABC, Generic[L]):
             await self._health
         if self._server is not None:
             await self._server.close()
-        await self.drain()
-        await self.instance.close()
+        try:
+            await self.drain()
+        finally:
+            await self.instance.close()
         self.check()
 
     async def _watch_health(self, server: WorkerServer) -> None:

@@ -21,14 +21,20 @@ TIMEOUT_S = 30.0
 
 
 @pytest.fixture
-async def worker(tiny_llama_dir: Path) -> AsyncIterator[PrefillWorker]:
+def deadlines() -> HandoverConfig:
+    """Too long to be reached; a test of a deadline parametrizes it."""
+    return HandoverConfig(accept_timeout_s=600, received_timeout_s=600)
+
+
+@pytest.fixture
+async def worker(tiny_llama_dir: Path, deadlines: HandoverConfig) -> AsyncIterator[PrefillWorker]:
     config = WorkerConfig(
         instance_id="prefill-0",
         role=Role.PREFILL,
         model_dir=tiny_llama_dir,
         model_name="tiny",
         engine=EngineConfig(kv_memory_mib=8, max_batch_tokens=32),
-        handover=HandoverConfig(accept_timeout_s=0.3, received_timeout_s=0.6),
+        handover=deadlines,
     )
     async with await PrefillWorker.start(config, on_progress=lambda _: None) as worker:
         yield worker
@@ -92,6 +98,9 @@ async def test_offers_cover_the_prompt_once_and_received_frees_it(
     assert worker.stats()["handover_ok"] == 1
 
 
+@pytest.mark.parametrize(
+    "deadlines", [HandoverConfig(accept_timeout_s=600, received_timeout_s=0.6)]
+)
 async def test_nobody_says_received(worker: PrefillWorker, call: Any) -> None:
     await call.write(open_message(worker))
     await until_last_offer(call)
@@ -100,6 +109,7 @@ async def test_nobody_says_received(worker: PrefillWorker, call: Any) -> None:
     assert "to be read" in refused.refused.message
 
 
+@pytest.mark.parametrize("deadlines", [HandoverConfig(accept_timeout_s=0.3)])
 async def test_nobody_says_open(call: Any, worker: PrefillWorker) -> None:
     await call.wait_for_connection()
     [refused] = await everything(call)

@@ -82,6 +82,26 @@ def plan_between(source: ShardedLayout, target: ShardedLayout) -> "TransferPlan"
     return TransferPlan(source, target)
 
 
+def readable_plan(source: ShardedLayout, target: ShardedLayout) -> "TransferPlan":
+    """Return the plan between instances that have one rank each and no staging memory.
+
+    Raises Incompatible, with both values, if KV cannot get from one to the other that way.
+    """
+    plan = plan_between(source, target)
+    if not plan.in_place:
+        raise Incompatible(
+            f"prefill has KV of {source.model.dtype} in blocks of {source.model.block_size}, "
+            f"decode of {target.model.dtype} in blocks of {target.model.block_size}, "
+            "and no staging memory to convert it in"
+        )
+    if len(source.ranks) > 1 or len(target.ranks) > 1:
+        raise Incompatible(
+            f"prefill has {len(source.ranks)} ranks, decode {len(target.ranks)}; "
+            "KV is handed over between instances of one rank"
+        )
+    return plan
+
+
 class TransferPlan:
     """How KV comes from the ranks of one instance to those of another; made once per pair.
 

@@ -36,9 +36,8 @@ from baton.core.handover import (
     ToPrefill,
     Want,
 )
-from baton.core.sharded_layout import ShardedLayout
 from baton.core.trace import HandoverTrace
-from baton.kv_transfer.plan import TokenRange, TransferPlan, plan_between
+from baton.kv_transfer.plan import TokenRange, TransferPlan, readable_plan
 from baton.kv_transfer.timeline import Timeline
 
 # --- events ---------------------------------------------------------------------------------
@@ -296,7 +295,7 @@ class Receiver:
         if self.state is not ReceiverState.OPENING:
             return self._fail(HandoverError("prefill accepted twice"), now)
         try:
-            plan = _readable_plan(message.layout, self._open.layout)
+            plan = readable_plan(message.layout, self._open.layout)
         except Incompatible as error:
             return self._fail(error, now)
         self.state = ReceiverState.WAITING
@@ -447,23 +446,6 @@ class Receiver:
         self._waiting.clear()
         abort = Send(Abort(self._open.attempt, error.code))
         return [abort, Fail(error, fenced)]
-
-
-def _readable_plan(source: ShardedLayout, target: ShardedLayout) -> TransferPlan:
-    """Return how KV gets here; Incompatible if it cannot, or not by reads of one rank in place."""
-    plan = plan_between(source, target)
-    if not plan.in_place:
-        raise Incompatible(
-            f"prefill has KV of {source.model.dtype} in blocks of {source.model.block_size}, "
-            f"decode of {target.model.dtype} in blocks of {target.model.block_size}, "
-            "and no staging memory to convert it in"
-        )
-    if len(source.ranks) > 1 or len(target.ranks) > 1:
-        raise Incompatible(
-            f"prefill has {len(source.ranks)} ranks, decode {len(target.ranks)}; "
-            "KV is handed over between instances of one rank"
-        )
-    return plan
 
 
 def _refusal(code: str, text: str) -> BatonError:

@@ -14,7 +14,6 @@ from enum import StrEnum
 from baton.core.config import HandoverConfig
 from baton.core.errors import BatonError, DeadlineExceeded, HandoverError, Incompatible
 from baton.core.handover import (
-    PROTOCOL_VERSION,
     Abort,
     Accepted,
     BlockRef,
@@ -31,7 +30,7 @@ from baton.core.ids import Attempt
 from baton.core.kv_layout import LayerRange
 from baton.core.request import TokenLogprobs
 from baton.kv_transfer.layer_groups import min_offer_bytes
-from baton.kv_transfer.plan import TransferPlan, plan_between
+from baton.kv_transfer.plan import TransferPlan, readable_plan
 from baton.kv_transfer.pull import blocks_to_pull
 
 # --- events ---------------------------------------------------------------------------------
@@ -262,12 +261,6 @@ class Sender:
         message = event.message
         if self.state is not SenderState.NEW:
             return self._refuse(HandoverError("a handover stream was opened twice"))
-        if message.version != PROTOCOL_VERSION:
-            return self._refuse(
-                Incompatible(
-                    f"decode speaks handover protocol {message.version}, prefill {PROTOCOL_VERSION}"
-                )
-            )
         if message.compatibility != self._compatibility:
             return self._refuse(
                 Incompatible(
@@ -276,7 +269,7 @@ class Sender:
                 )
             )
         try:
-            self._plan = plan_between(self._accepted.layout, message.layout)
+            self._plan = readable_plan(self._accepted.layout, message.layout)
         except Incompatible as error:
             return self._refuse(error)
         self._open = message

@@ -8,8 +8,9 @@ field that was never set looks like 0 or "": what may not be that is checked.
 import math
 from dataclasses import fields
 
-from baton.core.errors import BatonError, HandoverError, InvalidRequest, show
+from baton.core.errors import BatonError, HandoverError, Incompatible, InvalidRequest, show
 from baton.core.handover import (
+    PROTOCOL_VERSION,
     Abort,
     Accepted,
     BlockRef,
@@ -112,7 +113,10 @@ def to_prefill_proto(message: ToPrefill) -> pb.ToPrefill:
 
 
 def to_prefill_core(message: pb.ToPrefill) -> ToPrefill:
-    """Take what decode says off the wire; HandoverError or InvalidRequest if malformed."""
+    """Take what decode says off the wire; HandoverError or InvalidRequest if malformed.
+
+    Incompatible, with both versions, if decode speaks another one.
+    """
     match message.WhichOneof("message"):
         case "open":
             return _open_core(message.open)
@@ -188,6 +192,10 @@ def _open_proto(message: Open) -> pb.Open:
 
 
 def _open_core(message: pb.Open) -> Open:
+    if message.version != PROTOCOL_VERSION:  # before the fields, which it may not share
+        raise Incompatible(
+            f"decode speaks handover protocol {message.version}, prefill {PROTOCOL_VERSION}"
+        )
     if len(message.ticket) != TICKET_BYTES:
         raise _malformed("Open.ticket", message.ticket, f"{TICKET_BYTES} bytes")
     if not message.decode_instance:

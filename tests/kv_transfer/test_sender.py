@@ -202,9 +202,10 @@ def test_offers_end_where_larger_blocks_of_decode_do(
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        ({"version": 99}, "incompatible"),
         ({"compatibility": "other"}, "incompatible"),
         ({"layout": ShardedLayout(replace(LAYOUT, head_dim=8))}, "incompatible"),
+        ({"layout": ShardedLayout(replace(LAYOUT, dtype="bfloat16"))}, "incompatible"),
+        ({"layout": ShardedLayout(LAYOUT, tp=2)}, "incompatible"),
     ],
 )
 def test_a_peer_that_does_not_fit_is_refused_before_anything_is_queued(

@@ -8,8 +8,16 @@ from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baton.core.errors import BatonError, HandoverError, InvalidConfig, InvalidRequest, all_errors
+from baton.core.errors import (
+    BatonError,
+    HandoverError,
+    Incompatible,
+    InvalidConfig,
+    InvalidRequest,
+    all_errors,
+)
 from baton.core.handover import (
+    PROTOCOL_VERSION,
     Abort,
     Accepted,
     BlockRef,
@@ -99,7 +107,7 @@ layouts = st.builds(
 opens = st.builds(
     Open,
     layout=layouts,
-    version=uint32,
+    version=st.just(PROTOCOL_VERSION),
     compatibility=st.text(),
     decode_instance=names,
     decode_incarnation=nonzero64,
@@ -239,6 +247,7 @@ def layout_message(**change: object) -> pb.ShardedLayout:
 def open_message(**change: object) -> pb.ToPrefill:
     request = pb.Request(request_id="r", prompt=[1], max_tokens=1, top_p=1.0)
     whole: dict = {
+        "version": PROTOCOL_VERSION,
         "decode_instance": "d",
         "decode_incarnation": 1,
         "ticket": bytes(16),
@@ -269,6 +278,13 @@ def open_message(**change: object) -> pb.ToPrefill:
 def test_malformed_messages_to_prefill_are_refused(message: pb.ToPrefill, field: str):
     to_prefill_core(open_message())
     with pytest.raises((HandoverError, InvalidRequest), match=field):
+        to_prefill_core(message)
+
+
+def test_another_version_is_refused_whatever_else_it_may_say():
+    message = pb.ToPrefill(open=pb.Open(version=PROTOCOL_VERSION + 1))
+    both = f"protocol {PROTOCOL_VERSION + 1}, prefill {PROTOCOL_VERSION}"
+    with pytest.raises(Incompatible, match=both):
         to_prefill_core(message)
 
 

@@ -3,6 +3,9 @@
  decode                                prefill
    │── Open(request, ticket, attempt) ──▶│  queues; no decode memory is held
    │◀──────────── Accepted(incarnation) ─│
+   │◀─ Want(blocks) ─────────────────────│  perhaps: decode has KV of the prompt that prefill
+   │── Offer(blocks, digests) ──────────▶│  lacks, and reading it is cheaper than computing it
+   │◀─────────────────────────── Pulled ─│
    │◀─ Offer(layers, blocks, digests) ───│  after each group of layers of each chunk;
    │◀─ Offer(layers, blocks, digests) ───│  decode reads while prefill computes on
    │◀── Offer(blocks, digests, first) ───│  the last one carries the first token
@@ -17,7 +20,7 @@ from baton.core.kv_layout import LayerRange
 from baton.core.request import GenerateRequest, TokenLogprobs
 from baton.core.sharded_layout import ShardedLayout
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """Both sides must speak the same version of the messages below."""
 
 
@@ -45,6 +48,10 @@ class Open:
     request: GenerateRequest
     bytes_per_s: float = 0.0
     """How fast decode's last reads were; 0 if there were none. Offers are sized by it."""
+    cached_blocks: int = 0
+    """Blocks of the prompt, from the first, that decode's prefix cache has."""
+    transport: bytes = b""
+    """How prefill may read them: what Transport.metadata() gave on the decode side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,23 @@ class Accepted:
     """How KV lies on prefill's ranks."""
     transport: bytes
     """What Transport.metadata() gave on the prefill side."""
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """Prefill would read these blocks of the prompt from decode's cache: decode offers them."""
+
+    attempt: Attempt
+    first_block: int
+    end_block: int
+    """The first that is not wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """Prefill has read what it wanted, or gives it up; decode may unpin."""
+
+    attempt: Attempt
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,5 +149,5 @@ class Abort:
     reason: str
 
 
-ToPrefill = Open | Received | Abort
-ToDecode = Accepted | Offer | Refused
+ToPrefill = Open | Offer | Received | Abort
+ToDecode = Accepted | Want | Pulled | Offer | Refused

@@ -15,7 +15,16 @@ from baton.core.errors import (
     TransportError,
     WrongKV,
 )
-from baton.core.handover import PROTOCOL_VERSION, BlockRef, FirstToken, Open, ToPrefill
+from baton.core.handover import (
+    PROTOCOL_VERSION,
+    BlockRef,
+    FirstToken,
+    Offer,
+    OfferedBlock,
+    Open,
+    ToPrefill,
+    Want,
+)
 from baton.core.ids import Attempt, InstanceId, SeqId, new_ticket
 from baton.core.log import get_logger
 from baton.core.moving_average import MovingAverage
@@ -28,7 +37,7 @@ from baton.decode_worker.prefill_channels import PrefillChannels, PrefillRef
 from baton.executor.instance import Instance
 from baton.kv_transfer import receiver as machine
 from baton.kv_transfer.digest import DigestKey
-from baton.kv_transfer.plan import TransferPlan
+from baton.kv_transfer.plan import TransferPlan, plan_between
 from baton.kv_transfer.receiver import Receiver, ReceiverAction, ReceiverEvent
 from baton.kv_transfer.transport import Peer, Transfer
 from baton.proto import worker_pb2 as pb
@@ -97,6 +106,8 @@ class HandoverAttempt:
             attempt=attempt,
             request=request,
             bytes_per_s=host.bandwidth.value or 0.0,
+            cached_blocks=instance.engine.known_tokens(request) // instance.layout.block_size,
+            transport=instance.transport.metadata(),
         )
         self._machine = Receiver(self._open, config=instance.config.handover)
         self._events: asyncio.Queue[ReceiverEvent] = asyncio.Queue(_QUEUE)
@@ -107,6 +118,7 @@ class HandoverAttempt:
         self._peer: Peer | None = None
         self._transfers: set[Transfer] = set()
         self._stream: Stream | None = None
+        self._pinned: SeqId | None = None
         self._outcome = "cancelled"
         self._abandoned = False
 
@@ -176,6 +188,7 @@ class HandoverAttempt:
                     actions = self._machine.handle(await self._next_event(), self._clock())
                 await self._part(reader)
             finally:
+                self._unshare()
                 reader.cancel()
                 self._stream.cancel()
 
@@ -225,6 +238,11 @@ class HandoverAttempt:
                 self._reserve()
             case machine.Read():
                 tasks.create_task(self._read(action))
+            case machine.Share(want):
+                self._pinned = engine.pin(self._open.request, want.end_block)
+                tasks.create_task(self._share(want))
+            case machine.Unshare():
+                self._unshare()
             case machine.DropPeer():
                 tasks.create_task(self._drop_peer())
             case machine.Land(first):
@@ -254,6 +272,32 @@ class HandoverAttempt:
             self._events.put_nowait(machine.StreamEnded(error))
             return
         self._host.attempts[self.seq_id] = self
+
+    async def _share(self, want: Want) -> None:
+        """Offer what the cache still has of what prefill wants; it stays until `_unshare`."""
+        pinned = self._pinned
+        table = () if pinned is None else self._instance.engine.blocks(pinned)
+        refs = table[want.first_block : want.end_block]
+        layers, memory = self._instance.layout.all_layers, self._instance.kv.memory
+        digests = await asyncio.to_thread(
+            self._own_digests().offered, Rank(), layers, want.first_block, refs, memory
+        )
+        blocks = tuple(map(OfferedBlock, refs, digests))
+        await self._send(Offer(self._open.attempt, 0, layers, want.first_block, blocks))
+
+    def _own_digests(self) -> DigestKey:
+        """Return the digests of what decode offers, which goes the other way than the rest."""
+        return DigestKey(
+            plan_between(self._open.layout, self._open.layout),
+            compatibility=self._open.compatibility,
+            ticket=self._open.ticket,
+            prompt=self._open.request.prompt,
+        )
+
+    def _unshare(self) -> None:
+        pinned, self._pinned = self._pinned, None
+        if pinned is not None:
+            self._instance.engine.release(pinned)
 
     def _land(self, first: FirstToken) -> None:
         assert self.seq_id is not None, "landed on nothing"

@@ -210,6 +210,10 @@ class Scheduler:
             running=sum(n == 1 for n in left),
         )
 
+    def known_tokens(self, request: GenerateRequest) -> int:
+        """Return how many tokens of a prompt, from the first, the prefix cache has now."""
+        return self._memory.known_tokens(request)
+
     def blocks(self, seq_id: SeqId) -> tuple[BlockRef, ...]:
         """Return the block table of a sequence that has not ended (else KeyError)."""
         return self._roster[seq_id].blocks

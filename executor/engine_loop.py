@@ -157,6 +157,10 @@ class EngineLoop:
         """Return what a request would meet here; asking changes nothing."""
         return self._scheduler.outlook(request)
 
+    def known_tokens(self, request: GenerateRequest) -> int:
+        """Return how many tokens of a prompt, from the first, the prefix cache has now."""
+        return self._scheduler.known_tokens(request)
+
     def blocks(self, seq_id: SeqId) -> tuple[BlockRef, ...]:
         """Return the block table of a sequence that has not ended (else KeyError)."""
         return self._scheduler.blocks(seq_id)

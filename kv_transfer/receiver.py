@@ -29,10 +29,12 @@ from baton.core.handover import (
     FirstToken,
     Offer,
     Open,
+    Pulled,
     Received,
     Refused,
     ToDecode,
     ToPrefill,
+    Want,
 )
 from baton.core.sharded_layout import ShardedLayout
 from baton.core.trace import HandoverTrace
@@ -136,6 +138,18 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """Pin what the cache has of these blocks, and offer it to prefill."""
+
+    want: Want
+
+
+@dataclass(frozen=True, slots=True)
+class Unshare:
+    """Unpin it."""
+
+
+@dataclass(frozen=True, slots=True)
 class DropPeer:
     """Close the peer's endpoint by force, so that reads under way end: the fence of last resort."""
 
@@ -164,7 +178,9 @@ class FencePassed:
     """Nothing of this attempt can be read or written any more."""
 
 
-ReceiverAction = Send | Connect | Reserve | Read | DropPeer | Land | Fail | FencePassed
+ReceiverAction = (
+    Send | Connect | Reserve | Read | Share | Unshare | DropPeer | Land | Fail | FencePassed
+)
 
 
 class ReceiverState(StrEnum):
@@ -196,6 +212,7 @@ class Receiver:
         self._source_size = 0
         """Tokens in one of them."""
         self._config = config
+        self._shared = False
         self._connected = False
         self._blocks: tuple[BlockRef, ...] | None = None
         self._cached = 0
@@ -268,6 +285,10 @@ class Receiver:
                 return self._accepted(message, now)
             case Offer():
                 return self._offered(message, now)
+            case Want():
+                return self._wanted(message, now)
+            case Pulled():
+                return [Unshare()]
             case Refused(code, text):
                 return self._fail(_refusal(code, text), now)
 
@@ -284,6 +305,14 @@ class Receiver:
         self._times.accepted(now)
         self.deadline = now + self._config.offer_timeout_s
         return [Connect(message.transport, plan)]
+
+    def _wanted(self, want: Want, now: float) -> list[ReceiverAction]:
+        if self.state is not ReceiverState.WAITING or self._shared:
+            return self._fail(HandoverError("prefill wants KV at the wrong time"), now)
+        if want.attempt != self._open.attempt or want.end_block > self._open.cached_blocks:
+            return self._fail(HandoverError(f"{want} is more than was told of"), now)
+        self._shared = True
+        return [Share(want)]
 
     def _connection(self, error: BatonError | None, now: float) -> list[ReceiverAction]:
         if error is not None:

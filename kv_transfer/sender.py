@@ -1,7 +1,8 @@
 """Prefill's side of one attempt of one handover: event in, list of actions out.
 
     NEW ──Opened──▶ QUEUED ─────Started────▶ COMPUTING ──Sampled──▶ OFFERED ──Received──▶ ENDED
-                      └───────────── StreamEnded, Aborted, Failed, Tick ─────────────────────▶┘
+     │                ▲ └──────────── StreamEnded, Abort, Failed, Tick ─────────────────────▶┘
+     └──▶ PULLING ────┘ reads first what decode has of the prompt, if that is cheaper
 
 No clock but the one passed in, no I/O. Whatever ends it, the machine emits Release exactly once
 if a sequence was submitted, and End exactly once; after that every event is ignored.
@@ -18,16 +19,20 @@ from baton.core.handover import (
     Accepted,
     BlockRef,
     FirstToken,
+    Offer,
     Open,
+    Pulled,
     Received,
     Refused,
     ToDecode,
+    Want,
 )
 from baton.core.ids import Attempt
 from baton.core.kv_layout import LayerRange
 from baton.core.request import TokenLogprobs
 from baton.kv_transfer.layer_groups import min_offer_bytes
 from baton.kv_transfer.plan import TransferPlan, plan_between
+from baton.kv_transfer.pull import blocks_to_pull
 
 # --- events ---------------------------------------------------------------------------------
 
@@ -37,6 +42,15 @@ class Opened:
     """The stream's first message."""
 
     message: Open
+    cached_blocks: int = 0
+    """Of the prompt, from the first, that the prefix cache has here."""
+    token_s: float | None = None
+    """What computing a token of a prompt takes here, if that was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class PullEnded:
+    """What was read from decode is in the cache, or it is given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +92,7 @@ class Sampled:
 class PeerSaid:
     """A later message of the stream."""
 
-    message: Received | Abort
+    message: Offer | Received | Abort
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +113,16 @@ class Tick:
 
 
 SenderEvent = (
-    Opened | Started | LayersReady | ChunkReady | Sampled | PeerSaid | StreamEnded | Failed | Tick
+    Opened
+    | PullEnded
+    | Started
+    | LayersReady
+    | ChunkReady
+    | Sampled
+    | PeerSaid
+    | StreamEnded
+    | Failed
+    | Tick
 )
 
 # --- actions --------------------------------------------------------------------------------
@@ -110,6 +133,13 @@ class Submit:
     """Queue the prompt in the engine and hold its blocks; its events follow, or Failed."""
 
     message: Open
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Read into the cache what decode offers; ends in PullEnded, however it goes."""
+
+    offer: Offer
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +173,14 @@ class End:
     outcome: str
 
 
-SenderAction = Submit | Send | SendOffer | Release | End
+SenderAction = Submit | Pull | Send | SendOffer | Release | End
 
 
 class SenderState(StrEnum):
     """Where the attempt stands."""
 
     NEW = "new"
+    PULLING = "pulling"
     QUEUED = "queued"
     COMPUTING = "computing"
     OFFERED = "offered"
@@ -179,6 +210,7 @@ class Sender:
         self._config = config
         self.min_offer_bytes = 0.0
         """KV in an offer at least, where it is not the last of a chunk; known once opened."""
+        self._open: Open | None = None
         self._attempt = Attempt(0)
         self._prompt_tokens = 0
         self._opened_at = self._started_at = now
@@ -205,8 +237,10 @@ class Sender:
         if self.state is SenderState.ENDED:
             return []
         match event:
-            case Opened(message):
-                return self._opened(message, now)
+            case Opened():
+                return self._opened(event, now)
+            case PullEnded():
+                return self._pulled()
             case Started(cached_tokens, blocks):
                 return self._started(cached_tokens, blocks, now)
             case LayersReady(end, layers):
@@ -224,7 +258,8 @@ class Sender:
             case Tick():
                 return self._tick(now)
 
-    def _opened(self, message: Open, now: float) -> list[SenderAction]:
+    def _opened(self, event: Opened, now: float) -> list[SenderAction]:
+        message = event.message
         if self.state is not SenderState.NEW:
             return self._refuse(HandoverError("a handover stream was opened twice"))
         if message.version != PROTOCOL_VERSION:
@@ -244,13 +279,50 @@ class Sender:
             self._plan = plan_between(self._accepted.layout, message.layout)
         except Incompatible as error:
             return self._refuse(error)
-        self.state = SenderState.QUEUED
-        self.deadline = float("inf")
+        self._open = message
         self._attempt = message.attempt
         self._prompt_tokens = len(message.request.prompt)
         self.min_offer_bytes = min_offer_bytes(self._config, message.bytes_per_s)
         self._opened_at = self._started_at = now
-        return [Submit(message), Send(self._accepted)]
+        wanted = self._wanted(event)
+        if not wanted:
+            return [self._queue(message), Send(self._accepted)]
+        self.state = SenderState.PULLING
+        self.deadline = now + self._config.read_timeout_s
+        want = Want(self._attempt, wanted.start, wanted.stop)
+        return [Send(self._accepted), Send(want)]
+
+    def _wanted(self, event: Opened) -> range:
+        message = event.message
+        if message.layout != self._accepted.layout:
+            return range(0)  # what is read must land as it is
+        return blocks_to_pull(
+            self._config,
+            self._layout,
+            here=event.cached_blocks,
+            there=message.cached_blocks,
+            bytes_per_s=message.bytes_per_s,
+            token_s=event.token_s,
+        )
+
+    def _queue(self, message: Open) -> SenderAction:
+        self.state = SenderState.QUEUED
+        self.deadline = float("inf")
+        return Submit(message)
+
+    def _offered_to_us(self, offer: Offer) -> list[SenderAction]:
+        """Decode offers what we wanted, or has nothing of it any more, or is too late."""
+        if self._open is None or self.state is not SenderState.PULLING:
+            return [Send(Pulled(self._attempt))]
+        if not offer.blocks:
+            return [Send(Pulled(self._attempt)), self._queue(self._open)]
+        self.deadline = float("inf")  # the read has deadlines of its own
+        return [Pull(offer)]
+
+    def _pulled(self) -> list[SenderAction]:
+        assert self._open is not None, "a pull before Open"
+        assert self.state is SenderState.PULLING, f"a pull in state {self.state}"
+        return [Send(Pulled(self._attempt)), self._queue(self._open)]
 
     def _started(
         self, cached_tokens: int, blocks: tuple[BlockRef, ...], now: float
@@ -331,9 +403,11 @@ class Sender:
             self._offered_blocks, self._offered_layers = upto, 0
         return [offer]
 
-    def _peer_said(self, message: Received | Abort) -> list[SenderAction]:
+    def _peer_said(self, message: Offer | Received | Abort) -> list[SenderAction]:
         if message.attempt != self._attempt:
             return []  # about an attempt that is not this stream's
+        if isinstance(message, Offer):
+            return self._offered_to_us(message)
         if isinstance(message, Abort):
             return self._end("cancelled")
         if self.state is not SenderState.OFFERED:
@@ -343,6 +417,9 @@ class Sender:
     def _tick(self, now: float) -> list[SenderAction]:
         if now < self.deadline:
             return []
+        if self.state is SenderState.PULLING:
+            assert self._open is not None, "a pull before Open"
+            return [self._queue(self._open)]  # decode says nothing: compute it
         what = "an Open" if self.state is SenderState.NEW else "the offered KV to be read"
         return self._refuse(DeadlineExceeded(f"prefill waited too long for {what}"))
 

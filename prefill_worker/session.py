@@ -8,13 +8,16 @@ from baton.core.errors import BatonError, DeadlineExceeded, InternalError
 from baton.core.handover import Abort, Offer, OfferedBlock, Open, Received, ToDecode, ToPrefill
 from baton.core.ids import SeqId
 from baton.core.log import get_logger
+from baton.core.moving_average import MovingAverage
 from baton.core.sharded_layout import Rank
-from baton.engine.step import ChunkComputed, EngineEvent, StepPlan, TokenSampled
+from baton.core.tasks import TaskSet
+from baton.engine.step import ChunkComputed, EngineEvent, Reserved, StepPlan, TokenSampled
 from baton.executor.instance import Instance
 from baton.kv_transfer import sender as machine
 from baton.kv_transfer.digest import DigestKey
 from baton.kv_transfer.layer_groups import group_ends
 from baton.kv_transfer.sender import Sender, SenderAction, SenderEvent, SenderState
+from baton.prefill_worker.prefix_pull import PrefixPull, PullTable
 
 _QUEUE = 4096
 """Events of one stream: one per group of layers of a chunk, and the few messages of the peer."""
@@ -47,6 +50,7 @@ class HandoverSession:
         self._events: asyncio.Queue[SenderEvent] = asyncio.Queue(_QUEUE)
         self._unread = asyncio.Semaphore(_UNREAD)
         self._limit = asyncio.timeout(None)
+        self._open: Open | None = None
         self._digests: DigestKey | None = None
         self._seq_id: SeqId | None = None
 
@@ -68,7 +72,9 @@ class HandoverSession:
         try:
             self._events.put_nowait(event)
         except asyncio.QueueFull:
-            self._limit.reschedule(asyncio.get_running_loop().time())
+            # Once only: a limit that is expiring, or over, cannot be changed.
+            if self._limit.when() is None and self._sender.state is not SenderState.ENDED:
+                self._limit.reschedule(asyncio.get_running_loop().time())
 
     async def run(self, incoming: AsyncIterator[ToPrefill]) -> None:
         """Serve the stream until the machine has ended; gives everything back in any case."""
@@ -89,11 +95,21 @@ class HandoverSession:
         try:
             async for message in incoming:
                 await self._unread.acquire()
-                self.post(_event_of(message))
+                self.post(self._event_of(message))
         except BatonError as error:  # a malformed message
             self.post(machine.Failed(error))
         else:
             self.post(machine.StreamEnded())
+
+    def _event_of(self, message: ToPrefill) -> SenderEvent:
+        match message:
+            case Open(request=request):
+                self._open = message
+                known = self._instance.engine.known_tokens(request)
+                blocks = known // self._instance.layout.block_size
+                return machine.Opened(message, blocks, self._table.token_s.value)
+            case Offer() | Received() | Abort():
+                return machine.PeerSaid(message)
 
     async def _next_event(self) -> SenderEvent:
         wait_s = self._sender.deadline - self._clock()
@@ -110,6 +126,8 @@ class HandoverSession:
         match action:
             case machine.Submit():
                 self._submit(action)
+            case machine.Pull(offer):
+                self._pull(offer)
             case machine.Send(message):
                 await self._send(message)
             case machine.SendOffer():
@@ -133,6 +151,12 @@ class HandoverSession:
             self.post(machine.Failed(error))
             return
         self._table[self._seq_id] = self
+
+    def _pull(self, offer: Offer) -> None:
+        assert self._open is not None, "a pull before Open"
+        pull = PrefixPull(self._instance, self._open, offer, self._table.pulls)
+        task = self._table.tasks.start(pull.run())
+        task.add_done_callback(lambda _: self.post(machine.PullEnded()))
 
     async def _send_offer(self, action: machine.SendOffer) -> None:
         offered = await asyncio.to_thread(self._digest, action)
@@ -171,10 +195,21 @@ class SessionTable(dict[SeqId, HandoverSession]):
     instance: Instance | None = None
     """Set once it is there; no step runs before."""
 
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.tasks = TaskSet()
+        """Pulls outlive their sessions, to pass their fence."""
+        self.pulls = PullTable()
+        self.token_s = MovingAverage()
+        """What computing a token of a prompt takes."""
+        self._clock = clock
+        self._under_way: tuple[float, int] | None = None
+
     def step_started(self, plan: StepPlan) -> Sequence[int]:
         """A step is about to run; return after which layers `layers_done` is to be called."""
         assert self.instance is not None, "a step before the instance was there"
         layout = self.instance.layout
+        self._under_way = self._clock(), plan.num_tokens
         ends: tuple[int, ...] = ()
         for scheduled in plan.sequences:
             session = self.get(scheduled.seq_id)
@@ -196,11 +231,17 @@ class SessionTable(dict[SeqId, HandoverSession]):
     def step_done(self, events: Sequence[EngineEvent]) -> None:
         """A step has run."""
         assert self.instance is not None, "a step before the instance was there"
+        if self._under_way is not None and not self.instance.engine.in_step:
+            started, tokens = self._under_way
+            self._under_way = None
+            self.token_s.add((self._clock() - started) / tokens)
         for event in events:
             session = self.get(event.seq_id)
             match event:
                 case ChunkComputed(seq_id, end) if session:
                     session.post(machine.ChunkReady(end, self.instance.engine.blocks(seq_id)))
+                case Reserved():
+                    self.pulls.granted(event)
                 case TokenSampled() if session:
                     session.post(machine.Sampled(event.token, event.logprobs))
 
@@ -211,11 +252,3 @@ class SessionTable(dict[SeqId, HandoverSession]):
         for seq_id in seq_ids:
             if seq_id in self:
                 self[seq_id].post(machine.Failed(lost))
-
-
-def _event_of(message: ToPrefill) -> SenderEvent:
-    match message:
-        case Open():
-            return machine.Opened(message)
-        case Received() | Abort():
-            return machine.PeerSaid(message)

@@ -17,10 +17,12 @@ from baton.core.handover import (
     Offer,
     OfferedBlock,
     Open,
+    Pulled,
     Received,
     Refused,
     ToDecode,
     ToPrefill,
+    Want,
 )
 from baton.core.hashing import HASH_BYTES
 from baton.core.ids import Attempt, BlockId, Epoch, Incarnation, InstanceId, RequestId, Ticket
@@ -101,6 +103,8 @@ def to_prefill_proto(message: ToPrefill) -> pb.ToPrefill:
     match message:
         case Open():
             return pb.ToPrefill(open=_open_proto(message))
+        case Offer():
+            return pb.ToPrefill(offer=_offer_proto(message))
         case Received():
             return pb.ToPrefill(received=pb.Received(attempt=message.attempt))
         case Abort():
@@ -112,12 +116,14 @@ def to_prefill_core(message: pb.ToPrefill) -> ToPrefill:
     match message.WhichOneof("message"):
         case "open":
             return _open_core(message.open)
+        case "offer":
+            return _offer_core(message.offer)
         case "received":
             return Received(Attempt(message.received.attempt))
         case "abort":
             return Abort(Attempt(message.abort.attempt), message.abort.reason)
         case _:
-            raise _malformed("ToPrefill.message", None, "open, received or abort")
+            raise _malformed("ToPrefill.message", None, "open, offer, received or abort")
 
 
 def to_decode_proto(message: ToDecode) -> pb.ToDecode:
@@ -132,6 +138,10 @@ def to_decode_proto(message: ToDecode) -> pb.ToDecode:
             return pb.ToDecode(accepted=accepted)
         case Offer():
             return pb.ToDecode(offer=_offer_proto(message))
+        case Want(attempt, first, end):
+            return pb.ToDecode(want=pb.Want(attempt=attempt, first_block=first, end_block=end))
+        case Pulled(attempt):
+            return pb.ToDecode(pulled=pb.Pulled(attempt=attempt))
         case Refused():
             return pb.ToDecode(refused=pb.Refused(code=message.code, message=message.message))
 
@@ -145,12 +155,20 @@ def to_decode_core(message: pb.ToDecode) -> ToDecode:
             return Accepted(incarnation, layout, message.accepted.transport)
         case "offer":
             return _offer_core(message.offer)
+        case "want":
+            want = message.want
+            if want.first_block >= want.end_block:
+                blocks = (want.first_block, want.end_block)
+                raise _malformed("Want.blocks", blocks, "a start below its end")
+            return Want(Attempt(want.attempt), want.first_block, want.end_block)
+        case "pulled":
+            return Pulled(Attempt(message.pulled.attempt))
         case "refused":
             if not message.refused.code:
                 raise _malformed("Refused.code", "", "a code of core/errors.py")
             return Refused(message.refused.code, message.refused.message)
         case _:
-            raise _malformed("ToDecode.message", None, "accepted, offer or refused")
+            raise _malformed("ToDecode.message", None, "accepted, want, pulled, offer or refused")
 
 
 def _open_proto(message: Open) -> pb.Open:
@@ -164,6 +182,8 @@ def _open_proto(message: Open) -> pb.Open:
         request=request_proto(message.request),
         bytes_per_s=message.bytes_per_s,
         layout=layout_proto(message.layout),
+        cached_blocks=message.cached_blocks,
+        transport=message.transport,
     )
 
 
@@ -186,6 +206,8 @@ def _open_core(message: pb.Open) -> Open:
         attempt=Attempt(message.attempt),
         request=request_core(message.request),
         bytes_per_s=message.bytes_per_s,
+        cached_blocks=message.cached_blocks,
+        transport=message.transport,
     )
 
 

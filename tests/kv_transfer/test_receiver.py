@@ -17,8 +17,10 @@ from baton.core.handover import (
     Offer,
     OfferedBlock,
     Open,
+    Pulled,
     Received,
     Refused,
+    Want,
 )
 from baton.core.ids import Attempt, BlockId, Epoch, Incarnation, InstanceId, RequestId, Ticket
 from baton.core.kv_layout import KVLayout, LayerRange
@@ -150,6 +152,39 @@ def test_groups_of_layers_are_read_one_after_the_other(
         actions = receiver.handle(read_ok(index), 1.0)
     assert isinstance(actions[-1], m.Land)
     assert receiver.trace("prefill-0", "ok").blocks == 3
+
+
+@pytest.fixture
+def sharing(open_message: Open, config: HandoverConfig) -> Receiver:
+    """It has told of two cached blocks, and prefill has accepted."""
+    receiver = Receiver(replace(open_message, cached_blocks=2), config=config)
+    receiver.start(0.0)
+    return receiver
+
+
+def test_prefill_may_want_what_was_told_of(sharing: Receiver) -> None:
+    sharing.handle(ACCEPTED, 0.0)
+    want = Want(Attempt(3), 0, 2)
+    assert sharing.handle(m.PeerSaid(want), 0.0) == [m.Share(want)]
+    assert sharing.deadline == 2.0  # for the first offer, as before
+    assert sharing.handle(m.PeerSaid(Pulled(Attempt(3))), 0.0) == [m.Unshare()]
+
+
+@pytest.mark.parametrize(
+    ("before", "want", "what"),
+    [
+        ((), Want(Attempt(3), 0, 1), "wrong time"),
+        ((ACCEPTED, m.PeerSaid(Want(Attempt(3), 0, 1))), Want(Attempt(3), 0, 1), "wrong time"),
+        ((ACCEPTED,), Want(Attempt(3), 0, 3), "more than was told of"),
+        ((ACCEPTED,), Want(Attempt(2), 0, 1), "more than was told of"),
+    ],
+)
+def test_prefill_may_want_nothing_else(
+    sharing: Receiver, before: tuple[m.ReceiverEvent, ...], want: Want, what: str
+) -> None:
+    for event in before:
+        sharing.handle(event, 0.0)
+    assert what in failure(sharing.handle(m.PeerSaid(want), 0.0)).error.message
 
 
 def test_idle_time_between_reads_is_no_transfer_time(

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -7,7 +8,17 @@ from hypothesis import strategies as st
 
 from baton.core.config import HandoverConfig
 from baton.core.errors import Overloaded
-from baton.core.handover import Abort, Accepted, BlockRef, FirstToken, Open, Received, Refused
+from baton.core.handover import (
+    Abort,
+    Accepted,
+    BlockRef,
+    FirstToken,
+    Open,
+    Pulled,
+    Received,
+    Refused,
+    Want,
+)
 from baton.core.ids import Attempt, Incarnation
 from baton.core.kv_layout import KVLayout
 from baton.core.request import TokenLogprobs
@@ -52,6 +63,54 @@ def test_a_prompt_in_two_chunks(sender: Sender, open_message: Open, refs: Refs) 
     assert sender.handle(m.PeerSaid(Received(Attempt(3))), 6.0) == [m.Release(), m.End("ok")]
     assert sender.state is SenderState.ENDED
     assert sender.handle(m.StreamEnded(), 7.0) == []
+
+
+@pytest.fixture
+def pulling(sender: Sender, open_message: Open) -> Sender:
+    """Decode has two blocks and prefill one, and computing the other takes eight seconds."""
+    opened = m.Opened(replace(open_message, cached_blocks=2, bytes_per_s=1e9), 1, token_s=1.0)
+    assert sender.handle(opened, 1.0) == [m.Send(ACCEPTED), m.Send(Want(Attempt(3), 1, 2))]
+    assert sender.state is SenderState.PULLING
+    return sender
+
+
+def test_what_decode_has_is_read_first(pulling: Sender, make_offer: Any, refs: Refs) -> None:
+    offer = make_offer(0, 1, refs(5))
+    assert pulling.handle(m.PeerSaid(offer), 2.0) == [m.Pull(offer)]
+    assert pulling.deadline == float("inf")  # the pull has its own, and always ends
+    [pulled, submit] = pulling.handle(m.PullEnded(), 3.0)
+    assert pulled == m.Send(Pulled(Attempt(3)))
+    assert isinstance(submit, m.Submit)
+    assert pulling.state is SenderState.QUEUED
+
+
+def test_decode_has_it_no_more(pulling: Sender, make_offer: Any) -> None:
+    [pulled, submit] = pulling.handle(m.PeerSaid(make_offer(0, 1, ())), 2.0)
+    assert pulled == m.Send(Pulled(Attempt(3)))
+    assert isinstance(submit, m.Submit)
+
+
+def test_decode_does_not_answer_in_time(pulling: Sender, make_offer: Any, refs: Refs) -> None:
+    assert pulling.deadline == 4.0
+    assert pulling.handle(m.Tick(), 3.9) == []
+    [submit] = pulling.handle(m.Tick(), 4.0)
+    assert isinstance(submit, m.Submit)
+    late = pulling.handle(m.PeerSaid(make_offer(0, 1, refs(5))), 5.0)
+    assert late == [m.Send(Pulled(Attempt(3)))]  # so that decode unpins it
+
+
+def test_the_stream_ends_while_prefill_pulls(pulling: Sender, make_offer: Any, refs: Refs) -> None:
+    pulling.handle(m.PeerSaid(make_offer(0, 1, refs(5))), 2.0)
+    assert pulling.handle(m.StreamEnded(), 3.0) == [m.Release(), m.End("cancelled")]
+    assert pulling.handle(m.PullEnded(), 4.0) == []
+
+
+def test_other_layouts_are_not_pulled_from(sender: Sender, open_message: Open) -> None:
+    other = ShardedLayout(replace(open_message.layout.model, block_size=16))
+    message = replace(open_message, layout=other, cached_blocks=2, bytes_per_s=1e9)
+    [submit, accepted] = sender.handle(m.Opened(message, 0, token_s=1.0), 0.0)
+    assert isinstance(submit, m.Submit)
+    assert accepted == m.Send(ACCEPTED)
 
 
 def test_what_the_cache_had_is_offered_at_once(

@@ -17,10 +17,12 @@ from baton.core.handover import (
     Offer,
     OfferedBlock,
     Open,
+    Pulled,
     Received,
     Refused,
     ToDecode,
     ToPrefill,
+    Want,
 )
 from baton.core.kv_layout import KV_ITEM_BYTES, KVLayout, LayerRange
 from baton.core.request import GenerateRequest, SamplingParams, TokenLogprobs
@@ -104,6 +106,9 @@ opens = st.builds(
     ticket=digests,
     attempt=uint32,
     request=requests,
+    bytes_per_s=seconds,
+    cached_blocks=uint32,
+    transport=st.binary(max_size=50),
 )
 layers = st.tuples(uint32, uint32).filter(lambda pair: pair[0] != pair[1])
 offers = st.builds(
@@ -119,11 +124,14 @@ offers = st.builds(
     first=st.none()
     | st.builds(FirstToken, uint32, seconds, seconds, uint32, uint32, st.none() | logprobs),
 )
+wants = st.builds(lambda attempt, blocks: Want(attempt, min(blocks), max(blocks)), uint32, layers)
 to_prefill = st.one_of(
-    opens, st.builds(Received, uint32), st.builds(Abort, uint32, st.text(max_size=50))
+    opens, offers, st.builds(Received, uint32), st.builds(Abort, uint32, st.text(max_size=50))
 )
 to_decode = st.one_of(
     offers,
+    wants,
+    st.builds(Pulled, uint32),
     st.builds(Accepted, nonzero64, layouts, st.binary(max_size=200)),
     st.builds(Refused, names, st.text(max_size=50)),
 )
@@ -275,6 +283,7 @@ def offer_message(**change: object) -> pb.ToDecode:
         (pb.ToDecode(), "ToDecode.message"),
         (pb.ToDecode(accepted=pb.Accepted()), "Accepted.incarnation"),
         (pb.ToDecode(refused=pb.Refused(message="no")), "Refused.code"),
+        (pb.ToDecode(want=pb.Want(first_block=2, end_block=2)), "Want.blocks"),
         (offer_message(layer_end=0), "Offer.layers"),
         (offer_message(layer_start=3), "Offer.layers"),
         (offer_message(blocks=[pb.OfferedBlock(digest=bytes(15))]), "OfferedBlock.digest"),

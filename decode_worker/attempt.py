@@ -39,7 +39,7 @@ from baton.kv_transfer import receiver as machine
 from baton.kv_transfer.digest import DigestKey
 from baton.kv_transfer.plan import TransferPlan, plan_between
 from baton.kv_transfer.receiver import Receiver, ReceiverAction, ReceiverEvent
-from baton.kv_transfer.transport import Peer
+from baton.kv_transfer.transport import Peer, Transfer
 from baton.proto import worker_pb2 as pb
 from baton.proto.convert import to_decode_core, to_prefill_proto
 from baton.proto.errors import from_rpc_error
@@ -48,6 +48,10 @@ _QUEUE = 4096
 """Events of one attempt: one per offer, per read, and a few more."""
 _TELLING_BYTES = 1 << 16
 """A smaller read says more of latency than of bandwidth."""
+_UNREAD = 256
+"""Messages of prefill among them; the stream holds back what comes faster than it is handled."""
+_SEND_TIMEOUT_S = 5.0
+"""For prefill to take a message off our hands."""
 _PART_TIMEOUT_S = 2.0
 """For prefill to end the stream after our last word."""
 
@@ -107,10 +111,12 @@ class HandoverAttempt:
         )
         self._machine = Receiver(self._open, config=instance.config.handover)
         self._events: asyncio.Queue[ReceiverEvent] = asyncio.Queue(_QUEUE)
+        self._unread = asyncio.Semaphore(_UNREAD)
         self._plan: TransferPlan | None = None
         self._digests: DigestKey | None = None
         """Both known once prefill has said how its KV lies."""
         self._peer: Peer | None = None
+        self._transfers: set[Transfer] = set()
         self._stream: Stream | None = None
         self._pinned: SeqId | None = None
         self._outcome = "cancelled"
@@ -151,10 +157,22 @@ class HandoverAttempt:
         try:
             await self._run()
         finally:
+            if not self._machine.over:  # a bug, or cancelled at shutdown
+                await self._give_up()
             self._host.running.discard(self)
-            if not self.landed.done():  # a bug, or cancelled at shutdown
+            if not self.landed.done():
                 self.landed.set_exception(InternalError("the handover's task ended early"))
                 self.landed.exception()  # the owner may be gone
+
+    async def _give_up(self) -> None:
+        """Give back what is reserved, once nothing can be read into it any more."""
+        self._outcome = InternalError.code
+        if self.seq_id is not None and self._host.attempts.pop(self.seq_id, None) is self:
+            self._instance.engine.fence(self.seq_id)
+        if self._peer is not None and any(not t.completed for t in self._transfers):
+            await self._instance.transport.remove_peer(self._peer)
+        if self.seq_id is not None:
+            self._instance.engine.fence_passed(self.seq_id)
 
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -177,28 +195,36 @@ class HandoverAttempt:
     async def _part(self, reader: "asyncio.Task[None]") -> None:
         """Let prefill read our last word before the stream is closed."""
         assert self._stream is not None, "not running"
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            await self._stream.done_writing()
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
+            async with asyncio.timeout(_PART_TIMEOUT_S):
+                await self._stream.done_writing()
         await asyncio.wait({reader}, timeout=_PART_TIMEOUT_S)
 
     async def _pump(self, stream: Stream) -> None:
         try:
             async for message in stream:
-                await self._events.put(machine.PeerSaid(to_decode_core(message)))
+                await self._unread.acquire()
+                self._events.put_nowait(machine.PeerSaid(to_decode_core(message)))
             error: BatonError = HandoverError("prefill closed the stream")
         except grpc.aio.AioRpcError as failure:
             error = from_rpc_error(failure)
         except BatonError as malformed:
             error = malformed
+        except asyncio.CancelledError:
+            _raise_if_cancelled()
+            error = PeerLost("the channel to prefill was closed")
         await self._events.put(machine.StreamEnded(error))
 
     async def _next_event(self) -> ReceiverEvent:
         wait_s = self._machine.deadline - self._clock()
         try:
             async with asyncio.timeout(wait_s if wait_s != float("inf") else None):
-                return await self._events.get()
+                event = await self._events.get()
         except TimeoutError:
             return machine.Tick()
+        if isinstance(event, machine.PeerSaid):
+            self._unread.release()
+        return event
 
     async def _perform(self, action: ReceiverAction, tasks: asyncio.TaskGroup) -> None:
         engine = self._instance.engine
@@ -230,8 +256,14 @@ class HandoverAttempt:
     async def _send(self, message: ToPrefill) -> None:
         assert self._stream is not None, "not running"
         # If the stream is gone, the reader says so with the reason.
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            await self._stream.write(to_prefill_proto(message))
+        # It is gone too if prefill takes nothing more: a write that is given up cancels the call.
+        try:
+            async with asyncio.timeout(_SEND_TIMEOUT_S):
+                await self._stream.write(to_prefill_proto(message))
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
+            return
+        except asyncio.CancelledError:
+            _raise_if_cancelled()
 
     def _reserve(self) -> None:
         try:
@@ -324,7 +356,9 @@ class HandoverAttempt:
         error: BatonError | None = None
         num_bytes, transport = 0, ""
         try:
-            report = await self._instance.transport.read(self._peer, runs).wait()
+            transfer = self._instance.transport.read(self._peer, runs)
+            self._transfers.add(transfer)
+            report = await transfer.wait()
             num_bytes, transport = report.bytes, report.transport
             if report.bytes >= _TELLING_BYTES:
                 self._host.bandwidth.add(report.bytes / report.seconds)
@@ -349,3 +383,10 @@ class HandoverAttempt:
         if wrong is None:
             return None
         return WrongKV(f"KV of the prompt from token {wrong} on is not what prefill offered")
+
+
+def _raise_if_cancelled() -> None:
+    """Go on with a CancelledError if it is this task's; gRPC raises it for a closed channel too."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

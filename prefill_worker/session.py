@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from baton.core.clock import Clock
-from baton.core.errors import BatonError, InternalError
+from baton.core.errors import BatonError, DeadlineExceeded, InternalError
 from baton.core.handover import Abort, Offer, OfferedBlock, Open, Received, ToDecode, ToPrefill
 from baton.core.ids import SeqId
 from baton.core.log import get_logger
@@ -21,6 +21,10 @@ from baton.prefill_worker.prefix_pull import PrefixPull, PullTable
 
 _QUEUE = 4096
 """Events of one stream: one per group of layers of a chunk, and the few messages of the peer."""
+_UNREAD = 16
+"""Messages of decode among them; the stream holds back what comes faster than it is handled."""
+_WRITE_TIMEOUT_S = 10.0
+"""For decode to take a message off our hands."""
 
 _log = get_logger("prefill")
 
@@ -44,6 +48,8 @@ class HandoverSession:
         self._write = write
         self._clock = clock
         self._events: asyncio.Queue[SenderEvent] = asyncio.Queue(_QUEUE)
+        self._unread = asyncio.Semaphore(_UNREAD)
+        self._limit = asyncio.timeout(None)
         self._open: Open | None = None
         self._digests: DigestKey | None = None
         self._seq_id: SeqId | None = None
@@ -62,16 +68,24 @@ class HandoverSession:
         return self._sender.unread_since
 
     def post(self, event: SenderEvent) -> None:
-        """Take an event of the engine."""
-        self._events.put_nowait(event)
+        """Take an event of the engine; a session that is far behind is given up."""
+        try:
+            self._events.put_nowait(event)
+        except asyncio.QueueFull:
+            # Once only: a limit that is expiring, or over, cannot be changed.
+            if self._limit.when() is None and self._sender.state is not SenderState.ENDED:
+                self._limit.reschedule(asyncio.get_running_loop().time())
 
     async def run(self, incoming: AsyncIterator[ToPrefill]) -> None:
         """Serve the stream until the machine has ended; gives everything back in any case."""
         reader = asyncio.create_task(self._pump(incoming))
         try:
-            while self._sender.state is not SenderState.ENDED:
-                for action in self._sender.handle(await self._next_event(), self._clock()):
-                    await self._perform(action)
+            async with self._limit:
+                while self._sender.state is not SenderState.ENDED:
+                    for action in self._sender.handle(await self._next_event(), self._clock()):
+                        await self._perform(action)
+        except TimeoutError:  # decode takes nothing off our hands
+            self.outcome = DeadlineExceeded.code
         finally:
             reader.cancel()
             self._sender.handle(machine.StreamEnded(), self._clock())
@@ -80,11 +94,12 @@ class HandoverSession:
     async def _pump(self, incoming: AsyncIterator[ToPrefill]) -> None:
         try:
             async for message in incoming:
-                await self._events.put(self._event_of(message))
+                await self._unread.acquire()
+                self.post(self._event_of(message))
         except BatonError as error:  # a malformed message
-            await self._events.put(machine.Failed(error))
+            self.post(machine.Failed(error))
         else:
-            await self._events.put(machine.StreamEnded())
+            self.post(machine.StreamEnded())
 
     def _event_of(self, message: ToPrefill) -> SenderEvent:
         match message:
@@ -100,9 +115,12 @@ class HandoverSession:
         wait_s = self._sender.deadline - self._clock()
         try:
             async with asyncio.timeout(wait_s if wait_s != float("inf") else None):
-                return await self._events.get()
+                event = await self._events.get()
         except TimeoutError:
             return machine.Tick()
+        if isinstance(event, machine.Opened | machine.PeerSaid):
+            self._unread.release()
+        return event
 
     async def _perform(self, action: SenderAction) -> None:
         match action:
@@ -111,7 +129,7 @@ class HandoverSession:
             case machine.Pull(offer):
                 self._pull(offer)
             case machine.Send(message):
-                await self._write(message)
+                await self._send(message)
             case machine.SendOffer():
                 await self._send_offer(action)
             case machine.Release():
@@ -142,7 +160,7 @@ class HandoverSession:
 
     async def _send_offer(self, action: machine.SendOffer) -> None:
         offered = await asyncio.to_thread(self._digest, action)
-        await self._write(
+        await self._send(
             Offer(
                 attempt=action.attempt,
                 index=action.index,
@@ -152,6 +170,10 @@ class HandoverSession:
                 first=action.first,
             )
         )
+
+    async def _send(self, message: ToDecode) -> None:
+        async with asyncio.timeout(_WRITE_TIMEOUT_S):
+            await self._write(message)
 
     def _digest(self, action: machine.SendOffer) -> tuple[OfferedBlock, ...]:
         assert self._digests is not None, "an offer before Open"

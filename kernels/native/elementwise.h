@@ -33,18 +33,6 @@ static inline void for_vectors(int64_t width, Body body) {
   if (at < width) body(at, static_cast<int>(width - at));
 }
 
-static inline Vec load_lanes(const float* from, int lanes) {
-  return lanes == kWidth ? load(from) : load_some(from, lanes);
-}
-
-static inline void store_lanes(float* to, Vec value, int lanes) {
-  if (lanes == kWidth) {
-    store(to, value);
-  } else {
-    store_some(to, value, lanes);
-  }
-}
-
 // ---- Root mean square norm (Zhang and Sennrich, 2019)
 
 // out = x / sqrt(mean(x^2) + eps) * weight, of one row; out may be x.

@@ -45,13 +45,34 @@ static inline void store(float* to, Vec value) { std::memcpy(to, &value, sizeof 
 
 // The first `count` lanes, zeros after them; memory past them is not touched.
 static inline Vec load_some(const float* from, int count) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
+#else
   Vec value{};
-  std::memcpy(&value, from, static_cast<size_t>(count) * 4);
+  for (int lane = 0; lane < count; ++lane) value[lane] = from[lane];
   return value;
+#endif
 }
 
 static inline void store_some(float* to, Vec value, int count) {
-  std::memcpy(to, &value, static_cast<size_t>(count) * 4);
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), value);
+#else
+  for (int lane = 0; lane < count; ++lane) to[lane] = value[lane];
+#endif
+}
+
+// All lanes, or the first few.
+static inline Vec load_lanes(const float* from, int lanes) {
+  return lanes == kWidth ? load(from) : load_some(from, lanes);
+}
+
+static inline void store_lanes(float* to, Vec value, int lanes) {
+  if (lanes == kWidth) {
+    store(to, value);
+  } else {
+    store_some(to, value, lanes);
+  }
 }
 
 static inline Vec splat(float value) { return value - Vec{}; }

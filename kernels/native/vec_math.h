@@ -29,7 +29,8 @@ static inline Vec sigmoid_of(Vec x) { return 1.0f / (1.0f + exp_of(-x)); }
 
 // Cephes' tanhf: a polynomial near 0, where 1 - 2 / (e^2x + 1) would lose digits.
 static inline Vec tanh_of(Vec x) {
-  const Vec far = 1.0f - 2.0f / (exp_of(x + x) + 1.0f);
+  const Vec size = x < 0.0f ? -x : x;
+  const Vec far = 1.0f - 2.0f / (exp_of(size + size) + 1.0f);
   const Vec z = x * x;
   Vec p = splat(-5.70498872745e-3f);
   p = p * z + 2.06390887954e-2f;
@@ -37,8 +38,7 @@ static inline Vec tanh_of(Vec x) {
   p = p * z + 1.33314422036e-1f;
   p = p * z - 3.33332819422e-1f;
   const Vec near = p * z * x + x;
-  const Vec size = x < 0.0f ? -x : x;
-  return size < 0.625f ? near : far;
+  return size < 0.625f ? near : x < 0.0f ? -far : far;
 }
 
 // x * sigmoid(x)

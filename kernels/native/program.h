@@ -1,0 +1,77 @@
+// A model as a flat list of operations on buffers, and one engine step's input to it.
+//
+// kernels/native/library.py has the same structures for Python: change both together.
+#pragma once
+
+#include <cstdint>
+
+#include "batch.h"
+#include "linear.h"
+
+namespace baton {
+
+enum class Kind : int32_t {
+  kPlace,    // Once per step: positions of the tokens and where their KV goes.
+  kAngles,   // Once per step and rotation `table`.
+  kEmbed,    // out = rows of `matrix`, or else of the table `weight`, times scale
+  kNorm,     // out = norm(x) * weight
+  kLinear,   // out = x W^T + bias + y
+  kHeads,    // Norm, turn and store what x has of q, k and v.
+  kAttend,   // out = what the queries in x see
+  kGate,     // out = gate(x's first half) * x's second half
+  kAdd,      // out += x
+  kPick,     // out = rows of x whose logits are wanted
+  kSoftcap,  // out = scale * tanh(out / scale)
+};
+
+// What fields mean follows from the kind; those that it does not use are 0.
+struct Op {
+  Kind kind;
+  int32_t sampled;     // 1: rows are the tokens whose logits are wanted; 0: all tokens
+  int32_t layer;
+  int32_t x, y, out;   // Buffers; y is -1 for none.
+  int32_t x_at, out_at;  // The first column of x and of out.
+  int32_t width;       // Columns.
+  int32_t table;       // Which rotation.
+  int32_t heads;
+  int32_t window;
+  Gate gate;
+  Stored stored;       // What `weight` of kEmbed is.
+  float scale;
+  float eps;
+  float alpha, limit;
+  const void* weight;
+  const float* bias;
+  Matrix matrix;
+};
+
+struct Rotation {
+  const float* frequencies;
+  int32_t pairs;
+  float magnitude;
+};
+
+// A buffer has a row per token. Number `buffer_count` is the logits, in the caller's memory.
+struct Plan {
+  const Op* ops;
+  int32_t op_count;
+  const int32_t* widths;  // Floats of a row of each buffer.
+  int32_t buffer_count;
+  const Rotation* rotations;
+  int32_t rotation_count;
+  int32_t vocabulary;
+  int64_t blocks;  // Of the pool.
+  PoolShape pool;
+  int64_t layer_stride;  // Values from a layer to the next within a block.
+};
+
+struct StepInput {
+  const int32_t* tokens;
+  const Sequence* sequences;  // Together they have all tokens, in order.
+  const int32_t* sampled;     // Rows whose logits are wanted.
+  float* pool;
+  float* logits;  // [sampled_count, vocabulary]
+  int32_t token_count, sequence_count, sampled_count;
+};
+
+}  // namespace baton

@@ -1,0 +1,298 @@
+// Runs a program: every operation by all threads, a barrier between one and the next.
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "attention.h"
+#include "elementwise.h"
+#include "linear.h"
+#include "program.h"
+#include "team.h"
+
+namespace baton {
+namespace {
+
+constexpr int64_t kLine = 16;  // Floats of a cache line.
+
+int64_t whole_lines(int64_t floats) { return (floats + kLine - 1) / kLine * kLine; }
+
+// Memory that only grows and never keeps what was in it.
+template <class Value>
+class Room {
+ public:
+  void reserve(int64_t count) {
+    if (count <= count_) return;
+    std::free(values_);
+    count_ = 0;
+    const size_t bytes = (static_cast<size_t>(count) * sizeof(Value) + 63) / 64 * 64;
+    values_ = static_cast<Value*>(std::aligned_alloc(64, bytes));
+    if (!values_) throw std::bad_alloc();
+    count_ = count;
+  }
+  Room() = default;
+  ~Room() { std::free(values_); }
+  Room(Room&& other) noexcept : values_(other.values_), count_(other.count_) {
+    other.values_ = nullptr;
+    other.count_ = 0;
+  }
+  Value* get() const { return values_; }
+  int64_t count() const { return count_; }
+
+ private:
+  Value* values_ = nullptr;
+  int64_t count_ = 0;
+};
+
+enum Result : int { kDone, kNoMemory, kBadToken, kBadBlock };
+
+class Program {
+ public:
+  Program(const Plan& plan, int threads)
+      : plan_(plan), team_(threads), buffers_(plan.buffer_count), angles_(plan.rotation_count) {
+    const auto* ops = plan.ops;
+    ops_.assign(ops, ops + plan.op_count);
+    widths_.assign(plan.widths, plan.widths + plan.buffer_count);
+    rotations_.assign(plan.rotations, plan.rotations + plan.rotation_count);
+    for (const Op& op : ops_) {
+      int64_t floats = 0;
+      if (op.kind == Kind::kLinear) floats = linear_scratch(op.matrix.inputs);
+      if (op.kind == Kind::kAttend) floats = attention_scratch(plan.pool.head_dim, op.width);
+      scratch_floats_ = std::max(scratch_floats_, whole_lines(floats));
+    }
+    scratch_.reserve(scratch_floats_ * threads);
+  }
+
+  // Computes operations [first, last); a step's first call has first = 0.
+  Result run(const StepInput& input, int first, int last) {
+    if (first == 0) {
+      if (const Result wrong = check(input)) return wrong;
+      reserve(input);
+    }
+    input_ = &input;
+    team_.run([&](int thread) {
+      for (int index = first; index < last; ++index) {
+        if (index > first) team_.barrier();
+        execute(ops_[index], thread);
+      }
+    });
+    return kDone;
+  }
+
+ private:
+  // What a wrong number would make of memory is worse than an error.
+  Result check(const StepInput& input) const {
+    for (int32_t i = 0; i < input.token_count; ++i) {
+      if (static_cast<uint32_t>(input.tokens[i]) >= static_cast<uint32_t>(plan_.vocabulary)) {
+        return kBadToken;
+      }
+    }
+    for (int32_t i = 0; i < input.sequence_count; ++i) {
+      const Sequence& sequence = input.sequences[i];
+      const int32_t blocks = (sequence.length - 1) / plan_.pool.block_size + 1;
+      for (int32_t b = 0; b < blocks; ++b) {
+        if (static_cast<uint64_t>(sequence.blocks[b]) >= static_cast<uint64_t>(plan_.blocks)) {
+          return kBadBlock;
+        }
+      }
+    }
+    return kDone;
+  }
+
+  void reserve(const StepInput& input) {
+    const int64_t tokens = input.token_count;
+    if (tokens > capacity_) {
+      capacity_ = std::max(tokens, 2 * capacity_);
+      for (size_t i = 0; i < buffers_.size(); ++i) {
+        buffers_[i].reserve(capacity_ * whole_lines(widths_[i]));
+      }
+      for (size_t i = 0; i < angles_.size(); ++i) {
+        angles_[i].reserve(2 * capacity_ * rotations_[i].pairs);
+      }
+      slots_.reserve(capacity_);
+      positions_.reserve(capacity_);
+    }
+    const int64_t counters = static_cast<int64_t>(input.sequence_count) * plan_.pool.kv_heads;
+    if (counters > counters_.count()) {
+      counters_.reserve(2 * counters);
+      std::fill_n(counters_.get(), counters_.count(), 0);
+    }
+    if (team_.threads() == 1) return;
+    input_ = &input;
+    int64_t partials = 0;
+    for (const Op& op : ops_) {
+      if (op.kind != Kind::kAttend) continue;
+      partials = std::max(partials, attention_partials(attention(op), team_.threads()));
+    }
+    partials_.reserve(partials);
+  }
+
+  void execute(const Op& op, int thread) {
+    const int threads = team_.threads();
+    if (rows(op) == 0) return;
+    switch (op.kind) {
+      case Kind::kPlace:
+        return place_tokens({input_->sequences, input_->sequence_count, plan_.pool, slots_.get(),
+                             positions_.get()},
+                            thread, threads);
+      case Kind::kAngles:
+        return angles(op, thread);
+      case Kind::kEmbed:
+        return embed(op, thread);
+      case Kind::kNorm:
+        return rms_norm({row_of(op.x) + op.x_at, stride(op.x), static_cast<const float*>(op.weight),
+                         op.eps, row_of(op.out) + op.out_at, stride(op.out), rows(op), op.width},
+                        thread, threads);
+      case Kind::kLinear:
+        return linear({op.matrix, op.bias, row_of(op.x) + op.x_at, stride(op.x),
+                       op.y < 0 ? nullptr : row_of(op.y), op.y < 0 ? 0 : stride(op.y),
+                       row_of(op.out) + op.out_at, stride(op.out), rows(op)},
+                      thread, threads, scratch_.get() + thread * scratch_floats_);
+      case Kind::kHeads:
+        return heads(op, thread);
+      case Kind::kAttend:
+        return attend(attention(op), thread, threads);
+      case Kind::kGate:
+        return gate_mul({row_of(op.x), stride(op.x), row_of(op.out), stride(op.out), rows(op),
+                         op.width, op.gate, op.alpha, op.limit},
+                        thread, threads);
+      case Kind::kAdd:
+        return baton::add({row_of(op.out), row_of(op.x), rows(op) * stride(op.out)}, thread,
+                          threads);
+      case Kind::kPick:
+        return gather<float>({row_of(op.x), stride(op.x), input_->sampled, 1.0f, row_of(op.out),
+                              stride(op.out), rows(op), op.width},
+                             thread, threads);
+      case Kind::kSoftcap:
+        return softcap({row_of(op.out), op.scale, rows(op) * stride(op.out)}, thread, threads);
+    }
+  }
+
+  void angles(const Op& op, int thread) {
+    const Rotation& rotation = rotations_[op.table];
+    rope_table({positions_.get(), rotation.frequencies, rotation.magnitude, cosines(op.table),
+                sines(op.table), input_->token_count, rotation.pairs},
+               thread, team_.threads());
+  }
+
+  void embed(const Op& op, int thread) {
+    const Share share = share_of(input_->token_count, thread, team_.threads());
+    for (int64_t row = share.begin; row < share.end; ++row) {
+      float* out = row_of(op.out) + row * stride(op.out);
+      const int64_t token = input_->tokens[row];
+      if (op.matrix.panels) {
+        matrix_row(op.matrix, token, op.scale, out);
+        continue;
+      }
+      const Source table{op.weight, plan_.vocabulary, op.width, 1, op.stored};
+      for (int64_t k = 0; k < op.width; ++k) {
+        out[k] = stored_value(table, token * op.width + k) * op.scale;
+      }
+    }
+  }
+
+  void heads(const Op& op, int thread) {
+    prepare_heads({row_of(op.x), stride(op.x), rows(op), op.heads,
+                   static_cast<const float*>(op.weight), op.eps, cosines(op.table), sines(op.table),
+                   rotations_[op.table].pairs, layer_of_pool(op.layer), plan_.pool, slots_.get()},
+                  thread, team_.threads());
+  }
+
+  Attention attention(const Op& op) const {
+    return {input_->sequences,
+            input_->sequence_count,
+            op.heads,
+            op.width,
+            op.window,
+            op.scale,
+            op.limit,
+            static_cast<const float*>(op.weight),
+            row_of(op.x),
+            stride(op.x),
+            layer_of_pool(op.layer),
+            plan_.pool,
+            row_of(op.out),
+            stride(op.out),
+            scratch_.get(),
+            partials_.get(),
+            counters_.get()};
+  }
+
+  bool is_logits(int32_t buffer) const { return buffer == plan_.buffer_count; }
+  float* row_of(int32_t buffer) const {
+    return is_logits(buffer) ? input_->logits : buffers_[buffer].get();
+  }
+  int64_t stride(int32_t buffer) const {
+    return is_logits(buffer) ? plan_.vocabulary : whole_lines(widths_[buffer]);
+  }
+  int64_t rows(const Op& op) const {
+    return op.sampled ? input_->sampled_count : input_->token_count;
+  }
+  float* cosines(int32_t table) const { return angles_[table].get(); }
+  float* sines(int32_t table) const {
+    return angles_[table].get() + capacity_ * rotations_[table].pairs;
+  }
+  float* layer_of_pool(int32_t layer) const { return input_->pool + layer * plan_.layer_stride; }
+
+  const Plan plan_;
+  Team team_;
+  std::vector<Op> ops_;
+  std::vector<int32_t> widths_;
+  std::vector<Rotation> rotations_;
+  std::vector<Room<float>> buffers_, angles_;
+  Room<float> scratch_, partials_;
+  Room<int64_t> slots_;
+  Room<int32_t> positions_, counters_;
+  int64_t scratch_floats_ = 0, capacity_ = 0;
+  const StepInput* input_ = nullptr;
+};
+
+}  // namespace
+}  // namespace baton
+
+// ---- What Python calls; see kernels/native/library.py
+
+extern "C" {
+
+int baton_width() { return baton::kWidth; }
+
+// Sizes of the structures that Python has its own copies of.
+void baton_sizes(int64_t* sizes) {
+  sizes[0] = sizeof(baton::Op);
+  sizes[1] = sizeof(baton::Plan);
+  sizes[2] = sizeof(baton::StepInput);
+  sizes[3] = sizeof(baton::Sequence);
+  sizes[4] = sizeof(baton::Source);
+}
+
+int64_t baton_packed_bytes(int64_t inputs, int64_t outputs, baton::Format format) {
+  const int64_t panels = (outputs + baton::kPanel - 1) / baton::kPanel;
+  return panels * baton::kPanel * inputs * (format == baton::Format::kBfloat16 ? 2 : 4);
+}
+
+// Copies a source's rows into a matrix as its outputs from `first` on, with so many threads.
+int baton_pack(const baton::Matrix* matrix, int64_t first, const baton::Source* source,
+               int threads) try {
+  baton::Team team(threads);
+  team.run([&](int thread) { baton::pack(*matrix, first, *source, thread, threads); });
+  return baton::kDone;
+} catch (const std::exception&) {
+  return baton::kNoMemory;
+}
+
+// Returns null if there is no memory, or no thread, to be had.
+baton::Program* baton_program_new(const baton::Plan* plan, int threads) try {
+  return new baton::Program(*plan, threads);
+} catch (const std::exception&) {
+  return nullptr;
+}
+
+void baton_program_delete(baton::Program* program) { delete program; }
+
+int baton_program_run(baton::Program* program, const baton::StepInput* input, int first,
+                      int last) try {
+  return program->run(*input, first, last);
+} catch (const std::exception&) {
+  return baton::kNoMemory;
+}
+
+}  // extern "C"

@@ -1,5 +1,6 @@
 """Weights as the native step reads them: packed straight from the mapped files."""
 
+import ctypes
 import mmap
 import os
 from collections.abc import Sequence
@@ -61,6 +62,12 @@ class NativeWeights:
         self._kept.append(memory)
         self.nbytes += size
         return int(np.frombuffer(memory, dtype=np.uint8).ctypes.data)
+
+    def array(self, matrices: Sequence[Matrix]) -> int:
+        """Return the address of matrices one after the other."""
+        kept = (Matrix * len(matrices))(*matrices)
+        self._kept.append(kept)
+        return ctypes.addressof(kept)
 
     def floats(self, tensor: Tensor | None) -> int | None:
         """Return the address of a small tensor's values in float32; None for None."""

@@ -22,6 +22,8 @@ class Kind(IntEnum):
     ADD = 8
     PICK = 9
     SOFTCAP = 10
+    LATENT = 11
+    BY_HEAD = 12
 
 
 class Format(IntEnum):
@@ -82,6 +84,8 @@ class Op(ctypes.Structure):
         ("out", c_int32),
         ("x_at", c_int32),
         ("out_at", c_int32),
+        ("x_step", c_int32),
+        ("out_step", c_int32),
         ("width", c_int32),
         ("table", c_int32),
         ("heads", c_int32),

@@ -22,6 +22,8 @@ enum class Kind : int32_t {
   kAdd,      // out += x
   kPick,     // out = rows of x whose logits are wanted
   kSoftcap,  // out = scale * tanh(out / scale)
+  kLatent,   // Turn and store x's latent, turn y's queries and put their ends where out has them.
+  kByHead,   // out = x W^T, each of `heads` with one of the matrices in `weight`
 };
 
 // What fields mean follows from the kind; those that it does not use are 0.
@@ -29,8 +31,9 @@ struct Op {
   Kind kind;
   int32_t sampled;     // 1: rows are the tokens whose logits are wanted; 0: all tokens
   int32_t layer;
-  int32_t x, y, out;   // Buffers; y is -1 for none.
+  int32_t x, y, out;   // Buffers; y may be -1 for none, out may be -1 for the logits.
   int32_t x_at, out_at;  // The first column of x and of out.
+  int32_t x_step, out_step;  // Columns from a head to the next.
   int32_t width;       // Columns.
   int32_t table;       // Which rotation.
   int32_t heads;
@@ -51,7 +54,7 @@ struct Rotation {
   float magnitude;
 };
 
-// A buffer has a row per token. Number `buffer_count` is the logits, in the caller's memory.
+// A buffer has a row per token; number -1 is the logits, in the caller's memory.
 struct Plan {
   const Op* ops;
   int32_t op_count;

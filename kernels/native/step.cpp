@@ -56,6 +56,7 @@ class Program {
     for (const Op& op : ops_) {
       int64_t floats = 0;
       if (op.kind == Kind::kLinear) floats = linear_scratch(op.matrix.inputs);
+      if (op.kind == Kind::kByHead) floats = linear_scratch(op.width);
       if (op.kind == Kind::kAttend) floats = attention_scratch(plan.pool.head_dim, op.width);
       scratch_floats_ = std::max(scratch_floats_, whole_lines(floats));
     }
@@ -164,6 +165,10 @@ class Program {
                              thread, threads);
       case Kind::kSoftcap:
         return softcap({row_of(op.out), op.scale, rows(op) * stride(op.out)}, thread, threads);
+      case Kind::kLatent:
+        return latent(op, thread);
+      case Kind::kByHead:
+        return by_head(op, thread);
     }
   }
 
@@ -197,6 +202,35 @@ class Program {
                   thread, team_.threads());
   }
 
+  // DeepSeek's latent attention: what stands in the pool, and the queries' turned ends.
+  void latent(const Op& op, int thread) {
+    const Share share = share_of(rows(op), thread, team_.threads());
+    const int64_t pairs = rotations_[op.table].pairs, dim = plan_.pool.head_dim;
+    for (int64_t row = share.begin; row < share.end; ++row) {
+      const float* cos = cosines(op.table) + row * pairs;
+      const float* sin = sines(op.table) + row * pairs;
+      float* vector = row_of(op.x) + row * stride(op.x);
+      turn(vector + op.width, cos, sin, pairs);
+      std::copy_n(vector, dim, layer_of_pool(op.layer) + slots_.get()[row]);
+      for (int64_t head = 0; head < op.heads; ++head) {
+        float* end = row_of(op.y) + row * stride(op.y) + head * op.x_step + op.x_at;
+        turn(end, cos, sin, pairs);
+        float* carried = row_of(op.out) + row * stride(op.out) + head * op.out_step;
+        std::copy_n(end, 2 * pairs, carried + op.width);
+      }
+    }
+  }
+
+  void by_head(const Op& op, int thread) {
+    const Share share = share_of(op.heads, thread, team_.threads());
+    const Matrix* matrices = static_cast<const Matrix*>(op.weight);
+    for (int64_t head = share.begin; head < share.end; ++head) {
+      linear({matrices[head], nullptr, row_of(op.x) + head * op.x_step, stride(op.x), nullptr, 0,
+              row_of(op.out) + head * op.out_step, stride(op.out), rows(op)},
+             0, 1, scratch_.get() + thread * scratch_floats_);
+    }
+  }
+
   Attention attention(const Op& op) const {
     return {input_->sequences,
             input_->sequence_count,
@@ -217,7 +251,7 @@ class Program {
             counters_.get()};
   }
 
-  bool is_logits(int32_t buffer) const { return buffer == plan_.buffer_count; }
+  static bool is_logits(int32_t buffer) { return buffer < 0; }
   float* row_of(int32_t buffer) const {
     return is_logits(buffer) ? input_->logits : buffers_[buffer].get();
   }

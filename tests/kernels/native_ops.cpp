@@ -4,6 +4,7 @@
 
 #include "attention.h"
 #include "elementwise.h"
+#include "moe.h"
 
 using namespace baton;
 
@@ -34,6 +35,9 @@ OPERATION(test_add, Add, add)
 OPERATION(test_softcap, Softcap, softcap)
 OPERATION(test_gather_floats, Gather<float>, gather)
 OPERATION(test_gather_bf16, Gather<Bf16>, gather)
+OPERATION(test_route, Route, route)
+OPERATION(test_group_pairs, GroupPairs, group_pairs)
+OPERATION(test_combine, Combine, combine)
 
 extern "C" int64_t test_attention_scratch(int64_t head_dim, int64_t value_dim) {
   return attention_scratch(head_dim, value_dim);

@@ -5,7 +5,7 @@ import random
 import shutil
 import subprocess
 from collections.abc import Iterable
-from ctypes import c_float, c_int32, c_int64, c_void_p
+from ctypes import c_bool, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,12 @@ from torch.nn import functional
 import baton
 from baton.kernels.clamped_swiglu import clamped_swiglu
 from baton.kernels.gelu_mul import gelu_mul
+from baton.kernels.linear import Linear
 from baton.kernels.rms_norm import rms_norm
 from baton.kernels.rope import rope_, rope_angles
 from baton.kernels.silu_mul import silu_mul
+from baton.models.blocks.routing import Router
+from baton.models.decoder_spec import RoutingSpec
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
@@ -117,6 +120,43 @@ GATHER = record(
     rows=c_int64,
     width=c_int64,
 )
+ROUTE = record(
+    logits=c_void_p,
+    logits_stride=c_int64,
+    tokens=c_int64,
+    experts=c_int32,
+    top_k=c_int32,
+    scoring=c_int32,
+    normalise=c_bool,
+    scale=c_float,
+    groups=c_int32,
+    top_groups=c_int32,
+    correction=c_void_p,
+    chosen=c_void_p,
+    weights=c_void_p,
+)
+GROUP_PAIRS = record(
+    chosen=c_void_p,
+    tokens=c_int64,
+    experts=c_int32,
+    top_k=c_int32,
+    starts=c_void_p,
+    rows=c_void_p,
+    places=c_void_p,
+)
+COMBINE = record(
+    x=c_void_p,
+    x_stride=c_int64,
+    places=c_void_p,
+    weights=c_void_p,
+    top_k=c_int32,
+    shared=c_void_p,
+    shared_stride=c_int64,
+    out=c_void_p,
+    out_stride=c_int64,
+    tokens=c_int64,
+    width=c_int64,
+)
 
 
 @pytest.fixture(scope="module", params=TARGETS)
@@ -177,7 +217,9 @@ def make_row(how: How, rows: int, length: int, seed: int = 0) -> Row:
     return Row(rows, length, seed, {"q": q[length - rows :], "k": k, "v": v})
 
 
-def run(operations: Any, how: How, batch: list[Row], *, threads: int, seed: int = 0) -> list[Tensor]:
+def run(
+    operations: Any, how: How, batch: list[Row], *, threads: int, seed: int = 0
+) -> list[Tensor]:
     """Return each sequence's output [rows, heads, value_dim]; what nobody sees of the pool is NaN."""
     shuffle = random.Random(seed)
     blocks = sum(-(-row.length // how.block_size) for row in batch) + 3
@@ -472,3 +514,102 @@ def test_heads_before_attention(
     torch.testing.assert_close(kv.flatten(1, 2), expected[:, heads:])
     pool[blocks, 1, :, :, positions % block_size] = 0
     assert not pool.any()
+
+
+# ---- Mixtures of experts
+
+ROUTINGS = [
+    RoutingSpec(8, 2),
+    RoutingSpec(8, 2, normalise=True),
+    RoutingSpec(4, 4, scoring="top_softmax"),
+    RoutingSpec(160, 6, groups=8, top_groups=3, scale=16.0),
+    RoutingSpec(64, 8, scoring="sigmoid", normalise=True, scale=2.5, correction=True),
+    RoutingSpec(
+        256,
+        8,
+        scoring="sigmoid",
+        normalise=True,
+        scale=2.5,
+        groups=8,
+        top_groups=4,
+        correction=True,
+    ),
+    RoutingSpec(200, 3, scoring="top_softmax"),
+]
+SCORINGS = ["softmax", "sigmoid", "top_softmax"]
+
+
+def route(operations: Any, spec: RoutingSpec, logits: Tensor, correction: Tensor) -> list[Tensor]:
+    """Return the chosen experts (int32) and their weights."""
+    shape = (logits.shape[0], spec.top_k)
+    chosen, weights = torch.empty(shape, dtype=torch.int32), torch.empty(shape)
+    job = ROUTE(
+        logits=logits.data_ptr(),
+        logits_stride=logits.stride(0),
+        tokens=logits.shape[0],
+        experts=spec.experts,
+        top_k=spec.top_k,
+        scoring=SCORINGS.index(spec.scoring),
+        normalise=spec.normalise,
+        scale=spec.scale,
+        groups=spec.groups,
+        top_groups=spec.top_groups,
+        correction=correction.data_ptr() if spec.correction else None,
+        chosen=chosen.data_ptr(),
+        weights=weights.data_ptr(),
+    )
+    call(operations, "route", job, 2)
+    return [chosen, weights]
+
+
+@pytest.mark.parametrize("spec", ROUTINGS)
+@pytest.mark.parametrize("ties", [False, True])
+def test_routing(operations: Any, spec: RoutingSpec, ties: bool) -> None:
+    """As torch's router, also where many scores are equal."""
+    logits = torch.randn(40, spec.experts) * 3
+    correction = torch.randn(spec.experts) / 4
+    if ties:
+        logits, correction = logits.sign() * 20, torch.zeros(spec.experts)
+    unit = Linear(torch.eye(spec.experts), None)
+    router = Router(spec, unit, correction if spec.correction else None)
+    expected, weights = router(logits)
+    chosen, found = route(operations, spec, logits, correction)
+    torch.testing.assert_close(found, weights)
+    assert torch.equal(chosen.long(), expected)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("shared", [False, True])
+def test_pairs_and_sums(operations: Any, threads: int, shared: bool) -> None:
+    """Expert e multiplies by e + 1; one has nothing to do."""
+    tokens, experts, top_k, width = 23, 6, 3, 21
+    x, base = torch.randn(tokens, width), torch.randn(tokens, width)
+    chosen = torch.stack([torch.randperm(experts - 1)[:top_k] for _ in range(tokens)]).int()
+    weights, out = torch.rand(tokens, top_k), torch.empty(tokens, width)
+    starts = torch.empty(experts + 1, dtype=torch.int32)
+    rows, places = torch.empty(2, tokens * top_k, dtype=torch.int32)
+    pointers = [t.data_ptr() for t in (starts, rows, places)]
+    job = GROUP_PAIRS(chosen.data_ptr(), tokens, experts, top_k, *pointers)
+    call(operations, "group_pairs", job, threads)
+    counts = chosen.flatten().bincount(minlength=experts)
+    assert torch.equal(starts[1:].long(), counts.cumsum(0))
+    assert starts[0] == 0
+    of_row = torch.arange(experts).repeat_interleave(counts)
+    assert torch.equal(of_row[places.long()].int(), chosen.flatten())
+    made = x[rows.long()] * (of_row + 1)[:, None]
+    job = COMBINE(
+        x=made.data_ptr(),
+        x_stride=width,
+        places=places.data_ptr(),
+        weights=weights.data_ptr(),
+        top_k=top_k,
+        shared=base.data_ptr() if shared else None,
+        shared_stride=width,
+        out=out.data_ptr(),
+        out_stride=width,
+        tokens=tokens,
+        width=width,
+    )
+    call(operations, "combine", job, threads)
+    expected = x * (weights * (chosen + 1)).sum(-1, keepdim=True) + (base if shared else 0)
+    torch.testing.assert_close(out, expected)

@@ -33,6 +33,7 @@ class NativePass:
             model.library,
             model.ops,
             widths=model.widths,
+            spreads=model.spreads,
             rotations=model.rotations,
             vocabulary=model.spec.vocab_size,
             pool=(kv.layout, kv.num_blocks),

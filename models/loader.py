@@ -8,7 +8,7 @@ from baton.core.errors import InvalidConfig
 from baton.kernels.native.build import NoNativeCode
 from baton.kernels.native.library import load_library
 from baton.models.decoder import Decoder
-from baton.models.native import NativeDecoder, refuse_what_is_not_native
+from baton.models.native import NativeDecoder
 from baton.models.spec import ModelSpec, read_spec
 from baton.models.weights import Checkpoint, torch_dtype
 
@@ -54,5 +54,4 @@ def _native(spec: ModelSpec, checkpoint: Checkpoint, dtype: str, threads: int) -
     """Return the model for the native step; raises NoNativeCode before anything is read."""
     if dtype != "float32":
         raise NoNativeCode(f"it computes in float32, not in {dtype}")
-    refuse_what_is_not_native(spec)
     return NativeDecoder(spec, checkpoint, load_library(), threads=threads)

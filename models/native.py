@@ -5,11 +5,11 @@ from ctypes import Array
 import numpy as np
 from numpy.typing import NDArray
 
-from baton.kernels.native.build import NoNativeCode
 from baton.kernels.native.library import Kind, Library, Matrix, Op, Rotation
 from baton.models.decoder_spec import LayerSpec, MlpSpec
 from baton.models.native_attention import OUT, attention, mix
 from baton.models.native_mlp import mlp
+from baton.models.native_moe import mixture
 from baton.models.native_ops import Operations
 from baton.models.native_weights import NativeWeights
 from baton.models.rope_spec import RopeSpec
@@ -26,7 +26,6 @@ class NativeDecoder:
         self, spec: ModelSpec, checkpoint: Checkpoint, library: Library, *, threads: int
     ) -> None:
         """Take all tensors of the checkpoint; raises InvalidConfig that names what is not right."""
-        refuse_what_is_not_native(spec)
         self.spec = spec
         self.library = library
         self.threads = threads
@@ -41,19 +40,14 @@ class NativeDecoder:
         self.ops = (Op * len(ops.list))(*ops.list)
         self.widths = ops.widths
         """Columns of each buffer."""
+        self.spreads = ops.spreads
+        """Rows per token of each buffer."""
         self._frequencies = [np.array(rope.frequencies, dtype=np.float32) for rope in ops.ropes]
         self.rotations = _rotations(ops.ropes, self._frequencies)
 
     def __repr__(self) -> str:
         spec = self.spec
         return f"<NativeDecoder {spec.family}: {spec.layers} layers, hidden {spec.hidden}>"
-
-
-def refuse_what_is_not_native(spec: ModelSpec) -> None:
-    """Raise NoNativeCode that names a part of the model that the native step cannot compute."""
-    for layer in spec.decoder.layers:
-        if not isinstance(layer.mlp, MlpSpec):
-            raise NoNativeCode(f"{spec.family} has a mixture of experts")
 
 
 def _rotations(ropes: list[RopeSpec], frequencies: list[NDArray[np.float32]]) -> Array[Rotation]:
@@ -107,5 +101,7 @@ def _layer(ops: Operations, index: int, layer: LayerSpec) -> None:
         after_mlp = f"{prefix}post_feedforward_layernorm"
     mix(ops, layer.attention, heads_out, f"{prefix}self_attn.", after_attention)
     ops.norm(prefix + before, ops.stream, "normed", ops.hidden)
-    assert isinstance(layer.mlp, MlpSpec)
-    mlp(ops, layer.mlp, f"{prefix}mlp.", after_mlp)
+    if isinstance(layer.mlp, MlpSpec):
+        mlp(ops, layer.mlp, f"{prefix}mlp.", after_mlp)
+    else:
+        mixture(ops, layer.mlp, prefix)

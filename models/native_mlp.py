@@ -14,6 +14,6 @@ def mlp(ops: Operations, spec: MlpSpec, prefix: str, norm: str) -> None:
     whole = f"{prefix}gate_up_proj"
     ops.linear("normed", "gate_up", parts, width=ops.hidden, bias=spec.bias, whole=whole)
     gate = _GATES[spec.activation]
-    ops.append(Kind.GATE, x="gate_up", out=ops.room("gated", wide), width=wide, gate=gate)
+    ops.append(Kind.GATE, x="gate_up", out=ops.room("gated", wide), width=wide, top_k=1, gate=gate)
     down = [(f"{prefix}down_proj", ops.hidden)]
     ops.into_stream("gated", down, width=wide, bias=spec.bias, norm=norm)

@@ -32,12 +32,18 @@ class Operations:
         self.stream = "stream"
         self.list: list[Op] = []
         self._widths: dict[str, int] = {}
+        self._spreads: dict[str, int] = {}
         self._sampled = 0
 
     @property
     def widths(self) -> list[int]:
         """Columns of each buffer, by number."""
         return list(self._widths.values())
+
+    @property
+    def spreads(self) -> list[int]:
+        """Rows per token of each buffer, by number."""
+        return list(self._spreads.values())
 
     def append(
         self, kind: Kind, *, x: str = "", y: str = "", out: str = "", **fields: object
@@ -49,9 +55,10 @@ class Operations:
     def _number(self, buffer: str) -> int:
         return list(self._widths).index(buffer) if buffer else _NONE
 
-    def room(self, buffer: str, width: int) -> str:
-        """Make a buffer at least so wide; return its name."""
+    def room(self, buffer: str, width: int, spread: int = 1) -> str:
+        """Make a buffer at least so wide, and with so many rows per token; return its name."""
         self._widths[buffer] = max(width, self._widths.get(buffer, 0))
+        self._spreads[buffer] = max(spread, self._spreads.get(buffer, 0))
         return buffer
 
     def norm(self, name: str, x: str, out: str, width: int, *, eps: float | None = None) -> None:

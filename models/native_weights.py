@@ -65,9 +65,12 @@ class NativeWeights:
 
     def array(self, matrices: Sequence[Matrix]) -> int:
         """Return the address of matrices one after the other."""
-        kept = (Matrix * len(matrices))(*matrices)
-        self._kept.append(kept)
-        return ctypes.addressof(kept)
+        return self.keep((Matrix * len(matrices))(*matrices))
+
+    def keep(self, structure: ctypes.Structure | ctypes.Array[Matrix]) -> int:
+        """Return the address of a structure that is to stay."""
+        self._kept.append(structure)
+        return ctypes.addressof(structure)
 
     def floats(self, tensor: Tensor | None) -> int | None:
         """Return the address of a small tensor's values in float32; None for None."""

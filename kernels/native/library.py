@@ -24,6 +24,11 @@ class Kind(IntEnum):
     SOFTCAP = 10
     LATENT = 11
     BY_HEAD = 12
+    ROUTE = 13
+    GROUP = 14
+    SPREAD = 15
+    EXPERTS = 16
+    COMBINE = 17
 
 
 class Format(IntEnum):
@@ -87,6 +92,7 @@ class Op(ctypes.Structure):
         ("x_step", c_int32),
         ("out_step", c_int32),
         ("width", c_int32),
+        ("top_k", c_int32),
         ("table", c_int32),
         ("heads", c_int32),
         ("window", c_int32),
@@ -99,6 +105,29 @@ class Op(ctypes.Structure):
         ("weight", c_void_p),
         ("bias", c_void_p),
         ("matrix", Matrix),
+    )
+
+
+class Scoring(IntEnum):
+    """How a mixture's router turns scores into weights."""
+
+    SOFTMAX = 0
+    SIGMOID = 1
+    TOP_SOFTMAX = 2
+
+
+class Routing(ctypes.Structure):
+    """How a token chooses its experts."""
+
+    _fields_ = (
+        ("experts", c_int32),
+        ("top_k", c_int32),
+        ("scoring", c_int32),
+        ("normalise", c_int32),
+        ("scale", c_float),
+        ("groups", c_int32),
+        ("top_groups", c_int32),
+        ("correction", c_void_p),
     )
 
 
@@ -127,6 +156,7 @@ class Plan(ctypes.Structure):
         ("ops", POINTER(Op)),
         ("op_count", c_int32),
         ("widths", POINTER(c_int32)),
+        ("spreads", POINTER(c_int32)),
         ("buffer_count", c_int32),
         ("rotations", POINTER(Rotation)),
         ("rotation_count", c_int32),
@@ -187,7 +217,7 @@ class Library:
                 function.restype, function.argtypes = result, arguments
         except (OSError, AttributeError) as error:
             raise NoNativeCode(f"{path} does not load: {error}") from None
-        mirrored = [ctypes.sizeof(s) for s in (Op, Plan, StepInput, SequenceRows, Source)]
+        mirrored = [ctypes.sizeof(s) for s in (Op, Plan, StepInput, SequenceRows, Source, Routing)]
         sizes = (c_int64 * len(mirrored))()
         self._library.baton_sizes(sizes)
         if list(sizes) != mirrored:

@@ -7,6 +7,7 @@
 
 #include "batch.h"
 #include "linear.h"
+#include "moe.h"
 
 namespace baton {
 
@@ -24,6 +25,11 @@ enum class Kind : int32_t {
   kSoftcap,  // out = scale * tanh(out / scale)
   kLatent,   // Turn and store x's latent, turn y's queries and put their ends where out has them.
   kByHead,   // out = x W^T, each of `heads` with one of the matrices in `weight`
+  kRoute,    // Which experts each row visits, by the scores in x and the Routing in `weight`.
+  kGroup,    // Puts pairs of row and expert in the order of the experts.
+  kSpread,   // out = x, a row for each pair
+  kExperts,  // out = x W^T + bias, each pair by its expert's of the matrices in `weight`
+  kCombine,  // out += the weighted sum of each row's pairs in x
 };
 
 // What fields mean follows from the kind; those that it does not use are 0.
@@ -35,6 +41,7 @@ struct Op {
   int32_t x_at, out_at;  // The first column of x and of out.
   int32_t x_step, out_step;  // Columns from a head to the next.
   int32_t width;       // Columns.
+  int32_t top_k;       // Rows of x per row of the step: 1, or each token's experts.
   int32_t table;       // Which rotation.
   int32_t heads;
   int32_t window;
@@ -48,6 +55,15 @@ struct Op {
   Matrix matrix;
 };
 
+struct Routing {
+  int32_t experts, top_k;
+  Scoring scoring;
+  int32_t normalise;
+  float scale;
+  int32_t groups, top_groups;
+  const float* correction;
+};
+
 struct Rotation {
   const float* frequencies;
   int32_t pairs;
@@ -58,7 +74,8 @@ struct Rotation {
 struct Plan {
   const Op* ops;
   int32_t op_count;
-  const int32_t* widths;  // Floats of a row of each buffer.
+  const int32_t* widths;  // Floats of a row of each buffer,
+  const int32_t* spreads; // and its rows per token.
   int32_t buffer_count;
   const Rotation* rotations;
   int32_t rotation_count;

@@ -24,12 +24,14 @@ class Program:
         operations: "ctypes.Array[Op]",
         *,
         widths: Sequence[int],
+        spreads: Sequence[int],
         rotations: "ctypes.Array[Rotation]",
         vocabulary: int,
         pool: tuple[KVLayout, int],
         threads: int,
     ) -> None:
-        """`widths` are those of the buffers, in floats; `pool` is of float32, with its blocks.
+        """`widths` are the buffers' floats per row and `spreads` their rows per token; `pool` is of
+        float32, with its number of blocks.
 
         What the operations point to must stay for as long as the program.
         """
@@ -39,6 +41,7 @@ class Program:
             ops=operations,
             op_count=len(operations),
             widths=(ctypes.c_int32 * len(widths))(*widths),
+            spreads=(ctypes.c_int32 * len(spreads))(*spreads),
             buffer_count=len(widths),
             rotations=rotations,
             rotation_count=len(rotations),

@@ -43,6 +43,20 @@ class Room {
   int64_t count_ = 0;
 };
 
+// Where the tokens of a step go in a mixture of experts; every such layer uses it in turn.
+struct Mixture {
+  Room<int32_t> chosen, starts, rows, places;
+  Room<float> weights;
+
+  void reserve(int64_t pairs, int64_t experts) {
+    chosen.reserve(pairs);
+    rows.reserve(pairs);
+    places.reserve(pairs);
+    weights.reserve(pairs);
+    starts.reserve(experts + 1);
+  }
+};
+
 enum Result : int { kDone, kNoMemory, kBadToken, kBadBlock };
 
 class Program {
@@ -52,11 +66,16 @@ class Program {
     const auto* ops = plan.ops;
     ops_.assign(ops, ops + plan.op_count);
     widths_.assign(plan.widths, plan.widths + plan.buffer_count);
+    spreads_.assign(plan.spreads, plan.spreads + plan.buffer_count);
     rotations_.assign(plan.rotations, plan.rotations + plan.rotation_count);
     for (const Op& op : ops_) {
       int64_t floats = 0;
       if (op.kind == Kind::kLinear) floats = linear_scratch(op.matrix.inputs);
-      if (op.kind == Kind::kByHead) floats = linear_scratch(op.width);
+      if (op.kind == Kind::kByHead || op.kind == Kind::kExperts) floats = linear_scratch(op.width);
+      if (op.kind == Kind::kRoute) {
+        most_experts_ = std::max(most_experts_, routing(op).experts);
+        most_chosen_ = std::max(most_chosen_, routing(op).top_k);
+      }
       if (op.kind == Kind::kAttend) floats = attention_scratch(plan.pool.head_dim, op.width);
       scratch_floats_ = std::max(scratch_floats_, whole_lines(floats));
     }
@@ -104,13 +123,14 @@ class Program {
     if (tokens > capacity_) {
       capacity_ = std::max(tokens, 2 * capacity_);
       for (size_t i = 0; i < buffers_.size(); ++i) {
-        buffers_[i].reserve(capacity_ * whole_lines(widths_[i]));
+        buffers_[i].reserve(capacity_ * spreads_[i] * whole_lines(widths_[i]));
       }
       for (size_t i = 0; i < angles_.size(); ++i) {
         angles_[i].reserve(2 * capacity_ * rotations_[i].pairs);
       }
       slots_.reserve(capacity_);
       positions_.reserve(capacity_);
+      mixture_.reserve(capacity_ * most_chosen_, most_experts_);
     }
     const int64_t counters = static_cast<int64_t>(input.sequence_count) * plan_.pool.kv_heads;
     if (counters > counters_.count()) {
@@ -153,7 +173,7 @@ class Program {
       case Kind::kAttend:
         return attend(attention(op), thread, threads);
       case Kind::kGate:
-        return gate_mul({row_of(op.x), stride(op.x), row_of(op.out), stride(op.out), rows(op),
+        return gate_mul({row_of(op.x), stride(op.x), row_of(op.out), stride(op.out), rows(op) * op.top_k,
                          op.width, op.gate, op.alpha, op.limit},
                         thread, threads);
       case Kind::kAdd:
@@ -169,6 +189,23 @@ class Program {
         return latent(op, thread);
       case Kind::kByHead:
         return by_head(op, thread);
+      case Kind::kRoute:
+        return route(op, thread);
+      case Kind::kGroup:
+        return group_pairs({mixture_.chosen.get(), rows(op), op.heads, op.top_k,
+                            mixture_.starts.get(), mixture_.rows.get(), mixture_.places.get()},
+                           thread, threads);
+      case Kind::kSpread:
+        return gather<float>({row_of(op.x), stride(op.x), mixture_.rows.get(), 1.0f, row_of(op.out),
+                              stride(op.out), rows(op) * op.top_k, op.width},
+                             thread, threads);
+      case Kind::kExperts:
+        return experts(op, thread);
+      case Kind::kCombine:
+        return combine({row_of(op.x), stride(op.x), mixture_.places.get(), mixture_.weights.get(),
+                        op.top_k, row_of(op.out), stride(op.out), row_of(op.out), stride(op.out),
+                        rows(op), op.width},
+                       thread, threads);
     }
   }
 
@@ -231,6 +268,29 @@ class Program {
     }
   }
 
+  void route(const Op& op, int thread) {
+    const Routing& r = routing(op);
+    baton::route({row_of(op.x), stride(op.x), rows(op), r.experts, r.top_k, r.scoring,
+                  r.normalise != 0, r.scale, r.groups, r.top_groups, r.correction,
+                  mixture_.chosen.get(), mixture_.weights.get()},
+                 thread, team_.threads());
+  }
+
+  void experts(const Op& op, int thread) {
+    const Matrix* matrices = static_cast<const Matrix*>(op.weight);
+    const int32_t* starts = mixture_.starts.get();
+    for (int64_t e = 0; e < op.heads; ++e) {
+      const int64_t first = starts[e], count = starts[e + 1] - first;
+      if (count == 0) continue;
+      const float* bias = op.bias ? op.bias + e * matrices[e].outputs : nullptr;
+      linear({matrices[e], bias, row_of(op.x) + first * stride(op.x), stride(op.x), nullptr, 0,
+              row_of(op.out) + first * stride(op.out), stride(op.out), count},
+             thread, team_.threads(), scratch_.get() + thread * scratch_floats_);
+    }
+  }
+
+  static const Routing& routing(const Op& op) { return *static_cast<const Routing*>(op.weight); }
+
   Attention attention(const Op& op) const {
     return {input_->sequences,
             input_->sequence_count,
@@ -270,12 +330,14 @@ class Program {
   const Plan plan_;
   Team team_;
   std::vector<Op> ops_;
-  std::vector<int32_t> widths_;
+  std::vector<int32_t> widths_, spreads_;
   std::vector<Rotation> rotations_;
   std::vector<Room<float>> buffers_, angles_;
   Room<float> scratch_, partials_;
   Room<int64_t> slots_;
   Room<int32_t> positions_, counters_;
+  Mixture mixture_;
+  int32_t most_experts_ = 0, most_chosen_ = 0;
   int64_t scratch_floats_ = 0, capacity_ = 0;
   const StepInput* input_ = nullptr;
 };
@@ -296,6 +358,7 @@ void baton_sizes(int64_t* sizes) {
   sizes[2] = sizeof(baton::StepInput);
   sizes[3] = sizeof(baton::Sequence);
   sizes[4] = sizeof(baton::Source);
+  sizes[5] = sizeof(baton::Routing);
 }
 
 int64_t baton_packed_bytes(int64_t inputs, int64_t outputs, baton::Format format) {

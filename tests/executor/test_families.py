@@ -135,7 +135,7 @@ def family(
 @pytest.fixture(scope="module")
 def case(family: tuple[Path, Any], executor: str) -> tuple[Model, Any]:
     folder, reference = family
-    return load_model(folder, executor="torch" if executor == "torch" else "auto"), reference
+    return load_model(folder, executor=executor), reference
 
 
 def test_the_reference_says_something(case: tuple[Model, Any]) -> None:

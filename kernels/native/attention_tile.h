@@ -74,19 +74,31 @@ static inline Vec last_halves(Vec a, Vec b) {  // Of every 4 lanes: a2 a3 b2 b3
 #endif
 }
 
+// Transposes 4 * kQuads values of each of kWidth rows, from `at` on.
+template <int kQuads>
+static inline void pack_columns(const float* const* rows, int64_t at, float* packed) {
+  Vec joined[kQuads][4];
+  for (int row = 0; row < 4; ++row) {
+    for (int quad = 0; quad < kQuads; ++quad) joined[quad][row] = join(rows + row, at + 4 * quad);
+  }
+  for (int quad = 0; quad < kQuads; ++quad) {
+    const Vec(&row)[4] = joined[quad];
+    float* to = packed + (at + 4 * quad) * kWidth;
+    const Vec first = first_pairs(row[0], row[1]), second = first_pairs(row[2], row[3]);
+    const Vec third = last_pairs(row[0], row[1]), fourth = last_pairs(row[2], row[3]);
+    store(to, first_halves(first, second));
+    store(to + kWidth, last_halves(first, second));
+    store(to + 2 * kWidth, first_halves(third, fourth));
+    store(to + 3 * kWidth, last_halves(third, fourth));
+  }
+}
+
 // Transposes kWidth rows of `dim` values.
 static inline void pack_keys(const float* const* rows, int64_t dim, float* packed) {
+  constexpr int kQuads = kWidth == 16 ? 4 : 2;
   int64_t at = 0;
-  for (; at + 4 <= dim; at += 4) {
-    const Vec a = join(rows, at), b = join(rows + 1, at);
-    const Vec c = join(rows + 2, at), d = join(rows + 3, at);
-    const Vec ab = first_pairs(a, b), cd = first_pairs(c, d);
-    const Vec ab_last = last_pairs(a, b), cd_last = last_pairs(c, d);
-    store(packed + at * kWidth, first_halves(ab, cd));
-    store(packed + (at + 1) * kWidth, last_halves(ab, cd));
-    store(packed + (at + 2) * kWidth, first_halves(ab_last, cd_last));
-    store(packed + (at + 3) * kWidth, last_halves(ab_last, cd_last));
-  }
+  for (; at + 4 * kQuads <= dim; at += 4 * kQuads) pack_columns<kQuads>(rows, at, packed);
+  for (; at + 4 <= dim; at += 4) pack_columns<1>(rows, at, packed);
   for (; at < dim; ++at) {
     for (int key = 0; key < kWidth; ++key) packed[at * kWidth + key] = rows[key][at];
   }

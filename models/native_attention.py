@@ -1,7 +1,5 @@
 """Both kinds of attention as native operations: from the normed stream to the heads' outputs."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -147,7 +145,7 @@ def _absorbed(ops: Operations, spec: LatentAttentionSpec, prefix: str) -> tuple[
     return ops.weights.array(keys), ops.weights.array(values)
 
 
-def _in_halves(rows: Tensor, spec: LatentAttentionSpec) -> Sequence[Tensor]:
+def _in_halves(rows: Tensor, spec: LatentAttentionSpec) -> list[Tensor]:
     """Cut rows so that the last `rope_dim` follow half by half where they stand pair by pair."""
     if not spec.interleaved:
         return [rows]

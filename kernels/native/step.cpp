@@ -69,9 +69,7 @@ class Program {
     spreads_.assign(plan.spreads, plan.spreads + plan.buffer_count);
     rotations_.assign(plan.rotations, plan.rotations + plan.rotation_count);
     for (const Op& op : ops_) {
-      int64_t floats = 0;
-      if (op.kind == Kind::kLinear) floats = linear_scratch(op.matrix.inputs);
-      if (op.kind == Kind::kByHead || op.kind == Kind::kExperts) floats = linear_scratch(op.width);
+      int64_t floats = kLinearScratch;
       if (op.kind == Kind::kRoute) {
         most_experts_ = std::max(most_experts_, routing(op).experts);
         most_chosen_ = std::max(most_chosen_, routing(op).top_k);
@@ -123,7 +121,7 @@ class Program {
     if (tokens > capacity_) {
       capacity_ = std::max(tokens, 2 * capacity_);
       for (size_t i = 0; i < buffers_.size(); ++i) {
-        buffers_[i].reserve(capacity_ * spreads_[i] * whole_lines(widths_[i]));
+        buffers_[i].reserve(capacity_ * spreads_[i] * stride(static_cast<int32_t>(i)));
       }
       for (size_t i = 0; i < angles_.size(); ++i) {
         angles_[i].reserve(2 * capacity_ * rotations_[i].pairs);
@@ -315,8 +313,9 @@ class Program {
   float* row_of(int32_t buffer) const {
     return is_logits(buffer) ? input_->logits : buffers_[buffer].get();
   }
+  // An odd number of cache lines, lest the rows of a tile fall into the same few sets of the cache.
   int64_t stride(int32_t buffer) const {
-    return is_logits(buffer) ? plan_.vocabulary : whole_lines(widths_[buffer]);
+    return is_logits(buffer) ? plan_.vocabulary : (whole_lines(widths_[buffer]) / kLine | 1) * kLine;
   }
   int64_t rows(const Op& op) const {
     return op.sampled ? input_->sampled_count : input_->token_count;

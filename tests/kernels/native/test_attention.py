@@ -152,9 +152,8 @@ def test_block_sizes(operations: Any, block_size: int) -> None:
 
 
 @pytest.mark.parametrize("window", [1, 5, 63, 64, 65, 100, 5000])
-@pytest.mark.parametrize("sinks", [False, True])
-def test_windows(operations: Any, window: int, sinks: bool) -> None:
-    check(operations, How(window=window, sinks=sinks, block_size=8), RAGGED, threads=2)
+def test_windows(operations: Any, window: int) -> None:
+    check(operations, How(window=window, sinks=window % 2 == 0, block_size=8), RAGGED, threads=2)
 
 
 def test_softcap_and_sinks(operations: Any) -> None:

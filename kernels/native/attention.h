@@ -160,7 +160,8 @@ static inline void find_rows(const Attention& job, const Unit& unit, int32_t til
     const int32_t offset = (tile + key) % shape.block_size;
     const int32_t run = std::min(end - key, shape.block_size - offset);
     const int64_t block = unit.sequence->blocks[(tile + key) / shape.block_size];
-    const float* at = pool + block * shape.block_stride + static_cast<int64_t>(offset) * shape.head_dim;
+    const int64_t within = static_cast<int64_t>(offset) * shape.head_dim;
+    const float* at = pool + block * shape.block_stride + within;
     for (const int stop = key + run; key < stop; ++key, at += shape.head_dim) {
       rows.keys[key] = at;
       rows.values[key] = at + shape.value_offset();

@@ -110,7 +110,7 @@ struct PlaceTokens {
   const Sequence* sequences;
   int32_t count;
   PoolShape shape;
-  int64_t* slots;      // [tokens]: from the layer's first value in block 0 to the token's K, head 0.
+  int64_t* slots;      // [tokens]: where K of head 0 goes, from the layer's first value in block 0.
   int32_t* positions;  // [tokens]
 };
 
@@ -122,8 +122,8 @@ static inline void place_tokens(const PlaceTokens& job, int thread, int threads)
       const int32_t position = sequence.length - sequence.rows + row;
       const int64_t block = sequence.blocks[position / size];
       job.positions[sequence.row + row] = position;
-      job.slots[sequence.row + row] =
-          block * job.shape.block_stride + static_cast<int64_t>(position % size) * job.shape.head_dim;
+      const int64_t within = static_cast<int64_t>(position % size) * job.shape.head_dim;
+      job.slots[sequence.row + row] = block * job.shape.block_stride + within;
     }
   }
 }

@@ -1,7 +1,7 @@
 // A mixture of experts around its linear layers: who goes where, and what comes back.
 //
 //     route            each token's experts and weights, from the router's scores
-//     group_pairs      (token, choice) pairs by expert, so that each expert has its rows in one piece
+//     group_pairs      (token, choice) pairs by expert, so that an expert's rows are in one piece
 //     (gather, the experts' own layers on rows [starts[e], starts[e + 1]), both not here)
 //     combine          each token's sum over its choices
 //

@@ -44,7 +44,7 @@ static inline Vec tanh_of(Vec x) {
 // x * sigmoid(x)
 static inline Vec silu_of(Vec x) { return x / (1.0f + exp_of(-x)); }
 
-// GELU with tanh: x (1 + tanh y) / 2 = x sigmoid(2 y), which loses no digits where tanh y is near -1.
+// GELU with tanh: x (1 + tanh y) / 2 = x sigmoid(2 y), exact also where tanh y is near -1.
 static inline Vec gelu_of(Vec x) {
   const Vec twice = (x + x * x * x * 0.044715f) * 1.5957691216f;
   return x / (1.0f + exp_of(-twice));

@@ -27,8 +27,10 @@ class Config(BaseModel):
 
 
 class EngineConfig(Config):
-    """Limits of one engine."""
+    """What one engine computes with, and its limits."""
 
+    executor: Literal["auto", "native", "torch"] = "auto"
+    """Who computes on the CPU: native code compiled here, or torch; auto is native if it can."""
     block_size: Literal[8, 16, 32] = 16
     """Tokens per KV block."""
     kv_memory_mib: int = Field(default=256, ge=1, le=1 << 20)

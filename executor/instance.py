@@ -18,8 +18,7 @@ from baton.executor.runner import ModelRunner
 from baton.kv_transfer.choose import allocate, open_transport
 from baton.kv_transfer.shm.memory import SharedMemory
 from baton.kv_transfer.transport import Region, Transport
-from baton.models.decoder import Decoder
-from baton.models.loader import load_model
+from baton.models.loader import Model, load_model
 from baton.models.revision import revision
 from baton.models.spec import ModelSpec
 
@@ -32,7 +31,7 @@ class Instance:
     def __init__(
         self,
         config: WorkerConfig,
-        model: Decoder,
+        model: Model,
         kv: KVCache,
         host: KVCache | None,
         listener: Listener,
@@ -45,6 +44,7 @@ class Instance:
         self.layout: KVLayout = kv.layout
         self.kv = kv
         self._facts = facts
+        self._executor = model.executor
         self._transport = transport
         host_blocks = host.num_blocks if host is not None else 0
         self._scheduler = Scheduler(config.engine, kv.num_blocks, host_blocks=host_blocks)
@@ -65,7 +65,9 @@ class Instance:
             config.model_dir,
             threads=config.threads,
             max_length=config.engine.max_model_len,
+            executor=config.engine.executor,
         )
+        on_progress(f"executor: {model.executor}")
         layout = make_layout(model.spec, config.engine.block_size, "float32")
         num_blocks = blocks_that_fit(layout, config.engine.kv_memory_mib)
         shared = None
@@ -112,6 +114,7 @@ class Instance:
         roster = loop.scheduler.roster
         pool = roster.memory.pool
         counters: dict[str, float | int | str] = {
+            "executor": self._executor,
             "steps": loop.steps,
             "busy_s": loop.busy_s,
             "waiting": roster.waiting,

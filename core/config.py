@@ -31,6 +31,9 @@ class EngineConfig(Config):
 
     executor: Literal["auto", "native", "torch"] = "auto"
     """Who computes on the CPU: native code compiled here, or torch; auto is native if it can."""
+    batch_invariant: bool = False
+    """Refuse to start unless a request's logits are bitwise the same whatever it is batched with
+    and however its prompt is cut. The native executor always computes so; torch never does."""
     block_size: Literal[8, 16, 32] = 16
     """Tokens per KV block."""
     kv_memory_mib: int = Field(default=256, ge=1, le=1 << 20)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from baton.core.compatibility import compatibility_hash
-from baton.core.config import WorkerConfig
+from baton.core.config import EngineConfig, WorkerConfig
 from baton.core.errors import InternalError, InvalidConfig
 from baton.core.ids import Incarnation, InstanceId, new_incarnation
 from baton.core.kv_layout import KVLayout
@@ -65,7 +65,7 @@ class Instance:
             config.model_dir,
             threads=config.threads,
             max_length=config.engine.max_model_len,
-            executor=config.engine.executor,
+            executor=_executor(config.engine),
         )
         on_progress(f"executor: {model.executor}")
         layout = make_layout(model.spec, config.engine.block_size, "float32")
@@ -201,6 +201,15 @@ class _Facts:
     def max_model_len(self, kv: KVCache) -> int:
         """Return the tokens that one sequence may have: model and pool must both have room."""
         return min(self._model_len, kv.num_blocks * kv.layout.block_size)
+
+
+def _executor(config: EngineConfig) -> str:
+    """Return who is to compute; InvalidConfig if that cannot be batch invariant and must be."""
+    if not config.batch_invariant:
+        return config.executor
+    if config.executor == "torch":
+        raise InvalidConfig("batch_invariant", "true", "false with the executor torch")
+    return "native"
 
 
 def _host_pool(config: WorkerConfig, kv: KVCache) -> KVCache | None:

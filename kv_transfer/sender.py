@@ -210,6 +210,7 @@ class Sender:
         self.min_offer_bytes = 0.0
         """KV in an offer at least, where it is not the last of a chunk; known once opened."""
         self._open: Open | None = None
+        self._wanted_blocks = range(0)
         self._attempt = Attempt(0)
         self._prompt_tokens = 0
         self._opened_at = self._started_at = now
@@ -277,15 +278,16 @@ class Sender:
         self._prompt_tokens = len(message.request.prompt)
         self.min_offer_bytes = min_offer_bytes(self._config, message.bytes_per_s)
         self._opened_at = self._started_at = now
-        wanted = self._wanted(event)
+        wanted = self._worth_pulling(event)
         if not wanted:
             return [self._queue(message), Send(self._accepted)]
+        self._wanted_blocks = wanted
         self.state = SenderState.PULLING
         self.deadline = now + self._config.read_timeout_s
         want = Want(self._attempt, wanted.start, wanted.stop)
         return [Send(self._accepted), Send(want)]
 
-    def _wanted(self, event: Opened) -> range:
+    def _worth_pulling(self, event: Opened) -> range:
         message = event.message
         if message.layout != self._accepted.layout:
             return range(0)  # what is read must land as it is
@@ -309,6 +311,10 @@ class Sender:
             return [Send(Pulled(self._attempt))]
         if not offer.blocks:
             return [Send(Pulled(self._attempt)), self._queue(self._open)]
+        wanted = self._wanted_blocks
+        whole = offer.layers == self._layout.all_layers and offer.first is None
+        if offer.first_block != wanted.start or len(offer.blocks) > len(wanted) or not whole:
+            return self._refuse(HandoverError("decode offers what prefill did not want"))
         self.deadline = float("inf")  # the read has deadlines of its own
         return [Pull(offer)]
 

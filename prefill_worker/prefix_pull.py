@@ -19,6 +19,9 @@ from baton.executor.instance import Instance
 from baton.kv_transfer.digest import DigestKey
 from baton.kv_transfer.plan import TokenRange, plan_between
 
+_ROOM_TIMEOUT_S = 0.2
+"""For room in the pool: where there is none at once, computing is the better use of what comes."""
+
 _log = get_logger("prefill")
 
 
@@ -64,7 +67,7 @@ class PrefixPull:
     async def _granted(self, seq_id: SeqId) -> Reserved:
         waiting = self._pulls.wait_for(seq_id)
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(_ROOM_TIMEOUT_S):
                 return await waiting
         finally:
             self._pulls.forget(seq_id)

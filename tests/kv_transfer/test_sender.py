@@ -20,7 +20,7 @@ from baton.core.handover import (
     Want,
 )
 from baton.core.ids import Attempt, Incarnation
-from baton.core.kv_layout import KVLayout
+from baton.core.kv_layout import KVLayout, LayerRange
 from baton.core.request import TokenLogprobs
 from baton.core.sharded_layout import ShardedLayout
 from baton.kv_transfer import sender as m
@@ -88,6 +88,27 @@ def test_decode_has_it_no_more(pulling: Sender, make_offer: Any) -> None:
     [pulled, submit] = pulling.handle(m.PeerSaid(make_offer(0, 1, ())), 2.0)
     assert pulled == m.Send(Pulled(Attempt(3)))
     assert isinstance(submit, m.Submit)
+
+
+@pytest.mark.parametrize(
+    ("first_block", "blocks", "extra"),
+    [
+        (0, (5,), {}),
+        (1, (5, 6), {}),
+        (1, (5,), {"layers": LayerRange(0, 2)}),
+        (1, (5,), {"token": 7}),
+    ],
+)
+def test_an_offer_of_anything_else_is_refused(
+    pulling: Sender,
+    make_offer: Any,
+    refs: Refs,
+    first_block: int,
+    blocks: tuple[int, ...],
+    extra: dict[str, Any],
+) -> None:
+    offer = make_offer(0, first_block, refs(*blocks), **extra)
+    assert refusal(pulling.handle(m.PeerSaid(offer), 2.0)) == "handover_failed"
 
 
 def test_decode_does_not_answer_in_time(pulling: Sender, make_offer: Any, refs: Refs) -> None:

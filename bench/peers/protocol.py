@@ -1,11 +1,14 @@
-"""What the driver and an engine's adapter say to each other, in JSON over stdin and stdout.
+"""What the driver and an engine's adapter say to each other: JSON lines over stdin and stdout.
 
 An adapter runs under the interpreter of its engine's own virtual environment, so this file needs
-nothing but the standard library. A job in, one answer out:
+nothing but the standard library. Each line in is answered by one line out, until stdin ends:
 
-    {"action": "convert" | "run", "checkpoint": …, "converted": …, "engine": …, "precision": …,
+    {"action": "convert", "checkpoint": …, "converted": …, "engine": …, "precision": …,
      "threads": 2, "cases": [{"prompts": [[id, …], …], "outputs": [n, …], "repeat": 3}, …]}
-    {"label": …, "weight_bytes": …, "load_s": …, "runs": [[{"times": …, "tokens": …}, …], …]}
+    {"action": "load", …, as above}   →   {"label": …, "weight_bytes": …, "load_s": …}
+    {"action": "run"}                 →   {"runs": [[{"times": …, "tokens": …}, …], …]}
+
+An action that fails is answered by {"error": …}.
 """
 
 import json
@@ -84,43 +87,61 @@ class Waves:
 
 
 def serve(load: Callable[[Job], Engine], convert: Callable[[Job], None] | None = None) -> None:
-    """Answer the one job on stdin; what libraries print goes to stderr."""
+    """Answer every line on stdin; what libraries print goes to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    job_fields = json.load(sys.stdin)
-    try:
-        answer = _answer(Job(job_fields), job_fields["action"], load, convert)
-    except Exception as error:
-        traceback.print_exc()
-        answer = {"error": f"{type(error).__name__}: {error}"}
-    print(json.dumps(answer), file=answers, flush=True)
+    adapter = _Adapter(load, convert)
+    for line in sys.stdin:
+        fields = json.loads(line)
+        try:
+            answer = getattr(adapter, fields["action"])(fields)
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=answers, flush=True)
     # Some engines wait for threads of their own at exit, which nobody needs any more.
     os._exit(0)
 
 
-def _answer(
-    job: Job, action: str, load: Callable[[Job], Engine], convert: Callable[[Job], None] | None
-) -> dict[str, Any]:
-    if action == "convert":
-        if convert is not None and not job.converted.exists():
+class _Adapter:
+    def __init__(
+        self, load: Callable[[Job], Engine], convert: Callable[[Job], None] | None
+    ) -> None:
+        self._load, self._convert = load, convert
+        self._engine: Engine | None = None
+        self._cases: list[dict[str, Any]] = []
+
+    def convert(self, fields: dict[str, Any]) -> dict[str, Any]:
+        job = Job(fields)
+        if self._convert is not None and not job.converted.exists():
             job.converted.parent.mkdir(parents=True, exist_ok=True)
-            convert(job)
+            self._convert(job)
         return {}
-    began = time.perf_counter()
-    engine = load(job)
-    load_s = time.perf_counter() - began
-    runs = []
-    for case in job.cases:
-        short = [prompt[:WARM_UP_PROMPT] for prompt in case["prompts"]]
-        engine.generate(short, [min(n, WARM_UP_OUTPUT) for n in case["outputs"]])
-        repeats = range(case["repeat"])
-        runs.append([asdict(engine.generate(case["prompts"], case["outputs"])) for _ in repeats])
-    return {
-        "label": engine.label,
-        "weight_bytes": engine.weight_bytes,
-        "load_s": load_s,
-        "runs": runs,
-    }
+
+    def load(self, fields: dict[str, Any]) -> dict[str, Any]:
+        began = time.perf_counter()
+        job = Job(fields)
+        engine = self._engine = self._load(job)
+        self._cases = job.cases
+        load_s = time.perf_counter() - began
+        self._warm_up(engine)
+        return {"label": engine.label, "weight_bytes": engine.weight_bytes, "load_s": load_s}
+
+    def _warm_up(self, engine: Engine) -> None:
+        """Let the engine meet every batch size, shortly."""
+        for case in self._cases:
+            short = [prompt[:WARM_UP_PROMPT] for prompt in case["prompts"]]
+            engine.generate(short, [min(n, WARM_UP_OUTPUT) for n in case["outputs"]])
+
+    def run(self, fields: dict[str, Any]) -> dict[str, Any]:
+        engine = self._engine
+        assert engine is not None, "nothing is loaded"
+        runs = []
+        for case in self._cases:
+            prompts, outputs = case["prompts"], case["outputs"]
+            repeats = range(case["repeat"])
+            runs.append([asdict(engine.generate(prompts, outputs)) for _ in repeats])
+        return {"runs": runs}
 
 
 def _tokens(case: dict[str, Any]) -> int:

@@ -80,6 +80,8 @@ def _save(shape: Shape, folder: Path) -> None:
         vocab_size=shape.vocabulary,
         max_position_embeddings=shape.positions,
         tie_word_embeddings=False,
+        # With the usual 0.02 greedy output soon repeats itself, and says little of the KV cache.
+        initializer_range=shape.hidden**-0.5,
         bos_token_id=0,
         eos_token_id=0,
         dtype=torch.bfloat16,

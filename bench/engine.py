@@ -16,7 +16,9 @@ Each peer is a name and the Python interpreter of a virtual environment that has
     ctranslate2                  ctranslate2 transformers torch
     vllm                         vllm's CPU build
 
-Checkpoints, and what the peers convert them to, are made once and kept in --folder.
+Checkpoints, and what the peers convert them to, are made once and kept in --folder; what an adapter
+prints goes to a log there. Engines whose threads wait by spinning lose far more than others when
+other processes want the cores: only figures of an otherwise idle machine mean anything.
 """
 
 import argparse
@@ -159,6 +161,8 @@ def main() -> None:
     ]
     for comparison in compared:
         comparison.convert()
+    if options.convert_only:
+        return
     began = time.perf_counter()
     reads = [read_bandwidth(options.threads)]
     for comparison in compared:
@@ -168,8 +172,8 @@ def main() -> None:
     text.append(scheduler_tables())
     head = (
         f"{options.threads} threads each on {platform.machine()}; "
-        f"plain reads of memory {min(reads) / 1e9:.1f}–{max(reads) / 1e9:.1f} GB/s; "
-        f"{time.perf_counter() - began:.0f} s in all. Tokens/s: median (min–max) of the rounds."
+        f"plain reads of memory {min(reads) / 1e9:.1f} to {max(reads) / 1e9:.1f} GB/s; "
+        f"{time.perf_counter() - began:.0f} s in all. Tokens/s: median (range) of the rounds."
     )
     report = "\n\n".join([head, *text])
     print(report)
@@ -189,6 +193,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="of every model; more of the small by default")
     parser.add_argument("--threads", type=int, default=2, help="of every engine")
     parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER)
+    parser.add_argument("--convert-only", action="store_true", help="prepare; measure nothing")
     parser.add_argument("--out", type=Path, help="write the tables here, as Markdown")
     options = parser.parse_args()
     options.peers = {"baton": sys.executable} | options.peers

@@ -1,5 +1,6 @@
 """Talks to one adapter: starts it under its engine's interpreter, asks, and ends it."""
 
+import contextlib
 import json
 import os
 import select
@@ -28,11 +29,9 @@ class Adapter:
     """One adapter's process; ended by `close`."""
 
     def __init__(self, engine: str, python: str, threads: int, log: Path) -> None:
-        environment = os.environ | {
-            "OMP_NUM_THREADS": str(threads),
-            "HF_HUB_OFFLINE": "1",
-            "PYTHONPATH": str(ROOT),
-        }
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        # Baton's folders have names that the peers' packages have too: they must not see them.
+        environment["PYTHONPATH"] = str(ROOT) if engine == "baton" else ""
         self._log = log
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
@@ -70,4 +69,5 @@ class Adapter:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
-            pipe.close()
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()

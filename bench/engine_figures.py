@@ -71,7 +71,7 @@ def spread(values: Sequence[float], digits: int = 0) -> str:
     if len(values) == 1:
         return f"{values[0]:,.{digits}f}"
     low, high = min(values), max(values)
-    return f"{statistics.median(values):,.{digits}f} ({low:,.{digits}f}–{high:,.{digits}f})"
+    return f"{statistics.median(values):,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
 
 
 def speed_table(outcomes: Sequence[Outcome], cases: Sequence[Case], limits: "Limits") -> str:
@@ -114,7 +114,7 @@ class Limits:
     def share(self, outcome: Outcome) -> str:
         """Return the share of the bandwidth that decoding a batch of 1 uses for weights alone."""
         if "decode 1" not in outcome.rounds[0]:
-            return "–"
+            return "-"
         used = self.weights_per_token * outcome.weight_bytes / self.bytes_per_s
         return spread([100 * used * row["decode 1"] for row in outcome.rounds]) + " %"
 

@@ -1,4 +1,4 @@
-"""What every engine is given: the same prompts (token ids) and output lengths, from a fixed seed."""
+"""What every engine is given: the same token ids and output lengths, from a fixed seed."""
 
 import random
 from dataclasses import asdict, dataclass

@@ -1,10 +1,19 @@
-"""Baton: a mixed instance in this process, as `baton serve` would load it, without its network."""
+"""Baton: a mixed instance in this process, as `baton serve` would load it, without its network.
+
+It computes in float32 with whatever executor it chooses. For float32 the checkpoint is one of
+float32 weights; `best` is the bfloat16 checkpoint, whose weights the native executor keeps as they
+are and widens, exactly, as it uses them.
+"""
 
 import asyncio
 import importlib.metadata
+import json
+import shutil
 from collections.abc import Sequence
 
+import torch
 from protocol import Job, Run, Waves, serve
+from safetensors.torch import load_file, save_file
 
 from baton.core.config import EngineConfig, WorkerConfig
 from baton.core.ids import RequestId, SeqId
@@ -26,8 +35,12 @@ class InProcess:
         self._listener = _Listener()
         loading = Instance.load(_config(job), self._listener, lambda _: None)
         self._instance = self._loop.run_until_complete(loading)
-        self.weight_bytes = 4.0
-        self.label = f"Baton {importlib.metadata.version('baton-serve')}, float32"
+        executor = str(self._instance.stats().get("executor", "torch"))
+        narrow = not job.exact and executor.startswith("native")
+        self.weight_bytes = 2.0 if narrow else 4.0
+        weights = "bfloat16 weights" if narrow else "float32 weights"
+        version = importlib.metadata.version("baton-serve")
+        self.label = f"Baton {version}, {executor} executor, {weights}, float32 arithmetic and KV"
 
     def generate(self, prompts: Sequence[Sequence[int]], outputs: Sequence[int]) -> Run:
         """Submit the requests and run the loop until all have ended."""
@@ -81,12 +94,26 @@ def _config(job: Job) -> WorkerConfig:
     return WorkerConfig(
         instance_id="bench-0",
         role=Role.MIXED,
-        model_dir=job.checkpoint,
+        model_dir=job.converted if job.exact else job.checkpoint,
         model_name=job.checkpoint.name,
         threads=job.threads,
         engine=engine,
     )
 
 
+def convert(job: Job) -> None:
+    """Widen the weights to float32 for jobs that ask for that."""
+    if not job.exact:
+        return
+    unfinished = job.converted.with_name(job.converted.name + ".unfinished")
+    shutil.copytree(job.checkpoint, unfinished, dirs_exist_ok=True)
+    file = unfinished / "model.safetensors"
+    tensors = {name: tensor.to(torch.float32) for name, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    config = json.loads((unfinished / "config.json").read_text())
+    (unfinished / "config.json").write_text(json.dumps(config | {"dtype": "float32"}))
+    unfinished.rename(job.converted)
+
+
 if __name__ == "__main__":
-    serve(InProcess)
+    serve(InProcess, convert)

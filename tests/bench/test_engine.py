@@ -100,11 +100,12 @@ def test_baton_runs_a_job_and_errors_come_back(bench, tmp_path):
     adapters, checkpoints = bench("engine_adapter"), bench("checkpoints")
     adapter = adapters.Adapter("baton", sys.executable, 1, tmp_path / "log")
     case = {"prompts": [[1, 2, 3], [4] * 40], "outputs": [5, 2], "repeat": 2}
-    job = {"checkpoint": str(checkpoints.TOKENIZER_FROM), "converted": str(tmp_path / "none")}
+    job = {"checkpoint": str(checkpoints.TOKENIZER_FROM), "converted": str(tmp_path / "wide")}
     job |= {"engine": "baton", "precision": "float32", "threads": 1, "cases": [case]}
     try:
         with pytest.raises(adapters.AdapterError, match="nothing is loaded"):
             adapter.ask(100, action="run")
+        adapter.ask(100, action="convert", **job)
         assert "Baton" in adapter.ask(100, action="load", **job)["label"]
         [[first, second]] = adapter.ask(100, action="run")["runs"]
     finally:

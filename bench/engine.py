@@ -37,13 +37,13 @@ from engine_work import Size, cases
 TIMEOUT_S = 900.0
 ROUNDS = {"tiny": 3, "110m": 2, "1b": 1}
 FULL = {1: (256, 64), 8: (256, 64), 32: (256, 64)}
-SIZES = {
+SIZES: dict[tuple[str, str], Size] = {
     ("tiny", "float32"): Size(FULL, {512: 3, 2048: 1}, 32),
     ("tiny", "best"): Size(FULL, {512: 3, 2048: 1}, 32),
-    ("110m", "float32"): Size({1: (256, 48), 8: (256, 48), 32: (256, 32)}, {512: 2, 2048: 1}, 8),
-    ("110m", "best"): Size({1: (256, 48), 8: (256, 48), 32: (256, 32)}, {512: 2, 2048: 1}, 32),
+    ("110m", "float32"): Size({1: (256, 48), 8: (256, 32), 32: (128, 32)}, {512: 1, 2048: 1}, 8),
+    ("110m", "best"): Size({1: (256, 48), 8: (256, 32), 32: (128, 32)}, {512: 2, 2048: 1}, 32),
     ("1b", "float32"): Size({1: (256, 12), 8: (32, 12)}, {512: 1}, 0),
-    ("1b", "best"): Size({1: (256, 16), 8: (64, 16), 32: (32, 16)}, {512: 1, 2048: 1}, 4),
+    ("1b", "best"): Size({1: (256, 16), 8: (64, 16), 32: (32, 12)}, {512: 1, 2048: 1}, 2),
 }
 
 
@@ -66,11 +66,13 @@ class Comparison:
         for name in self.outcomes:
             self._try(name, self._convert)
 
-    def run(self) -> None:
-        """Run all rounds."""
+    def run(self, deadline: float) -> None:
+        """Run all rounds, but begin no second one after `deadline` of time.perf_counter()."""
         names = list(self.outcomes)
         try:
             for number in range(self._rounds):
+                if number > 0 and time.perf_counter() > deadline:
+                    break
                 turn = number % len(names)
                 for name in names[turn:] + names[:turn]:
                     self._try(name, self._round)
@@ -84,7 +86,8 @@ class Comparison:
         """Return the tables."""
         found = list(self.outcomes.values())
         limits = Limits(bytes_per_s, SHAPES[self._model].weights_per_token)
-        title = f"### {self._model}, {self._precision}, rounds: {self._rounds}"
+        rounds = max(len(outcome.rounds) for outcome in found)
+        title = f"### {self._model}, {self._precision}, rounds: {rounds}"
         parts = [title, speed_table(found, self._cases, limits)]
         if not found[0].error and len(found) > 1:
             parts.append(ratio_table(found, self._cases))
@@ -165,8 +168,9 @@ def main() -> None:
         return
     began = time.perf_counter()
     reads = [read_bandwidth(options.threads)]
-    for comparison in compared:
-        comparison.run()
+    share = 60 * options.minutes / len(compared)
+    for number, comparison in enumerate(compared, start=1):
+        comparison.run(began + number * share)
         reads.append(read_bandwidth(options.threads))
     text = [comparison.report(max(reads)) for comparison in compared]
     text.append(scheduler_tables())
@@ -191,6 +195,9 @@ def _arguments() -> argparse.Namespace:
         "--precisions", type=_names(["float32", "best"]), default=["float32", "best"]
     )
     parser.add_argument("--rounds", type=int, help="of every model; more of the small by default")
+    parser.add_argument(
+        "--minutes", type=float, default=12, help="after which each model has one round only"
+    )
     parser.add_argument("--threads", type=int, default=2, help="of every engine")
     parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER)
     parser.add_argument("--convert-only", action="store_true", help="prepare; measure nothing")

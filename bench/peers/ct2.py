@@ -12,7 +12,7 @@ BATCH = 32
 
 
 class StaticBatches:
-    """Its Generator. `best` is int8, or bfloat16 where the CPU has no faster int8."""
+    """Its Generator. `best` is int8 weights and activations."""
 
     def __init__(self, job: Job) -> None:
         self.weight_bytes = 4.0 if job.exact else 1.0

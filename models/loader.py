@@ -53,5 +53,5 @@ def load_model(
 def _native(spec: ModelSpec, checkpoint: Checkpoint, dtype: str, threads: int) -> NativeDecoder:
     """Return the model for the native step; raises NoNativeCode before anything is read."""
     if dtype != "float32":
-        raise NoNativeCode(f"it computes in float32, not in {dtype}")
+        raise NoNativeCode(f"native code computes in float32, not in {dtype}")
     return NativeDecoder(spec, checkpoint, load_library(), threads=threads)

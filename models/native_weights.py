@@ -56,7 +56,7 @@ class NativeWeights:
     def _room(self, inputs: int, outputs: int, form: Format) -> int:
         """Return the address of zeros for a packed matrix, in huge pages if the system has any."""
         size = self._library.packed_bytes(inputs, outputs, form)
-        memory = mmap.mmap(-1, size)
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             memory.madvise(mmap.MADV_HUGEPAGE)
         self._kept.append(memory)

@@ -9,6 +9,7 @@
 //               output i + kWidth: a shift or a mask makes a vector of floats of them, exactly
 #pragma once
 
+#include "attention_tile.h"
 #include "elementwise.h"
 
 namespace baton {
@@ -95,19 +96,49 @@ static void pack_tile(typename Weights::Value* panel, int output, int count, int
   }
 }
 
+constexpr int64_t kTile = 64;  // Inputs that are packed at a time.
+
+// As pack_tile, of rows that lie side by side in memory, kPanel of them and kTile inputs.
+static inline void pack_whole_tile(const uint16_t* rows, int64_t step, uint16_t* panel) {
+  uint32_t words[kWidth][kTile];
+  const float* starts[kWidth];
+  for (int row = 0; row < kWidth; ++row) {
+    const uint16_t *low = rows + row * step, *high = rows + (row + kWidth) * step;
+    for (int k = 0; k < kTile; ++k) words[row][k] = low[k] | static_cast<uint32_t>(high[k]) << 16;
+    starts[row] = reinterpret_cast<const float*>(words[row]);
+  }
+  pack_keys(starts, kTile, reinterpret_cast<float*>(panel));
+}
+
+static inline void pack_whole_tile(const float* rows, int64_t step, float* panel) {
+  float half[kTile * kWidth];
+  const float* starts[kWidth];
+  for (int first = 0; first < kPanel; first += kWidth) {
+    for (int row = 0; row < kWidth; ++row) starts[row] = rows + (first + row) * step;
+    pack_keys(starts, kTile, half);
+    for (int k = 0; k < kTile; ++k) store(panel + k * kPanel + first, load(half + k * kWidth));
+  }
+}
+
 // Packs the source's rows as outputs [first, first + rows) of panels that hold zeros so far.
+//
+// `whole` are the source's values where they are of the matrix's type and lie side by side, or null.
 template <class Weights, class Read>
-static void pack_rows(void* panels, int64_t inputs, int64_t first, int64_t rows, int thread,
-                      int threads, Read read) {
-  constexpr int64_t kTile = 64;
-  const int64_t begin_panel = first / kPanel, end_panel = (first + rows + kPanel - 1) / kPanel;
-  const Share share = share_of(end_panel - begin_panel, thread, threads);
-  for (int64_t p = begin_panel + share.begin; p < begin_panel + share.end; ++p) {
-    auto* panel = static_cast<typename Weights::Value*>(panels) + p * inputs * kPanel;
-    const int64_t from = p * kPanel < first ? first : p * kPanel;
-    const int64_t to = (p + 1) * kPanel < first + rows ? (p + 1) * kPanel : first + rows;
+static void pack_rows(const Matrix& matrix, int64_t first, const Source& source, Share share,
+                      const typename Weights::Value* whole, Read read) {
+  const int64_t inputs = matrix.inputs, last = first + source.rows;
+  auto* panels = static_cast<typename Weights::Value*>(const_cast<void*>(matrix.panels));
+  for (int64_t p = share.begin; p < share.end; ++p) {
+    auto* panel = panels + p * inputs * kPanel;
+    const int64_t begin = p * kPanel, from = begin < first ? first : begin;
+    const int64_t to = begin + kPanel < last ? begin + kPanel : last;
     for (int64_t k = 0; k < inputs; k += kTile) {
-      pack_tile<Weights>(panel, static_cast<int>(from - p * kPanel), static_cast<int>(to - from), k,
+      if (whole && to - from == kPanel && k + kTile <= inputs) {
+        const auto* rows = whole + (from - first) * source.row_stride + k;
+        pack_whole_tile(rows, source.row_stride, panel + k * kPanel);
+        continue;
+      }
+      pack_tile<Weights>(panel, static_cast<int>(from - begin), static_cast<int>(to - from), k,
                          k + kTile < inputs ? k + kTile : inputs,
                          [&](int row, int64_t column) { return read(from - first + row, column); });
     }
@@ -115,20 +146,22 @@ static void pack_rows(void* panels, int64_t inputs, int64_t first, int64_t rows,
 }
 
 // Float16 becomes float32: there is no exact and cheaper way to hold it.
-static void pack(const Matrix& matrix, int64_t first, const Source& source, int thread,
-                 int threads) {
-  void* panels = const_cast<void*>(matrix.panels);
+static inline void pack(const Matrix& matrix, int64_t first, const Source& source, int thread,
+                        int threads) {
   const int64_t step = source.row_stride, hop = source.column_stride;
+  const int64_t begin = first / kPanel, end = (first + source.rows + kPanel - 1) / kPanel;
+  Share share = share_of(end - begin, thread, threads);
+  share = {begin + share.begin, begin + share.end};
   if (matrix.format == Format::kBfloat16) {
     const auto* values = static_cast<const uint16_t*>(source.data);
-    pack_rows<Bfloat16>(panels, matrix.inputs, first, source.rows, thread, threads,
+    pack_rows<Bfloat16>(matrix, first, source, share, hop == 1 ? values : nullptr,
                         [=](int64_t row, int64_t k) { return values[row * step + k * hop]; });
-  } else {
-    pack_rows<Float32>(panels, matrix.inputs, first, source.rows, thread, threads,
-                       [&](int64_t row, int64_t k) {
-                         return stored_value(source, row * step + k * hop);
-                       });
+    return;
   }
+  const bool whole = hop == 1 && source.stored == Stored::kFloat32;
+  pack_rows<Float32>(
+      matrix, first, source, share, whole ? static_cast<const float*>(source.data) : nullptr,
+      [&](int64_t row, int64_t k) { return stored_value(source, row * step + k * hop); });
 }
 
 template <class Weights>

@@ -187,6 +187,14 @@ class Program {
         return latent(op, thread);
       case Kind::kByHead:
         return by_head(op, thread);
+      default:
+        return execute_mixture(op, thread);
+    }
+  }
+
+  void execute_mixture(const Op& op, int thread) {
+    const int threads = team_.threads();
+    switch (op.kind) {
       case Kind::kRoute:
         return route(op, thread);
       case Kind::kGroup:
@@ -204,6 +212,8 @@ class Program {
                         op.top_k, row_of(op.out), stride(op.out), row_of(op.out), stride(op.out),
                         rows(op), op.width},
                        thread, threads);
+      default:
+        return;
     }
   }
 

@@ -71,24 +71,24 @@ class Layer:
             threads=threads,
         )
 
-    def __call__(self, rows: Sequence[int]) -> Tensor:
-        """Return [rows, outputs] for these rows of the table."""
+    def __call__(self, rows: Sequence[int], *, in_ranges: bool = False) -> Tensor:
+        """Return [rows, outputs] for these rows of the table; perhaps operation by operation."""
         out = torch.full((len(rows), self.outputs), float("nan"))
         tokens = (ctypes.c_int32 * len(rows))(*rows)
         blocks = (ctypes.c_int32 * BLOCKS)(*range(BLOCKS))
         sequence = SequenceRows(0, len(rows), len(rows), ctypes.addressof(blocks))
         everything = (ctypes.c_int32 * len(rows))(*range(len(rows)))
-        self.program.run(
-            StepInput(
-                tokens=ctypes.addressof(tokens),
-                sequences=ctypes.addressof(sequence),
-                sampled=ctypes.addressof(everything),
-                logits=out.data_ptr(),
-                token_count=len(rows),
-                sequence_count=1,
-                sampled_count=len(rows),
-            )
+        step = StepInput(
+            tokens=ctypes.addressof(tokens),
+            sequences=ctypes.addressof(sequence),
+            sampled=ctypes.addressof(everything),
+            logits=out.data_ptr(),
+            token_count=len(rows),
+            sequence_count=1,
+            sampled_count=len(rows),
         )
+        for first, last in [(0, 1), (1, 2)] if in_ranges else [(0, None)]:
+            self.program.run(step, first, last)
         return out
 
 
@@ -157,6 +157,11 @@ def test_every_float16_becomes_the_same_float32(library: Library) -> None:
     picked = range(0, len(values), 97)
     found = layer(picked)[:, 0]
     assert torch.equal(found, values[list(picked), 0].float())
+
+
+def test_a_step_may_run_range_by_range(library: Library) -> None:
+    layer = Layer(library, [random(50, 60)], random(50, 60, seed=1), threads=2)
+    assert torch.equal(layer(range(9), in_ranges=True), layer(range(9)))
 
 
 def test_refuses_tokens_and_blocks_that_do_not_exist(library: Library) -> None:

@@ -87,5 +87,5 @@ def test_a_pool_may_lie_in_memory_that_others_map() -> None:
     assert (kv.address, kv.nbytes) == (shared.address, len(shared.buffer))
     assert kv.tensor.shape == LAYOUT.shape(5)
     kv.tensor[4] = 1.5
-    block = kv.block_bytes_view(BlockId(4), LAYOUT.all_layers)
+    block = kv.memory[4 * LAYOUT.block_bytes : 5 * LAYOUT.block_bytes]
     assert shared.buffer[-LAYOUT.block_bytes :] == block.tobytes()

@@ -214,9 +214,9 @@ async def test_a_client_that_goes_away_cancels_on_both_sides(
             runner, go_on = house.pair.prefill.instance.engine._runner, threading.Event()
             execute = runner.execute
 
-            def slow(plan: Any) -> Any:
+            def slow(plan: Any, watch: Any) -> Any:
                 go_on.wait(PATIENCE_S)
-                return execute(plan)
+                return execute(plan, watch)
 
             monkeypatch.setattr(runner, "execute", slow)
             task = asyncio.create_task(client.post(url, json=body))

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import time
 import zlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -153,10 +152,8 @@ async def test_a_peer_killed_while_idle_is_lost(world: World) -> None:
     peer = await soon(world.reader.add_peer(metadata))
     await soon(world.reader.read(peer, WHOLE).wait())
     world.kill_target()
-    started = time.monotonic()
     with pytest.raises(PeerLost, match="prefill"):
         await soon(world.reader.read(peer, WHOLE).wait())
-    assert time.monotonic() - started < 5
     with pytest.raises(PeerLost):
         await soon(world.reader.read(peer, WHOLE).wait())
     await soon(world.reader.remove_peer(peer))

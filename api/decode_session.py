@@ -154,6 +154,9 @@ class DecodeSession:
                 self._call = DecodeStub(channel).Session()
                 try:
                     lost = await self._hold(self._call, connect_timeout_s, on_ready)
+                except Exception:  # a bug; it must not end the sessions with other instances
+                    _log.exception("bug in a session", session=repr(self))
+                    lost = InternalError(f"the session with {self.instance.instance_id} failed")
                 finally:
                     self._call.cancel()
         finally:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from baton.api import decode_session
+from baton.api.open_request import OpenRequest
 from baton.api.validate import completion_call
 from baton.core.errors import InstanceLost, InternalError
 from baton.core.topology import Membership
@@ -126,3 +127,24 @@ async def test_an_instance_that_leaves_while_it_is_connected_to_holds_up_nobody(
     await gateway.close()
     gateway.check()
     silent.close()
+
+
+async def test_a_bug_in_one_session_leaves_the_others_alone(
+    make_gateway, make_leader, leader, board, request_for, text_script, monkeypatch, until
+):
+    def broken(self: object, prompt_tokens: int) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(OpenRequest, "cached", broken)
+    leader.script = text_script("one two three", hold_after=1)
+    other = await make_leader("decode-1", "four", cached_tokens=1)
+    board.publish(Membership(2, (leader.info(), other.info())))
+    async with make_gateway() as gateway:
+        held = asyncio.create_task(text_of(gateway, request_for()))
+        await until(lambda: leader.running == 1)
+        with pytest.raises(InternalError, match="the session with decode-1 failed"):
+            await text_of(gateway, request_for())
+        leader.resume()
+        assert await held == "one two three"
+        await until(lambda: all(session.ready for session in gateway.stats().sessions))
+        gateway.check()

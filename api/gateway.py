@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
-from baton.api.decode_session import SessionStats
+from baton.api.decode_session import Ended, SessionStats
 from baton.api.detokenize import Detokenizer
 from baton.api.open_request import OpenRequest
 from baton.api.sessions import Sessions
@@ -17,13 +18,17 @@ from baton.api.traces import TraceLog
 from baton.api.validate import ServedModel, TextRequest
 from baton.core.clock import Clock, monotonic
 from baton.core.config import GatewayConfig
-from baton.core.errors import BatonError, Unavailable
+from baton.core.errors import BatonError, InternalError, Unavailable
+from baton.core.log import get_logger
 from baton.core.metrics import GatewayMetrics
+from baton.core.request import FinishReason
 from baton.core.tasks import TaskSet
 from baton.core.topology import MembershipBoard, Role
 from baton.core.trace import RequestTrace
 from baton.models.tokenizer import Tokenizer
 from baton.router.router import Router, RouterStats
+
+_log = get_logger("gateway")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,20 +131,34 @@ class Gateway:
         except BatonError as error:
             self.metrics.refused(error.code)
             raise
-        session = self._sessions.session(opened.lease.route.decode)
-        key = session.submit(
-            request.generate,
-            opened.lease.route.prefill,
-            timeout_s=self.config.request_timeout_s,
-            listener=opened,
-        )
+        cancel = self._submit(opened)
         try:
             async with aclosing(opened.pieces()) as pieces:
                 async for piece in pieces:
                     yield piece
         finally:
             if opened.leave():
-                session.cancel(key)
+                cancel()
+
+    def _submit(self, opened: OpenRequest) -> Callable[[], None]:
+        """Send a request to its decode instance; return what cancels it there.
+
+        If that raises, which is a bug, the request ends with an error and gives its place back.
+        """
+        route = opened.lease.route
+        try:
+            session = self._sessions.session(route.decode)
+            key = session.submit(
+                opened.request.generate,
+                route.prefill,
+                timeout_s=self.config.request_timeout_s,
+                listener=opened,
+            )
+        except Exception as bug:
+            _log.exception("bug while a request was submitted", request=repr(opened))
+            opened.ended(Ended(FinishReason.ERROR, InternalError(f"not submitted: {bug!r}")))
+            return lambda: None
+        return partial(session.cancel, key)
 
     def _admit(self, request: TextRequest) -> OpenRequest:
         if self._closing:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from baton.api.decode_session import DecodeSession
 from baton.api.validate import TextRequest, completion_call
 from baton.core.errors import (
     DeadlineExceeded,
@@ -318,3 +319,19 @@ async def test_a_failed_handover_moves_the_next_requests_to_other_prefill_instan
         await collect(gateway, request_for())
     first, second = ([ref.instance_id for ref in s.prefill] for s in leader.submits)
     assert (first, second) == (["prefill-0", "prefill-1"], ["prefill-1", "prefill-0"])
+
+
+async def test_a_bug_while_a_request_is_submitted_ends_that_request_alone(
+    gateway, request_for, monkeypatch
+):
+    def broken(self, *_: object, **__: object) -> int:
+        raise ValueError("a bug")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DecodeSession, "submit", broken)
+        request = request_for()
+        with pytest.raises(InternalError, match="a bug"):
+            await collect(gateway, request)
+    gateway.check()
+    assert gateway.trace(request.generate.request_id).error == "internal"
+    assert (await collect(gateway, request_for()))[0] == "def add(a, b):"

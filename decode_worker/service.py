@@ -1,12 +1,13 @@
 """The gRPC service of a decode leader: one Session per gateway, every request on it."""
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import AsyncIterator
 
 import grpc
 
-from baton.core.errors import BatonError, Cancelled, HandoverError, Overloaded
+from baton.core.errors import BatonError, Cancelled, HandoverError, InvalidRequest, Overloaded
 from baton.core.ids import Incarnation, InstanceId
 from baton.core.log import get_logger
 from baton.core.request import FinishReason
@@ -126,6 +127,9 @@ class _Session:
 
 
 def _submission(message: pb.Submit) -> Submission:
+    """Take a submission off the wire; InvalidRequest if it makes no sense."""
+    if not 0 < message.timeout_s < math.inf:  # false for NaN too
+        raise InvalidRequest("timeout_s", message.timeout_s, "a finite number of seconds above 0")
     prefill = tuple(
         PrefillRef(InstanceId(ref.instance_id), ref.address, Incarnation(ref.incarnation))
         for ref in message.prefill

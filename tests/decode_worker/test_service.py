@@ -92,6 +92,15 @@ async def test_a_malformed_request_fails_alone(call: Any) -> None:
     assert found[2].reason == "length"
 
 
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("nan"), float("inf")])
+async def test_a_deadline_that_makes_no_sense_is_refused(call: Any, timeout_s: float) -> None:
+    frame = submit(1)
+    frame.submit.timeout_s = timeout_s
+    await call.write(frame)
+    error = (await finishes(call, 1))[1].error
+    assert (error.code, "timeout_s" in error.message) == ("invalid_request", True)
+
+
 async def test_requests_beyond_engine_and_queue_are_refused(
     call: Any, worker: DecodeWorker
 ) -> None:

@@ -82,7 +82,12 @@ class Instance:
             transport = await _open_transport(config, kv, shared, facts.incarnation)
             on_progress(f"transport: {transport!r}")
         facts.load_s = time.monotonic() - started
-        return cls(config, model, kv, host, listener, transport, facts)
+        try:
+            return cls(config, model, kv, host, listener, transport, facts)
+        except BaseException:  # the scheduler may refuse its config
+            if transport is not None:
+                await transport.close()
+            raise
 
     @property
     def transport(self) -> Transport:

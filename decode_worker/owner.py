@@ -67,6 +67,8 @@ class RequestOwner:
         self._arrived_at = self._host.clock()
         try:
             async with asyncio.timeout(self._submission.timeout_s):
+                # Before any prefill instance computes a prompt that could never be taken.
+                self._host.instance.engine.expect_fits(self._submission.request)
                 self._verdict = self._decide()
                 if self._verdict.here or not await self._hand_over():
                     self._prefill_here()

@@ -61,21 +61,26 @@ class Roster:
 
     def arrive(self, request: GenerateRequest, phase: Phase, *, hold: bool) -> Sequence:
         """Put a new sequence into the queue; Overloaded or InvalidRequest if refused."""
+        self.expect_fits(request, hold=hold)
         rank = self.policy.rank(request, self._arrivals, hold=hold)
         tokens = list(request.prompt)
         seq = Sequence(SeqId(self._arrivals), request, hold, phase, tokens, rank)
-        capacity = self.memory.capacity
-        if seq.prompt_len > capacity:
-            raise InvalidRequest("prompt", f"{seq.prompt_len} tokens", f"at most {capacity}")
-        if seq.max_kv_tokens > capacity:
-            allowed = f"at most {capacity - seq.prompt_len + 1} after {seq.prompt_len} of prompt"
-            raise InvalidRequest("max_tokens", request.max_tokens, allowed)
         if len(self.waiting) >= self._max_waiting:
             raise Overloaded(f"{len(self.waiting)} sequences wait for the engine")
         self._arrivals += 1
         self._sequences[seq.seq_id] = seq
         self.waiting.add(seq)
         return seq
+
+    def expect_fits(self, request: GenerateRequest, *, hold: bool) -> None:
+        """Raise InvalidRequest if the pool, even if it were empty, could not hold the request."""
+        prompt_len, capacity = len(request.prompt), self.memory.capacity
+        if prompt_len > capacity:
+            raise InvalidRequest("prompt", f"{prompt_len} tokens", f"at most {capacity}")
+        # The last token's KV is never read; with `hold` the first token is the last.
+        if not hold and prompt_len + request.max_tokens - 1 > capacity:
+            allowed = f"at most {capacity - prompt_len + 1} after {prompt_len} of prompt"
+            raise InvalidRequest("max_tokens", request.max_tokens, allowed)
 
     def run(self, seq: Sequence, budget: int) -> bool:
         """Queued → running, with all blocks for what it has, and for one more token if it needs it.

@@ -199,6 +199,10 @@ class Scheduler:
 
     # What there is
 
+    def expect_fits(self, request: GenerateRequest) -> None:
+        """Raise InvalidRequest if `submit` and `reserve` would, however empty the pool is."""
+        self._roster.expect_fits(request, hold=False)
+
     def outlook(self, request: GenerateRequest) -> Outlook:
         """Return what a request would meet; asking changes nothing."""
         waiting = [seq for seq in self._roster.waiting if seq.phase is Phase.QUEUED]

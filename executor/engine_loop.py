@@ -153,6 +153,10 @@ class EngineLoop:
         """Whether the model is computing."""
         return self._step is not None
 
+    def expect_fits(self, request: GenerateRequest) -> None:
+        """Raise InvalidRequest if the request can never fit the pool."""
+        self._scheduler.expect_fits(request)
+
     def outlook(self, request: GenerateRequest) -> Outlook:
         """Return what a request would meet here; asking changes nothing."""
         return self._scheduler.outlook(request)

@@ -107,6 +107,19 @@ async def test_a_stream_whose_channel_is_closed_is_told_of_at_once(
     assert (finish.reason, finish.local_prefill) == ("length", True)
 
 
+async def test_a_prompt_that_decode_can_never_hold_is_not_sent_to_prefill(
+    worker: DecodeWorker, session: Any, serve: Any
+) -> None:
+    prefill = ScriptedPrefill()
+    capacity = worker.instance.kv.num_blocks * worker.instance.layout.block_size
+    await session.write(submit(1, await serve(prefill), 1, prompt=[1] * (capacity + 1)))
+    finish = await finish_of(session, 1)
+    assert finish.error.code == "invalid_request"
+    assert f"at most {capacity}" in finish.error.message
+    assert len(finish.handovers) == 0
+    assert prefill.opened.empty()
+
+
 async def test_two_incarnations_that_are_asked_for_in_turn_leave_each_other_alone(
     worker: DecodeWorker, session: Any, serve: Any
 ) -> None:

@@ -109,13 +109,27 @@ def _transfer(handed: Sequence[Record]) -> str:
     moved = sum(record.handover["bytes"] for record in handed)
     spent = sum(record.handover["transfer_s"] for record in handed)
     exposed = sum(record.handover["exposed_s"] for record in handed)
-    ways = sorted({record.handover["transport"] for record in handed})
+    ways = sorted({record.handover["transport"] for record in handed} - {"", "none"})
+    how = f" {' and '.join(map(_carrier, ways))}" if ways else ""
     return (
-        f"The prompts' KV, {size(moved)}, was read from the one process into the other by UCX over"
-        f" {', '.join(ways)}. That took {_ms(spent)} in all, of which {_ms(spent - exposed)} were"
+        f"The prompts' KV, {size(moved)}, was read from the one process into the other{how}."
+        f" That took {_ms(spent)} in all, of which {_ms(spent - exposed)} were"
         f" hidden behind prefill's computing; first tokens waited {_ms(exposed / len(handed))} for"
         " it on average."
     )
+
+
+def _carrier(transport: str) -> str:
+    """Say what carried bytes; for the names see TransportReport in kv_transfer/transport.py."""
+    match transport:
+        case "shm":
+            return "through shared memory (shm)"
+        case "shm-cma":
+            return "by the kernel (shm-cma)"
+        case "tcp":
+            return "over TCP (tcp)"
+        case _:
+            return f"by UCX over {transport}"
 
 
 def _ms(seconds: float) -> str:

@@ -84,6 +84,22 @@ def test_the_sentences_tell_what_was_measured() -> None:
     assert "waited 200 ms" in transfer
 
 
+@pytest.mark.parametrize(
+    ("transport", "said"),
+    [
+        ("cma", "into the other by UCX over cma."),
+        ("shm", "into the other through shared memory (shm)."),
+        ("shm-cma", "into the other by the kernel (shm-cma)."),
+        ("tcp", "into the other over TCP (tcp)."),
+        ("", "into the other. "),
+    ],
+)
+def test_the_sentences_name_what_carried_the_bytes(transport: str, said: str) -> None:
+    carried = record(1, sent=0.0, arrivals=[5.5, 5.6], transport=transport)
+    *_, transfer = sentences([carried], [])
+    assert said in transfer
+
+
 def test_sizes_are_for_people() -> None:
     assert [size(n) for n in (512, 99_000, 10_400_000)] == ["0.5 kB", "99.0 kB", "10.4 MB"]
 
@@ -130,7 +146,7 @@ def test_the_demo_runs_explains_and_leaves_nothing(baton: Start) -> None:
     assert demo.end() == 0
     said = "\n".join(demo.lines)
     assert max(map(len, demo.lines)) <= 100
-    for part in ("prefill-0", "decode-0", "gateway", "by UCX over", "nothing is left"):
+    for part in ("prefill-0", "decode-0", "gateway", "The prompts' KV", "nothing is left"):
         assert part in said
     assert said.count(DECODE * 3) >= 5
     demo.assert_nothing_left()

@@ -88,6 +88,7 @@ class OpenRequest:
     def ended(self, ended: Ended) -> None:
         """Take the end; nothing follows it."""
         self._ended = ended
+        self.lease.handed_over(ended.handovers)
         self._wake.set()
         self._finish_if_over()
 

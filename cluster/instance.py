@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from baton.cluster import ray_calls
 from baton.cluster.instance_actor import CALLS_AT_ONCE, InstanceActor
@@ -15,6 +16,10 @@ _TAIL_LINES = 15
 _RELAY_GRACE_S = 2.0
 _CREATE_TIMEOUT_S = 10.0
 """For Ray to take note of an actor; its process starts after that."""
+_PROBE_EVERY_S = 2.0
+_PROBE_WAITS = 3
+"""Of `_PROBE_EVERY_S` for one answer. More than one: if it was this process that stood still, the
+answer is there by the second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +70,42 @@ class Instance:
         except BatonError as error:
             raise self._explained(error, timeout_s) from None
         finally:
-            relay.cancel()
-            await asyncio.wait({relay})
+            await _drop(relay)
         self._ready = True
         return info
 
     async def ended(self) -> None:
-        """Wait until its process or its worker has ended; raises InstanceLost then."""
+        """Wait until its process or its worker has ended, or hangs; raises InstanceLost then.
+
+        The worker's event loop is free even while the model computes, so whatever does not answer
+        for `_PROBE_WAITS * _PROBE_EVERY_S` seconds is stopped, or stuck.
+        """
+        closed = asyncio.ensure_future(ray_calls.call(self._actor, "wait_closed"))
         try:
-            await ray_calls.call(self._actor, "wait_closed")
+            while not closed.done():
+                await self._expect_answer(closed)
+                await asyncio.wait({closed}, timeout=_PROBE_EVERY_S)
+            closed.result()
             raise InstanceLost("its worker closed")
         except BatonError:
             self._ready = False
             raise
+        finally:
+            await _drop(closed)
+
+    async def _expect_answer(self, closed: "asyncio.Future[None]") -> None:
+        """Ask for its counters, unless it is closed; InstanceLost if it does not answer."""
+        probe = asyncio.ensure_future(ray_calls.call(self._actor, "stats"))
+        try:
+            for _ in range(_PROBE_WAITS):
+                await asyncio.wait(
+                    {probe, closed}, timeout=_PROBE_EVERY_S, return_when=asyncio.FIRST_COMPLETED
+                )
+                if probe.done() or closed.done():
+                    return
+            raise InstanceLost("it does not answer")
+        finally:
+            await _drop(probe)  # an error is an answer too
 
     async def stats(self, timeout_s: float) -> dict[str, float | int | str]:
         """Return the worker's counters."""
@@ -127,3 +155,9 @@ class Instance:
         except FileNotFoundError:
             lines = []
         return "\nThe end of its log:\n" + "\n".join(lines or ["(empty)"])
+
+
+async def _drop(task: "asyncio.Future[Any]") -> None:
+    """End a task whose outcome, be it an error, is of no interest any more."""
+    task.cancel()
+    await asyncio.wait({task})

@@ -175,8 +175,9 @@ class HandoverAttempt:
             self._instance.engine.fence_passed(self.seq_id)
 
     async def _run(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            self._stream = self._host.channels.stub(self.prefill).Handover()
+        channels = self._host.channels
+        async with channels.stub(self.prefill) as stub, asyncio.TaskGroup() as tasks:
+            self._stream = stub.Handover()
             reader = tasks.create_task(self._pump(self._stream))
             try:
                 actions = self._machine.start(self._clock())

@@ -1,6 +1,8 @@
-"""One gRPC channel per prefill instance, dropped when the instance has restarted."""
+"""gRPC channels to prefill instances, closed when idle and the instance has restarted."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import grpc
@@ -19,30 +21,56 @@ class PrefillRef:
     incarnation: Incarnation
 
 
+@dataclass(slots=True)
+class _Entry:
+    channel: grpc.aio.Channel
+    users: int = 0
+
+
 class PrefillChannels:
-    """Channels by instance; at most one per instance, so at most as many as instances seen."""
+    """One channel per incarnation that is in use, and one per instance for the one asked for last.
+
+    Gateways learn of a restart one after the other, so for a while both incarnations are asked
+    for. Neither may then end what the other has under way.
+    """
 
     def __init__(self) -> None:
-        self._open: dict[InstanceId, tuple[PrefillRef, grpc.aio.Channel]] = {}
+        self._open: dict[PrefillRef, _Entry] = {}
+        self._latest: dict[InstanceId, PrefillRef] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
-    def stub(self, ref: PrefillRef) -> pb_grpc.PrefillStub:
-        """Return a stub for this incarnation of the instance."""
-        known = self._open.get(ref.instance_id)
-        if known is None or known[0] != ref:
-            if known is not None:
-                self._drop(known[1])
-            self._open[ref.instance_id] = known = (ref, open_channel(ref.address))
-        return pb_grpc.PrefillStub(known[1])
+    def __len__(self) -> int:
+        return len(self._open)
 
-    def _drop(self, channel: grpc.aio.Channel) -> None:
-        task = asyncio.create_task(channel.close())
+    @asynccontextmanager
+    async def stub(self, ref: PrefillRef) -> AsyncIterator[pb_grpc.PrefillStub]:
+        """Lend a stub for this incarnation of the instance; its channel stays open meanwhile."""
+        before = self._latest.get(ref.instance_id)
+        self._latest[ref.instance_id] = ref
+        entry = self._open.get(ref)
+        if entry is None:
+            entry = self._open[ref] = _Entry(open_channel(ref.address))
+        entry.users += 1
+        if before is not None:
+            self._drop_if_unwanted(before)
+        try:
+            yield pb_grpc.PrefillStub(entry.channel)
+        finally:
+            entry.users -= 1
+            self._drop_if_unwanted(ref)
+
+    def _drop_if_unwanted(self, ref: PrefillRef) -> None:
+        entry = self._open.get(ref)
+        if entry is not None and not entry.users and self._latest[ref.instance_id] != ref:
+            self._drop(ref)
+
+    def _drop(self, ref: PrefillRef) -> None:
+        task = asyncio.create_task(self._open.pop(ref).channel.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
         """Close all channels; calls still open on them are cancelled."""
-        for _, channel in self._open.values():
-            self._drop(channel)
-        self._open.clear()
+        for ref in list(self._open):
+            self._drop(ref)
         await asyncio.gather(*self._closing)

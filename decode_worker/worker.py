@@ -60,6 +60,7 @@ class DecodeWorker(Worker[OwnerTable]):
             "open_requests": self._service.open_requests,
             "attempts": len(self._host.attempts),
             "tasks": len(self._host.tasks),
+            "prefill_channels": len(self._host.channels),
             "placed_here": self._host.placement.computed_here,
             "placed_on_prefill": self._host.placement.handed_over,
             **finished,

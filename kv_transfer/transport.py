@@ -250,7 +250,11 @@ class Metadata:
             raise TransportError(f"the peer's transport is {theirs}; this side's is {kind}")
         if not isinstance(body, bytes) or zlib.crc32(body) != crc:
             raise TransportError("the transport metadata is damaged: its checksum is wrong")
-        return _metadata_from(msgpack.unpackb(body))
+        try:
+            fields = msgpack.unpackb(body)
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise TransportError(f"the transport metadata cannot be read: {error}") from error
+        return _metadata_from(fields)
 
 
 def _metadata_from(fields: Any) -> Metadata:

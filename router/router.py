@@ -1,5 +1,6 @@
 """Choose the pair of instances for a request, or refuse it: bounded, and least loaded first."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -7,6 +8,8 @@ from typing import Self
 from baton.core.clock import Clock, monotonic
 from baton.core.errors import Overloaded, Unavailable
 from baton.core.topology import InstanceInfo, Membership, Role
+from baton.core.trace import HandoverTrace
+from baton.router.failures import RecentFailures
 from baton.router.load import CompletionRate, InstanceKey, Load, LoadTable, key_of
 
 
@@ -48,6 +51,10 @@ class Lease:
         """Note new output tokens; the first ones show that the prompt has been computed."""
         self._router._generated(self, tokens)
 
+    def handed_over(self, handovers: Sequence[HandoverTrace]) -> None:
+        """Note how the attempts of this request's handover ended, in order."""
+        self._router._handed_over(self, handovers)
+
     def close(self) -> None:
         """Give the place back; any further call does nothing."""
         self._router._close(self)
@@ -72,6 +79,7 @@ class Router:
         self._leases: set[Lease] = set()
         self._decode = LoadTable()
         self._prefill = LoadTable()
+        self._failures = RecentFailures(clock)
         self._rate = CompletionRate(clock)
         self._admitted = 0
         self._overloaded = 0
@@ -118,7 +126,10 @@ class Router:
     def _ranked_prefill(
         self, membership: Membership, decode: InstanceInfo, tokens: int
     ) -> tuple[InstanceInfo, ...]:
-        """Return the prefill instances that can hand over to `decode`, least loaded first."""
+        """Return the prefill instances that can hand over to `decode`, least loaded first.
+
+        Those whose last attempt has just failed come after all others.
+        """
         if decode.role is Role.MIXED:
             return ()
         candidates = [
@@ -127,11 +138,18 @@ class Router:
             if i.compatibility == decode.compatibility and tokens <= i.max_model_len
         ]
 
-        def tokens_then_requests(instance: InstanceInfo) -> tuple[int, int, str]:
+        def failing_then_load(instance: InstanceInfo) -> tuple[bool, int, int, str]:
             load = self._prefill.of(instance)
-            return load.tokens, load.requests, instance.instance_id
+            failing = self._failures.failing(key_of(instance))
+            return failing, load.tokens, load.requests, instance.instance_id
 
-        return tuple(sorted(candidates, key=tokens_then_requests))
+        return tuple(sorted(candidates, key=failing_then_load))
+
+    def _handed_over(self, lease: Lease, handovers: Sequence[HandoverTrace]) -> None:
+        keys = {str(i.instance_id): key_of(i) for i in lease.route.prefill}
+        for handover in handovers:
+            if handover.prefill_instance in keys:
+                self._failures.ended(keys[handover.prefill_instance], handover.outcome)
 
     def _generated(self, lease: Lease, tokens: int) -> None:
         assert not lease.closed

@@ -18,6 +18,13 @@ _INFO_BYTES = 512
 _TRANSPORT = re.compile(r"\b([a-z][a-z0-9_]*)/")
 
 
+def as_transport_error(error: Exception) -> TransportError:
+    """Return `error` as those know it who wait for UCX."""
+    if isinstance(error, TransportError):
+        return error
+    return TransportError(f"the UCX thread failed: {error!r}")
+
+
 def transport_of(lib: LibUcp, request: int) -> str:
     """Return what carries or carried `request`, for example `cma` or `rc_mlx5+tcp`.
 
@@ -40,6 +47,8 @@ class _Posting:
         self.transfer = transfer
         self.pending: deque[int] = deque()
         self.status = s.OK
+        self.error: TransportError | None = None
+        """Set if something else than UCX failed while the reads were posted."""
         self.transport = "unknown"
         self.witness: int | None = None
         """The request of the largest run, which is asked for the transport."""
@@ -116,12 +125,21 @@ class Endpoint:
         self._base = metadata.base
 
     def post(self, transfer: Transfer, runs: Sequence[Run]) -> None:
-        """Start the reads of `runs`, which are within both regions and not empty."""
+        """Start the reads of `runs`, which are within both regions and not empty.
+
+        It raises nothing: what fails is told by `reap`, once the reads that began have completed.
+        """
         posting = _Posting(transfer)
         self._postings.append(posting)
         if not self.usable:
             posting.status = self.status or s.ERR_CANCELED
             return
+        try:
+            self._post_runs(posting, runs)
+        except Exception as error:
+            posting.error = as_transport_error(error)
+
+    def _post_runs(self, posting: _Posting, runs: Sequence[Run]) -> None:
         local, get = self._session.region.address, self._lib.ucp_get_nbx
         largest = max(runs, key=lambda run: run.length)
         for run in runs:
@@ -176,6 +194,8 @@ class Endpoint:
         self.closed = True
 
     def _error_of(self, posting: _Posting) -> TransportError | None:
+        if posting.error is not None:
+            return posting.error
         if posting.status == s.OK:
             return None
         return self._lib.read_error(posting.status, str(self.peer), lost=not self.usable)

@@ -16,7 +16,7 @@ from baton.core.errors import PeerLost, TransportError
 from baton.kv_transfer.transport import Metadata, Peer, Region, Run, Transfer
 from baton.kv_transfer.ucx import structs as s
 from baton.kv_transfer.ucx.config import UcxConfig
-from baton.kv_transfer.ucx.endpoint import Completed, Endpoint
+from baton.kv_transfer.ucx.endpoint import Completed, Endpoint, as_transport_error
 from baton.kv_transfer.ucx.libucp import load
 from baton.kv_transfer.ucx.session import Session
 
@@ -187,9 +187,9 @@ class UcxWorker:
         endpoint = self._endpoints[peer.number] = Endpoint(self._session, peer)
         try:
             endpoint.open(metadata, self._on_error)
-        except TransportError as error:
+        except Exception as error:  # a bug too: whoever waits must not wait for ever
+            done.set_exception(as_transport_error(error))
             self._disconnect(peer, concurrent.futures.Future())
-            done.set_exception(error)
         else:
             done.set_result(None)
 

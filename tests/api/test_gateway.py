@@ -300,3 +300,21 @@ async def test_health_says_what_is_missing(make_gateway, board, leader):
         prefill = replace(leader.info(Role.PREFILL), instance_id=InstanceId("prefill-0"))
         board.publish(Membership(2, (*board.current.instances, prefill)))
         assert gateway.health() == []
+
+
+async def test_a_failed_handover_moves_the_next_requests_to_other_prefill_instances(
+    gateway, leader, request_for, board, text_script
+):
+    prefill = [
+        replace(leader.info(Role.PREFILL), instance_id=InstanceId(f"prefill-{i}")) for i in range(2)
+    ]
+    board.publish(Membership(2, (*board.current.instances, *prefill)))
+    handovers = (
+        HandoverTrace("prefill-0", 0, "deadline_exceeded"),
+        HandoverTrace("prefill-1", 1, "ok"),
+    )
+    leader.script = text_script("one", handovers=handovers)
+    for _ in range(2):
+        await collect(gateway, request_for())
+    first, second = ([ref.instance_id for ref in s.prefill] for s in leader.submits)
+    assert (first, second) == (["prefill-0", "prefill-1"], ["prefill-1", "prefill-0"])

@@ -10,6 +10,7 @@ import pytest
 
 from baton.cluster import ray_calls
 from baton.cluster.local_cluster import LocalCluster, desired_instances
+from baton.cluster.processes import wait_gone
 from baton.cluster.reconcile import Desired
 from baton.core.config import ClusterConfig
 from baton.core.errors import BatonError, DeadlineExceeded, InstanceLost, InvalidConfig
@@ -64,6 +65,26 @@ async def test_instances_come_get_lost_come_back_and_leave_nothing(
     assert not ray_calls.ray.is_initialized(), "asking after the end started another Ray"
     assert any("decode-0 is lost" in line for line in progress)
     assert any("decode-0 is back" in line for line in progress)
+
+
+async def test_a_stopped_instance_is_replaced(
+    make_cluster: MakeCluster, progress: list[str]
+) -> None:
+    async with make_cluster(prefill=0, decode=2) as cluster:
+        before = by_id(cluster)
+        hung, version = InstanceId("mixed-0"), cluster.board.current.version
+        os.kill(before[hung].pid, signal.SIGSTOP)
+        async with asyncio.timeout(90):
+            without = await cluster.board.newer_than(version)
+            assert [i.instance_id for i in without.instances] == ["mixed-1"]
+            await cluster.board.newer_than(without.version)
+            after = by_id(cluster)
+            assert after[hung].pid != before[hung].pid
+            assert after[InstanceId("mixed-1")] == before[InstanceId("mixed-1")]
+            await wait_gone([before[hung].pid], 60)
+        assert alive((before[hung].pid,)) == []
+        assert cluster.stats().losses == 1
+    assert any("mixed-0 is lost (it does not answer)" in line for line in progress)
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,21 @@ async def test_a_stream_whose_channel_is_closed_is_told_of_at_once(
     address = await serve(prefill)
     await session.write(submit(1, address, incarnation=1))
     await prefill.opened.get()
-    await session.write(submit(2, address, incarnation=2))  # drops the channel of the old one
+    await worker._host.channels.close()
     finish = await finish_of(session, 1)
     assert (finish.reason, finish.local_prefill) == ("length", True)
-    await session.write(pb.GatewayFrame(cancel=pb.Cancel(key=2)))
+
+
+async def test_two_incarnations_that_are_asked_for_in_turn_leave_each_other_alone(
+    worker: DecodeWorker, session: Any, serve: Any
+) -> None:
+    old, new = ScriptedPrefill(), ScriptedPrefill()
+    addresses = {1: await serve(old), 2: await serve(new)}
+    for key, incarnation, prefill in ((1, 1, old), (2, 2, new), (3, 1, old), (4, 2, new)):
+        await session.write(submit(key, addresses[incarnation], incarnation))
+        async with asyncio.timeout(SOON):
+            await prefill.opened.get()
+    assert len(worker._host.channels) == 2
+    for key in (1, 2, 3, 4):
+        await session.write(pb.GatewayFrame(cancel=pb.Cancel(key=key)))
+        assert (await finish_of(session, key)).reason == "cancelled"

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
-import time
+import zlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from baton.core.errors import PeerLost, TransportError
-from baton.kv_transfer.transport import Metadata, Run, checked_runs
+from baton.kv_transfer.transport import METADATA_VERSION, Metadata, Run, checked_runs
 
 from .transport_worlds import (
     SIZE,
@@ -132,6 +132,13 @@ async def test_bad_metadata_says_what_is_wrong(world: World) -> None:
     assert world.reader.stats().peers == 0
 
 
+@pytest.mark.parametrize("body", [b"", b"\xc1", b"\x92\x01", b"\x81\xa1\xff\x01", b"\x81\x90\x01"])
+def test_metadata_with_a_body_that_is_not_msgpack_is_a_transport_error(body: bytes) -> None:
+    packed = msgpack.packb(["baton-kv", METADATA_VERSION, "tcp", body, zlib.crc32(body)])
+    with pytest.raises(TransportError, match="cannot be read"):
+        Metadata.unpack(packed, "tcp")
+
+
 async def test_the_same_metadata_gives_the_same_peer(world: World) -> None:
     metadata = await world.start_target(1)
     adds = (world.reader.add_peer(metadata) for _ in range(3))
@@ -145,10 +152,8 @@ async def test_a_peer_killed_while_idle_is_lost(world: World) -> None:
     peer = await soon(world.reader.add_peer(metadata))
     await soon(world.reader.read(peer, WHOLE).wait())
     world.kill_target()
-    started = time.monotonic()
     with pytest.raises(PeerLost, match="prefill"):
         await soon(world.reader.read(peer, WHOLE).wait())
-    assert time.monotonic() - started < 5
     with pytest.raises(PeerLost):
         await soon(world.reader.read(peer, WHOLE).wait())
     await soon(world.reader.remove_peer(peer))

@@ -14,9 +14,10 @@ from baton.core.ids import new_incarnation
 from baton.kv_transfer.transport import Run
 from baton.kv_transfer.ucx.capabilities import describe
 from baton.kv_transfer.ucx.config import UcxConfig
+from baton.kv_transfer.ucx.endpoint import Endpoint
 from baton.kv_transfer.ucx.transport import UcxTransport
 
-from .transport_worlds import SIZE, WORLDS, ProcessWorld, open_world, region_of, soon
+from .transport_worlds import SIZE, WORLDS, ProcessWorld, open_world, pattern, region_of, soon
 
 WHOLE = [Run(0, 0, SIZE)]
 
@@ -45,6 +46,43 @@ async def test_ucx_refuses_more_than_it_can_queue() -> None:
         [reader.read(peer, runs) for _ in range(100_000)]
     await soon(reader.close())
     reader.check()
+
+
+async def test_a_bug_while_connecting_is_told_to_who_waits(
+    ucx_tcp: ProcessWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise ValueError("a bug")
+
+    metadata = await ucx_tcp.start_target(1)
+    with monkeypatch.context() as patched:
+        patched.setattr(Endpoint, "open", broken)
+        with pytest.raises(TransportError, match="a bug"):
+            await soon(ucx_tcp.reader.add_peer(metadata))
+    peer = await soon(ucx_tcp.reader.add_peer(metadata))
+    await soon(ucx_tcp.reader.read(peer, WHOLE).wait())
+
+
+async def test_a_bug_while_reads_are_posted_is_told_once_those_that_began_have_completed(
+    ucx_tcp: ProcessWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(ucx_tcp.reader, UcxTransport)
+    lib = ucx_tcp.reader._worker._session.lib
+    read, calls = lib.ucp_get_nbx, iter(range(9))
+
+    def broken(*arguments: object) -> object:
+        if next(calls) == 1:
+            raise ValueError("a bug")
+        return read(*arguments)
+
+    peer = await soon(ucx_tcp.reader.add_peer(await ucx_tcp.start_target(1)))
+    half = SIZE // 2
+    with monkeypatch.context() as patched:
+        patched.setattr(lib, "ucp_get_nbx", broken)
+        with pytest.raises(TransportError, match="a bug"):
+            await soon(ucx_tcp.reader.read(peer, [Run(0, half, half), Run(half, 0, half)]).wait())
+    assert (ucx_tcp.memory[:half] == pattern(1)[half:]).all(), "it failed before its fence"
+    await soon(ucx_tcp.reader.read(peer, WHOLE).wait())
 
 
 @pytest.mark.parametrize("kind", ["ucx-cma", "ucx-tcp"])

@@ -1,0 +1,69 @@
+"""What ends one life of an instance; its calls through Ray are scripted."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from baton.cluster import instance as module
+from baton.cluster import ray_calls
+from baton.cluster.instance import Instance
+from baton.core.config import WorkerConfig
+from baton.core.errors import InstanceLost, InternalError
+from baton.core.topology import Role
+
+MakeInstance = Callable[..., Instance]
+
+
+@pytest.fixture
+def make_instance(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MakeInstance:
+    """Make an instance whose actor answers each method by an async function of the same name."""
+    monkeypatch.setattr(module, "_PROBE_EVERY_S", 0.01)
+
+    def make(**answers: Callable[[], Any]) -> Instance:
+        async def call(actor: object, method: str, *_: object, timeout_s: float = 0.0) -> Any:
+            return await answers[method]()
+
+        monkeypatch.setattr(ray_calls, "call", call)
+        config = WorkerConfig(
+            instance_id="mixed-0", role=Role.MIXED, model_dir=tmp_path, model_name="none"
+        )
+        return Instance(config, tmp_path / "log", lambda line: None)
+
+    return make
+
+
+async def silent() -> None:
+    await asyncio.Event().wait()
+
+
+async def test_an_instance_that_does_not_answer_is_lost(make_instance: MakeInstance) -> None:
+    instance = make_instance(wait_closed=silent, stats=silent)
+    async with asyncio.timeout(20):
+        with pytest.raises(InstanceLost, match="it does not answer"):
+            await instance.ended()
+
+
+async def test_an_instance_that_answers_lives_until_its_process_ends(
+    make_instance: MakeInstance,
+) -> None:
+    ended, answers = asyncio.Event(), []
+
+    async def wait_closed() -> None:
+        await ended.wait()
+        raise InstanceLost("its process ended")
+
+    async def stats() -> dict[str, int]:
+        answers.append(1)
+        if len(answers) == 5:
+            ended.set()
+        if len(answers) == 3:
+            raise InternalError("an error is an answer")
+        return {}
+
+    async with asyncio.timeout(20):
+        with pytest.raises(InstanceLost, match="its process ended"):
+            await make_instance(wait_closed=wait_closed, stats=stats).ended()
+    assert len(answers) >= 5

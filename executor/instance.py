@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from baton.core.compatibility import compatibility_hash
 from baton.core.config import WorkerConfig
@@ -24,6 +24,8 @@ from baton.models.revision import revision
 from baton.models.spec import ModelSpec
 
 Progress = Callable[[str], None]
+OpenTransport = Callable[[WorkerConfig, KVCache, Incarnation], Awaitable[Transport]]
+"""Registers a KV pool with a transport that the instance then owns."""
 
 
 class Instance:
@@ -55,7 +57,11 @@ class Instance:
 
     @classmethod
     async def load(
-        cls, config: WorkerConfig, listener: Listener, on_progress: Progress
+        cls,
+        config: WorkerConfig,
+        listener: Listener,
+        on_progress: Progress,
+        open_transport: OpenTransport,
     ) -> "Instance":
         """Load the model and start the engine; raises InvalidConfig for what is not right."""
         started = time.monotonic()
@@ -74,7 +80,7 @@ class Instance:
         facts = await asyncio.to_thread(_Facts, config, model.spec, layout)
         transport = None
         if config.role is not Role.MIXED:
-            transport = await _open_transport(config, kv, facts.incarnation)
+            transport = await open_transport(config, kv, facts.incarnation)
             on_progress(f"transport: {transport!r}")
         facts.load_s = time.monotonic() - started
         return cls(config, model, kv, host, listener, transport, facts)
@@ -205,7 +211,8 @@ def _host_pool(config: WorkerConfig, kv: KVCache) -> KVCache | None:
     return KVCache(kv.layout, blocks, pinned=kv.tensor.is_cuda)
 
 
-async def _open_transport(config: WorkerConfig, kv: KVCache, incarnation: Incarnation) -> Transport:
+async def open_ucx(config: WorkerConfig, kv: KVCache, incarnation: Incarnation) -> Transport:
+    """Open UCX over the KV pool: how an instance moves KV unless it is told otherwise."""
     region = Region(kv.address, kv.nbytes, kv)
     ucx = UcxConfig(host=config.host, options=config.handover.ucx_options)
     return await UcxTransport.open(

@@ -1,0 +1,235 @@
+"""Plays one schedule on a cluster, and asks the two questions at its end.
+
+1. Did every request end in exactly one outcome, with the tokens of a run without faults?
+2. Has every process given back every block, lease, task, transfer and session?
+"""
+
+import asyncio
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from .cluster import Cluster
+from .gateway import Answer, Gateway, open_gateway
+from .process import PATIENCE_S
+from .schedule import FROM_OUTSIDE, IN_PREFILL, IN_READS, WRONG_BYTES, Ask, Fault, Schedule
+from .schedule import catalogue as requests
+
+_LOOK_AGAIN_S = 0.02
+
+
+@dataclass
+class Report:
+    """What one run came to."""
+
+    problems: list[str] = field(default_factory=list)
+    """What the oracles found; none: it passed."""
+    struck: Counter[str] = field(default_factory=Counter)
+    """How often each kind of fault really did something."""
+    outcomes: Counter[str] = field(default_factory=Counter)
+    """Of the attempts to hand a prompt over."""
+    log: list[str] = field(default_factory=list)
+    """What happened, in order, with seconds since the start."""
+
+
+@dataclass
+class _Sent:
+    ask: Ask
+    gateway: Gateway
+    answer: Answer
+    cancelled: bool = False
+
+    @property
+    def given_up(self) -> bool:
+        return self.cancelled or self.gateway.hung_up
+
+
+class Play:
+    """One run of one schedule."""
+
+    def __init__(self, schedule: Schedule, cluster: Cluster, right: list[list[int]]) -> None:
+        self.report = Report()
+        self._schedule = schedule
+        self._cluster = cluster
+        self._right = right
+        self._counts: Counter[str] = Counter()
+        inside = {*IN_READS, *IN_PREFILL}
+        self._waiting = [fault for fault in schedule.faults if fault.kind not in inside]
+        self._sent: dict[int, _Sent] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._started = time.monotonic()
+
+    def told(self, message: dict[str, Any]) -> None:
+        """Hear of an event or a strike inside a process."""
+        if "struck" in message:
+            self._strikes(message["struck"], f"in {message['name']}: {message['what']}")
+        elif message["name"] == "decode-0":
+            self._happened(message["event"])
+
+    async def run(self) -> Report:
+        """Play it to the end; never raises for what the system under test does."""
+        self._arm()
+        address = self._cluster.decode.facts["address"]
+        async with (
+            open_gateway(address, self._happened) as main,
+            open_gateway(address, self._happened) as guest,
+        ):
+            for fault in [fault for fault in self._waiting if fault.event == "delay"]:
+                self._start(self._strike_later(fault, guest))
+            self._guest = guest
+            async with asyncio.TaskGroup() as arrivals:
+                for index, ask in enumerate(self._schedule.asks):
+                    arrivals.create_task(self._arrive(index, ask, guest if ask.guest else main))
+            await self._all_ended()
+            await self._faults_over()
+        await self._all_given_back()
+        self._judge()
+        return self.report
+
+    def _arm(self) -> None:
+        faults = self._schedule.faults
+        self._cluster.decode.arm([fault for fault in faults if fault.kind in IN_READS])
+        for index, prefill in enumerate(self._cluster.prefills):
+            prefill.arm([f for f in faults if f.kind in IN_PREFILL and f.target == index])
+        for kind in self._schedule.beforehand:
+            self._strikes(kind, "in the requests")
+
+    async def _arrive(self, index: int, ask: Ask, gateway: Gateway) -> None:
+        await asyncio.sleep(ask.after_s)
+        if gateway.hung_up:
+            return
+        refs = [self._cluster.ref(number) for number in ask.prefill]
+        answer = await gateway.submit(requests()[ask.entry], refs)
+        self._sent[index] = _Sent(ask, gateway, answer)
+        self._note(f"request {index} sent")
+
+    # ---- faults -----------------------------------------------------------------------------
+
+    def _happened(self, event: str) -> None:
+        self._counts[event] += 1
+        count = self._counts[event]
+        if event != "token":
+            self._note(f"{event} {count}")
+        for fault in [f for f in self._waiting if (f.event, f.count) == (event, count)]:
+            self._start(self._strike(fault))
+
+    def _start(self, strike: Any) -> None:
+        task = asyncio.create_task(strike)
+        self._tasks.add(task)
+
+    async def _strike_later(self, fault: Fault, guest: Gateway) -> None:
+        await asyncio.sleep(fault.count / 1000)
+        await self._strike(fault)
+
+    async def _strike(self, fault: Fault) -> None:
+        self._waiting.remove(fault)
+        if fault.kind in FROM_OUTSIDE:
+            await self._strike_prefill(fault)
+        elif fault.kind == "hang_up":
+            self._strikes("hang_up", f"{self._guest.hang_up()} requests of the guest were open")
+        else:
+            sent = self._sent.get(fault.target)
+            if sent and not sent.answer.finishes and not sent.gateway.hung_up:
+                sent.cancelled = True
+                await sent.gateway.cancel(sent.answer)
+                self._strikes("cancel", f"request {fault.target}")
+
+    async def _strike_prefill(self, fault: Fault) -> None:
+        index, link = fault.target, self._cluster.links[fault.target]
+        process = self._cluster.prefills[index]
+        self._strikes(fault.kind, f"{process!r}, for {fault.seconds} s")
+        match fault.kind:
+            case "kill":
+                process.signal(signal.SIGKILL)
+                await asyncio.sleep(fault.seconds)
+                await self._cluster.replace(index)
+                self._note(f"restarted {self._cluster.prefills[index]!r}")
+                return
+            case "pause":
+                process.signal(signal.SIGSTOP)
+            case "cut":
+                link.cut()
+            case "freeze":
+                link.freeze()
+            case "slow":
+                link.slow(fault.seconds / 5)
+        await asyncio.sleep(fault.seconds)
+        process.signal(signal.SIGCONT)
+        link.mend()
+        self._note(f"{fault.kind} of {process!r} is over")
+
+    async def _faults_over(self) -> None:
+        """Call off what will not strike any more, and see the rest through."""
+        self._waiting.clear()
+        await asyncio.gather(*self._tasks)
+
+    # ---- oracles ----------------------------------------------------------------------------
+
+    async def _all_ended(self) -> None:
+        done = [asyncio.create_task(sent.answer.done.wait()) for sent in self._sent.values()]
+        if done:
+            _, late = await asyncio.wait(done, timeout=PATIENCE_S)
+            for task in late:
+                task.cancel()
+
+    async def _all_given_back(self) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        for process in self._cluster.processes:
+            while held := await process.held():
+                if time.monotonic() > deadline:
+                    self._problem(f"{process!r} still holds {held}")
+                    break
+                await asyncio.sleep(_LOOK_AGAIN_S)
+        self._note("all is given back")
+
+    def _judge(self) -> None:
+        wrong_kv = 0
+        for index, sent in self._sent.items():
+            self._judge_answer(index, sent)
+            for finish in sent.answer.finishes:
+                outcomes = [trace.outcome for trace in finish.handovers]
+                self.report.outcomes.update(outcomes)
+                wrong_kv += outcomes.count("wrong_kv")
+                self._note(f"request {index}: {finish.reason}, handed over: {outcomes}")
+        faults = {fault.kind for fault in self._schedule.faults}
+        struck = sum(self.report.struck[kind] for kind in (*WRONG_BYTES, "overwrite"))
+        if struck and not wrong_kv and faults <= set(WRONG_BYTES):
+            self._problem(f"{struck} reads gave wrong bytes, and none was counted as wrong_kv")
+        if wrong_kv and not struck and not faults & _MAKE_READS_LATE:
+            self._problem(f"{wrong_kv} attempts saw wrong KV where none was")
+
+    def _judge_answer(self, index: int, sent: _Sent) -> None:
+        answer, right = sent.answer, self._right[sent.ask.entry]
+        name = f"request {index} (entry {sent.ask.entry})"
+        if answer.after_the_last or len(answer.finishes) > 1:
+            self._problem(f"{name} ended {len(answer.finishes)} times and went on")
+        if answer.tokens != right[: len(answer.tokens)]:
+            self._problem(f"{name} has other tokens: {answer.tokens}, not {right}")
+        if sent.given_up:
+            return
+        if not answer.finishes:
+            self._problem(f"{name} has not ended")
+            return
+        finish = answer.finishes[0]
+        if finish.reason != "length" or len(answer.tokens) != len(right):
+            said = f"{finish.reason} {finish.error.code} {finish.error.message}"
+            self._problem(f"{name} ended as {said} after {len(answer.tokens)} tokens")
+
+    # ---- report -----------------------------------------------------------------------------
+
+    def _note(self, text: str) -> None:
+        self.report.log.append(f"{time.monotonic() - self._started:7.3f}  {text}")
+
+    def _strikes(self, kind: str, what: str) -> None:
+        self.report.struck[kind] += 1
+        self._note(f"FAULT {kind}: {what}")
+
+    def _problem(self, text: str) -> None:
+        self.report.problems.append(text)
+        self._note(f"PROBLEM: {text}")
+
+
+_MAKE_READS_LATE = frozenset({"pause", "freeze", "slow", "late", "hang", "kill"})
+"""After these, prefill may rightly have given up the blocks that are being read."""

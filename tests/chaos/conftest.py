@@ -10,7 +10,7 @@ import pytest_asyncio
 # The workers' processes import this folder by its full name.
 sys.path.append(str(Path(__file__).parents[2]))
 
-from .campaign import Campaign  # noqa: E402
+from .campaign import Campaign
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

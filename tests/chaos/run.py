@@ -42,7 +42,7 @@ def _show(schedule: Schedule, report: Report, seconds: float, *, whole: bool) ->
     if whole or report.problems:
         _print(str(schedule), *report.log)
     result = "FAILED" if report.problems else "ok"
-    faults = " ".join(f"{kind}×{count}" for kind, count in report.struck.items()) or "none struck"
+    faults = " ".join(f"{kind}:{count}" for kind, count in report.struck.items()) or "none struck"
     _print(f"seed {schedule.seed:4d} {result:6} {seconds:5.2f} s  {faults}", *report.problems)
 
 

@@ -20,11 +20,13 @@ IN_PREFILL = ("overwrite", "refuse", "repeat_offer", "lose_offer")
 """Strike inside a prefill process; see faulty_prefill.py."""
 FROM_OUTSIDE = ("kill", "pause", "cut", "freeze", "slow")
 """Strike a prefill process, or the link to it, from outside."""
-BY_CLIENT = ("cancel", "hang_up")
+ON_DECODE = ("kill_decode", "pause_decode")
+BY_CLIENT = ("cancel", "cancel", "hang_up")
+"""Cancelling one request in the middle is what users do most."""
 BEFOREHAND = ("nowhere", "crowd")
 """Part of the requests: a prefill instance that is not there; long answers that fill the pool."""
-KINDS = (*IN_READS, *IN_PREFILL, *FROM_OUTSIDE, *BY_CLIENT, *BEFOREHAND)
-DRAWN = KINDS[: -len(BEFOREHAND)]
+DRAWN = (*IN_READS, *IN_PREFILL, *FROM_OUTSIDE, *ON_DECODE, *BY_CLIENT)
+KINDS = tuple(dict.fromkeys((*DRAWN, *BEFOREHAND)))
 
 PREFILLS = 2
 """Prefill instances; one decode instance reads from both."""
@@ -46,6 +48,10 @@ class World:
     decode_cache: bool
     local_prefill: str
     swap_mib: int
+    policy: str
+    """Of decode's scheduler."""
+    prefill_keeps_s: float
+    """How long prefill keeps what it has offered; at times shorter than decode may take."""
     tls: str
     """What UCX may use; empty: whatever it likes."""
 
@@ -93,7 +99,7 @@ class Schedule:
     @property
     def beforehand(self) -> tuple[str, ...]:
         """The kinds of fault that lie in the requests."""
-        crowd = any(CATALOGUE_LONG <= ask.entry for ask in self.asks)
+        crowd = any(ask.entry >= CATALOGUE_LONG for ask in self.asks)
         nowhere = any(-1 in ask.prefill for ask in self.asks)
         return ("crowd",) * crowd + ("nowhere",) * nowhere
 
@@ -140,15 +146,16 @@ def draw_schedule(seed: int) -> Schedule:
     asks = _draw_asks(draw)
     # One kind comes by turns, so that each has its share; others join it.
     first = DRAWN[seed % len(DRAWN)]
-    more = draw.choices(DRAWN, k=draw.choice((0, 0, 1, 2)))
+    more = draw.choices(DRAWN, k=draw.choice((0, 0, 1, 2, 4)))
     faults = tuple(_draw_fault(draw, kind, len(asks)) for kind in (first, *more))
     return Schedule(seed, world, asks, faults)
 
 
 def draw_world(draw: random.Random) -> World:
+    block_size = draw.choice((8, 16, 16, 32))
     return World(
-        block_size=draw.choice((8, 16, 16, 32)),
-        chunk=draw.choice((16, 32, 64, 256)),
+        block_size=block_size,
+        chunk=max(block_size, draw.choice((16, 32, 64, 256))),
         prefill_mib=draw.choice((2, 3, 16)),
         decode_mib=draw.choice((2, 3, 16)),
         prefill_waiting=draw.choice((1, 64, 64)),
@@ -157,6 +164,8 @@ def draw_world(draw: random.Random) -> World:
         decode_cache=draw.random() < 0.5,
         local_prefill=draw.choice(("fallback", "fallback", "auto")),
         swap_mib=draw.choice((0, 4)),
+        policy=draw.choice(("fcfs", "fcfs", "priority", "sjf")),
+        prefill_keeps_s=draw.choice((5.0, 5.0, 5.0, 0.1)),
         tls=draw.choice(("", "", "tcp,self")),
     )
 
@@ -164,7 +173,7 @@ def draw_world(draw: random.Random) -> World:
 def _draw_asks(draw: random.Random) -> tuple[Ask, ...]:
     asks = []
     crowd = draw.random() < 0.25
-    for index in range(draw.randint(3, 7)):
+    for index in range(draw.choice((3, 5, 8, 12))):
         long = crowd and index < 3
         entry = CATALOGUE_LONG + draw.randrange(_LONG_ENTRIES) if long else draw.randrange(40)
         order = draw.choice(((0,), (0, 1), (0, 1), (1, 0), (1,), (1, 0), ()))
@@ -188,6 +197,8 @@ def _draw_fault(draw: random.Random, kind: str, asks: int) -> Fault:
         count = draw.randint(0, 150) if event == "delay" else draw.randint(1, 6)
         if kind in ("pause", "freeze"):  # now and then, longer than every deadline
             seconds = draw.choice((0.05, 0.2, 0.2, 1.2, 2.5))
+        elif kind == "pause_decode":  # from two seconds on, gateways rightly take it for dead
+            seconds = draw.choice((0.05, 0.2, 0.7))
     if kind == "cancel":
         target = draw.randrange(asks)
     return Fault(kind, event, count, target, seconds, draw.randrange(1 << 30))

@@ -51,7 +51,7 @@ class FaultyTransport:
         """See Transport."""
         peer = await self._inner.add_peer(metadata)
         for old in [p for p in self._dropped if p.owner == peer.owner and p != peer]:
-            self._dropped[old].set()
+            await self._fence(old)
         self._dropped.setdefault(peer, asyncio.Event())
         return peer
 
@@ -62,26 +62,23 @@ class FaultyTransport:
             return self._inner.read(peer, runs)
         wanted = checked_runs(runs, self._region.length, peer.length)
         transfer = Transfer(peer, sum(run.length for run in wanted))
-        task = asyncio.create_task(self._struck_read(transfer, wanted, due[0]), name=str(peer))
+        task = asyncio.create_task(
+            self._struck_read(transfer, wanted, due[0]), name=f"read of {peer.number}"
+        )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return transfer
 
     async def remove_peer(self, peer: Peer) -> None:
         """See Transport."""
-        if peer in self._dropped:
-            self._dropped[peer].set()
         await self._inner.remove_peer(peer)
-        while of_peer := [task for task in self._tasks if task.get_name() == str(peer)]:
-            await asyncio.wait(of_peer)
+        await self._fence(peer)
 
     async def close(self) -> None:
         """See Transport."""
-        for dropped in self._dropped.values():
-            dropped.set()
         await self._inner.close()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        for peer in list(self._dropped):
+            await self._fence(peer)
 
     def check(self) -> None:
         """See Transport."""
@@ -93,6 +90,15 @@ class FaultyTransport:
         inner = self._inner.stats()
         return replace(inner, transfers_open=inner.transfers_open + len(self._tasks))
 
+    async def _fence(self, peer: Peer) -> None:
+        """End the struck reads of a peer that is gone, and wait until they have ended."""
+        if peer in self._dropped:
+            self._dropped.pop(peer).set()
+        while of_peer := [
+            task for task in self._tasks if task.get_name() == f"read of {peer.number}"
+        ]:
+            await asyncio.wait(of_peer)
+
     async def _struck_read(self, transfer: Transfer, runs: list[Run], fault: Fault) -> None:
         try:
             transport = await self._strike(transfer.peer, runs, fault)
@@ -103,7 +109,9 @@ class FaultyTransport:
 
     async def _strike(self, peer: Peer, runs: list[Run], fault: Fault) -> str:
         """Read with a fault; return what carried it."""
-        dropped = self._dropped[peer]
+        dropped = self._dropped.get(peer)
+        if dropped is None:
+            raise PeerLost(f"{peer} was removed")
         match fault.kind:
             case "fail":
                 self._armed.struck(fault, f"the read from {peer}")
@@ -111,13 +119,14 @@ class FaultyTransport:
             case "hang":
                 self._armed.struck(fault, f"the read from {peer}")
                 await dropped.wait()
-                raise PeerLost(f"{peer} was removed")
             case "late":
                 self._armed.struck(fault, f"the read from {peer}")
                 await _wait(dropped, fault.seconds)
             case "twice":
                 await self._inner.read(peer, runs[::-1]).wait()
                 self._armed.struck(fault, f"the read from {peer}")
+        if dropped.is_set():
+            raise PeerLost(f"{peer} was removed")
         before = [ctypes.string_at(self._at(run), run.length) for run in runs]
         report = await self._inner.read(peer, runs).wait()
         if fault.kind in WRONG_BYTES:

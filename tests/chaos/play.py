@@ -220,12 +220,15 @@ class Play:
     async def _all_given_back(self) -> None:
         deadline = time.monotonic() + PATIENCE_S
         for process in self._cluster.processes:
-            while held := await process.held():
-                if time.monotonic() > deadline:
-                    self._problem(f"{process!r} still holds {held}")
-                    break
-                await asyncio.sleep(_LOOK_AGAIN_S)
-        self._note("all is given back")
+            try:
+                while held := await process.held():
+                    if time.monotonic() > deadline:
+                        self._problem(f"{process!r} still holds {held}")
+                        break
+                    await asyncio.sleep(_LOOK_AGAIN_S)
+            except AssertionError as death:
+                self._problem(str(death))
+        self._note("looked at what the processes hold")
 
     def _judge(self) -> None:
         wrong_kv = 0

@@ -1,6 +1,7 @@
 """A worker process as the driver holds it: start, ask, stop for a while, kill."""
 
 import asyncio
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -68,11 +69,11 @@ class WorkerProcess:
 
     def arm(self, faults: Sequence[Fault]) -> None:
         """Let these faults wait inside the process."""
-        self._pipe.send({"do": "arm", "faults": [asdict(fault) for fault in faults]})
+        self._send({"do": "arm", "faults": [asdict(fault) for fault in faults]})
 
     async def held(self) -> dict[str, Any]:
         """Return what the process holds that an idle one would not; empty if nothing."""
-        self._pipe.send({"do": "stats"})
+        self._send({"do": "stats"})
         reply = await self._reply()
         stats = reply["stats"]
         held = {name: stats[name] for name in _GIVEN_BACK if stats.get(name)}
@@ -85,7 +86,7 @@ class WorkerProcess:
 
     async def close(self) -> None:
         """Close it in good order: it checks its books, and fails if something is held."""
-        self._pipe.send({"do": "close"})
+        self._send({"do": "close"})
         await self._reply()
         await asyncio.to_thread(self._process.join, PATIENCE_S)
         code = self._process.exitcode
@@ -99,10 +100,16 @@ class WorkerProcess:
         await asyncio.to_thread(self._process.join, PATIENCE_S)
         self._pipe.close()
 
+    def _send(self, command: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # if it has died, the next reply says so
+            self._pipe.send(command)
+
     async def _reply(self) -> dict[str, Any]:
         async with asyncio.timeout(PATIENCE_S):
             reply = await self._replies.get()
         if "lost" in reply:
+            self._replies.put_nowait(reply)
+            await asyncio.to_thread(self._process.join, PATIENCE_S)
             raise AssertionError(f"{self!r} has died: exit code {self._process.exitcode}")
         return reply
 

@@ -4,6 +4,7 @@ One seed alone is replayed with its schedule and all that happened.
 """
 
 import asyncio
+import shutil
 import sys
 import tempfile
 import time
@@ -35,7 +36,12 @@ async def main(first: int, last: int) -> int:
             _show(schedule, report, time.monotonic() - started, whole=first == last)
     finally:
         await campaign.close()
-    return _summary(last - first + 1, struck, outcomes, failed, folder)
+    status = _summary(last - first + 1, struck, outcomes, failed)
+    if status:
+        _print(f"logs of the processes: {folder}")
+    else:
+        shutil.rmtree(folder)
+    return status
 
 
 def _show(schedule: Schedule, report: Report, seconds: float, *, whole: bool) -> None:
@@ -46,9 +52,7 @@ def _show(schedule: Schedule, report: Report, seconds: float, *, whole: bool) ->
     _print(f"seed {schedule.seed:4d} {result:6} {seconds:5.2f} s  {faults}", *report.problems)
 
 
-def _summary(
-    runs: int, struck: Counter[str], outcomes: Counter[str], failed: list[int], folder: Path
-) -> int:
+def _summary(runs: int, struck: Counter[str], outcomes: Counter[str], failed: list[int]) -> int:
     _print("", "faults that struck:")
     _print(*(f"  {kind:14}{struck[kind]:6}" for kind in KINDS))
     _print("handovers ended:", *(f"  {name:18}{n:6}" for name, n in sorted(outcomes.items())))
@@ -57,7 +61,6 @@ def _summary(
         _print(f"never struck: {', '.join(missed)}")
     if failed:
         _print(f"{len(failed)} of {runs} failed; replay one: make chaos SEEDS={failed[0]}")
-        _print(f"logs of the processes: {folder}")
     else:
         _print(f"{runs} of {runs} passed")
     return 1 if missed or failed else 0

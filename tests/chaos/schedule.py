@@ -145,8 +145,11 @@ def draw_schedule(seed: int) -> Schedule:
     draw = random.Random(f"schedule {seed}")
     asks = _draw_asks(draw)
     # One kind comes by turns, so that each has its share; others join it.
-    first = DRAWN[seed % len(DRAWN)]
-    more = draw.choices(DRAWN, k=draw.choice((0, 0, 1, 2, 4)))
+    # (A reader that dies takes the owner of the memory with it where UCX reads through TCP: UCX
+    # 1.22 calls abort() when it cannot send the reply. See docs/testing.md.)
+    kinds = [kind for kind in DRAWN if not (world.tls and kind == "kill_decode")]
+    first = kinds[seed % len(kinds)]
+    more = draw.choices(kinds, k=draw.choice((0, 0, 1, 2, 4)))
     faults = tuple(_draw_fault(draw, kind, len(asks)) for kind in (first, *more))
     return Schedule(seed, world, asks, faults)
 

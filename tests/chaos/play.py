@@ -1,6 +1,7 @@
 """Plays one schedule on a cluster, and asks the two questions at its end.
 
 1. Did every request end in exactly one outcome, with the tokens of a run without faults?
+   (judge.py)
 2. Has every process given back every block, lease, task, transfer and session?
 """
 
@@ -12,14 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .cluster import Cluster
-from .gateway import Answer, Gateway, open_gateway
+from .gateway import Gateway, open_gateway
+from .judge import Sent, judge, outcomes_of
 from .process import PATIENCE_S, WorkerProcess
 from .schedule import (
     FROM_OUTSIDE,
     IN_PREFILL,
     IN_READS,
     ON_DECODE,
-    WRONG_BYTES,
     Ask,
     Fault,
     Schedule,
@@ -43,18 +44,6 @@ class Report:
     """What happened, in order, with seconds since the start."""
 
 
-@dataclass
-class _Sent:
-    ask: Ask
-    gateway: Gateway
-    answer: Answer
-    cancelled: bool = False
-
-    @property
-    def given_up(self) -> bool:
-        return self.cancelled or self.gateway.hung_up
-
-
 class Play:
     """One run of one schedule."""
 
@@ -66,7 +55,7 @@ class Play:
         self._counts: Counter[str] = Counter()
         inside = {*IN_READS, *IN_PREFILL}
         self._waiting = [fault for fault in schedule.faults if fault.kind not in inside]
-        self._sent: dict[int, _Sent] = {}
+        self._sent: dict[int, Sent] = {}
         self._gateways: tuple[Gateway, ...] = ()
         """The one that stays, and the guest."""
         self._dying: set[WorkerProcess] = set()
@@ -121,7 +110,7 @@ class Play:
             return
         refs = [self._cluster.ref(number) for number in ask.prefill]
         answer = await gateway.submit(requests()[ask.entry], refs)
-        self._sent[index] = _Sent(ask, gateway, answer)
+        self._sent[index] = Sent(ask, gateway, answer)
         self._note(f"request {index} sent")
 
     # ---- faults -----------------------------------------------------------------------------
@@ -231,38 +220,13 @@ class Play:
         self._note("looked at what the processes hold")
 
     def _judge(self) -> None:
-        wrong_kv = 0
         for index, sent in self._sent.items():
-            self._judge_answer(index, sent)
             for finish in sent.answer.finishes:
-                outcomes = [trace.outcome for trace in finish.handovers]
+                outcomes = outcomes_of(finish)
                 self.report.outcomes.update(outcomes)
-                wrong_kv += outcomes.count("wrong_kv")
                 self._note(f"request {index}: {finish.reason}, handed over: {outcomes}")
-        faults = {fault.kind for fault in self._schedule.faults}
-        struck = sum(self.report.struck[kind] for kind in (*WRONG_BYTES, "overwrite"))
-        if struck and not wrong_kv and faults <= set(WRONG_BYTES):
-            self._problem(f"{struck} reads gave wrong bytes, and none was counted as wrong_kv")
-        patient = self._schedule.world.prefill_keeps_s > 1
-        if wrong_kv and not struck and patient and not faults & _MAKE_READS_LATE:
-            self._problem(f"{wrong_kv} attempts saw wrong KV where none was")
-
-    def _judge_answer(self, index: int, sent: _Sent) -> None:
-        answer, right = sent.answer, self._right[sent.ask.entry]
-        name = f"request {index} (entry {sent.ask.entry})"
-        if answer.after_the_last or len(answer.finishes) > 1:
-            self._problem(f"{name} ended {len(answer.finishes)} times and went on")
-        if answer.tokens != right[: len(answer.tokens)]:
-            self._problem(f"{name} has other tokens: {answer.tokens}, not {right}")
-        if sent.given_up:
-            return
-        if not answer.finishes:
-            self._problem(f"{name} has not ended")
-            return
-        finish = answer.finishes[0]
-        if finish.reason != "length" or len(answer.tokens) != len(right):
-            said = f"{finish.reason} {finish.error.code} {finish.error.message}"
-            self._problem(f"{name} ended as {said} after {len(answer.tokens)} tokens")
+        for problem in judge(self._schedule, self._sent, self.report.struck, self._right):
+            self._problem(problem)
 
     # ---- report -----------------------------------------------------------------------------
 
@@ -276,7 +240,3 @@ class Play:
     def _problem(self, text: str) -> None:
         self.report.problems.append(text)
         self._note(f"PROBLEM: {text}")
-
-
-_MAKE_READS_LATE = frozenset({"pause", "pause_decode", "freeze", "slow", "late", "hang", "kill"})
-"""After these, prefill may rightly have given up the blocks that are being read."""

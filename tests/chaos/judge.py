@@ -49,9 +49,9 @@ def judge(
     kinds = {fault.kind for fault in schedule.faults}
     wrong_bytes = sum(struck[kind] for kind in (*WRONG_BYTES, "overwrite"))
     wrong_kv = outcomes["wrong_kv"]
-    if wrong_bytes and not wrong_kv and kinds <= set(WRONG_BYTES):
+    patient = schedule.world.prefill_keeps_s > 1  # else it may end an attempt while it is read
+    if wrong_bytes and not wrong_kv and patient and kinds <= set(WRONG_BYTES):
         yield f"{wrong_bytes} reads gave wrong bytes, and none was counted as wrong_kv"
-    patient = schedule.world.prefill_keeps_s > 1
     if wrong_kv and not wrong_bytes and patient and not kinds & _MAKE_READS_LATE:
         yield f"{wrong_kv} attempts saw wrong KV where none was"
 

@@ -34,22 +34,23 @@ class Link:
         self.cut()
         await self._server.wait_closed()
 
-    def cut(self) -> int:
-        """Reset every connection; return how many there were. New ones are accepted."""
-        writers = list(self._writers)
-        for writer in writers:
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._writers) // 2
+
+    def cut(self) -> None:
+        """Reset every connection; new ones are accepted."""
+        for writer in list(self._writers):
             writer.transport.abort()
-        return len(writers) // 2
 
-    def freeze(self) -> int:
-        """Pass nothing on until `mend`, though all stays connected; return how many are."""
+    def freeze(self) -> None:
+        """Pass nothing on until `mend`, though all stays connected."""
         self._open.clear()
-        return len(self._writers) // 2
 
-    def slow(self, delay_s: float) -> int:
-        """Hold every piece back for `delay_s` until `mend`; return how many are connected."""
+    def slow(self, delay_s: float) -> None:
+        """Hold every piece back for `delay_s` until `mend`."""
         self._delay_s = delay_s
-        return len(self._writers) // 2
 
     def mend(self) -> None:
         """Be a good link again."""
@@ -81,5 +82,4 @@ class Link:
                 await self._open.wait()
                 writer.write(piece)
                 await writer.drain()
-        reader_end = writer.transport
-        reader_end.abort()
+        writer.transport.abort()

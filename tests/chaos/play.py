@@ -15,11 +15,13 @@ from typing import Any
 from .cluster import Cluster
 from .gateway import Gateway, open_gateway
 from .judge import Sent, judge, outcomes_of
+from .link import Link
 from .process import PATIENCE_S, WorkerProcess
 from .schedule import (
     FROM_OUTSIDE,
     IN_PREFILL,
     IN_READS,
+    LINK,
     ON_DECODE,
     Ask,
     Fault,
@@ -151,15 +153,21 @@ class Play:
                 self._strikes("cancel", f"request {fault.target}")
 
     async def _strike_prefill(self, fault: Fault) -> None:
-        index, link = fault.target, self._cluster.links[fault.target]
-        process = self._cluster.prefills[index]
+        process = self._cluster.prefills[fault.target]
+        if fault.kind in LINK:
+            await self._strike_link(fault, self._cluster.links[fault.target])
+            return
         self._strikes(fault.kind, f"{process!r}, for {fault.seconds} s")
+        if fault.kind == "kill":
+            await self._kill(process, fault.seconds)
+        else:
+            await self._pause(process, fault)
+
+    async def _strike_link(self, fault: Fault, link: Link) -> None:
+        if link.connections:
+            what = f"prefill-{fault.target}, {link.connections} connections, for {fault.seconds} s"
+            self._strikes(fault.kind, what)
         match fault.kind:
-            case "kill":
-                await self._kill(process, fault.seconds)
-                return
-            case "pause":
-                process.signal(signal.SIGSTOP)
             case "cut":
                 link.cut()
             case "freeze":
@@ -167,9 +175,8 @@ class Play:
             case "slow":
                 link.slow(fault.seconds / 5)
         await asyncio.sleep(fault.seconds)
-        process.signal(signal.SIGCONT)
         link.mend()
-        self._note(f"{fault.kind} of {process!r} is over")
+        self._note(f"the link to prefill-{fault.target} is mended")
 
     async def _strike_decode(self, fault: Fault) -> None:
         process = self._cluster.decode
@@ -179,10 +186,13 @@ class Play:
                 gateway.hang_up()
             await self._kill(process, fault.seconds)
         else:
-            process.signal(signal.SIGSTOP)
-            await asyncio.sleep(fault.seconds)
-            process.signal(signal.SIGCONT)
-            self._note(f"{fault.kind} is over")
+            await self._pause(process, fault)
+
+    async def _pause(self, process: WorkerProcess, fault: Fault) -> None:
+        process.signal(signal.SIGSTOP)
+        await asyncio.sleep(fault.seconds)
+        process.signal(signal.SIGCONT)
+        self._note(f"{fault.kind} of {process!r} is over")
 
     async def _kill(self, process: WorkerProcess, down_s: float) -> None:
         if process in self._dying:

@@ -18,7 +18,8 @@ WRONG_BYTES = ("flip", "truncate", "stale", "foreign")
 """Those that leave other bytes than the peer's in decode's blocks, and say that all went well."""
 IN_PREFILL = ("overwrite", "refuse", "repeat_offer", "lose_offer")
 """Strike inside a prefill process; see faulty_prefill.py."""
-FROM_OUTSIDE = ("kill", "pause", "cut", "freeze", "slow")
+LINK = ("cut", "freeze", "slow")
+FROM_OUTSIDE = ("kill", "pause", *LINK)
 """Strike a prefill process, or the link to it, from outside."""
 ON_DECODE = ("kill_decode", "pause_decode")
 BY_CLIENT = ("cancel", "cancel", "hang_up")
@@ -161,7 +162,7 @@ def draw_world(draw: random.Random) -> World:
         chunk=max(block_size, draw.choice((16, 32, 64, 256))),
         prefill_mib=draw.choice((2, 3, 16)),
         decode_mib=draw.choice((2, 3, 16)),
-        prefill_waiting=draw.choice((1, 64, 64)),
+        prefill_waiting=draw.choice((1, 64, 64, 64)),
         min_read_kib=draw.choice((0, 64, 4096)),
         prefill_cache=draw.random() < 0.5,
         decode_cache=draw.random() < 0.5,

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from baton.core.compatibility import compatibility_hash
 from baton.core.config import EngineConfig, WorkerConfig
@@ -15,14 +15,15 @@ from baton.engine.scheduler import Scheduler
 from baton.executor.engine_loop import EngineLoop, Listener
 from baton.executor.kv_cache import KVCache, blocks_that_fit, make_layout
 from baton.executor.runner import ModelRunner
-from baton.kv_transfer.choose import allocate, open_transport
-from baton.kv_transfer.shm.memory import SharedMemory
+from baton.kv_transfer import choose
 from baton.kv_transfer.transport import Region, Transport
 from baton.models.loader import Model, load_model
 from baton.models.revision import revision
 from baton.models.spec import ModelSpec
 
 Progress = Callable[[str], None]
+OpenTransport = Callable[[WorkerConfig, Region, Incarnation], Awaitable[Transport]]
+"""Registers the memory of a KV pool with a transport that the instance then owns."""
 
 
 class Instance:
@@ -55,7 +56,11 @@ class Instance:
 
     @classmethod
     async def load(
-        cls, config: WorkerConfig, listener: Listener, on_progress: Progress
+        cls,
+        config: WorkerConfig,
+        listener: Listener,
+        on_progress: Progress,
+        open_transport: OpenTransport,
     ) -> "Instance":
         """Load the model and start the engine; raises InvalidConfig for what is not right."""
         started = time.monotonic()
@@ -72,14 +77,15 @@ class Instance:
         num_blocks = blocks_that_fit(layout, config.engine.kv_memory_mib)
         shared = None
         if config.role is not Role.MIXED:
-            shared = allocate(num_blocks * layout.block_bytes, config.handover)
+            shared = choose.allocate(num_blocks * layout.block_bytes, config.handover)
         kv = KVCache(layout, num_blocks, buffer=None if shared is None else shared.buffer)
         host = _host_pool(config, kv)
         on_progress(f"KV pool: {num_blocks} blocks of {config.engine.block_size} tokens")
         facts = await asyncio.to_thread(_Facts, config, model.spec, layout)
         transport = None
         if config.role is not Role.MIXED:
-            transport = await _open_transport(config, kv, shared, facts.incarnation)
+            region = Region(kv.address, kv.nbytes, kv) if shared is None else shared.region(kv)
+            transport = await open_transport(config, region, facts.incarnation)
             on_progress(f"transport: {transport!r}")
         facts.load_s = time.monotonic() - started
         try:
@@ -226,11 +232,11 @@ def _host_pool(config: WorkerConfig, kv: KVCache) -> KVCache | None:
     return KVCache(kv.layout, blocks, pinned=kv.tensor.is_cuda)
 
 
-async def _open_transport(
-    config: WorkerConfig, kv: KVCache, shared: SharedMemory | None, incarnation: Incarnation
+async def open_negotiated(
+    config: WorkerConfig, region: Region, incarnation: Incarnation
 ) -> Transport:
-    region = Region(kv.address, kv.nbytes, kv) if shared is None else shared.region(kv)
-    return await open_transport(
+    """Open what the config names: how an instance moves KV unless it is told otherwise."""
+    return await choose.open_transport(
         region,
         config.handover,
         host=config.host,

@@ -11,7 +11,7 @@ from baton.core.config import WorkerConfig
 from baton.core.log import get_logger
 from baton.core.topology import InstanceInfo
 from baton.executor.engine_loop import Listener
-from baton.executor.instance import Instance
+from baton.executor.instance import Instance, OpenTransport, open_negotiated
 from baton.proto.grpc_runtime import WorkerServer
 
 L = TypeVar("L", bound=Listener)
@@ -54,10 +54,16 @@ class Worker(ABC, Generic[L]):
         """Assert that the books balance and, with nothing open, that nothing is held."""
 
     @classmethod
-    async def start(cls, config: WorkerConfig, *, on_progress: Callable[[str], None]) -> Self:
+    async def start(
+        cls,
+        config: WorkerConfig,
+        *,
+        on_progress: Callable[[str], None],
+        open_transport: OpenTransport = open_negotiated,
+    ) -> Self:
         """Load the model, open the transport, serve; raises InvalidConfig for what is not right."""
         listener = cls.new_listener()
-        instance = await Instance.load(config, listener, on_progress)
+        instance = await Instance.load(config, listener, on_progress, open_transport)
         worker = cls(instance, listener)
         try:
             worker._server = await WorkerServer.start(config.host, config.port, worker.register)

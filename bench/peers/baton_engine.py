@@ -35,7 +35,7 @@ class InProcess:
         self._listener = _Listener()
         loading = Instance.load(_config(job), self._listener, lambda _: None)
         self._instance = self._loop.run_until_complete(loading)
-        executor = str(self._instance.stats().get("executor", "torch"))
+        executor = str(self._instance.stats()["executor"])
         narrow = not job.exact and executor.startswith("native")
         self.weight_bytes = 2.0 if narrow else 4.0
         weights = "bfloat16 weights" if narrow else "float32 weights"
@@ -69,8 +69,12 @@ class _Listener:
         self.finished = asyncio.Event()
         self.waves = Waves(outputs)
 
-    def step_started(self, plan: StepPlan) -> None:
-        """Nothing is measured here."""
+    def step_started(self, plan: StepPlan) -> Sequence[int]:
+        """Nothing is measured here, and nobody waits for single layers."""
+        return ()
+
+    def layers_done(self, plan: StepPlan, layers: int) -> None:
+        """Never called: see `step_started`."""
 
     def step_done(self, events: Sequence[EngineEvent]) -> None:
         """Note the step's tokens."""

@@ -1,13 +1,22 @@
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import astuple, replace
+from typing import ClassVar
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from baton.core.config import HandoverConfig
-from baton.core.errors import BatonError, PeerLost, TransportError, WrongKV
+from baton.core.errors import PeerLost, TransportError, WrongKV
 from baton.core.handover import (
     PROTOCOL_VERSION,
     Abort,
@@ -415,10 +424,16 @@ def test_kv_that_cannot_be_read_is_refused_before_anything_is_held(
     assert fail.fenced
 
 
+SELDOM = st.integers(0, 11).map(lambda number: number == 7)
+"""For what ends an attempt: else hardly any would get far."""
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Whatever comes in whatever order: nothing is used before it is verified, nothing is freed
     while a read may write it, every action that must end exactly once does."""
 
+    seen: ClassVar[Counter[str]] = Counter()
+    """What all runs together have come to."""
     layout = KVLayout(layers=2, kv_heads=1, block_size=8, head_dim=4, dtype="float32")
 
     @initialize(tokens=st.integers(1, 40))
@@ -477,18 +492,21 @@ class AnyOrder(RuleBasedStateMachine):
     def count(self, kind: type) -> int:
         return sum(isinstance(a, kind) for a in self.actions)
 
-    @rule()
-    def accept(self) -> None:
-        self.feed(accepted(ShardedLayout(self.layout)))
+    @rule(again=SELDOM)
+    def accept(self, again: bool) -> None:
+        if again or not self.count(m.Connect):
+            self.feed(accepted(ShardedLayout(self.layout)))
 
-    @rule(error=st.sampled_from([None, TransportError("no")]))
-    def connect(self, error: BatonError | None) -> None:
+    @rule(fails=SELDOM)
+    def connect(self, fails: bool) -> None:
         if self.count(m.Connect):
-            self.feed(m.Connected(error))
+            self.feed(m.Connected(TransportError("no") if fails else None))
 
     @precondition(lambda self: not self.last)
-    @rule(blocks=st.integers(1, 3), split=st.booleans())
-    def offer(self, blocks: int, split: bool) -> None:
+    @rule(blocks=st.integers(1, 3), split=st.booleans(), early=SELDOM)
+    def offer(self, blocks: int, split: bool, early: bool) -> None:
+        if not (early or self.count(m.Connect)):
+            return
         if self.upper:
             blocks, layers = self.upper, LayerRange(1, 2)
         else:
@@ -515,25 +533,27 @@ class AnyOrder(RuleBasedStateMachine):
             self.feed(m.Granted(blocks, self.cached))
 
     @precondition(lambda self: self.reading)
-    @rule(data=st.data(), good=st.booleans())
-    def read_ends(self, data: st.DataObject, good: bool) -> None:
+    @rule(data=st.data(), bad=SELDOM)
+    def read_ends(self, data: st.DataObject, bad: bool) -> None:
         index = data.draw(st.sampled_from(sorted(self.reading)))
         self.reading.discard(index)
-        if good:
+        if not bad:
             self.verified.add(index)
-        self.feed(m.ReadEnded(index, 8, "cma", None if good else WrongKV("bytes")))
+        self.feed(m.ReadEnded(index, 8, "cma", WrongKV("bytes") if bad else None))
 
-    @rule()
-    def stream_ends(self) -> None:
-        self.feed(m.StreamEnded(PeerLost("gone")))
+    @rule(really=SELDOM)
+    def stream_ends(self, really: bool) -> None:
+        if really:
+            self.feed(m.StreamEnded(PeerLost("gone")))
 
-    @rule()
-    def cancel(self) -> None:
-        self.feed(m.CancelRequested("client gone"))
+    @rule(really=SELDOM)
+    def cancel(self, really: bool) -> None:
+        if really:
+            self.feed(m.CancelRequested("client gone"))
 
-    @rule()
-    def tick(self) -> None:
-        if self.receiver.deadline != float("inf"):
+    @rule(really=SELDOM)
+    def tick(self, really: bool) -> None:
+        if really and self.receiver.deadline != float("inf"):
             self.now = max(self.now, self.receiver.deadline)
             self.feed(m.Tick())
 
@@ -561,7 +581,46 @@ class AnyOrder(RuleBasedStateMachine):
             self.reading.discard(index)
             self.feed(m.ReadEnded(index, 8, "cma"))
         assert self.receiver.over
+        self.seen.update(type(action).__name__ for action in self.actions)
+        self.seen["unfenced"] += any(isinstance(a, m.Fail) and not a.fenced for a in self.actions)
 
 
-TestAnyOrder = AnyOrder.TestCase
-TestAnyOrder.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
+def test_any_order_of_events() -> None:
+    run_state_machine_as_test(
+        AnyOrder, settings=settings(max_examples=300, stateful_step_count=30, deadline=None)
+    )
+    for what in ("Read", "Land", "Fail", "unfenced", "FencePassed"):
+        assert AnyOrder.seen[what] > 0, f"no run came to {what}: {AnyOrder.seen}"
+
+
+def test_what_it_says_of_itself(receiver: Receiver, refs: Refs, make_offer: Offers) -> None:
+    receiver.handle(ACCEPTED, 0.0)
+    receiver.handle(m.Connected(), 0.0)
+    receiver.handle(m.PeerSaid(make_offer(0, 0, refs(4, 9, 2), token=1)), 0.0)
+    assert not receiver.reading
+    assert receiver.reading_since == float("inf")
+    receiver.handle(m.Granted(refs(0, 1, 2)), 2.0)
+    assert receiver.reading
+    assert receiver.reading_since == 2.0
+    assert repr(receiver) == "Receiver(receiving, offers=1, reading=1, blocks=3/3)"
+
+
+def test_more_blocks_than_the_prompt_has_are_refused(
+    receiver: Receiver, refs: Refs, make_offer: Offers
+) -> None:
+    receiver.handle(ACCEPTED, 0.0)
+    fail = failure(receiver.handle(m.PeerSaid(make_offer(0, 0, refs(1, 2, 3, 4))), 0.0))
+    assert "4 blocks offered for a prompt of 3" in fail.error.message
+
+
+def test_two_reads_under_way_when_it_fails_both_count_for_the_fence(
+    receiver: Receiver, refs: Refs, make_offer: Offers
+) -> None:
+    receiver.handle(ACCEPTED, 0.0)
+    receiver.handle(m.Connected(), 0.0)
+    receiver.handle(m.PeerSaid(make_offer(0, 0, refs(4))), 0.0)
+    receiver.handle(m.Granted(refs(0, 1, 2)), 0.0)
+    receiver.handle(m.PeerSaid(make_offer(1, 1, refs(9))), 0.0)
+    assert not failure(receiver.handle(m.CancelRequested("gone"), 0.0)).fenced
+    assert receiver.handle(read_ok(1), 0.0) == []
+    assert receiver.handle(read_ok(0), 0.0) == [m.FencePassed()]

@@ -321,3 +321,24 @@ def test_any_chunking_and_any_end_offers_each_layer_of_each_block_once_and_relea
     assert done.count(m.Release()) == (1 if stop_at >= 1 else 0)
     if m.End("ok") in done:
         assert set(offered) == {(ref, layer) for ref in table for layer in range(4)}
+
+
+def test_what_it_says_of_itself(sender: Sender, open_message: Open, refs: Refs) -> None:
+    sender.handle(m.Opened(open_message), 0.0)
+    sender.handle(m.Started(16, refs(4, 9, 2)), 0.0)
+    assert repr(sender) == "Sender(computing, offers=1, blocks=2)"
+
+
+def test_a_prompt_that_is_offered_whole_before_its_first_token_ends_with_an_empty_offer(
+    sender: Sender, open_message: Open, refs: Refs
+) -> None:
+    table = refs(4, 9, 2)
+    sender.handle(m.Opened(open_message), 0.0)
+    sender.handle(m.Started(0, table), 0.0)
+    [whole] = sender.handle(m.LayersReady(20, 4), 1.0)
+    assert isinstance(whole, m.SendOffer)
+    assert whole.blocks == table
+    sender.handle(m.ChunkReady(20, table), 1.0)
+    [last] = sender.handle(m.Sampled(42), 1.0)
+    assert isinstance(last, m.SendOffer)
+    assert (last.blocks, last.layers.start, last.layers.end) == ((), 0, 4)

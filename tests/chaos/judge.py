@@ -1,0 +1,73 @@
+"""The first oracle: what is wrong with the answers of a run, judged from the records alone."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from baton.proto import worker_pb2 as pb
+
+from .gateway import Answer, Gateway
+from .schedule import WRONG_BYTES, Ask, Schedule
+
+_MAKE_READS_LATE = frozenset({"pause", "pause_decode", "freeze", "slow", "late", "hang", "kill"})
+"""After these, prefill may rightly have given up the blocks that are being read."""
+
+
+@dataclass
+class Sent:
+    """A request on its way."""
+
+    ask: Ask
+    gateway: Gateway
+    answer: Answer
+    cancelled: bool = False
+
+    @property
+    def given_up(self) -> bool:
+        """Nobody waits for its answer any more."""
+        return self.cancelled or self.gateway.hung_up
+
+
+def outcomes_of(finish: pb.Finish) -> list[str]:
+    """Return how the attempts to hand the prompt over ended, in order."""
+    return [trace.outcome for trace in finish.handovers]
+
+
+def judge(
+    schedule: Schedule,
+    requests: Mapping[int, Sent],
+    struck: Mapping[str, int],
+    right: Sequence[list[int]],
+) -> Iterator[str]:
+    """Yield each thing that is wrong, in words; `right` has the tokens of each catalogue entry."""
+    outcomes: Counter[str] = Counter()
+    for index, sent in requests.items():
+        for problem in _wrong_with(sent, right[sent.ask.entry]):
+            yield f"request {index} (entry {sent.ask.entry}) {problem}"
+        for finish in sent.answer.finishes:
+            outcomes.update(outcomes_of(finish))
+    kinds = {fault.kind for fault in schedule.faults}
+    wrong_bytes = sum(struck[kind] for kind in (*WRONG_BYTES, "overwrite"))
+    wrong_kv = outcomes["wrong_kv"]
+    patient = schedule.world.prefill_keeps_s > 1  # else it may end an attempt while it is read
+    if wrong_bytes and not wrong_kv and patient and kinds <= set(WRONG_BYTES):
+        yield f"{wrong_bytes} reads gave wrong bytes, and none was counted as wrong_kv"
+    if wrong_kv and not wrong_bytes and patient and not kinds & _MAKE_READS_LATE:
+        yield f"{wrong_kv} attempts saw wrong KV where none was"
+
+
+def _wrong_with(sent: Sent, right: list[int]) -> Iterator[str]:
+    answer = sent.answer
+    if answer.after_the_last or len(answer.finishes) > 1:
+        yield f"ended {len(answer.finishes)} times, {answer.after_the_last} updates after the first"
+    if answer.tokens != right[: len(answer.tokens)]:
+        yield f"has other tokens: {answer.tokens}, not {right}"
+    if sent.given_up:
+        return
+    if not answer.finishes:
+        yield "has not ended"
+        return
+    finish = answer.finishes[0]
+    if finish.reason != "length" or len(answer.tokens) != len(right):
+        said = f"{finish.reason} {finish.error.code} {finish.error.message}"
+        yield f"ended as {said} after {len(answer.tokens)} tokens"

@@ -1,0 +1,71 @@
+"""The oracle sees what it is there to see."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from baton.proto import worker_pb2 as pb
+
+from .gateway import Answer, Gateway
+from .judge import Sent, judge
+from .schedule import Ask, Fault, Schedule, draw_schedule
+
+RIGHT = [[1, 2, 3]]
+
+
+def run_with(*kinds: str) -> Schedule:
+    drawn = draw_schedule(0)
+    assert drawn.world.prefill_keeps_s > 1
+    return replace(drawn, faults=tuple(Fault(kind, "read", 1, 0, 0.0, 0) for kind in kinds))
+
+
+def sent(
+    tokens: Sequence[int] = (1, 2, 3),
+    *,
+    reasons: Sequence[str] = ("length",),
+    outcome: str = "ok",
+    **fields: Any,
+) -> Sent:
+    trace = pb.HandoverTrace(outcome=outcome)
+    finishes = [pb.Finish(reason=reason, handovers=[trace]) for reason in reasons]
+    answer = Answer(1, list(tokens), finishes, fields.pop("after_the_last", 0))
+    gateway = Gateway(None, lambda _: None)
+    return Sent(Ask(0, (0,), 0.0, guest=False), gateway, answer, **fields)
+
+
+def verdict(schedule: Schedule, request: Sent, **struck: int) -> str:
+    return "; ".join(judge(schedule, {0: request}, Counter(struck), RIGHT))
+
+
+def test_a_good_run_has_no_problem() -> None:
+    assert verdict(run_with("flip"), sent()) == ""
+    assert verdict(run_with("flip"), sent(outcome="wrong_kv"), flip=1) == ""
+    assert verdict(run_with("cancel"), sent([1], reasons=["cancelled"], cancelled=True)) == ""
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        (sent([1, 2, 4]), "other tokens"),
+        (sent([1, 2, 3, 4]), "other tokens"),
+        (sent([2], reasons=["cancelled"], cancelled=True), "other tokens"),
+        (sent([1, 2]), "after 2 tokens"),
+        (sent(reasons=["error"]), "ended as error"),
+        (sent([1], reasons=["cancelled"]), "ended as cancelled"),
+        (sent(reasons=[]), "has not ended"),
+        (sent(reasons=["length", "length"]), "ended 2 times"),
+        (sent(after_the_last=1), "1 updates after the first"),
+    ],
+)
+def test_a_wrong_answer_is_seen(request_: Sent, said: str) -> None:
+    assert said in verdict(run_with(), request_)
+
+
+def test_wrong_kv_is_counted_where_it_was_and_nowhere_else() -> None:
+    assert "none was counted" in verdict(run_with("stale"), sent(), stale=1)
+    assert "where none was" in verdict(run_with("cut"), sent(outcome="wrong_kv"))
+    # Prefill may have given the blocks to others while the read waited.
+    assert verdict(run_with("late"), sent(outcome="wrong_kv"), late=1) == ""

@@ -1,15 +1,13 @@
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from baton.core.config import EngineConfig, HandoverConfig, WorkerConfig
 from baton.core.errors import InvalidConfig, TransportError
+from baton.core.ids import Incarnation
 from baton.core.topology import Role
-from baton.executor import instance as module
-from baton.executor.instance import Instance
-from baton.kv_transfer.choose import open_transport
-from baton.kv_transfer.transport import Transport
+from baton.executor.instance import Instance, open_negotiated
+from baton.kv_transfer.transport import Region, Transport
 
 
 class NoListener:
@@ -17,15 +15,16 @@ class NoListener:
 
 
 async def test_what_the_scheduler_refuses_leaves_no_transport_open(
-    tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llama_dir: Path,
 ) -> None:
     opened: list[Transport] = []
 
-    async def remembered(*arguments: Any, **options: Any) -> Transport:
-        opened.append(await open_transport(*arguments, **options))
+    async def open_transport(
+        config: WorkerConfig, region: Region, incarnation: Incarnation
+    ) -> Transport:
+        opened.append(await open_negotiated(config, region, incarnation))
         return opened[-1]
 
-    monkeypatch.setattr(module, "open_transport", remembered)
     config = WorkerConfig(
         instance_id="decode-0",
         role=Role.DECODE,
@@ -35,7 +34,7 @@ async def test_what_the_scheduler_refuses_leaves_no_transport_open(
         handover=HandoverConfig(transport="tcp").with_secret(),
     )
     with pytest.raises(InvalidConfig, match="max_batch_tokens"):
-        await Instance.load(config, NoListener(), lambda line: None)  # type: ignore[arg-type]
+        await Instance.load(config, NoListener(), print, open_transport)  # type: ignore[arg-type]
     (transport,) = opened
     with pytest.raises(TransportError, match="the transport is closed"):
         await transport.add_peer(transport.metadata())

@@ -174,6 +174,8 @@ class DecodeSession:
             return InstanceLost(f"{name} cannot be reached: {from_rpc_error(error).message}")
         except InstanceLost as error:
             return error
+        except asyncio.CancelledError:
+            return self._closed(call)
         self._ready = True
         on_ready()
         async with asyncio.TaskGroup() as group:
@@ -207,9 +209,13 @@ class DecodeSession:
         except (InternalError, HandoverError) as error:
             return error
         except asyncio.CancelledError:
-            if not call.cancelled() or _being_cancelled():
-                raise
-            return InstanceLost(f"the session with {name} was closed")
+            return self._closed(call)
+
+    def _closed(self, call: _Call) -> BatonError:
+        """Tell a stream that we closed ourselves from a task that is cancelled; gRPC does not."""
+        if not call.cancelled() or _being_cancelled():
+            raise asyncio.CancelledError
+        return InstanceLost(f"the session with {self.instance.instance_id} was closed")
 
     def _take(self, frame: pb.DecodeFrame) -> None:
         """Hand one engine step's tokens out: the hot path of the gateway."""

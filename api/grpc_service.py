@@ -1,5 +1,6 @@
 """The public gRPC API: baton.v1.Inference, health and reflection."""
 
+import asyncio
 from contextlib import aclosing
 
 import grpc
@@ -8,8 +9,14 @@ from grpc_reflection.v1alpha import reflection
 
 from baton.api.choices import choice_pieces
 from baton.api.gateway import Gateway
-from baton.api.validate import Call, completion_call
-from baton.core.errors import BatonError, InternalError, InvalidConfig, InvalidRequest
+from baton.api.validate import INLINE_BYTES, Call, ServedModel, completion_call
+from baton.core.errors import (
+    BatonError,
+    DeadlineExceeded,
+    InternalError,
+    InvalidConfig,
+    InvalidRequest,
+)
 from baton.core.log import get_logger
 from baton.core.request import TokenLogprobs
 from baton.proto import inference_pb2 as pb
@@ -27,6 +34,9 @@ _OPTIONS = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
 )
 
+SLOW_READER_S = 30.0
+"""How much longer than the request itself may take its client may take to read the answer."""
+
 Stream = grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
 
 
@@ -39,18 +49,26 @@ class InferenceService(pb_grpc.InferenceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Stream) -> None:
         """Stream the text of one prompt; see proto/inference.proto."""
         try:
-            valid = self._validate(request)
-            await self._stream(valid, context)
+            valid = await self._validate(request)
+            limit_s = self._gateway.config.request_timeout_s + SLOW_READER_S
+            async with asyncio.timeout(limit_s):
+                await self._stream(valid, context)
         except BatonError as error:
             await context.abort(*to_status(error))
+        except TimeoutError:
+            late = DeadlineExceeded(f"the answer was not read within {limit_s:g} s")
+            await context.abort(*to_status(late))
         except Exception as bug:
             _log.error("a bug ended a call", exc_info=bug)
             internal = InternalError(f"{type(bug).__name__} in the gateway; see its log")
             await context.abort(*to_status(internal))
 
-    def _validate(self, request: pb.GenerateRequest) -> Call:
+    async def _validate(self, request: pb.GenerateRequest) -> Call:
         try:
-            return completion_call(_body(request), self._gateway.model(), prefix="gen")
+            model = self._gateway.model()
+            if request.ByteSize() <= INLINE_BYTES:
+                return _call(request, model)
+            return await asyncio.to_thread(_call, request, model)
         except BatonError as error:
             self._gateway.metrics.refused(error.code)
             raise
@@ -103,6 +121,10 @@ _OPTIONAL = (
     "n",
     "logprobs",
 )
+
+
+def _call(request: pb.GenerateRequest, model: ServedModel) -> Call:
+    return completion_call(_body(request), model, prefix="gen")
 
 
 def _body(request: pb.GenerateRequest) -> dict[str, object]:

@@ -18,6 +18,8 @@ from baton.core.ids import RequestId
 from baton.core.request import PRIORITY_LEVELS, GenerateRequest, SamplingParams
 from baton.models.tokenizer import Tokenizer
 
+INLINE_BYTES = 16 << 10
+"""What is larger is checked and tokenised in a thread, so that it does not hold up others."""
 MAX_CHOICES = 128
 """Of one request: prompts times n."""
 MAX_STOP = 4

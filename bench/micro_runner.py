@@ -1,16 +1,20 @@
-"""Time of one engine step: decodes at several batch sizes, and a chunk of a prompt.
+"""Time of one engine step, native and torch side by side: decodes, and a chunk of a prompt.
 
     python bench/micro_runner.py --threads 1 --repeat 50
 
-Every decode step follows a prompt of --context tokens, and is greedy unless --sampled.
+Every decode step follows a prompt of --context tokens, and is greedy unless --sampled. Executors
+take turns, step by step, so that whatever else the machine does disturbs both alike. `read` is
+what a native step reads of weights and KV per second of its best time: beside it, in the title,
+is what one thread reads that does nothing else.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -19,7 +23,8 @@ from baton.core.request import SamplingParams
 from baton.engine.step import ScheduledSequence, StepPlan
 from baton.executor.kv_cache import KVCache, make_layout
 from baton.executor.runner import ModelRunner
-from baton.models.loader import load_model
+from baton.models.loader import Model, load_model
+from baton.models.native import NativeDecoder
 
 DEMO_MODEL = Path(__file__).parents[1] / "demo_model" / "main"
 SAMPLED = SamplingParams(temperature=0.8, top_k=50, top_p=0.95, seed=1)
@@ -28,28 +33,48 @@ SAMPLED = SamplingParams(temperature=0.8, top_k=50, top_p=0.95, seed=1)
 def main() -> None:
     """Measure and print the table."""
     options = _arguments()
-    model = load_model(options.model, threads=options.threads)
-    layout = make_layout(model.spec, options.block_size, "float32")
+    models = {name: _load(name, options) for name in options.executor}
     sampling = SAMPLED if options.sampled else SamplingParams(temperature=0.0)
-    table = Table("step", "tokens", "best ms", "median ms", "p90 ms", "tokens/s at median")
+    some = next(iter(models.values()))
+    layout = make_layout(some.spec, options.block_size, "float32")
+    table = Table(
+        *("step", "executor", "best ms", "median ms", "p90 ms", "tokens/s", "read GB/s"),
+        title=f"one thread reads {_read_bandwidth() / 1e9:.1f} GB/s from memory",
+    )
     for batch in options.batch:
         per_sequence = layout.blocks_for(options.context + 1)
-        runner = ModelRunner(model, KVCache(layout, batch * per_sequence))
         parts = [
             _part(i, options.context, 1, i * per_sequence, per_sequence, sampling)
             for i in range(batch)
         ]
-        _row(table, f"decode, batch {batch}", runner, StepPlan(0, tuple(parts)), options.repeat)
+        plan, blocks = StepPlan(0, tuple(parts)), batch * per_sequence
+        kv = batch * (options.context + 1) * layout.block_bytes // layout.block_size
+        _rows(table, f"decode, batch {batch}", models, (plan, blocks, kv), options)
     blocks = layout.blocks_for(options.prompt)
-    runner = ModelRunner(model, KVCache(layout, blocks))
     whole = StepPlan(0, (_part(0, 0, options.prompt, 0, blocks, sampling),))
-    _row(table, "prompt", runner, whole, max(3, options.repeat // 5))
+    _rows(table, f"prompt of {options.prompt}", models, (whole, blocks, 0), options)
     Console().print(table)
+
+
+def _load(name: str, options: argparse.Namespace) -> Model:
+    began = time.perf_counter()
+    model = load_model(options.model, threads=options.threads, executor=name)
+    seconds = time.perf_counter() - began
+    size = sum(path.stat().st_size for path in options.model.glob("*.safetensors"))
+    print(f"{model.executor}: loaded in {seconds:.2f} s, {size / seconds / 1e9:.2f} GB/s")
+    return model
+
+
+def _read_bandwidth() -> float:
+    """Return the bytes per second at which one thread reads memory that no cache has."""
+    memory = np.ones(1 << 27, dtype=np.int64)
+    return memory.nbytes / min(_time(memory.max) for _ in range(5))
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", type=Path, default=DEMO_MODEL)
+    parser.add_argument("--executor", nargs="+", default=["native", "torch"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16, 32])
     parser.add_argument("--context", type=int, default=256, help="tokens before each decode")
@@ -68,23 +93,39 @@ def _part(
     return ScheduledSequence(SeqId(number), tokens, start, table, True, sampling)
 
 
-def _row(table: Table, name: str, runner: ModelRunner, plan: StepPlan, repeat: int) -> None:
-    times = _measure(lambda: runner.execute(plan), repeat)
-    median = statistics.median(times)
-    spread = [min(times), median, times[int(len(times) * 0.9)]]
-    shown = [f"{seconds * 1000:.2f}" for seconds in spread]
-    table.add_row(name, str(plan.num_tokens), *shown, f"{plan.num_tokens / median:,.0f}")
+def _rows(
+    table: Table,
+    name: str,
+    models: Mapping[str, Model],
+    work: tuple[StepPlan, int, int],
+    options: argparse.Namespace,
+) -> None:
+    """Add a row per executor; `work` is a plan, its blocks, and the KV bytes that it reads."""
+    plan, blocks, kv = work
+    runners = {}
+    for executor, model in models.items():
+        layout = make_layout(model.spec, options.block_size, "float32")
+        runners[executor] = ModelRunner(model, KVCache(layout, blocks))
+        for _ in range(2):
+            runners[executor].execute(plan)
+    times: dict[str, list[float]] = {executor: [] for executor in runners}
+    for _ in range(options.repeat if plan.num_tokens < 100 else max(3, options.repeat // 5)):
+        for executor, runner in runners.items():
+            times[executor].append(_time(lambda runner=runner: runner.execute(plan)))
+    for executor, model in models.items():
+        taken = sorted(times[executor])
+        spread = [taken[0], statistics.median(taken), taken[int(len(taken) * 0.9)]]
+        read = ""
+        if isinstance(model, NativeDecoder):
+            read = f"{(model.weights.nbytes + kv) / taken[0] / 1e9:.1f}"
+        shown = [f"{seconds * 1000:.2f}" for seconds in spread]
+        table.add_row(name, executor, *shown, f"{plan.num_tokens / spread[1]:,.0f}", read)
 
 
-def _measure(action: Callable[[], object], repeat: int) -> list[float]:
-    for _ in range(3):
-        action()
-    times = []
-    for _ in range(repeat):
-        began = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - began)
-    return sorted(times)
+def _time(action: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

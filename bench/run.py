@@ -1,6 +1,8 @@
 """Compare ways to serve, side by side: the same load on each in turn, several rounds.
 
-    python bench/run.py                     1 prefill + 1 decode against 2 mixed instances
+    python bench/run.py                     1 prefill + 1 decode, with every prompt
+                                            handed over or with decode free to compute
+                                            it itself, against 2 mixed instances
     python bench/run.py --rounds 5 --rate 2
 
 Every round puts the same load on each system, one after the other, while the others idle, so that
@@ -23,10 +25,11 @@ from load import add_options, report_of, run
 from report import Report, table
 
 SYSTEMS = {
-    "disaggregated": ("--prefill", "1", "--decode", "1"),
+    "disaggregated": ("--prefill", "1", "--decode", "1", "--local-prefill", "fallback"),
+    "adaptive": ("--prefill", "1", "--decode", "1", "--local-prefill", "auto"),
     "mixed": ("--prefill", "0", "--decode", "2"),
 }
-"""Both have two instances of one thread each; ratios are to the last one."""
+"""All have two instances of one thread each; ratios are to the last one."""
 START_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 60.0
 
@@ -124,14 +127,17 @@ def ratios(reports: dict[str, list[Report]]) -> str:
     names = list(reports)
     base = names[-1]
     rounds = {name: [figures(report) for report in reports[name]] for name in names}
-    lines = [f"{'median of rounds':18}" + "".join(f"{name:>16}" for name in names) + "  ratio"]
+    heads = [f"{name:>16}" for name in names] + [f"{name + ' ratio':>26}" for name in names[:-1]]
+    lines = [f"{'median of rounds':18}" + "".join(heads)]
     shared = set.intersection(*(set(row) for rows in rounds.values() for row in rows))
     for figure in figures(reports[base][0]):
         if figure not in shared:
             continue
         medians = [statistics.median(row[figure] for row in rounds[name]) for name in names]
         cells = "".join(f"{value:16.1f}" for value in medians)
-        lines.append(f"{figure:18}{cells}  {spread(rounds[names[0]], rounds[base], figure)}")
+        for name in names[:-1]:
+            cells += f"{spread(rounds[name], rounds[base], figure):>26}"
+        lines.append(f"{figure:18}{cells}")
     return "\n".join(lines)
 
 

@@ -17,6 +17,8 @@ from baton import __version__
 from baton.cli import machine
 from baton.cli.defaults import DEMO_MODEL
 from baton.core.memory import MIB, available_memory
+from baton.kernels.native.build import NoNativeCode
+from baton.kernels.native.library import load_library
 from baton.kv_transfer.ucx.capabilities import UcxCapabilities, describe
 from baton.kv_transfer.ucx.config import UcxConfig
 from baton.models.spec import read_spec
@@ -58,6 +60,7 @@ def examine() -> Iterator[Finding]:
         _temp_dir,
         _gpus,
         _torch,
+        _native,
         _ray,
         _ucx,
         _rdma,
@@ -151,6 +154,16 @@ def _torch() -> Finding:
     torch = importlib.import_module("torch")
     capability = torch.backends.cpu.get_cpu_capability()
     return Finding("torch", str(torch.__version__), f"on the CPU, with {capability} instructions")
+
+
+def _native() -> Finding:
+    """Compile the native executor, if it was not yet: then the first start is as fast as any."""
+    try:
+        library = load_library()
+    except NoNativeCode as error:
+        use = "torch computes, several times slower; install g++ or clang++ for native code"
+        return Finding("executor", str(error), use, Verdict.NOTE)
+    return Finding("executor", f"compiled for {library.instructions}", "native code")
 
 
 def _ray() -> Finding:

@@ -31,6 +31,12 @@ def serve(
     port: Annotated[int, typer.Option(help="Of the HTTP API; 0 takes a free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option(help="Of the gRPC API; 0 takes a free one.")] = 8001,
     threads: Annotated[int, typer.Option(help="CPU threads per instance.")] = 1,
+    executor: Annotated[
+        str, typer.Option(help="Who computes: native, torch, or auto: native if it can be had.")
+    ] = "auto",
+    batch_invariant: Annotated[
+        bool, typer.Option(help="Bitwise the same logits in any batch, or refuse to start.")
+    ] = False,
     kv_memory_mib: Annotated[int, typer.Option(help="KV memory per instance, in MiB.")] = 256,
     block_size: Annotated[int, typer.Option(help="Tokens per KV block: 8, 16 or 32.")] = 16,
     max_model_len: Annotated[
@@ -67,6 +73,8 @@ def serve(
             threads=threads,
             start_timeout_s=start_timeout,
             engine=EngineConfig.checked(
+                executor=executor,
+                batch_invariant=batch_invariant,
                 kv_memory_mib=kv_memory_mib,
                 block_size=block_size,
                 max_model_len=max_model_len,

@@ -77,6 +77,7 @@ class LocalCluster:
         self.board = MembershipBoard()
         """Who is ready; one event loop only."""
         self._config = config
+        self._handover = config.handover.with_secret()  # one for all, restarted ones too
         self._say = on_progress
         self._factories = factories
         self._backoff = backoff
@@ -283,7 +284,7 @@ class LocalCluster:
             host=config.host,
             threads=config.threads,
             engine=config.engine,
-            handover=config.handover,
+            handover=self._handover,
         )
 
     # ---- end -------------------------------------------------------------------------------

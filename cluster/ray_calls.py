@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from baton.core.errors import BatonError, DeadlineExceeded, InstanceLost, InternalError, Unavailable
@@ -30,6 +30,8 @@ ENVIRONMENT = {
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     # It would print a paragraph of its own when an instance dies, which we report already.
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
+    # A call after we have left Ray is an error; it would start another Ray, and wait for it.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
 }
 """For the driver, the head and every worker alike: they must agree."""
 _DROPPED = ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH", "RAY_NAMESPACE", "RAY_JOB_CONFIG_JSON_ENV_VAR")
@@ -136,9 +138,19 @@ async def call(actor: Actor, method: str, *arguments: Any, timeout_s: float | No
     """Call a method of an actor and return its result.
 
     Raises what the method raised if that is a BatonError, InternalError for anything else,
-    InstanceLost if the actor is dead or dies, DeadlineExceeded after `timeout_s`.
+    InstanceLost if the actor is dead or dies, DeadlineExceeded after `timeout_s`, Unavailable if
+    Ray fails or is not connected.
     """
-    return await _result(getattr(actor, method).remote(*arguments), timeout_s)
+    if not ray.is_initialized():
+        raise Unavailable("Ray is not connected")
+    with _errors_ours():
+        reference = getattr(actor, method).remote(*arguments)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.wrap_future(reference.future())
+        except TimeoutError:
+            message = f"no answer through Ray within {timeout_s:g} s"
+            raise DeadlineExceeded(message) from None
 
 
 async def kill(actor: Actor) -> None:
@@ -149,7 +161,7 @@ async def kill(actor: Actor) -> None:
 
 
 async def _in_thread(function: Callable[..., Any], *arguments: Any, timeout_s: float) -> Any:
-    """Run a call that blocks; raises Unavailable after `timeout_s`.
+    """Run a call that blocks; raises Unavailable if Ray fails, or after `timeout_s`.
 
     A call that never returns keeps nobody waiting: its thread is a daemon, which the end of the
     process does not wait for, unlike the threads of asyncio.to_thread.
@@ -164,7 +176,8 @@ async def _in_thread(function: Callable[..., Any], *arguments: Any, timeout_s: f
     if not done.done():
         done.cancel()
         raise Unavailable(f"Ray did not answer within {timeout_s:g} s")
-    return done.result()
+    with _errors_ours():
+        return done.result()
 
 
 def _start_thread(function: Callable[..., Any], *arguments: Any) -> "asyncio.Future[Any]":
@@ -192,14 +205,15 @@ def _start_thread(function: Callable[..., Any], *arguments: Any) -> "asyncio.Fut
     return done
 
 
-async def _result(reference: Any, timeout_s: float | None) -> Any:
+@contextlib.contextmanager
+def _errors_ours() -> Iterator[None]:
+    """Let no error of Ray out."""
     try:
-        async with asyncio.timeout(timeout_s):
-            return await asyncio.wrap_future(reference.future())
-    except TimeoutError:
-        raise DeadlineExceeded(f"no answer through Ray within {timeout_s:g} s") from None
+        yield
     except ray_errors.RayError as error:
         raise _ours(error) from None
+    except ConnectionError as error:
+        raise Unavailable(f"Ray cannot be reached: {error}") from None
 
 
 def _ours(error: ray_errors.RayError) -> BatonError:

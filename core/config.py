@@ -1,9 +1,10 @@
 """One frozen config per component; a bad value is refused at start with field, value and range."""
 
+import secrets
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_serializer
 
 from baton.core.errors import InvalidConfig
 from baton.core.topology import Role
@@ -26,8 +27,13 @@ class Config(BaseModel):
 
 
 class EngineConfig(Config):
-    """Limits of one engine."""
+    """What one engine computes with, and its limits."""
 
+    executor: Literal["auto", "native", "torch"] = "auto"
+    """Who computes on the CPU: native code compiled here, or torch; auto is native if it can."""
+    batch_invariant: bool = False
+    """Refuse to start unless a request's logits are bitwise the same whatever it is batched with
+    and however its prompt is cut. The native executor always computes so; torch never does."""
     block_size: Literal[8, 16, 32] = 16
     """Tokens per KV block."""
     kv_memory_mib: int = Field(default=256, ge=1, le=1 << 20)
@@ -83,8 +89,25 @@ class HandoverConfig(Config):
     """How long offered KV may go unread before prefill's health turns bad."""
     stall_budget_s: float = Field(default=15.0, gt=0)
     """How long reads may be under way before decode's health turns bad."""
+    transport: Literal["auto", "ucx", "shm", "tcp"] = "auto"
+    """What moves KV; auto takes, for each pair of instances, the first of ucx, shm and tcp that
+    both have and that works between them."""
+    secret: SecretStr = SecretStr("")
+    """Known to all instances of the cluster and to nobody else, at least 16 bytes; shm and tcp let
+    only those read who prove that they know it, and are not there without."""
     ucx_options: dict[str, str] = Field(default_factory=dict)
     """UCX settings without their UCX_ prefix, such as {"TLS": "tcp,self"}."""
+
+    @field_serializer("secret", when_used="json")
+    def _reveal(self, secret: SecretStr) -> str:
+        """A config is sent as JSON to the process that it is for, and shown nowhere as such."""
+        return secret.get_secret_value()
+
+    def with_secret(self) -> Self:
+        """Return this config, with a random secret if it has none."""
+        if self.secret.get_secret_value():
+            return self
+        return self.model_copy(update={"secret": SecretStr(secrets.token_hex(32))})
 
 
 class WorkerConfig(Config):

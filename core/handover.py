@@ -3,6 +3,9 @@
  decode                                prefill
    │── Open(request, ticket, attempt) ──▶│  queues; no decode memory is held
    │◀──────────── Accepted(incarnation) ─│
+   │◀─ Want(blocks) ─────────────────────│  perhaps: decode has KV of the prompt that prefill
+   │── Offer(blocks, digests) ──────────▶│  lacks, and reading it is cheaper than computing it
+   │◀─────────────────────────── Pulled ─│
    │◀─ Offer(layers, blocks, digests) ───│  after each group of layers of each chunk;
    │◀─ Offer(layers, blocks, digests) ───│  decode reads while prefill computes on
    │◀── Offer(blocks, digests, first) ───│  the last one carries the first token
@@ -15,8 +18,9 @@ from dataclasses import dataclass
 from baton.core.ids import Attempt, BlockId, Epoch, Incarnation, InstanceId, Ticket
 from baton.core.kv_layout import LayerRange
 from baton.core.request import GenerateRequest, TokenLogprobs
+from baton.core.sharded_layout import ShardedLayout
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 4
 """Both sides must speak the same version of the messages below."""
 
 
@@ -34,7 +38,9 @@ class Open:
 
     version: int
     compatibility: str
-    """Hash of model, revision, dtype and layout; see core/compatibility.py."""
+    """Hash of what must be equal on both sides; see core/compatibility.py."""
+    layout: ShardedLayout
+    """How KV lies on decode's ranks; it may lie otherwise on prefill's."""
     decode_instance: InstanceId
     decode_incarnation: Incarnation
     ticket: Ticket
@@ -42,6 +48,10 @@ class Open:
     request: GenerateRequest
     bytes_per_s: float = 0.0
     """How fast decode's last reads were; 0 if there were none. Offers are sized by it."""
+    cached_blocks: int = 0
+    """Blocks of the prompt, from the first, that decode's prefix cache has."""
+    transport: bytes = b""
+    """How prefill may read them: what Transport.metadata() gave on the decode side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +59,36 @@ class Accepted:
     """Prefill has queued the request; `transport` says how to read its memory."""
 
     incarnation: Incarnation
+    layout: ShardedLayout
+    """How KV lies on prefill's ranks."""
     transport: bytes
     """What Transport.metadata() gave on the prefill side."""
 
 
 @dataclass(frozen=True, slots=True)
+class Want:
+    """Prefill would read these blocks of the prompt from decode's cache: decode offers them."""
+
+    attempt: Attempt
+    first_block: int
+    end_block: int
+    """The first that is not wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """Prefill has read what it wanted, or gives it up; decode may unpin."""
+
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
 class OfferedBlock:
-    """A block that may be read, and the digest that its bytes must have."""
+    """A block that may be read, and the digests that its bytes must have."""
 
     ref: BlockRef
     digest: bytes
-    """16 bytes, see kv_transfer/digest.py."""
+    """16 bytes for each unit of the block, end to end; see kv_transfer/digest.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,5 +149,5 @@ class Abort:
     reason: str
 
 
-ToPrefill = Open | Received | Abort
-ToDecode = Accepted | Offer | Refused
+ToPrefill = Open | Offer | Received | Abort
+ToDecode = Accepted | Want | Pulled | Offer | Refused

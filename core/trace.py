@@ -35,7 +35,7 @@ class HandoverTrace:
     """Of these, found in decode's prefix cache: they did not travel."""
     bytes: int = 0
     transport: str = ""
-    """What really carried the bytes, asked of UCX."""
+    """What really carried the bytes, as the transport says."""
 
     @property
     def overlapped(self) -> float:

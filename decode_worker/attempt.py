@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import grpc
@@ -16,11 +15,21 @@ from baton.core.errors import (
     TransportError,
     WrongKV,
 )
-from baton.core.handover import PROTOCOL_VERSION, BlockRef, FirstToken, Offer, Open, ToPrefill
+from baton.core.handover import (
+    PROTOCOL_VERSION,
+    BlockRef,
+    FirstToken,
+    Offer,
+    OfferedBlock,
+    Open,
+    ToPrefill,
+    Want,
+)
 from baton.core.ids import Attempt, InstanceId, SeqId, new_ticket
 from baton.core.log import get_logger
 from baton.core.moving_average import MovingAverage
 from baton.core.request import GenerateRequest
+from baton.core.sharded_layout import Rank, ShardedLayout
 from baton.core.tasks import TaskSet
 from baton.core.trace import HandoverTrace
 from baton.decode_worker.placement import Placement
@@ -28,9 +37,9 @@ from baton.decode_worker.prefill_channels import PrefillChannels, PrefillRef
 from baton.executor.instance import Instance
 from baton.kv_transfer import receiver as machine
 from baton.kv_transfer.digest import DigestKey
-from baton.kv_transfer.plan import plan_reads
+from baton.kv_transfer.plan import TransferPlan, plan_between
 from baton.kv_transfer.receiver import Receiver, ReceiverAction, ReceiverEvent
-from baton.kv_transfer.transport import Peer
+from baton.kv_transfer.transport import Peer, Transfer
 from baton.proto import worker_pb2 as pb
 from baton.proto.convert import to_decode_core, to_prefill_proto
 from baton.proto.errors import from_rpc_error
@@ -39,6 +48,10 @@ _QUEUE = 4096
 """Events of one attempt: one per offer, per read, and a few more."""
 _TELLING_BYTES = 1 << 16
 """A smaller read says more of latency than of bandwidth."""
+_UNREAD = 256
+"""Messages of prefill among them; the stream holds back what comes faster than it is handled."""
+_SEND_TIMEOUT_S = 5.0
+"""For prefill to take a message off our hands."""
 _PART_TIMEOUT_S = 2.0
 """For prefill to end the stream after our last word."""
 
@@ -86,25 +99,26 @@ class HandoverAttempt:
         self._open = Open(
             version=PROTOCOL_VERSION,
             compatibility=instance.compatibility,
+            layout=ShardedLayout(instance.layout),
             decode_instance=InstanceId(instance.config.instance_id),
             decode_incarnation=instance.incarnation,
             ticket=new_ticket(),
             attempt=attempt,
             request=request,
             bytes_per_s=host.bandwidth.value or 0.0,
+            cached_blocks=instance.engine.known_tokens(request) // instance.layout.block_size,
+            transport=instance.transport.metadata(),
         )
-        self._digests = DigestKey(
-            compatibility=instance.compatibility,
-            ticket=self._open.ticket,
-            prompt=request.prompt,
-            block_size=instance.layout.block_size,
-        )
-        self._machine = Receiver(
-            self._open, layout=instance.layout, config=instance.config.handover
-        )
+        self._machine = Receiver(self._open, config=instance.config.handover)
         self._events: asyncio.Queue[ReceiverEvent] = asyncio.Queue(_QUEUE)
+        self._unread = asyncio.Semaphore(_UNREAD)
+        self._plan: TransferPlan | None = None
+        self._digests: DigestKey | None = None
+        """Both known once prefill has said how its KV lies."""
         self._peer: Peer | None = None
+        self._transfers: set[Transfer] = set()
         self._stream: Stream | None = None
+        self._pinned: SeqId | None = None
         self._outcome = "cancelled"
         self._abandoned = False
 
@@ -143,10 +157,22 @@ class HandoverAttempt:
         try:
             await self._run()
         finally:
+            if not self._machine.over:  # a bug, or cancelled at shutdown
+                await self._give_up()
             self._host.running.discard(self)
-            if not self.landed.done():  # a bug, or cancelled at shutdown
+            if not self.landed.done():
                 self.landed.set_exception(InternalError("the handover's task ended early"))
                 self.landed.exception()  # the owner may be gone
+
+    async def _give_up(self) -> None:
+        """Give back what is reserved, once nothing can be read into it any more."""
+        self._outcome = InternalError.code
+        if self.seq_id is not None and self._host.attempts.pop(self.seq_id, None) is self:
+            self._instance.engine.fence(self.seq_id)
+        if self._peer is not None and any(not t.completed for t in self._transfers):
+            await self._instance.transport.remove_peer(self._peer)
+        if self.seq_id is not None:
+            self._instance.engine.fence_passed(self.seq_id)
 
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -162,46 +188,61 @@ class HandoverAttempt:
                     actions = self._machine.handle(await self._next_event(), self._clock())
                 await self._part(reader)
             finally:
+                self._unshare()
                 reader.cancel()
                 self._stream.cancel()
 
     async def _part(self, reader: "asyncio.Task[None]") -> None:
         """Let prefill read our last word before the stream is closed."""
         assert self._stream is not None, "not running"
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            await self._stream.done_writing()
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
+            async with asyncio.timeout(_PART_TIMEOUT_S):
+                await self._stream.done_writing()
         await asyncio.wait({reader}, timeout=_PART_TIMEOUT_S)
 
     async def _pump(self, stream: Stream) -> None:
         try:
             async for message in stream:
-                await self._events.put(machine.PeerSaid(to_decode_core(message)))
+                await self._unread.acquire()
+                self._events.put_nowait(machine.PeerSaid(to_decode_core(message)))
             error: BatonError = HandoverError("prefill closed the stream")
         except grpc.aio.AioRpcError as failure:
             error = from_rpc_error(failure)
         except BatonError as malformed:
             error = malformed
+        except asyncio.CancelledError:
+            _raise_if_cancelled()
+            error = PeerLost("the channel to prefill was closed")
         await self._events.put(machine.StreamEnded(error))
 
     async def _next_event(self) -> ReceiverEvent:
         wait_s = self._machine.deadline - self._clock()
         try:
             async with asyncio.timeout(wait_s if wait_s != float("inf") else None):
-                return await self._events.get()
+                event = await self._events.get()
         except TimeoutError:
             return machine.Tick()
+        if isinstance(event, machine.PeerSaid):
+            self._unread.release()
+        return event
 
     async def _perform(self, action: ReceiverAction, tasks: asyncio.TaskGroup) -> None:
         engine = self._instance.engine
         match action:
             case machine.Send(message):
                 await self._send(message)
-            case machine.Connect(transport):
+            case machine.Connect(transport, plan):
+                self._make_digests(plan)
                 tasks.create_task(self._connect(transport))
             case machine.Reserve():
                 self._reserve()
-            case machine.Read(offer, blocks):
-                tasks.create_task(self._read(offer, blocks))
+            case machine.Read():
+                tasks.create_task(self._read(action))
+            case machine.Share(want):
+                self._pinned = engine.pin(self._open.request, want.end_block)
+                tasks.create_task(self._share(want))
+            case machine.Unshare():
+                self._unshare()
             case machine.DropPeer():
                 tasks.create_task(self._drop_peer())
             case machine.Land(first):
@@ -215,8 +256,14 @@ class HandoverAttempt:
     async def _send(self, message: ToPrefill) -> None:
         assert self._stream is not None, "not running"
         # If the stream is gone, the reader says so with the reason.
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            await self._stream.write(to_prefill_proto(message))
+        # It is gone too if prefill takes nothing more: a write that is given up cancels the call.
+        try:
+            async with asyncio.timeout(_SEND_TIMEOUT_S):
+                await self._stream.write(to_prefill_proto(message))
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
+            return
+        except asyncio.CancelledError:
+            _raise_if_cancelled()
 
     def _reserve(self) -> None:
         try:
@@ -225,6 +272,32 @@ class HandoverAttempt:
             self._events.put_nowait(machine.StreamEnded(error))
             return
         self._host.attempts[self.seq_id] = self
+
+    async def _share(self, want: Want) -> None:
+        """Offer what the cache still has of what prefill wants; it stays until `_unshare`."""
+        pinned = self._pinned
+        table = () if pinned is None else self._instance.engine.blocks(pinned)
+        refs = table[want.first_block : want.end_block]
+        layers, memory = self._instance.layout.all_layers, self._instance.kv.memory
+        digests = await asyncio.to_thread(
+            self._own_digests().offered, Rank(), layers, want.first_block, refs, memory
+        )
+        blocks = tuple(map(OfferedBlock, refs, digests))
+        await self._send(Offer(self._open.attempt, 0, layers, want.first_block, blocks))
+
+    def _own_digests(self) -> DigestKey:
+        """Return the digests of what decode offers, which goes the other way than the rest."""
+        return DigestKey(
+            plan_between(self._open.layout, self._open.layout),
+            compatibility=self._open.compatibility,
+            ticket=self._open.ticket,
+            prompt=self._open.request.prompt,
+        )
+
+    def _unshare(self) -> None:
+        pinned, self._pinned = self._pinned, None
+        if pinned is not None:
+            self._instance.engine.release(pinned)
 
     def _land(self, first: FirstToken) -> None:
         assert self.seq_id is not None, "landed on nothing"
@@ -246,6 +319,15 @@ class HandoverAttempt:
         if not (self._abandoned or self.landed.cancelled()):
             self.landed.set_exception(error)
 
+    def _make_digests(self, plan: TransferPlan) -> None:
+        self._plan = plan
+        self._digests = DigestKey(
+            plan,
+            compatibility=self._open.compatibility,
+            ticket=self._open.ticket,
+            prompt=self._open.request.prompt,
+        )
+
     async def _connect(self, metadata: bytes) -> None:
         try:
             self._peer = await self._instance.transport.add_peer(metadata)
@@ -259,35 +341,52 @@ class HandoverAttempt:
             _log.warning("peer dropped to fence its reads", peer=str(self._peer))
             await self._instance.transport.remove_peer(self._peer)
 
-    async def _read(self, offer: Offer, ours: Sequence[BlockRef]) -> None:
+    async def _read(self, action: machine.Read) -> None:
         """Read an offer and verify it; ends in exactly one ReadEnded."""
         assert self._peer is not None, "a read before the peer was connected"
-        runs = plan_reads(
-            self._instance.layout,
+        assert self._plan is not None, "a read before prefill accepted"
+        offer = action.offer
+        runs = self._plan.reads(
+            Rank(),
             offer.layers,
+            action.tokens,
             [block.ref.block for block in offer.blocks],
-            [ref.block for ref in ours],
-        )
+            [ref.block for ref in action.blocks],
+        )[Rank()]
         error: BatonError | None = None
         num_bytes, transport = 0, ""
         try:
-            report = await self._instance.transport.read(self._peer, runs).wait()
+            transfer = self._instance.transport.read(self._peer, runs)
+            self._transfers.add(transfer)
+            report = await transfer.wait()
             num_bytes, transport = report.bytes, report.transport
             if report.bytes >= _TELLING_BYTES:
                 self._host.bandwidth.add(report.bytes / report.seconds)
-            error = await asyncio.to_thread(self._verify, offer, ours)
+            error = await asyncio.to_thread(self._verify, action)
         except TransportError as failure:
             error = failure
         self._events.put_nowait(machine.ReadEnded(offer.index, num_bytes, transport, error))
         if isinstance(error, PeerLost):
             await self._instance.transport.remove_peer(self._peer)
 
-    def _verify(self, offer: Offer, ours: Sequence[BlockRef]) -> WrongKV | None:
-        """Compare the digest of what now lies in our blocks with what was offered."""
-        kv = self._instance.kv
-        for i, (block, ref) in enumerate(zip(offer.blocks, ours, strict=True)):
-            data = kv.block_bytes_view(ref.block, offer.layers)
-            index = offer.first_block + i
-            if self._digests.digest(index, block.ref, offer.layers, data) != block.digest:
-                return WrongKV(f"block {index} of the prompt is not what prefill offered")
-        return None
+    def _verify(self, action: machine.Read) -> WrongKV | None:
+        """Compare the digests of what now lies in our blocks with what was offered."""
+        assert self._digests is not None, "a read before prefill accepted"
+        wrong = self._digests.first_wrong(
+            Rank(),
+            action.offer.layers,
+            action.tokens,
+            action.offer.blocks,
+            [ref.block for ref in action.blocks],
+            self._instance.kv.memory,
+        )
+        if wrong is None:
+            return None
+        return WrongKV(f"KV of the prompt from token {wrong} on is not what prefill offered")
+
+
+def _raise_if_cancelled() -> None:
+    """Go on with a CancelledError if it is this task's; gRPC raises it for a closed channel too."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

@@ -5,10 +5,12 @@ Both ways are priced in seconds, by what was measured lately:
     here    what waits here + the tokens that this instance lacks, each at its own cost; and as
             long again for every sequence that decodes here and is held up by it
     prefill what we have under way there + the tokens that it lacks + what a handover adds
-            (handshake, reads that compute does not hide, wait for a decode step)
+            (handshake, and reads that compute does not hide)
 
 Prefill's cache is not known here: it is taken to lack what this instance lacks. Before anything
-was measured, prefill computes: that is what it is there for.
+was measured, prefill computes: that is what it is there for. Each prompt that stays here makes
+what is known of prefill count a little less, until it is tried again: one bad moment is not for
+ever.
 """
 
 from collections.abc import Sequence
@@ -18,6 +20,9 @@ from baton.core.ids import InstanceId
 from baton.core.moving_average import MovingAverage
 from baton.core.trace import HandoverTrace
 from baton.engine.step import Outlook
+
+_FADING = 0.95
+"""What is left of an estimate of prefill after a prompt that stayed here because of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,7 @@ class Placement:
         computed = tokens - trace.cached_tokens
         if computed > 0:
             known.token_s.add(trace.compute_s / computed)
-        known.overhead_s.add(trace.handshake_s + trace.exposed_s + trace.allocation_wait_s)
+        known.overhead_s.add(trace.handshake_s + trace.exposed_s)
 
     def keep_only(self, prefill: Sequence[InstanceId]) -> None:
         """Forget instances that are no longer named and owe nothing."""
@@ -99,6 +104,9 @@ class Placement:
         verdict = self._weigh(prefill, outlook)
         self.computed_here += verdict.here
         self.handed_over += not verdict.here
+        if verdict.here and (known := self._prefill.get(prefill)):
+            known.token_s.fade(_FADING)
+            known.overhead_s.fade(_FADING)
         return verdict
 
     def _weigh(self, prefill: InstanceId, outlook: Outlook) -> Verdict:

@@ -103,6 +103,13 @@ class KVMemory:
         self._count(seq, computed)
         return True
 
+    def take_cached(self, seq: Sequence, blocks: int) -> None:
+        """Give `seq` what the cache has of its first `blocks` blocks, perhaps none."""
+        shared = self._find(seq)[:blocks]
+        self._pool.retain(shared)
+        seq.extend(tuple(shared))
+        seq.committed, seq.computed = len(shared), len(shared) * self._block_size
+
     def take_one(self, seq: Sequence) -> bool:
         """Give `seq` one more block, if there is one."""
         fresh = self._pool.allocate(1)

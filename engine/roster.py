@@ -112,6 +112,25 @@ class Roster:
         self.memory.commit(seq)
         self.running.add(seq)
 
+    def adopt(self, seq: Sequence) -> None:
+        """Granted → ended: the prompt's KV is in the blocks, and stays in the cache."""
+        assert seq.phase is Phase.GRANTED, f"{seq} is not granted"
+        seq.computed = seq.prompt_len
+        self.memory.commit(seq)
+        self.end(seq)
+
+    def pin(self, request: GenerateRequest, blocks: int) -> Sequence | None:
+        """Make a held sequence of what the cache has of a prompt's first `blocks` blocks."""
+        tokens, turn = list(request.prompt), self._arrivals
+        seq = Sequence(SeqId(turn), request, True, Phase.HELD, tokens, rank=turn)
+        self.memory.take_cached(seq, blocks)
+        if not seq.blocks:
+            return None
+        self._arrivals += 1
+        self._sequences[seq.seq_id] = seq
+        self._held += 1
+        return seq
+
     def hold(self, seq: Sequence) -> None:
         """Running → held: the slot is free, the blocks stay."""
         self.running.remove(seq)

@@ -112,6 +112,19 @@ class Scheduler:
         self._roster.admit(seq)
         return self._append(seq, first_token)
 
+    def adopt(self, seq_id: SeqId) -> None:
+        """End a granted sequence, whose KV has arrived and is verified; its full blocks stay."""
+        seq = self._roster[seq_id]
+        self._roster.adopt(seq)
+
+    def pin(self, request: GenerateRequest, blocks: int) -> SeqId | None:
+        """Hold what the prefix cache has of a prompt's first `blocks` blocks, until `release`.
+
+        A peer may read them meanwhile. None if the cache has nothing.
+        """
+        seq = self._roster.pin(request, blocks)
+        return seq.seq_id if seq else None
+
     # Ends
 
     def release(self, seq_id: SeqId) -> None:
@@ -196,6 +209,10 @@ class Scheduler:
             waiting=sum(len(seq.tokens) for seq in waiting) + sum(n for n in left if n > 1),
             running=sum(n == 1 for n in left),
         )
+
+    def known_tokens(self, request: GenerateRequest) -> int:
+        """Return how many tokens of a prompt, from the first, the prefix cache has now."""
+        return self._memory.known_tokens(request)
 
     def blocks(self, seq_id: SeqId) -> tuple[BlockRef, ...]:
         """Return the block table of a sequence that has not ended (else KeyError)."""

@@ -124,6 +124,15 @@ class EngineLoop:
         self._woken()
         return event
 
+    def adopt(self, seq_id: SeqId) -> None:
+        """End a granted sequence, whose KV is verified, and cache its full blocks."""
+        self._scheduler.adopt(seq_id)
+        self._woken()
+
+    def pin(self, request: GenerateRequest, blocks: int) -> SeqId | None:
+        """Hold what the prefix cache has of a prompt's first `blocks` blocks, until `release`."""
+        return self._scheduler.pin(request, blocks)
+
     def release(self, seq_id: SeqId) -> None:
         """End a sequence in any state."""
         self._scheduler.release(seq_id)
@@ -147,6 +156,10 @@ class EngineLoop:
     def outlook(self, request: GenerateRequest) -> Outlook:
         """Return what a request would meet here; asking changes nothing."""
         return self._scheduler.outlook(request)
+
+    def known_tokens(self, request: GenerateRequest) -> int:
+        """Return how many tokens of a prompt, from the first, the prefix cache has now."""
+        return self._scheduler.known_tokens(request)
 
     def blocks(self, seq_id: SeqId) -> tuple[BlockRef, ...]:
         """Return the block table of a sequence that has not ended (else KeyError)."""

@@ -3,10 +3,10 @@
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from baton.core.compatibility import compatibility_hash
-from baton.core.config import WorkerConfig
+from baton.core.config import EngineConfig, WorkerConfig
 from baton.core.errors import InternalError, InvalidConfig
 from baton.core.ids import Incarnation, InstanceId, new_incarnation
 from baton.core.kv_layout import KVLayout
@@ -15,17 +15,13 @@ from baton.engine.scheduler import Scheduler
 from baton.executor.engine_loop import EngineLoop, Listener
 from baton.executor.kv_cache import KVCache, blocks_that_fit, make_layout
 from baton.executor.runner import ModelRunner
+from baton.kv_transfer.choose import OpenTransport, allocate, open_transport
 from baton.kv_transfer.transport import Region, Transport
-from baton.kv_transfer.ucx.config import UcxConfig
-from baton.kv_transfer.ucx.transport import UcxTransport
-from baton.models.decoder import Decoder
-from baton.models.loader import load_model
+from baton.models.loader import Model, load_model
 from baton.models.revision import revision
 from baton.models.spec import ModelSpec
 
 Progress = Callable[[str], None]
-OpenTransport = Callable[[WorkerConfig, KVCache, Incarnation], Awaitable[Transport]]
-"""Registers a KV pool with a transport that the instance then owns."""
 
 
 class Instance:
@@ -34,7 +30,7 @@ class Instance:
     def __init__(
         self,
         config: WorkerConfig,
-        model: Decoder,
+        model: Model,
         kv: KVCache,
         host: KVCache | None,
         listener: Listener,
@@ -47,6 +43,7 @@ class Instance:
         self.layout: KVLayout = kv.layout
         self.kv = kv
         self._facts = facts
+        self._executor = model.executor
         self._transport = transport
         host_blocks = host.num_blocks if host is not None else 0
         self._scheduler = Scheduler(config.engine, kv.num_blocks, host_blocks=host_blocks)
@@ -61,7 +58,7 @@ class Instance:
         config: WorkerConfig,
         listener: Listener,
         on_progress: Progress,
-        open_transport: OpenTransport,
+        open_transport: OpenTransport = open_transport,
     ) -> "Instance":
         """Load the model and start the engine; raises InvalidConfig for what is not right."""
         started = time.monotonic()
@@ -71,16 +68,27 @@ class Instance:
             config.model_dir,
             threads=config.threads,
             max_length=config.engine.max_model_len,
+            executor=_executor(config.engine),
         )
+        on_progress(f"executor: {model.executor}")
         layout = make_layout(model.spec, config.engine.block_size, "float32")
         num_blocks = blocks_that_fit(layout, config.engine.kv_memory_mib)
-        kv = KVCache(layout, num_blocks)
+        shared = None
+        if config.role is not Role.MIXED:
+            shared = allocate(num_blocks * layout.block_bytes, config.handover)
+        kv = KVCache(layout, num_blocks, buffer=None if shared is None else shared.buffer)
         host = _host_pool(config, kv)
         on_progress(f"KV pool: {num_blocks} blocks of {config.engine.block_size} tokens")
         facts = await asyncio.to_thread(_Facts, config, model.spec, layout)
         transport = None
         if config.role is not Role.MIXED:
-            transport = await open_transport(config, kv, facts.incarnation)
+            transport = await open_transport(
+                Region(kv.address, kv.nbytes, kv) if shared is None else shared.region(kv),
+                config.handover,
+                host=config.host,
+                owner=config.instance_id,
+                incarnation=facts.incarnation,
+            )
             on_progress(f"transport: {transport!r}")
         facts.load_s = time.monotonic() - started
         return cls(config, model, kv, host, listener, transport, facts)
@@ -115,6 +123,7 @@ class Instance:
         roster = loop.scheduler.roster
         pool = roster.memory.pool
         counters: dict[str, float | int | str] = {
+            "executor": self._executor,
             "steps": loop.steps,
             "busy_s": loop.busy_s,
             "waiting": roster.waiting,
@@ -133,6 +142,7 @@ class Instance:
             transport = self._transport.stats()
             counters["transfers_open"] = transport.transfers_open
             counters["transfers_failed"] = transport.transfers_failed
+            counters["transport_fallbacks"] = transport.fallbacks
             for name, count in transport.bytes_read.items():
                 counters[f"bytes_read_{name}"] = count
         return counters
@@ -202,6 +212,15 @@ class _Facts:
         return min(self._model_len, kv.num_blocks * kv.layout.block_size)
 
 
+def _executor(config: EngineConfig) -> str:
+    """Return who is to compute; InvalidConfig if that cannot be batch invariant and must be."""
+    if not config.batch_invariant:
+        return config.executor
+    if config.executor == "torch":
+        raise InvalidConfig("batch_invariant", "true", "false with the executor torch")
+    return "native"
+
+
 def _host_pool(config: WorkerConfig, kv: KVCache) -> KVCache | None:
     """Return the pool for preempted sequences, if the config wants one."""
     memory_mib = config.engine.host_memory_mib
@@ -209,12 +228,3 @@ def _host_pool(config: WorkerConfig, kv: KVCache) -> KVCache | None:
         return None
     blocks = blocks_that_fit(kv.layout, memory_mib, "host_memory_mib")
     return KVCache(kv.layout, blocks, pinned=kv.tensor.is_cuda)
-
-
-async def open_ucx(config: WorkerConfig, kv: KVCache, incarnation: Incarnation) -> Transport:
-    """Open UCX over the KV pool: how an instance moves KV unless it is told otherwise."""
-    region = Region(kv.address, kv.nbytes, kv)
-    ucx = UcxConfig(host=config.host, options=config.handover.ucx_options)
-    return await UcxTransport.open(
-        region, owner=config.instance_id, incarnation=incarnation, config=ucx
-    )

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 
 from baton.core.errors import InvalidConfig
+from baton.core.hashing import Buffer
 from baton.core.ids import BlockId
-from baton.core.kv_layout import KVLayout, LayerRange
+from baton.core.kv_layout import KVLayout
 from baton.core.memory import MIB, available_memory
 from baton.kernels.kv_pool import KVLayer, layer_views
 from baton.models.spec import ModelSpec
@@ -42,16 +43,27 @@ class KVCache:
     """The pool's memory, zeroed, [num_blocks, layers, parts, kv_heads, block_size, head_dim]."""
 
     def __init__(
-        self, layout: KVLayout, num_blocks: int, device: str = "cpu", *, pinned: bool = False
+        self,
+        layout: KVLayout,
+        num_blocks: int,
+        device: str = "cpu",
+        *,
+        pinned: bool = False,
+        buffer: Buffer | None = None,
     ) -> None:
-        """`pinned`: in host memory that a GPU copies from and to by itself."""
+        """`pinned`: in host memory that a GPU copies from and to by itself.
+
+        `buffer`: zeroed host memory of exactly the pool's size to lie in, and to keep alive.
+        """
         assert num_blocks > 0
         self.layout = layout
         self.num_blocks = num_blocks
         shape = layout.shape(num_blocks)
-        self.tensor = torch.zeros(
-            shape, dtype=torch_dtype(layout.dtype), device=device, pin_memory=pinned
-        )
+        dtype = torch_dtype(layout.dtype)
+        if buffer is None:
+            self.tensor = torch.zeros(shape, dtype=dtype, device=device, pin_memory=pinned)
+        else:
+            self.tensor = torch.frombuffer(buffer, dtype=dtype).view(shape)
         self.layers: tuple[KVLayer, ...] = layer_views(self.tensor)
         """One view of the pool per layer, for the kernels."""
 
@@ -68,15 +80,10 @@ class KVCache:
         """The pool's size in bytes."""
         return self.num_blocks * self.layout.block_bytes
 
-    def block_bytes_view(self, block: BlockId, layers: LayerRange) -> memoryview:
-        """Return the bytes of a range of layers of one block, read-only and without a copy.
-
-        For pools in host memory.
-        """
-        assert 0 <= block < self.num_blocks, block
-        assert 0 <= layers.start < layers.end <= self.layout.layers, layers
-        flat = self.tensor[block, layers.start : layers.end].reshape(-1).view(torch.uint8)
-        view: memoryview = flat.numpy().data
+    @property
+    def memory(self) -> memoryview:
+        """The pool's bytes, read-only and without a copy; for pools in host memory."""
+        view: memoryview = self.tensor.view(-1).view(torch.uint8).numpy().data
         return view.toreadonly()
 
 

@@ -1,4 +1,4 @@
-"""Runs step plans: tensors in, forward pass, tokens out."""
+"""Runs step plans: copies between pools, the forward pass, sampling."""
 
 import threading
 import time
@@ -8,11 +8,12 @@ import torch
 
 from baton.core.errors import InternalError
 from baton.engine.step import LayerWatch, StepPlan, StepResult
-from baton.executor.batch import make_batch
 from baton.executor.kv_cache import KVCache, copy_blocks, make_layout
+from baton.executor.native_pass import NativePass
 from baton.executor.sampler import Sampler
-from baton.kernels.attention import Workspace
-from baton.models.decoder import Decoder
+from baton.executor.torch_pass import TorchPass
+from baton.models.loader import Model
+from baton.models.native import NativeDecoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class RunnerStats:
 class ModelRunner:
     """One model and one KV pool; `execute` blocks and is called by one thread at a time."""
 
-    def __init__(self, model: Decoder, kv: KVCache, host: KVCache | None = None) -> None:
+    def __init__(self, model: Model, kv: KVCache, host: KVCache | None = None) -> None:
         """`host` has the KV of preempted sequences; without it no plan may copy."""
         expected = make_layout(model.spec, kv.layout.block_size, model.dtype)
         assert kv.layout == expected, f"{kv.layout} is not {expected}"
@@ -38,7 +39,11 @@ class ModelRunner:
         self._model = model
         self._kv = kv
         self._host = host
-        self._workspace = Workspace()
+        self._pass: NativePass | TorchPass
+        if isinstance(model, NativeDecoder):
+            self._pass = NativePass(model, kv)
+        else:
+            self._pass = TorchPass(model, kv)
         self._sampler = Sampler()
         self._thread: int | None = None
         self._stats = RunnerStats(0, 0, 0, 0.0)
@@ -64,12 +69,7 @@ class ModelRunner:
         if self._host is not None:
             copy_blocks(self._kv, self._host, [(c.device, c.host) for c in plan.swap_out])
             copy_blocks(self._host, self._kv, [(c.host, c.device) for c in plan.swap_in])
-        windows = self._model.spec.windows
-        batch = make_batch(plan, self._kv.layout, self._kv.tensor.device, windows=windows)
-        # A block's slots past the sequence's end are masked, but NaN left there would come through.
-        self._kv.tensor.index_fill_(0, batch.fresh_blocks, 0)
-        logits = self._model.forward(batch.model, self._kv.layers, self._workspace, watch)
-        rows = batch.sampled
+        logits, rows = self._pass.compute(plan, watch)
         if rows and not torch.isfinite(logits.sum()):
             raise InternalError(f"step {plan.step}: the model's logits are not finite")
         tokens, logprobs = self._sampler.step(logits, rows)

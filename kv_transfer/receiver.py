@@ -18,6 +18,7 @@ from baton.core.errors import (
     Cancelled,
     DeadlineExceeded,
     HandoverError,
+    Incompatible,
     Unavailable,
     all_errors,
 )
@@ -28,13 +29,15 @@ from baton.core.handover import (
     FirstToken,
     Offer,
     Open,
+    Pulled,
     Received,
     Refused,
     ToDecode,
     ToPrefill,
+    Want,
 )
-from baton.core.kv_layout import KVLayout
 from baton.core.trace import HandoverTrace
+from baton.kv_transfer.plan import TokenRange, TransferPlan, readable_plan
 from baton.kv_transfer.timeline import Timeline
 
 # --- events ---------------------------------------------------------------------------------
@@ -110,6 +113,8 @@ class Connect:
     """Make the peer's memory readable; ends in Connected."""
 
     transport: bytes
+    plan: TransferPlan
+    """How KV gets from there to here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +131,21 @@ class Read:
 
     offer: Offer
     blocks: tuple[BlockRef, ...]
+    """Decode's, from the one for the first of `tokens` on."""
+    tokens: TokenRange
+    """What decode lacks, and finds in the offered blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Pin what the cache has of these blocks, and offer it to prefill."""
+
+    want: Want
+
+
+@dataclass(frozen=True, slots=True)
+class Unshare:
+    """Unpin it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +177,9 @@ class FencePassed:
     """Nothing of this attempt can be read or written any more."""
 
 
-ReceiverAction = Send | Connect | Reserve | Read | DropPeer | Land | Fail | FencePassed
+ReceiverAction = (
+    Send | Connect | Reserve | Read | Share | Unshare | DropPeer | Land | Fail | FencePassed
+)
 
 
 class ReceiverState(StrEnum):
@@ -177,14 +199,19 @@ _OVER = (ReceiverState.LANDED, ReceiverState.FAILED)
 class Receiver:
     """One attempt, seen from decode."""
 
-    def __init__(self, open_: Open, *, layout: KVLayout, config: HandoverConfig) -> None:
+    def __init__(self, open_: Open, *, config: HandoverConfig) -> None:
         self.state = ReceiverState.OPENING
         self.deadline = float("inf")
         """When to send Tick, on the clock of `now`."""
         self._open = open_
-        self._num_blocks = layout.blocks_for(len(open_.request.prompt))
-        self._layout = layout
+        self._layout = open_.layout.model
+        self._tokens = len(open_.request.prompt)
+        self._num_blocks = 0
+        """Of prefill's, that the prompt lies in; known once accepted."""
+        self._source_size = 0
+        """Tokens in one of them."""
         self._config = config
+        self._shared = False
         self._connected = False
         self._blocks: tuple[BlockRef, ...] | None = None
         self._cached = 0
@@ -257,16 +284,34 @@ class Receiver:
                 return self._accepted(message, now)
             case Offer():
                 return self._offered(message, now)
+            case Want():
+                return self._wanted(message, now)
+            case Pulled():
+                return [Unshare()]
             case Refused(code, text):
                 return self._fail(_refusal(code, text), now)
 
     def _accepted(self, message: Accepted, now: float) -> list[ReceiverAction]:
         if self.state is not ReceiverState.OPENING:
             return self._fail(HandoverError("prefill accepted twice"), now)
+        try:
+            plan = readable_plan(message.layout, self._open.layout)
+        except Incompatible as error:
+            return self._fail(error, now)
         self.state = ReceiverState.WAITING
+        self._source_size = plan.source.model.block_size
+        self._num_blocks = plan.source.model.blocks_for(self._tokens)
         self._times.accepted(now)
         self.deadline = now + self._config.offer_timeout_s
-        return [Connect(message.transport)]
+        return [Connect(message.transport, plan)]
+
+    def _wanted(self, want: Want, now: float) -> list[ReceiverAction]:
+        if self.state is not ReceiverState.WAITING or self._shared:
+            return self._fail(HandoverError("prefill wants KV at the wrong time"), now)
+        if want.attempt != self._open.attempt or want.end_block > self._open.cached_blocks:
+            return self._fail(HandoverError(f"{want} is more than was told of"), now)
+        self._shared = True
+        return [Share(want)]
 
     def _connection(self, error: BatonError | None, now: float) -> list[ReceiverAction]:
         if error is not None:
@@ -327,10 +372,10 @@ class Receiver:
     def _granted(
         self, blocks: tuple[BlockRef, ...], cached: int, now: float
     ) -> list[ReceiverAction]:
-        assert len(blocks) >= self._num_blocks, "a reservation is all or nothing"
+        assert len(blocks) >= self._layout.blocks_for(self._tokens), "all or nothing"
         self._blocks = blocks
         self._cached = cached
-        self._times.granted(now, cached)
+        self._times.granted(now, cached * self._layout.block_size // self._source_size)
         return self._go_on(now)
 
     def _go_on(self, now: float) -> list[ReceiverAction]:
@@ -352,12 +397,18 @@ class Receiver:
 
     def _read(self, offer: Offer, blocks: tuple[BlockRef, ...]) -> Read | None:
         """Return the read of what decode lacks of an offer, if it lacks anything."""
-        begin, end = offer.first_block, offer.first_block + len(offer.blocks)
-        begin += min(max(0, self._cached - begin), len(offer.blocks))
-        if begin == end:
+        theirs, ours = self._source_size, self._layout.block_size
+        start = max(offer.first_block * theirs, self._cached * ours)
+        end = min((offer.first_block + len(offer.blocks)) * theirs, self._tokens)
+        if start >= end:
             return None
-        lacking = offer.blocks[begin - offer.first_block :]
-        return Read(replace(offer, first_block=begin, blocks=lacking), blocks[begin:end])
+        first = start // theirs
+        lacking = offer.blocks[first - offer.first_block :]
+        return Read(
+            replace(offer, first_block=first, blocks=lacking),
+            blocks[start // ours : self._layout.blocks_for(end)],
+            TokenRange(start, end),
+        )
 
     def _read_ended(self, event: ReadEnded, now: float) -> list[ReceiverAction]:
         assert event.index in self._reading, f"read {event.index} ended twice"

@@ -1,7 +1,8 @@
 """Prefill's side of one attempt of one handover: event in, list of actions out.
 
     NEW ──Opened──▶ QUEUED ─────Started────▶ COMPUTING ──Sampled──▶ OFFERED ──Received──▶ ENDED
-                      └───────────── StreamEnded, Aborted, Failed, Tick ─────────────────────▶┘
+     │                ▲ └──────────── StreamEnded, Abort, Failed, Tick ─────────────────────▶┘
+     └──▶ PULLING ────┘ reads first what decode has of the prompt, if that is cheaper
 
 No clock but the one passed in, no I/O. Whatever ends it, the machine emits Release exactly once
 if a sequence was submitted, and End exactly once; after that every event is ignored.
@@ -13,20 +14,24 @@ from enum import StrEnum
 from baton.core.config import HandoverConfig
 from baton.core.errors import BatonError, DeadlineExceeded, HandoverError, Incompatible
 from baton.core.handover import (
-    PROTOCOL_VERSION,
     Abort,
     Accepted,
     BlockRef,
     FirstToken,
+    Offer,
     Open,
+    Pulled,
     Received,
     Refused,
     ToDecode,
+    Want,
 )
 from baton.core.ids import Attempt
-from baton.core.kv_layout import KVLayout, LayerRange
+from baton.core.kv_layout import LayerRange
 from baton.core.request import TokenLogprobs
 from baton.kv_transfer.layer_groups import min_offer_bytes
+from baton.kv_transfer.plan import TransferPlan, readable_plan
+from baton.kv_transfer.pull import blocks_to_pull
 
 # --- events ---------------------------------------------------------------------------------
 
@@ -36,6 +41,15 @@ class Opened:
     """The stream's first message."""
 
     message: Open
+    cached_blocks: int = 0
+    """Of the prompt, from the first, that the prefix cache has here."""
+    token_s: float | None = None
+    """What computing a token of a prompt takes here, if that was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class PullEnded:
+    """What was read from decode is in the cache, or it is given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +91,7 @@ class Sampled:
 class PeerSaid:
     """A later message of the stream."""
 
-    message: Received | Abort
+    message: Offer | Received | Abort
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +112,16 @@ class Tick:
 
 
 SenderEvent = (
-    Opened | Started | LayersReady | ChunkReady | Sampled | PeerSaid | StreamEnded | Failed | Tick
+    Opened
+    | PullEnded
+    | Started
+    | LayersReady
+    | ChunkReady
+    | Sampled
+    | PeerSaid
+    | StreamEnded
+    | Failed
+    | Tick
 )
 
 # --- actions --------------------------------------------------------------------------------
@@ -109,6 +132,13 @@ class Submit:
     """Queue the prompt in the engine and hold its blocks; its events follow, or Failed."""
 
     message: Open
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Read into the cache what decode offers; ends in PullEnded, however it goes."""
+
+    offer: Offer
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +172,14 @@ class End:
     outcome: str
 
 
-SenderAction = Submit | Send | SendOffer | Release | End
+SenderAction = Submit | Pull | Send | SendOffer | Release | End
 
 
 class SenderState(StrEnum):
     """Where the attempt stands."""
 
     NEW = "new"
+    PULLING = "pulling"
     QUEUED = "queued"
     COMPUTING = "computing"
     OFFERED = "offered"
@@ -162,7 +193,6 @@ class Sender:
         self,
         *,
         compatibility: str,
-        layout: KVLayout,
         accepted: Accepted,
         config: HandoverConfig,
         now: float,
@@ -173,11 +203,14 @@ class Sender:
         self.unread_since = float("inf")
         """When the last offer was made, while it is not received."""
         self._compatibility = compatibility
-        self._layout = layout
+        self._layout = accepted.layout.model
+        self._plan: TransferPlan | None = None
         self._accepted = accepted
         self._config = config
         self.min_offer_bytes = 0.0
         """KV in an offer at least, where it is not the last of a chunk; known once opened."""
+        self._open: Open | None = None
+        self._wanted_blocks = range(0)
         self._attempt = Attempt(0)
         self._prompt_tokens = 0
         self._opened_at = self._started_at = now
@@ -193,13 +226,21 @@ class Sender:
     def __repr__(self) -> str:
         return f"Sender({self.state}, offers={self._offers}, blocks={self._offered_blocks})"
 
+    @property
+    def plan(self) -> TransferPlan:
+        """How KV gets from here to decode; known once opened."""
+        assert self._plan is not None, "not opened"
+        return self._plan
+
     def handle(self, event: SenderEvent, now: float) -> list[SenderAction]:
         """Take one event at time `now` (seconds) and return what to do, in order."""
         if self.state is SenderState.ENDED:
             return []
         match event:
-            case Opened(message):
-                return self._opened(message, now)
+            case Opened():
+                return self._opened(event, now)
+            case PullEnded():
+                return self._pulled()
             case Started(cached_tokens, blocks):
                 return self._started(cached_tokens, blocks, now)
             case LayersReady(end, layers):
@@ -217,29 +258,70 @@ class Sender:
             case Tick():
                 return self._tick(now)
 
-    def _opened(self, message: Open, now: float) -> list[SenderAction]:
+    def _opened(self, event: Opened, now: float) -> list[SenderAction]:
+        message = event.message
         if self.state is not SenderState.NEW:
             return self._refuse(HandoverError("a handover stream was opened twice"))
-        if message.version != PROTOCOL_VERSION:
-            return self._refuse(
-                Incompatible(
-                    f"decode speaks handover protocol {message.version}, prefill {PROTOCOL_VERSION}"
-                )
-            )
         if message.compatibility != self._compatibility:
             return self._refuse(
                 Incompatible(
                     f"decode runs {message.compatibility}, prefill {self._compatibility}: "
-                    "model, revision, dtype and KV layout must be the same on both sides"
+                    "model, revision, compute dtype, rotation and KV shape must be the same"
                 )
             )
-        self.state = SenderState.QUEUED
-        self.deadline = float("inf")
+        try:
+            self._plan = readable_plan(self._accepted.layout, message.layout)
+        except Incompatible as error:
+            return self._refuse(error)
+        self._open = message
         self._attempt = message.attempt
         self._prompt_tokens = len(message.request.prompt)
         self.min_offer_bytes = min_offer_bytes(self._config, message.bytes_per_s)
         self._opened_at = self._started_at = now
-        return [Submit(message), Send(self._accepted)]
+        wanted = self._worth_pulling(event)
+        if not wanted:
+            return [self._queue(message), Send(self._accepted)]
+        self._wanted_blocks = wanted
+        self.state = SenderState.PULLING
+        self.deadline = now + self._config.read_timeout_s
+        want = Want(self._attempt, wanted.start, wanted.stop)
+        return [Send(self._accepted), Send(want)]
+
+    def _worth_pulling(self, event: Opened) -> range:
+        message = event.message
+        if message.layout != self._accepted.layout:
+            return range(0)  # what is read must land as it is
+        return blocks_to_pull(
+            self._config,
+            self._layout,
+            here=event.cached_blocks,
+            there=message.cached_blocks,
+            bytes_per_s=message.bytes_per_s,
+            token_s=event.token_s,
+        )
+
+    def _queue(self, message: Open) -> SenderAction:
+        self.state = SenderState.QUEUED
+        self.deadline = float("inf")
+        return Submit(message)
+
+    def _offered_to_us(self, offer: Offer) -> list[SenderAction]:
+        """Decode offers what we wanted, or has nothing of it any more, or is too late."""
+        if self._open is None or self.state is not SenderState.PULLING:
+            return [Send(Pulled(self._attempt))]
+        if not offer.blocks:
+            return [Send(Pulled(self._attempt)), self._queue(self._open)]
+        wanted = self._wanted_blocks
+        whole = offer.layers == self._layout.all_layers and offer.first is None
+        if offer.first_block != wanted.start or len(offer.blocks) > len(wanted) or not whole:
+            return self._refuse(HandoverError("decode offers what prefill did not want"))
+        self.deadline = float("inf")  # the read has deadlines of its own
+        return [Pull(offer)]
+
+    def _pulled(self) -> list[SenderAction]:
+        assert self._open is not None, "a pull before Open"
+        assert self.state is SenderState.PULLING, f"a pull in state {self.state}"
+        return [Send(Pulled(self._attempt)), self._queue(self._open)]
 
     def _started(
         self, cached_tokens: int, blocks: tuple[BlockRef, ...], now: float
@@ -251,7 +333,7 @@ class Sender:
         self._started_at = now
         self._cached_tokens = cached_tokens
         self._blocks = blocks
-        return self._offer(cached_tokens // self._layout.block_size, self._layout.layers)
+        return self._offer(self._complete_blocks(cached_tokens), self._layout.layers)
 
     def _layers_ready(self, end: int, layers: int) -> list[SenderAction]:
         """Offer what the chunk has so far, if that is enough for a read of its own."""
@@ -262,9 +344,13 @@ class Sender:
         return self._offer(upto, layers) if pending >= self.min_offer_bytes else []
 
     def _complete_blocks(self, end: int) -> int:
-        """Return the blocks that no later chunk writes, once the prompt is computed to `end`."""
-        whole = end >= self._prompt_tokens
-        return self._layout.blocks_for(end) if whole else end // self._layout.block_size
+        """Return the blocks that no later chunk writes, once the prompt is computed to `end`.
+
+        Where decode's blocks are larger: those that fill blocks of decode's.
+        """
+        if end >= self._prompt_tokens:
+            return self._layout.blocks_for(end)
+        return end // self.plan.offer_tokens * self.plan.offer_tokens // self._layout.block_size
 
     def _chunk_ready(self, end: int, blocks: tuple[BlockRef, ...]) -> list[SenderAction]:
         assert self.state is SenderState.COMPUTING, f"a chunk in state {self.state}"
@@ -316,9 +402,11 @@ class Sender:
             self._offered_blocks, self._offered_layers = upto, 0
         return [offer]
 
-    def _peer_said(self, message: Received | Abort) -> list[SenderAction]:
+    def _peer_said(self, message: Offer | Received | Abort) -> list[SenderAction]:
         if message.attempt != self._attempt:
             return []  # about an attempt that is not this stream's
+        if isinstance(message, Offer):
+            return self._offered_to_us(message)
         if isinstance(message, Abort):
             return self._end("cancelled")
         if self.state is not SenderState.OFFERED:
@@ -328,6 +416,9 @@ class Sender:
     def _tick(self, now: float) -> list[SenderAction]:
         if now < self.deadline:
             return []
+        if self.state is SenderState.PULLING:
+            assert self._open is not None, "a pull before Open"
+            return [self._queue(self._open)]  # decode says nothing: compute it
         what = "an Open" if self.state is SenderState.NEW else "the offered KV to be read"
         return self._refuse(DeadlineExceeded(f"prefill waited too long for {what}"))
 

@@ -12,7 +12,7 @@ Only the reader acts: the owner of the memory posts nothing and is told nothing.
 import asyncio
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -36,6 +36,8 @@ class Region:
     """In bytes."""
     keepalive: object
     """Owns the memory; held until the transport is closed."""
+    fd: int | None = None
+    """Descriptor of exactly this memory, if others may map it; see shm/memory.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,9 @@ class TransferReport:
     seconds: float
     """From `read` until the last byte was in place."""
     transport: str
-    """What carried its largest read, as the library itself says: `cma`, `tcp`, `rc_mlx5`,
-    `cuda_ipc`…; several are joined by `+`; `none` if there was nothing to read."""
+    """What carried its largest read: `shm` (memory mapped by the reader), `shm-cma` (copied by the
+    kernel), `tcp`; over UCX what it says itself: `cma`, `tcp`, `rc_mlx5`, `cuda_ipc`…, several
+    joined by `+`; `none` if there was nothing to read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,8 @@ class TransportStats:
     transfers_done: int
     transfers_failed: int
     peers: int
+    fallbacks: int = 0
+    """How often another way than the preferred one was taken."""
 
 
 class Transfer:
@@ -119,6 +124,17 @@ class Transfer:
         """
         return await asyncio.shield(self._future)
 
+    def then(self, callback: Callable[[TransferReport | TransportError], None]) -> None:
+        """Call `callback` in the event loop with the outcome, once the transfer has completed."""
+
+        def call(future: "asyncio.Future[TransferReport]") -> None:
+            if not future.cancelled():
+                error = future.exception()
+                assert error is None or isinstance(error, TransportError)
+                callback(future.result() if error is None else error)
+
+        self._future.add_done_callback(call)
+
     def finish(self, transport: str, error: TransportError | None = None) -> None:
         """Complete the transfer; for the transport only, once, from any thread."""
         assert not self._completed, self
@@ -149,7 +165,7 @@ class Transport(Protocol):
 
     @property
     def name(self) -> str:
-        """The kind: `ucx` or `inproc`; both sides must be of one kind."""
+        """The kind: `ucx`, `shm`, `tcp`, `loopback`…; both sides must be of one kind."""
 
     def metadata(self) -> bytes:
         """Return what another process needs to read this one's region."""
@@ -254,22 +270,20 @@ def checked_runs(runs: Iterable[Run], local_length: int, remote_length: int) -> 
     Raises TransportError if a run leaves the local or the remote region.
     """
     merged: list[Run] = []
+    begin_local = begin_remote = end_local = end_remote = -1
     for run in runs:
-        for side, offset, limit in (
-            ("local", run.local_offset, local_length),
-            ("remote", run.remote_offset, remote_length),
-        ):
-            if run.length <= 0 or offset < 0 or offset + run.length > limit:
-                raise TransportError(f"{run} leaves the {side} region of {limit} bytes")
-        last = merged[-1] if merged else None
-        if (
-            last is not None
-            and last.local_offset + last.length == run.local_offset
-            and last.remote_offset + last.length == run.remote_offset
-        ):
-            merged[-1] = Run(last.local_offset, last.remote_offset, last.length + run.length)
+        local, remote, length = run.local_offset, run.remote_offset, run.length
+        if length <= 0 or local < 0 or local + length > local_length:
+            raise TransportError(f"{run} leaves the local region of {local_length} bytes")
+        if remote < 0 or remote + length > remote_length:
+            raise TransportError(f"{run} leaves the remote region of {remote_length} bytes")
+        if local == end_local and remote == end_remote:
+            length += local - begin_local
+            merged[-1] = Run(begin_local, begin_remote, length)
         else:
+            begin_local, begin_remote = local, remote
             merged.append(run)
+        end_local, end_remote = begin_local + length, begin_remote + length
     return merged
 
 

@@ -23,14 +23,25 @@ class Decoder:
     """A model with frozen weights."""
 
     def __init__(
-        self, spec: ModelSpec, checkpoint: Checkpoint, *, dtype: str, threads: int
+        self,
+        spec: ModelSpec,
+        checkpoint: Checkpoint,
+        *,
+        dtype: str,
+        threads: int,
+        why: str = "as asked for",
     ) -> None:
-        """Take all tensors of the checkpoint; raises InvalidConfig that names what is not right."""
+        """Take all tensors of the checkpoint; raises InvalidConfig that names what is not right.
+
+        `why` tells the user why torch computes this model.
+        """
         decoder = spec.decoder
         self.spec = spec
         self.dtype = dtype
         self.threads = threads
         """CPU threads of a forward pass; torch counts them per calling thread."""
+        self.executor = f"torch ({why})"
+        """Which executor this is, in words."""
         shape = (spec.vocab_size, spec.hidden)
         self._embedding = checkpoint.take("model.embed_tokens.weight", *shape)
         self._layers = [

@@ -58,6 +58,10 @@ class Checkpoint:
         """
         return self._read(name, shape, _FLOATS).to(self.dtype)
 
+    def take_stored(self, name: str, *shape: int) -> Tensor:
+        """Return a tensor as it is on disk, mapped; raises as `take` does."""
+        return self._read(name, shape, _FLOATS)
+
     def take_bytes(self, name: str, *shape: int) -> Tensor:
         """Return a tensor of bytes, as `take` does."""
         return self._read(name, shape, {"U8": torch.uint8})
@@ -75,6 +79,16 @@ class Checkpoint:
         self._taken.add(name)
         tensor: Tensor = file.get_tensor(name)
         return tensor
+
+    def take_parts(
+        self, whole: str, parts: Sequence[tuple[str, int]], *, width: int, bias: bool
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Return what `take_fused` does, the matrices as they are on disk and not joined."""
+        if f"{whole}.weight" in self:
+            parts = [(whole, sum(count for _, count in parts))]
+        weights = [self.take_stored(f"{name}.weight", rows, width) for name, rows in parts]
+        biases = [(f"{name}.bias", (rows,)) for name, rows in parts]
+        return weights, self._join(biases) if bias else None
 
     def take_fused(
         self, whole: str, parts: Sequence[tuple[str, int]], *, width: int, bias: bool

@@ -8,6 +8,7 @@ import grpc
 from baton.core.clock import Clock
 from baton.core.handover import Accepted, ToDecode
 from baton.core.log import get_logger
+from baton.core.sharded_layout import ShardedLayout
 from baton.executor.instance import Instance
 from baton.kv_transfer.sender import Sender
 from baton.prefill_worker.session import HandoverSession, SessionTable
@@ -48,8 +49,11 @@ class PrefillService(pb_grpc.PrefillServicer):
         instance = self._instance
         return Sender(
             compatibility=instance.compatibility,
-            layout=instance.layout,
-            accepted=Accepted(instance.incarnation, instance.transport.metadata()),
+            accepted=Accepted(
+                instance.incarnation,
+                ShardedLayout(instance.layout),
+                instance.transport.metadata(),
+            ),
             config=instance.config.handover,
             now=self._clock(),
         )

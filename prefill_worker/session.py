@@ -4,19 +4,27 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from baton.core.clock import Clock
-from baton.core.errors import BatonError, InternalError
+from baton.core.errors import BatonError, DeadlineExceeded, InternalError
 from baton.core.handover import Abort, Offer, OfferedBlock, Open, Received, ToDecode, ToPrefill
 from baton.core.ids import SeqId
 from baton.core.log import get_logger
-from baton.engine.step import ChunkComputed, EngineEvent, StepPlan, TokenSampled
+from baton.core.moving_average import MovingAverage
+from baton.core.sharded_layout import Rank
+from baton.core.tasks import TaskSet
+from baton.engine.step import ChunkComputed, EngineEvent, Reserved, StepPlan, TokenSampled
 from baton.executor.instance import Instance
 from baton.kv_transfer import sender as machine
 from baton.kv_transfer.digest import DigestKey
 from baton.kv_transfer.layer_groups import group_ends
 from baton.kv_transfer.sender import Sender, SenderAction, SenderEvent, SenderState
+from baton.prefill_worker.prefix_pull import PrefixPull, PullTable
 
 _QUEUE = 4096
 """Events of one stream: one per group of layers of a chunk, and the few messages of the peer."""
+_UNREAD = 16
+"""Messages of decode among them; the stream holds back what comes faster than it is handled."""
+_WRITE_TIMEOUT_S = 10.0
+"""For decode to take a message off our hands."""
 
 _log = get_logger("prefill")
 
@@ -40,6 +48,9 @@ class HandoverSession:
         self._write = write
         self._clock = clock
         self._events: asyncio.Queue[SenderEvent] = asyncio.Queue(_QUEUE)
+        self._unread = asyncio.Semaphore(_UNREAD)
+        self._limit = asyncio.timeout(None)
+        self._open: Open | None = None
         self._digests: DigestKey | None = None
         self._seq_id: SeqId | None = None
 
@@ -57,16 +68,24 @@ class HandoverSession:
         return self._sender.unread_since
 
     def post(self, event: SenderEvent) -> None:
-        """Take an event of the engine."""
-        self._events.put_nowait(event)
+        """Take an event of the engine; a session that is far behind is given up."""
+        try:
+            self._events.put_nowait(event)
+        except asyncio.QueueFull:
+            # Once only: a limit that is expiring, or over, cannot be changed.
+            if self._limit.when() is None and self._sender.state is not SenderState.ENDED:
+                self._limit.reschedule(asyncio.get_running_loop().time())
 
     async def run(self, incoming: AsyncIterator[ToPrefill]) -> None:
         """Serve the stream until the machine has ended; gives everything back in any case."""
         reader = asyncio.create_task(self._pump(incoming))
         try:
-            while self._sender.state is not SenderState.ENDED:
-                for action in self._sender.handle(await self._next_event(), self._clock()):
-                    await self._perform(action)
+            async with self._limit:
+                while self._sender.state is not SenderState.ENDED:
+                    for action in self._sender.handle(await self._next_event(), self._clock()):
+                        await self._perform(action)
+        except TimeoutError:  # decode takes nothing off our hands
+            self.outcome = DeadlineExceeded.code
         finally:
             reader.cancel()
             self._sender.handle(machine.StreamEnded(), self._clock())
@@ -75,26 +94,42 @@ class HandoverSession:
     async def _pump(self, incoming: AsyncIterator[ToPrefill]) -> None:
         try:
             async for message in incoming:
-                await self._events.put(_event_of(message))
+                await self._unread.acquire()
+                self.post(self._event_of(message))
         except BatonError as error:  # a malformed message
-            await self._events.put(machine.Failed(error))
+            self.post(machine.Failed(error))
         else:
-            await self._events.put(machine.StreamEnded())
+            self.post(machine.StreamEnded())
+
+    def _event_of(self, message: ToPrefill) -> SenderEvent:
+        match message:
+            case Open(request=request):
+                self._open = message
+                known = self._instance.engine.known_tokens(request)
+                blocks = known // self._instance.layout.block_size
+                return machine.Opened(message, blocks, self._table.token_s.value)
+            case Offer() | Received() | Abort():
+                return machine.PeerSaid(message)
 
     async def _next_event(self) -> SenderEvent:
         wait_s = self._sender.deadline - self._clock()
         try:
             async with asyncio.timeout(wait_s if wait_s != float("inf") else None):
-                return await self._events.get()
+                event = await self._events.get()
         except TimeoutError:
             return machine.Tick()
+        if isinstance(event, machine.Opened | machine.PeerSaid):
+            self._unread.release()
+        return event
 
     async def _perform(self, action: SenderAction) -> None:
         match action:
             case machine.Submit():
                 self._submit(action)
+            case machine.Pull(offer):
+                self._pull(offer)
             case machine.Send(message):
-                await self._write(message)
+                await self._send(message)
             case machine.SendOffer():
                 await self._send_offer(action)
             case machine.Release():
@@ -105,10 +140,10 @@ class HandoverSession:
     def _submit(self, action: machine.Submit) -> None:
         message = action.message
         self._digests = DigestKey(
+            self._sender.plan,
             compatibility=message.compatibility,
             ticket=message.ticket,
             prompt=message.request.prompt,
-            block_size=self._instance.layout.block_size,
         )
         try:
             self._seq_id = self._instance.engine.submit(message.request, hold=True)
@@ -117,9 +152,15 @@ class HandoverSession:
             return
         self._table[self._seq_id] = self
 
+    def _pull(self, offer: Offer) -> None:
+        assert self._open is not None, "a pull before Open"
+        pull = PrefixPull(self._instance, self._open, offer, self._table.pulls)
+        task = self._table.tasks.start(pull.run())
+        task.add_done_callback(lambda _: self.post(machine.PullEnded()))
+
     async def _send_offer(self, action: machine.SendOffer) -> None:
         offered = await asyncio.to_thread(self._digest, action)
-        await self._write(
+        await self._send(
             Offer(
                 attempt=action.attempt,
                 index=action.index,
@@ -130,21 +171,16 @@ class HandoverSession:
             )
         )
 
+    async def _send(self, message: ToDecode) -> None:
+        async with asyncio.timeout(_WRITE_TIMEOUT_S):
+            await self._write(message)
+
     def _digest(self, action: machine.SendOffer) -> tuple[OfferedBlock, ...]:
         assert self._digests is not None, "an offer before Open"
-        kv = self._instance.kv
-        return tuple(
-            OfferedBlock(
-                ref,
-                self._digests.digest(
-                    action.first_block + i,
-                    ref,
-                    action.layers,
-                    kv.block_bytes_view(ref.block, action.layers),
-                ),
-            )
-            for i, ref in enumerate(action.blocks)
+        digests = self._digests.offered(
+            Rank(), action.layers, action.first_block, action.blocks, self._instance.kv.memory
         )
+        return tuple(map(OfferedBlock, action.blocks, digests))
 
     def _release(self) -> None:
         if self._seq_id is not None:
@@ -159,10 +195,21 @@ class SessionTable(dict[SeqId, HandoverSession]):
     instance: Instance | None = None
     """Set once it is there; no step runs before."""
 
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.tasks = TaskSet()
+        """Pulls outlive their sessions, to pass their fence."""
+        self.pulls = PullTable()
+        self.token_s = MovingAverage()
+        """What computing a token of a prompt takes."""
+        self._clock = clock
+        self._under_way: tuple[float, int] | None = None
+
     def step_started(self, plan: StepPlan) -> Sequence[int]:
         """A step is about to run; return after which layers `layers_done` is to be called."""
         assert self.instance is not None, "a step before the instance was there"
         layout = self.instance.layout
+        self._under_way = self._clock(), plan.num_tokens
         ends: tuple[int, ...] = ()
         for scheduled in plan.sequences:
             session = self.get(scheduled.seq_id)
@@ -184,11 +231,17 @@ class SessionTable(dict[SeqId, HandoverSession]):
     def step_done(self, events: Sequence[EngineEvent]) -> None:
         """A step has run."""
         assert self.instance is not None, "a step before the instance was there"
+        if self._under_way is not None and not self.instance.engine.in_step:
+            started, tokens = self._under_way
+            self._under_way = None
+            self.token_s.add((self._clock() - started) / tokens)
         for event in events:
             session = self.get(event.seq_id)
             match event:
                 case ChunkComputed(seq_id, end) if session:
                     session.post(machine.ChunkReady(end, self.instance.engine.blocks(seq_id)))
+                case Reserved():
+                    self.pulls.granted(event)
                 case TokenSampled() if session:
                     session.post(machine.Sampled(event.token, event.logprobs))
 
@@ -199,11 +252,3 @@ class SessionTable(dict[SeqId, HandoverSession]):
         for seq_id in seq_ids:
             if seq_id in self:
                 self[seq_id].post(machine.Failed(lost))
-
-
-def _event_of(message: ToPrefill) -> SenderEvent:
-    match message:
-        case Open():
-            return machine.Opened(message)
-        case Received() | Abort():
-            return machine.PeerSaid(message)

@@ -9,6 +9,9 @@ from baton.prefill_worker.service import PrefillService
 from baton.prefill_worker.session import SessionTable
 from baton.proto import worker_pb2_grpc as pb_grpc
 
+_DRAIN_S = 15.0
+"""For pulls to pass their fence when the worker closes."""
+
 
 class PrefillWorker(Worker[SessionTable]):
     """One running prefill instance."""
@@ -22,14 +25,16 @@ class PrefillWorker(Worker[SessionTable]):
     @classmethod
     def new_listener(cls) -> SessionTable:
         """See Worker."""
-        return SessionTable()
+        return SessionTable(monotonic)
 
     def register(self, server: grpc.aio.Server) -> None:
         """See Worker."""
         pb_grpc.add_PrefillServicer_to_server(self._service, server)
 
     async def drain(self) -> None:
-        """See Worker: every session ends with its stream, and the server has ended those."""
+        """See Worker: sessions have ended with their streams; pulls may have a fence to pass."""
+        await self._table.tasks.drain(_DRAIN_S)
+        self._table.tasks.check()
 
     def problems(self) -> list[str]:
         """See Worker."""
@@ -43,9 +48,16 @@ class PrefillWorker(Worker[SessionTable]):
 
     def check(self) -> None:
         """See Worker."""
-        self.instance.check(idle=not self._table)
+        self.instance.check(idle=not self._table and not self._table.tasks)
 
     def stats(self) -> dict[str, float | int | str]:
         """Return the instance's counters, and how handovers ended."""
         outcomes = {f"handover_{name}": n for name, n in self._service.outcomes.items()}
-        return {**self.instance.stats(), "sessions": len(self._table), **outcomes}
+        return {
+            **self.instance.stats(),
+            "sessions": len(self._table),
+            "tasks": len(self._table.tasks),
+            "blocks_pulled": self._table.pulls.blocks,
+            "pulls_wrong": self._table.pulls.wrong,
+            **outcomes,
+        }

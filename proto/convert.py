@@ -8,8 +8,9 @@ field that was never set looks like 0 or "": what may not be that is checked.
 import math
 from dataclasses import fields
 
-from baton.core.errors import BatonError, HandoverError, InvalidRequest, show
+from baton.core.errors import BatonError, HandoverError, Incompatible, InvalidRequest, show
 from baton.core.handover import (
+    PROTOCOL_VERSION,
     Abort,
     Accepted,
     BlockRef,
@@ -17,10 +18,12 @@ from baton.core.handover import (
     Offer,
     OfferedBlock,
     Open,
+    Pulled,
     Received,
     Refused,
     ToDecode,
     ToPrefill,
+    Want,
 )
 from baton.core.hashing import HASH_BYTES
 from baton.core.ids import Attempt, BlockId, Epoch, Incarnation, InstanceId, RequestId, Ticket
@@ -28,6 +31,7 @@ from baton.core.kv_layout import LayerRange
 from baton.core.request import PRIORITY_LEVELS, GenerateRequest
 from baton.core.trace import HandoverTrace
 from baton.proto import worker_pb2 as pb
+from baton.proto.convert_layout import layout_core, layout_proto
 from baton.proto.convert_sampling import (
     logprobs_core,
     logprobs_proto,
@@ -100,6 +104,8 @@ def to_prefill_proto(message: ToPrefill) -> pb.ToPrefill:
     match message:
         case Open():
             return pb.ToPrefill(open=_open_proto(message))
+        case Offer():
+            return pb.ToPrefill(offer=_offer_proto(message))
         case Received():
             return pb.ToPrefill(received=pb.Received(attempt=message.attempt))
         case Abort():
@@ -107,26 +113,39 @@ def to_prefill_proto(message: ToPrefill) -> pb.ToPrefill:
 
 
 def to_prefill_core(message: pb.ToPrefill) -> ToPrefill:
-    """Take what decode says off the wire; HandoverError or InvalidRequest if malformed."""
+    """Take what decode says off the wire; HandoverError or InvalidRequest if malformed.
+
+    Incompatible, with both versions, if decode speaks another one.
+    """
     match message.WhichOneof("message"):
         case "open":
             return _open_core(message.open)
+        case "offer":
+            return _offer_core(message.offer)
         case "received":
             return Received(Attempt(message.received.attempt))
         case "abort":
             return Abort(Attempt(message.abort.attempt), message.abort.reason)
         case _:
-            raise _malformed("ToPrefill.message", None, "open, received or abort")
+            raise _malformed("ToPrefill.message", None, "open, offer, received or abort")
 
 
 def to_decode_proto(message: ToDecode) -> pb.ToDecode:
     """Put what prefill says to decode on the wire."""
     match message:
         case Accepted():
-            accepted = pb.Accepted(incarnation=message.incarnation, transport=message.transport)
+            accepted = pb.Accepted(
+                incarnation=message.incarnation,
+                transport=message.transport,
+                layout=layout_proto(message.layout),
+            )
             return pb.ToDecode(accepted=accepted)
         case Offer():
             return pb.ToDecode(offer=_offer_proto(message))
+        case Want(attempt, first, end):
+            return pb.ToDecode(want=pb.Want(attempt=attempt, first_block=first, end_block=end))
+        case Pulled(attempt):
+            return pb.ToDecode(pulled=pb.Pulled(attempt=attempt))
         case Refused():
             return pb.ToDecode(refused=pb.Refused(code=message.code, message=message.message))
 
@@ -136,15 +155,24 @@ def to_decode_core(message: pb.ToDecode) -> ToDecode:
     match message.WhichOneof("message"):
         case "accepted":
             incarnation = _incarnation("Accepted.incarnation", message.accepted.incarnation)
-            return Accepted(incarnation, message.accepted.transport)
+            layout = layout_core("Accepted.layout", message.accepted.layout)
+            return Accepted(incarnation, layout, message.accepted.transport)
         case "offer":
             return _offer_core(message.offer)
+        case "want":
+            want = message.want
+            if want.first_block >= want.end_block:
+                blocks = (want.first_block, want.end_block)
+                raise _malformed("Want.blocks", blocks, "a start below its end")
+            return Want(Attempt(want.attempt), want.first_block, want.end_block)
+        case "pulled":
+            return Pulled(Attempt(message.pulled.attempt))
         case "refused":
             if not message.refused.code:
                 raise _malformed("Refused.code", "", "a code of core/errors.py")
             return Refused(message.refused.code, message.refused.message)
         case _:
-            raise _malformed("ToDecode.message", None, "accepted, offer or refused")
+            raise _malformed("ToDecode.message", None, "accepted, want, pulled, offer or refused")
 
 
 def _open_proto(message: Open) -> pb.Open:
@@ -157,10 +185,17 @@ def _open_proto(message: Open) -> pb.Open:
         attempt=message.attempt,
         request=request_proto(message.request),
         bytes_per_s=message.bytes_per_s,
+        layout=layout_proto(message.layout),
+        cached_blocks=message.cached_blocks,
+        transport=message.transport,
     )
 
 
 def _open_core(message: pb.Open) -> Open:
+    if message.version != PROTOCOL_VERSION:  # before the fields, which it may not share
+        raise Incompatible(
+            f"decode speaks handover protocol {message.version}, prefill {PROTOCOL_VERSION}"
+        )
     if len(message.ticket) != TICKET_BYTES:
         raise _malformed("Open.ticket", message.ticket, f"{TICKET_BYTES} bytes")
     if not message.decode_instance:
@@ -172,12 +207,15 @@ def _open_core(message: pb.Open) -> Open:
     return Open(
         version=message.version,
         compatibility=message.compatibility,
+        layout=layout_core("Open.layout", message.layout),
         decode_instance=InstanceId(message.decode_instance),
         decode_incarnation=_incarnation("Open.decode_incarnation", message.decode_incarnation),
         ticket=Ticket(message.ticket),
         attempt=Attempt(message.attempt),
         request=request_core(message.request),
         bytes_per_s=message.bytes_per_s,
+        cached_blocks=message.cached_blocks,
+        transport=message.transport,
     )
 
 
@@ -235,8 +273,9 @@ def _first_core(first: pb.FirstToken) -> FirstToken:
 
 
 def _offered_block_core(message: pb.OfferedBlock) -> OfferedBlock:
-    if len(message.digest) != HASH_BYTES:
-        raise _malformed("OfferedBlock.digest", message.digest, f"{HASH_BYTES} bytes")
+    if not message.digest or len(message.digest) % HASH_BYTES:
+        allowed = f"{HASH_BYTES} bytes for each unit"
+        raise _malformed("OfferedBlock.digest", message.digest, allowed)
     ref = BlockRef(BlockId(message.block), Epoch(message.epoch))
     return OfferedBlock(ref, message.digest)
 

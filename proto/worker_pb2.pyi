@@ -195,27 +195,33 @@ class HandoverTrace(_message.Message):
     def __init__(self, prefill_instance: _Optional[str] = ..., attempt: _Optional[int] = ..., outcome: _Optional[str] = ..., handshake_s: _Optional[float] = ..., queue_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., allocation_wait_s: _Optional[float] = ..., transfer_s: _Optional[float] = ..., exposed_s: _Optional[float] = ..., admission_wait_s: _Optional[float] = ..., chunks: _Optional[int] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., transport: _Optional[str] = ..., cached_tokens: _Optional[int] = ..., blocks_saved: _Optional[int] = ...) -> None: ...
 
 class ToPrefill(_message.Message):
-    __slots__ = ("open", "received", "abort")
+    __slots__ = ("open", "received", "abort", "offer")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
+    OFFER_FIELD_NUMBER: _ClassVar[int]
     open: Open
     received: Received
     abort: Abort
-    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., received: _Optional[_Union[Received, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ...) -> None: ...
+    offer: Offer
+    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., received: _Optional[_Union[Received, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ...) -> None: ...
 
 class ToDecode(_message.Message):
-    __slots__ = ("accepted", "offer", "refused")
+    __slots__ = ("accepted", "offer", "refused", "want", "pulled")
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     OFFER_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    WANT_FIELD_NUMBER: _ClassVar[int]
+    PULLED_FIELD_NUMBER: _ClassVar[int]
     accepted: Accepted
     offer: Offer
     refused: Refused
-    def __init__(self, accepted: _Optional[_Union[Accepted, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ...) -> None: ...
+    want: Want
+    pulled: Pulled
+    def __init__(self, accepted: _Optional[_Union[Accepted, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., want: _Optional[_Union[Want, _Mapping]] = ..., pulled: _Optional[_Union[Pulled, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("version", "compatibility", "decode_instance", "decode_incarnation", "ticket", "attempt", "request", "bytes_per_s")
+    __slots__ = ("version", "compatibility", "decode_instance", "decode_incarnation", "ticket", "attempt", "request", "bytes_per_s", "layout", "cached_blocks", "transport")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     COMPATIBILITY_FIELD_NUMBER: _ClassVar[int]
     DECODE_INSTANCE_FIELD_NUMBER: _ClassVar[int]
@@ -224,6 +230,9 @@ class Open(_message.Message):
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    CACHED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     version: int
     compatibility: str
     decode_instance: str
@@ -232,15 +241,40 @@ class Open(_message.Message):
     attempt: int
     request: Request
     bytes_per_s: float
-    def __init__(self, version: _Optional[int] = ..., compatibility: _Optional[str] = ..., decode_instance: _Optional[str] = ..., decode_incarnation: _Optional[int] = ..., ticket: _Optional[bytes] = ..., attempt: _Optional[int] = ..., request: _Optional[_Union[Request, _Mapping]] = ..., bytes_per_s: _Optional[float] = ...) -> None: ...
+    layout: ShardedLayout
+    cached_blocks: int
+    transport: bytes
+    def __init__(self, version: _Optional[int] = ..., compatibility: _Optional[str] = ..., decode_instance: _Optional[str] = ..., decode_incarnation: _Optional[int] = ..., ticket: _Optional[bytes] = ..., attempt: _Optional[int] = ..., request: _Optional[_Union[Request, _Mapping]] = ..., bytes_per_s: _Optional[float] = ..., layout: _Optional[_Union[ShardedLayout, _Mapping]] = ..., cached_blocks: _Optional[int] = ..., transport: _Optional[bytes] = ...) -> None: ...
+
+class ShardedLayout(_message.Message):
+    __slots__ = ("layers", "kv_heads", "block_size", "head_dim", "dtype", "parts", "tp", "stages")
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    KV_HEADS_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    HEAD_DIM_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    TP_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    layers: int
+    kv_heads: int
+    block_size: int
+    head_dim: int
+    dtype: str
+    parts: int
+    tp: int
+    stages: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, layers: _Optional[int] = ..., kv_heads: _Optional[int] = ..., block_size: _Optional[int] = ..., head_dim: _Optional[int] = ..., dtype: _Optional[str] = ..., parts: _Optional[int] = ..., tp: _Optional[int] = ..., stages: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Accepted(_message.Message):
-    __slots__ = ("incarnation", "transport")
+    __slots__ = ("incarnation", "transport", "layout")
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
     incarnation: int
     transport: bytes
-    def __init__(self, incarnation: _Optional[int] = ..., transport: _Optional[bytes] = ...) -> None: ...
+    layout: ShardedLayout
+    def __init__(self, incarnation: _Optional[int] = ..., transport: _Optional[bytes] = ..., layout: _Optional[_Union[ShardedLayout, _Mapping]] = ...) -> None: ...
 
 class Offer(_message.Message):
     __slots__ = ("attempt", "index", "layer_start", "layer_end", "first_block", "blocks", "first")
@@ -285,6 +319,22 @@ class FirstToken(_message.Message):
     cached_tokens: int
     logprobs: TokenLogprobs
     def __init__(self, token: _Optional[int] = ..., queue_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., chunks: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., logprobs: _Optional[_Union[TokenLogprobs, _Mapping]] = ...) -> None: ...
+
+class Want(_message.Message):
+    __slots__ = ("attempt", "first_block", "end_block")
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    FIRST_BLOCK_FIELD_NUMBER: _ClassVar[int]
+    END_BLOCK_FIELD_NUMBER: _ClassVar[int]
+    attempt: int
+    first_block: int
+    end_block: int
+    def __init__(self, attempt: _Optional[int] = ..., first_block: _Optional[int] = ..., end_block: _Optional[int] = ...) -> None: ...
+
+class Pulled(_message.Message):
+    __slots__ = ("attempt",)
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    attempt: int
+    def __init__(self, attempt: _Optional[int] = ...) -> None: ...
 
 class Refused(_message.Message):
     __slots__ = ("code", "message")

@@ -8,14 +8,12 @@ from typing import TypeVar
 from fastapi import Request
 from starlette.exceptions import HTTPException
 
-from baton.api.validate import Call, ServedModel
+from baton.api.validate import INLINE_BYTES, Call, ServedModel
 from baton.core.errors import InvalidRequest
 
 MAX_BODY_BYTES = 4 << 20
 BODY_TIMEOUT_S = 30.0
 """For the whole body to arrive."""
-_INLINE_BYTES = 16 << 10
-"""What is larger is checked and tokenised in a thread, so that it does not hold up others."""
 
 Result = TypeVar("Result")
 
@@ -32,7 +30,7 @@ async def read_call(
     def parse_and_check() -> Call:
         return check(_parse(raw), model)
 
-    if len(raw) <= _INLINE_BYTES:
+    if len(raw) <= INLINE_BYTES:
         return parse_and_check()
     return await asyncio.to_thread(parse_and_check)
 

@@ -24,7 +24,7 @@ from baton.models.decoder_spec import LatentAttentionSpec
 from baton.models.weights import Checkpoint
 
 # The norms within have an epsilon of their own, whatever the config says of the others.
-_EPS = 1e-6
+NORM_EPS = 1e-6
 
 
 class LatentAttention:
@@ -40,7 +40,7 @@ class LatentAttention:
         if spec.query_rank is not None:
             down = _matrix(checkpoint, f"{prefix}q_a_proj", (spec.query_rank, hidden), spec.bias)
             norm = checkpoint.take(f"{prefix}q_a_layernorm.weight", spec.query_rank)
-            self._squeeze = Linear(*down), Norm(norm, _EPS)
+            self._squeeze = Linear(*down), Norm(norm, NORM_EPS)
             name, width = f"{prefix}q_b_proj", spec.query_rank
         rows = spec.heads * (spec.nope_dim + spec.rope_dim)
         q = checkpoint.take(f"{name}.weight", rows, width).view(spec.heads, -1, width)
@@ -51,7 +51,7 @@ class LatentAttention:
             bias = _halves(bias[:, None], spec.rope_dim, spec.interleaved)[:, 0]
         self._kv = Linear(_halves(kv, spec.rope_dim, spec.interleaved), bias)
         norm = checkpoint.take(f"{prefix}kv_a_layernorm.weight", spec.kv_rank)
-        self._kv_norm = Norm(norm, _EPS)
+        self._kv_norm = Norm(norm, NORM_EPS)
         self._absorb(checkpoint, prefix)
         width = spec.heads * spec.value_dim
         self._out = Linear(*_matrix(checkpoint, f"{prefix}o_proj", (hidden, width), spec.bias))

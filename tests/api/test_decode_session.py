@@ -107,3 +107,22 @@ async def test_an_instance_that_does_not_answer_at_all_is_waited_for_only_so_lon
         assert gateway.health() == ["no decode instance is ready"]
     gateway.check()
     silent.close()
+
+
+async def test_an_instance_that_leaves_while_it_is_connected_to_holds_up_nobody(
+    make_gateway, board, leader, until
+):
+    connected = asyncio.Event()
+    silent = await asyncio.start_server(lambda reader, writer: connected.set(), "127.0.0.1", 0)
+    host, port = silent.sockets[0].getsockname()
+    board.publish(Membership(2, (replace(leader.info(), address=f"{host}:{port}"),)))
+    gateway = make_gateway(connect_timeout_s=600)
+    starting = asyncio.create_task(gateway.start())
+    async with asyncio.timeout(SOON):
+        await connected.wait()
+        board.publish(Membership(3, ()))
+        await starting
+        await until(lambda: not gateway.stats().sessions)
+    await gateway.close()
+    gateway.check()
+    silent.close()

@@ -1,10 +1,13 @@
 import asyncio
+import contextlib
+import threading
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from baton.api import grpc_service
 from baton.api.client import Chunk, Client, Options
 from baton.core.errors import InvalidRequest, Overloaded, UnknownModel
 from baton.core.request import TokenLogprobs
@@ -106,13 +109,50 @@ async def test_a_call_whose_deadline_passes_cancels_its_request(
     stub, leader, front_door, text_script
 ):
     leader.script = text_script("one two three", hold_after=1)
-    with pytest.raises(grpc.aio.AioRpcError) as late:
-        async for _ in stub.Generate(pb.GenerateRequest(text="hi"), timeout=0.3):
-            pass
-    assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    timeout_s = 0.3
+    while not leader.submits:  # on a busy machine it may pass before the request gets that far
+        with pytest.raises(grpc.aio.AioRpcError) as late:
+            async for _ in stub.Generate(pb.GenerateRequest(text="hi"), timeout=timeout_s):
+                pass
+        assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        timeout_s *= 2
     async with asyncio.timeout(SOON):
         await leader.cancelled.get()
         await front_door.gateway.idle()
+
+
+async def test_a_client_that_never_reads_does_not_hold_its_place_for_ever(
+    make_front_door, leader, text_script, monkeypatch, until
+):
+    monkeypatch.setattr(grpc_service, "SLOW_READER_S", 0.1)
+    leader.script = text_script("word " * 200)
+    door = await make_front_door(request_timeout_s=2)
+    async with grpc.aio.insecure_channel(door.grpc_address) as channel:
+        # The choices together are far more than what fits between server and client.
+        ask = pb.GenerateRequest(text="hi", n=128, max_tokens=200, logprobs=20, ignore_eos=True)
+        call = pb_grpc.InferenceStub(channel).Generate(ask)
+        await until(lambda: len(leader.submits) == 128 and leader.running == 0)
+        assert door.gateway.stats().open_requests > 0, "the client's not reading holds them open"
+        async with asyncio.timeout(SOON):
+            await door.gateway.idle()
+        call.cancel()
+
+
+async def test_a_long_prompt_is_read_in_a_thread(stub, monkeypatch):
+    checked_in = []
+    check = grpc_service.completion_call
+
+    def note(*arguments, **options):
+        checked_in.append(threading.current_thread())
+        return check(*arguments, **options)
+
+    monkeypatch.setattr(grpc_service, "completion_call", note)
+    for text in ("hi", "hi " * 20_000):
+        with contextlib.suppress(grpc.aio.AioRpcError):  # the long one is too long
+            async for _ in stub.Generate(pb.GenerateRequest(text=text), timeout=SOON):
+                pass
+    short, long = checked_in
+    assert short is threading.main_thread() is not long
 
 
 async def test_models_health_and_reflection(stub, channel):

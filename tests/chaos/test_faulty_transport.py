@@ -10,7 +10,7 @@ import pytest
 
 from baton.core.errors import PeerLost, TransportError
 from baton.core.ids import new_incarnation
-from baton.kv_transfer.inproc import InprocRegistry, InprocTransport
+from baton.kv_transfer.loopback import LoopbackNetwork, LoopbackTransport
 from baton.kv_transfer.transport import Peer, Region, Run
 
 from .armed import Armed
@@ -33,7 +33,7 @@ class Pair:
     ours: np.ndarray[Any, Any]
     reader: FaultyTransport
     peer: Peer
-    registry: InprocRegistry
+    network: LoopbackNetwork
     armed: Armed
     told: list[dict[str, object]] = field(default_factory=list)
 
@@ -54,19 +54,19 @@ def region_of(memory: np.ndarray[Any, Any]) -> Region:
 
 @pytest.fixture
 async def pair() -> Any:
-    registry = InprocRegistry()
+    network = LoopbackNetwork()
     draw = np.random.default_rng(1)
     theirs, ours = (draw.integers(0, 256, SIZE, dtype=np.uint8) for _ in range(2))
-    owner = InprocTransport(
-        region_of(theirs), owner="prefill", incarnation=new_incarnation(), registry=registry
+    owner = LoopbackTransport(
+        region_of(theirs), owner="prefill", incarnation=new_incarnation(), network=network
     )
-    inner = InprocTransport(
-        region_of(ours), owner="decode", incarnation=new_incarnation(), registry=registry
+    inner = LoopbackTransport(
+        region_of(ours), owner="decode", incarnation=new_incarnation(), network=network
     )
     told: list[dict[str, object]] = []
     armed = Armed(told.append)
     reader = FaultyTransport(inner, region_of(ours), armed)
-    yield Pair(theirs, ours, reader, await reader.add_peer(owner.metadata()), registry, armed, told)
+    yield Pair(theirs, ours, reader, await reader.add_peer(owner.metadata()), network, armed, told)
     await reader.close()
     reader.check()
     await owner.close()
@@ -123,12 +123,12 @@ async def _close(pair: Pair) -> None:
 
 async def _meet_again(pair: Pair) -> None:
     """The owner restarts as another incarnation."""
-    pair.registry.kill("prefill")
-    reborn = InprocTransport(
+    pair.network.kill("prefill")
+    reborn = LoopbackTransport(
         region_of(pair.theirs),
         owner="prefill",
         incarnation=new_incarnation(),
-        registry=pair.registry,
+        network=pair.network,
     )
     await pair.reader.add_peer(reborn.metadata())
 

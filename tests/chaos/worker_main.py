@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from baton.core import log
-from baton.core.config import WorkerConfig
-from baton.core.ids import Incarnation
+from baton.core.config import HandoverConfig, WorkerConfig
 from baton.core.topology import Role
 from baton.decode_worker.worker import DecodeWorker
-from baton.executor.instance import open_ucx
-from baton.executor.kv_cache import KVCache
+from baton.kv_transfer.choose import open_transport
 from baton.kv_transfer.transport import Region, Transport
 from baton.prefill_worker.worker import PrefillWorker
 
@@ -69,10 +67,9 @@ def _problem(worker: Any) -> str:
 
 
 async def _open_faulty(
-    armed: Armed, config: WorkerConfig, kv: KVCache, incarnation: Incarnation
+    armed: Armed, region: Region, config: HandoverConfig, **who: Any
 ) -> Transport:
-    inner = await open_ucx(config, kv, incarnation)
-    return FaultyTransport(inner, Region(kv.address, kv.nbytes, kv), armed)
+    return FaultyTransport(await open_transport(region, config, **who), region, armed)
 
 
 def _receive(pipe: Connection) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from baton.cluster import ray_calls
 from baton.cluster.local_cluster import LocalCluster, desired_instances
 from baton.cluster.reconcile import Desired
 from baton.core.config import ClusterConfig
@@ -58,19 +59,23 @@ async def test_instances_come_get_lost_come_back_and_leave_nothing(
     assert alive(pids) == []
     assert not temp_dir.exists()
     assert cluster.board.current.instances == ()
+    with pytest.raises(BatonError):
+        await cluster.instance_stats(DECODE)
+    assert not ray_calls.ray.is_initialized(), "asking after the end started another Ray"
     assert any("decode-0 is lost" in line for line in progress)
     assert any("decode-0 is back" in line for line in progress)
 
 
 @pytest.mark.parametrize(
-    ("worker", "error", "words"),
+    ("worker", "timeout_s", "error", "words"),
     [
-        ("Refusing", InvalidConfig, ["kv_memory_mib: 7 is not allowed; allowed: 8 or more"]),
-        ("Crashing", InstanceLost, ["-0 failed to start: its process ended", "last words"]),
+        ("Refusing", 90.0, InvalidConfig, ["kv_memory_mib: 7 is not allowed; allowed: 8 or more"]),
+        ("Crashing", 90.0, InstanceLost, ["-0 failed to start: its process ended", "last words"]),
         (
             "Hanging",
+            12.0,  # to begin to hang: the processes of both instances must have started by then
             DeadlineExceeded,
-            ["was not ready after 3 s", "last progress: hanging", "a line in the log"],
+            ["was not ready after 12 s", "last progress: hanging", "a line in the log"],
         ),
     ],
 )
@@ -79,12 +84,13 @@ async def test_a_start_that_fails_says_why_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
     short_temp_dir: Path,
     worker: str,
+    timeout_s: float,
     error: type[BatonError],
     words: list[str],
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(short_temp_dir))
     with pytest.raises(error) as caught:
-        async with make_cluster(worker, prefill=1, decode=1, start_timeout_s=3.0):
+        async with make_cluster(worker, prefill=1, decode=1, start_timeout_s=timeout_s):
             pytest.fail("it started")
     for part in words:
         assert part in str(caught.value)

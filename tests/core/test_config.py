@@ -64,3 +64,13 @@ def test_every_field_is_described(cls: type[Config]):
     assert cls.__doc__
     for name, field in cls.model_fields.items():
         assert field.description, f"{cls.__name__}.{name}"
+
+
+def test_a_secret_travels_and_is_not_shown():
+    config = HandoverConfig().with_secret()
+    assert len(config.secret.get_secret_value()) >= 32
+    assert config.with_secret() == config
+    assert HandoverConfig().with_secret() != config
+    assert HandoverConfig.model_validate_json(config.model_dump_json()) == config
+    assert config.secret.get_secret_value() not in repr(config)
+    assert config.secret.get_secret_value() not in str(config.model_dump())

@@ -4,8 +4,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.core.compatibility import compatibility_hash
+from baton.core.errors import InvalidConfig
 from baton.core.ids import BlockId
-from baton.core.kv_layout import ITEM_BYTES, KVLayout, LayerRange
+from baton.core.kv_layout import (
+    ITEM_BYTES,
+    SCALE_BYTES,
+    HeadRange,
+    KVLayout,
+    LayerRange,
+    SlotRange,
+)
 
 NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}  # by size
 
@@ -79,9 +87,7 @@ def test_compatibility_is_a_function_of_the_facts():
     [
         {"layers": 3},
         {"kv_heads": 1},
-        {"block_size": 8},
         {"head_dim": 4},
-        {"dtype": "float16"},
         {"parts": 1},
         {"model": "n"},
         {"revision": "s"},
@@ -95,3 +101,43 @@ def test_any_other_fact_gives_another_hash(change: dict[str, object]):
         return compatibility_hash(**{k: change.get(k, v) for k, v in FACTS.items()}, layout=layout)
 
     assert hash_with(change) != hash_with({})
+
+
+@pytest.mark.parametrize("change", [{"block_size": 8}, {"dtype": "float16"}])
+def test_what_may_differ_is_left_out(change: dict[str, object]):
+    layouts = KVLayout(**BASE), KVLayout(**(BASE | change))
+    first, second = (compatibility_hash(**FACTS, layout=layout) for layout in layouts)
+    assert first == second
+
+
+def test_a_scale_lies_behind_each_heads_values():
+    layout = KVLayout(2, 3, 8, 6, "float8_e4m3fn")
+    assert layout.scaled
+    assert layout.value_bytes == 48
+    assert layout.head_bytes == 48 + SCALE_BYTES
+    assert layout.block_bytes == 2 * 2 * 3 * 64
+    pieces = layout.pieces(LayerRange(1, 2), HeadRange(2, 3), SlotRange(2, 4))
+    assert list(pieces) == [(512 + 12, 12), (512 + 48, 16), (704 + 12, 12), (704 + 48, 16)]
+
+
+@given(layouts)
+def test_pieces_of_everything_are_the_block(layout: KVLayout):
+    end = 0
+    for offset, length in layout.pieces(layout.all_layers, layout.all_heads, layout.all_slots):
+        assert offset == end
+        end += length
+    assert end == layout.block_bytes
+
+
+def test_what_has_no_layout_is_refused():
+    with pytest.raises(InvalidConfig, match=r"dtype: 'int4'.*float32, bfloat16"):
+        KVLayout(1, 1, 8, 4, "int4")
+    with pytest.raises(InvalidConfig, match=r"block_size \* head_dim: 24 .* a multiple of 16"):
+        KVLayout(1, 1, 8, 3, "float8_e4m3fn")
+
+
+@pytest.mark.parametrize("kind", [LayerRange, HeadRange])
+def test_ranges_are_cut_and_renumbered(kind: type[LayerRange] | type[HeadRange]):
+    assert kind(2, 6).within(kind(4, 9)) == kind(4, 6)  # type: ignore[arg-type]
+    assert len(kind(2, 4).within(kind(5, 9))) == 0  # type: ignore[arg-type]
+    assert kind(4, 6).counted_from(3) == kind(1, 3)

@@ -41,7 +41,7 @@ async def test_nothing_goes_out_before_the_step_is_over() -> None:
     outbox.token(2, 2)
     assert not waiting.done()
     outbox.flush()
-    assert len((await asyncio.wait_for(waiting, 1)).updates) == 2
+    assert len((await asyncio.wait_for(waiting, 20)).updates) == 2
 
 
 async def test_an_empty_step_wakes_nobody() -> None:

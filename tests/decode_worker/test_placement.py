@@ -76,6 +76,24 @@ def test_a_queue_in_front_of_prefill_makes_it_dearer(placement: Placement) -> No
     assert (placement.computed_here, placement.handed_over) == (1, 2)
 
 
+def test_a_bad_moment_of_prefill_is_not_for_ever(placement: Placement) -> None:
+    outlook = Outlook(50, 0, 0)
+    handed_over(placement, ONE, 100, compute_s=0.1, handshake_s=10.0)
+    here = 0
+    while placement.decide(ONE, outlook).here:
+        here += 1
+        assert here < 100
+    assert here > 10
+
+
+def test_waiting_for_room_here_is_no_cost_of_a_handover(placement: Placement) -> None:
+    before = placement.decide(ONE, Outlook(50, 0, 0))
+    trace = {"compute_s": 0.1, "handshake_s": 0.004, "exposed_s": 0.006}
+    handed_over(placement, ONE, 100, allocation_wait_s=10.0, **trace)
+    after = placement.decide(ONE, Outlook(50, 0, 0))
+    assert after.prefill_s == pytest.approx(before.prefill_s)
+
+
 def test_cached_tokens_were_not_computed(placement: Placement) -> None:
     handed_over(placement, TWO, 100, compute_s=0.01, cached_tokens=90, exposed_s=0.01)
     verdict = placement.decide(TWO, Outlook(10, 0, 0))

@@ -17,15 +17,19 @@ from baton.proto import worker_pb2_grpc as pb_grpc
 TIMEOUT_S = 30.0
 
 
-@pytest.fixture
-async def worker(tiny_llama_dir: Path) -> AsyncIterator[DecodeWorker]:
-    config = WorkerConfig(
+def mixed(model_dir: Path) -> WorkerConfig:
+    return WorkerConfig(
         instance_id="mixed-0",
         role=Role.MIXED,
-        model_dir=tiny_llama_dir,
+        model_dir=model_dir,
         model_name="tiny",
         engine=EngineConfig(kv_memory_mib=8, max_sequences=2, max_waiting=3),
     )
+
+
+@pytest.fixture
+async def worker(tiny_llama_dir: Path) -> AsyncIterator[DecodeWorker]:
+    config = mixed(tiny_llama_dir)
     async with await DecodeWorker.start(config, on_progress=lambda _: None) as worker:
         yield worker
 
@@ -128,3 +132,11 @@ async def test_a_step_that_raises_ends_its_requests_and_not_the_worker(
     assert "a kernel failed" in failed.error.message
     await call.write(submit(2))
     assert (await finishes(call, 1))[2].reason == "length"
+
+
+async def test_a_crashed_task_does_not_keep_a_closing_worker_open(tiny_llama_dir: Path) -> None:
+    worker = await DecodeWorker.start(mixed(tiny_llama_dir), on_progress=lambda _: None)
+    worker._host.tasks.crashed.append(RuntimeError("a bug"))
+    with pytest.raises(AssertionError, match="a bug"):
+        await worker.close()
+    assert worker.instance._running.done(), "the engine runs on"

@@ -250,3 +250,38 @@ def test_the_outlook_of_a_prompt(bench, fake):
     off.submit(fake.request(30, 1))
     off.run()
     assert off.scheduler.outlook(fake.request(30, 3)) == (30, 0, 0)
+
+
+def test_what_is_adopted_serves_the_next_prompt(bench, fake):
+    world = bench(20)
+    request = fake.request(30, 3)
+    head = GenerateRequest(request.request_id, request.prompt[:24], 1, SamplingParams())
+    seq = world.reserve(head)
+    [granted] = world.scheduler.grant()
+    world.runner.hand_over(seq, granted.blocks, head)
+    world.scheduler.adopt(seq)
+    assert (memory(world).pool.used, memory(world).pool.cached) == (0, 3)
+    seq = world.submit(request)
+    assert first_start(world.run(), seq) == 24
+    assert world.output(seq) == fake.expected(request)[0]
+
+
+@pytest.mark.parametrize(("wanted", "held"), [(1, 1), (3, 3), (9, 3)])
+def test_what_is_pinned_stays_until_it_is_released(bench, fake, wanted, held):
+    world = bench(8)
+    request = fake.request(30, 1)
+    world.submit(request)
+    world.run()
+    pinned = world.scheduler.pin(request, wanted)
+    blocks = world.scheduler.blocks(pinned)
+    assert len(blocks) == held
+    world.submit(fake.request(8 * (8 - held), 1, seed=1))  # needs all the rest
+    world.run()
+    assert all(map(world.scheduler.is_current, blocks))
+    world.scheduler.check()
+    world.scheduler.release(pinned)
+    world.scheduler.check()
+    assert memory(world).pool.used == 0
+    assert world.scheduler.pin(fake.request(30, 1, tenant="other"), 3) is None
+    assert world.scheduler.pin(request, 0) is None
+    world.scheduler.check()

@@ -152,6 +152,27 @@ def make_machine(fake):
             record.state = "going"
             self.hear(self.scheduler.admit(seq, token))
 
+        @precondition(lambda self: self.having("granted"))
+        @rule(data=st.data())
+        def adopt(self, data: st.DataObject) -> None:
+            """What was handed over only goes to the cache."""
+            seq = data.draw(st.sampled_from(self.having("granted")))
+            record = self.records[seq]
+            self.world.runner.hand_over(seq, record.blocks, record.request, record.cached)
+            self.scheduler.adopt(seq)
+            record.state = "ended"
+
+        @precondition(lambda self: self.records)
+        @rule(data=st.data(), blocks=st.integers(0, 4))
+        def pin(self, data: st.DataObject, blocks: int) -> None:
+            """A peer reads what the cache has."""
+            known = self.records[data.draw(st.sampled_from(sorted(self.records)))]
+            seq = self.scheduler.pin(known.request, blocks)
+            if seq is not None:
+                assert 0 < len(self.scheduler.blocks(seq)) <= blocks
+                self.places[seq] = self.scheduler._roster[seq].place
+                self.records[seq] = Record(known.request, "pin", [], known.finish, state="pinned")
+
         # Ends
 
         @precondition(lambda self: self.records)
@@ -321,7 +342,8 @@ def make_machine(fake):
                 for seq in self.having("granted"):
                     self.admit_one(seq)
                 for seq in self.live():
-                    if self.records[seq].kind == "hold" and self.records[seq].output:
+                    record = self.records[seq]
+                    if record.kind == "pin" or (record.kind == "hold" and record.output):
                         self.release_one(seq)
                 if not self.live():
                     break

@@ -17,10 +17,14 @@ from baton.core.request import SamplingParams
 from baton.engine.step import ScheduledSequence, StepPlan
 from baton.executor.batch import make_batch
 from baton.executor.kv_cache import KVCache, make_layout
+from baton.executor.native_pass import NativePass
 from baton.executor.runner import ModelRunner
 from baton.kernels.attention import Workspace
+from baton.kernels.native.build import NoNativeCode
+from baton.kernels.native.library import load_library
 from baton.models.decoder import Decoder
-from baton.models.loader import load_model
+from baton.models.loader import Model, load_model
+from baton.models.native import NativeDecoder
 from baton.models.tokenizer import load_tokenizer
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -42,7 +46,7 @@ class Track:
 class Driver:
     """Makes plans as a scheduler would: chunks of prompts and single tokens, mixed in one batch."""
 
-    def __init__(self, model: Decoder, *, block_size: int = 16, num_blocks: int = 128) -> None:
+    def __init__(self, model: Model, *, block_size: int = 16, num_blocks: int = 128) -> None:
         layout = make_layout(model.spec, block_size, model.dtype)
         self.kv = KVCache(layout, num_blocks)
         self.runner = ModelRunner(model, self.kv)
@@ -99,7 +103,7 @@ class Driver:
         """Return each text's logits [length, vocabulary], computed chunk by chunk, side by side."""
         sequences = [self.add(text, 0, GREEDY) for text in texts]
         found: list[list[Tensor]] = [[] for _ in texts]
-        workspace = Workspace()
+        forward = _Forward(self._model, self.kv)
         while any(s.computed < len(s.tokens) for s in sequences):
             parts = []
             for i, s in enumerate(sequences):
@@ -107,19 +111,35 @@ class Driver:
                     parts.append(
                         ScheduledSequence(SeqId(i), new, s.computed, s.blocks, True, GREEDY)
                     )
-            batch = make_batch(
-                StepPlan(0, tuple(parts)), self.kv.layout, windows=self._model.spec.windows
-            )
-            everything = torch.arange(len(batch.model.tokens))
-            model_input = dataclasses.replace(batch.model, sampled=everything)
-            rows = self._model.forward(model_input, self.kv.layers, workspace)
-            last = batch.model.sampled.tolist()
-            end_of = {row.seq_id: i + 1 for row, i in zip(batch.sampled, last, strict=True)}
-            for part in parts:
-                end = end_of[part.seq_id]
-                found[part.seq_id].append(rows[end - len(part.tokens) : end])
+            for part, rows in zip(parts, forward(parts), strict=True):
+                found[part.seq_id].append(rows)
                 sequences[part.seq_id].computed = part.end
         return [torch.cat(pieces) for pieces in found]
+
+
+class _Forward:
+    """Computes the logits of all tokens of a step, not only of those that are sampled."""
+
+    def __init__(self, model: Model, kv: KVCache) -> None:
+        self._model = model
+        self._kv = kv
+        self._native = NativePass(model, kv) if isinstance(model, NativeDecoder) else None
+        self._workspace = Workspace()
+
+    def __call__(self, parts: Sequence[ScheduledSequence]) -> list[Tensor]:
+        """Return [tokens, vocabulary] for each part."""
+        plan = StepPlan(0, tuple(parts))
+        if self._native is not None:
+            rows = self._native.logits_of_all(plan)
+            return list(rows.split([len(part.tokens) for part in parts]))
+        assert isinstance(self._model, Decoder)
+        batch = make_batch(plan, self._kv.layout, windows=self._model.spec.windows)
+        everything = torch.arange(len(batch.model.tokens))
+        model_input = dataclasses.replace(batch.model, sampled=everything)
+        logits = self._model.forward(model_input, self._kv.layers, self._workspace)
+        last = batch.model.sampled.tolist()
+        end_of = {row.seq_id: i + 1 for row, i in zip(batch.sampled, last, strict=True)}
+        return [logits[end_of[p.seq_id] - len(p.tokens) : end_of[p.seq_id]] for p in parts]
 
 
 class Reference:
@@ -160,9 +180,7 @@ def _prompt_ids(folder: Path, vocabulary: int) -> Iterator[int]:
 
 
 class MakeDriver(Protocol):
-    def __call__(
-        self, model: Decoder, *, block_size: int = 16, num_blocks: int = 128
-    ) -> Driver: ...
+    def __call__(self, model: Model, *, block_size: int = 16, num_blocks: int = 128) -> Driver: ...
 
 
 @pytest.fixture(scope="session")
@@ -198,6 +216,17 @@ def reference(checkpoint: Path) -> Reference:
     return Reference(checkpoint)
 
 
+@pytest.fixture(scope="session", params=["native", "torch"])
+def executor(request: pytest.FixtureRequest) -> str:
+    """Both executors must give the same; without a compiler there is only one."""
+    if request.param == "native":
+        try:
+            load_library()
+        except NoNativeCode as error:
+            pytest.skip(str(error))
+    return str(request.param)
+
+
 @pytest.fixture(scope="session")
-def model(checkpoint: Path) -> Decoder:
-    return load_model(checkpoint)
+def model(checkpoint: Path, executor: str) -> Model:
+    return load_model(checkpoint, executor=executor)

@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from baton.models.decoder import Decoder
-from baton.models.loader import load_model
+from baton.models.loader import Model, load_model
 
 LENGTHS = (5, 33, 90)
 YARN = {
@@ -121,26 +120,32 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module", params=list(CASES))
-def case(
+def family(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     write_model: Callable[..., Path],
     make_reference: Callable[..., Any],
-) -> tuple[Decoder, Any]:
+) -> tuple[Path, Any]:
     model_type, config = CASES[request.param]
     folder = write_model(tmp_path_factory.mktemp("family") / model_type, model_type, **config)
     assert (len(list(folder.glob("*.safetensors"))) > 1) == ("max_shard_size" in config)
-    return load_model(folder), make_reference(folder, LENGTHS)
+    return folder, make_reference(folder, LENGTHS)
 
 
-def test_the_reference_says_something(case: tuple[Decoder, Any]) -> None:
+@pytest.fixture(scope="module")
+def case(family: tuple[Path, Any], executor: str) -> tuple[Model, Any]:
+    folder, reference = family
+    return load_model(folder, executor=executor), reference
+
+
+def test_the_reference_says_something(case: tuple[Model, Any]) -> None:
     """Outputs that loop would hide mistakes."""
     assert sum(len(set(output)) for output in case[1].outputs) > 3 * 10
 
 
 @pytest.mark.parametrize(("block_size", "chunk"), [(8, 1000), (16, 21)])
 def test_logits_of_a_ragged_batch(
-    case: tuple[Decoder, Any], make_driver: Any, block_size: int, chunk: int
+    case: tuple[Model, Any], make_driver: Any, block_size: int, chunk: int
 ) -> None:
     model, reference = case
     texts = [p + o for p, o in zip(reference.prompts, reference.outputs, strict=True)]
@@ -154,7 +159,7 @@ def test_logits_of_a_ragged_batch(
         )
 
 
-def test_greedy_tokens_together_and_alone(case: tuple[Decoder, Any], make_driver: Any) -> None:
+def test_greedy_tokens_together_and_alone(case: tuple[Model, Any], make_driver: Any) -> None:
     model, reference = case
     assert make_driver(model).generate(reference.prompts, chunk=24) == reference.outputs
     longest = make_driver(model, block_size=8).generate(reference.prompts[-1:], chunk=1000)

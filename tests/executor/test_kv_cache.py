@@ -8,9 +8,10 @@ import torch
 
 from baton.core.errors import InvalidConfig
 from baton.core.ids import BlockId
-from baton.core.kv_layout import KVLayout, LayerRange
+from baton.core.kv_layout import KVLayout
 from baton.executor import kv_cache
 from baton.executor.kv_cache import KVCache, blocks_that_fit, copy_blocks, make_layout
+from baton.kv_transfer.shm.memory import SharedMemory
 from baton.models.spec import read_spec
 
 LAYOUT = KVLayout(layers=3, kv_heads=2, block_size=8, head_dim=16, dtype="float32")
@@ -36,26 +37,13 @@ def test_block_major_zeroed_and_as_large_as_the_layout_says(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_bytes_of_a_run_are_those_in_memory(dtype: str) -> None:
-    layout = KVLayout(3, 2, 8, 16, dtype)
-    kv = KVCache(layout, 4)
+def test_its_bytes_are_those_in_memory(dtype: str) -> None:
+    kv = KVCache(KVLayout(3, 2, 8, 16, dtype), 4)
     kv.tensor.copy_(torch.randn(kv.tensor.shape))
-    for layers in (LayerRange(0, 3), LayerRange(1, 2), LayerRange(1, 3)):
-        view = kv.block_bytes_view(BlockId(2), layers)
-        offset, length = layout.run(BlockId(2), layers)
-        assert bytes(view) == ctypes.string_at(kv.address + offset, length)
-        assert view.readonly
-        kv.tensor[2, layers.start] += 1
-        assert bytes(view) == ctypes.string_at(kv.address + offset, length), "it is a copy"
-
-
-@pytest.mark.parametrize(
-    ("block", "layers"),
-    [(-1, LayerRange(0, 1)), (4, LayerRange(0, 1)), (0, LayerRange(1, 1)), (0, LayerRange(2, 4))],
-)
-def test_no_bytes_beyond_the_pool(block: int, layers: LayerRange) -> None:
-    with pytest.raises(AssertionError):
-        KVCache(LAYOUT, 4).block_bytes_view(BlockId(block), layers)
+    assert bytes(kv.memory) == ctypes.string_at(kv.address, kv.nbytes)
+    assert kv.memory.readonly
+    kv.tensor[2, 1] += 1
+    assert bytes(kv.memory) == ctypes.string_at(kv.address, kv.nbytes), "it is a copy"
 
 
 def test_blocks_that_fit() -> None:
@@ -91,3 +79,13 @@ def test_blocks_are_copied_whole_between_pools() -> None:
     copy_blocks(host, device, [(BlockId(0), BlockId(1)), (BlockId(2), BlockId(0))])
     copy_blocks(host, device, [])
     assert device.tensor.equal(before[[1, 3, 2, 3]])
+
+
+def test_a_pool_may_lie_in_memory_that_others_map() -> None:
+    shared = SharedMemory(5 * LAYOUT.block_bytes)
+    kv = KVCache(LAYOUT, 5, buffer=shared.buffer)
+    assert (kv.address, kv.nbytes) == (shared.address, len(shared.buffer))
+    assert kv.tensor.shape == LAYOUT.shape(5)
+    kv.tensor[4] = 1.5
+    block = kv.memory[4 * LAYOUT.block_bytes : 5 * LAYOUT.block_bytes]
+    assert shared.buffer[-LAYOUT.block_bytes :] == block.tobytes()

@@ -15,8 +15,7 @@ from baton.core.request import SamplingParams
 from baton.engine.step import LayerWatch, ScheduledSequence, StepPlan
 from baton.executor.kv_cache import KVCache, make_layout
 from baton.executor.runner import ModelRunner
-from baton.models.decoder import Decoder
-from baton.models.loader import load_model
+from baton.models.loader import Model, load_model
 
 SEEDED = SamplingParams(temperature=0.9, top_k=50, top_p=0.95, seed=11)
 
@@ -28,7 +27,7 @@ def test_the_reference_says_something(reference: Any) -> None:
 
 @pytest.mark.parametrize(("block_size", "chunk"), [(8, 1000), (16, 32), (16, 1), (32, 7)])
 def test_logits_of_a_ragged_batch(
-    model: Decoder, reference: Any, make_driver: Any, block_size: int, chunk: int
+    model: Model, reference: Any, make_driver: Any, block_size: int, chunk: int
 ) -> None:
     texts = [p + o for p, o in zip(reference.prompts, reference.outputs, strict=True)]
     for text, found in zip(
@@ -44,27 +43,27 @@ def test_logits_of_a_ragged_batch(
 
 @pytest.mark.parametrize(("block_size", "chunk"), [(8, 5), (16, 1000), (32, 16)])
 def test_greedy_tokens_of_a_ragged_batch(
-    model: Decoder, reference: Any, make_driver: Any, block_size: int, chunk: int
+    model: Model, reference: Any, make_driver: Any, block_size: int, chunk: int
 ) -> None:
     driver = make_driver(model, block_size=block_size)
     assert driver.generate(reference.prompts, chunk=chunk) == reference.outputs
 
 
-def test_greedy_tokens_alone(model: Decoder, reference: Any, make_driver: Any) -> None:
+def test_greedy_tokens_alone(model: Model, reference: Any, make_driver: Any) -> None:
     driver = make_driver(model)
     for prompt, output in zip(reference.prompts, reference.outputs, strict=True):
         assert driver.generate([prompt], chunk=24) == [output]
 
 
 def test_greedy_tokens_when_prompts_come_while_others_decode(
-    model: Decoder, reference: Any, make_driver: Any
+    model: Model, reference: Any, make_driver: Any
 ) -> None:
     driver = make_driver(model)
     assert driver.generate(reference.prompts, chunk=8, arrive_every=9) == reference.outputs
 
 
 def test_seeded_tokens_do_not_depend_on_the_batch(
-    model: Decoder, reference: Any, make_driver: Any
+    model: Model, reference: Any, make_driver: Any
 ) -> None:
     together = make_driver(model).generate(reference.prompts, sampling=SEEDED)
     other = make_driver(model, block_size=8)
@@ -74,7 +73,7 @@ def test_seeded_tokens_do_not_depend_on_the_batch(
 
 
 def test_greedy_and_seeded_rows_share_a_step(
-    model: Decoder, reference: Any, make_driver: Any
+    model: Model, reference: Any, make_driver: Any
 ) -> None:
     driver = make_driver(model)
     seeded = make_driver(model).generate(reference.prompts[:1], sampling=SEEDED, output=1)
@@ -89,7 +88,7 @@ def test_greedy_and_seeded_rows_share_a_step(
 
 
 def test_garbage_in_blocks_never_comes_through(
-    model: Decoder, reference: Any, make_driver: Any
+    model: Model, reference: Any, make_driver: Any
 ) -> None:
     """Freed blocks, and blocks whose transfer failed, may hold anything, even NaN."""
     driver = make_driver(model)
@@ -97,7 +96,7 @@ def test_garbage_in_blocks_never_comes_through(
     assert driver.generate(reference.prompts, chunk=10) == reference.outputs
 
 
-def test_only_own_blocks_are_written(model: Decoder, reference: Any, make_driver: Any) -> None:
+def test_only_own_blocks_are_written(model: Model, reference: Any, make_driver: Any) -> None:
     driver = make_driver(model)
     driver.kv.tensor.fill_(3.0)
     sequence = driver.add(reference.prompts[3], 0, SEEDED)
@@ -108,7 +107,7 @@ def test_only_own_blocks_are_written(model: Decoder, reference: Any, make_driver
 
 
 def test_who_watches_finds_the_layers_written(
-    model: Decoder, reference: Any, make_driver: Any
+    model: Model, reference: Any, make_driver: Any
 ) -> None:
     """When it is told of layers, their KV is what it is at the end of the step."""
     driver = make_driver(model)
@@ -128,7 +127,7 @@ def test_who_watches_finds_the_layers_written(
         assert not early[:, layers:].any()
 
 
-def test_kv_of_one_pool_serves_another(model: Decoder, reference: Any, make_driver: Any) -> None:
+def test_kv_of_one_pool_serves_another(model: Model, reference: Any, make_driver: Any) -> None:
     """What a handover relies on: a prompt's blocks, copied elsewhere, decode to the same tokens."""
     source, target = make_driver(model), make_driver(model, num_blocks=40)
     prompt, output = reference.prompts[4], reference.outputs[4]
@@ -147,9 +146,7 @@ def test_kv_of_one_pool_serves_another(model: Decoder, reference: Any, make_driv
     assert tokens == output
 
 
-def test_decodes_of_very_different_lengths(
-    model: Decoder, reference: Any, make_driver: Any
-) -> None:
+def test_decodes_of_very_different_lengths(model: Model, reference: Any, make_driver: Any) -> None:
     """Long and short sequences are computed in groups, and each gets its own result back."""
     long = (reference.prompts[4] + reference.outputs[4]) * 3
     prompts = [long, *reference.prompts, long[:250], long[:3]]

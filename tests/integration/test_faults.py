@@ -4,6 +4,7 @@ The second is asserted by closing: a worker's `close` checks pool, transport and
 """
 
 import asyncio
+import itertools
 import random
 import signal
 from collections.abc import Callable
@@ -61,18 +62,32 @@ async def test_prefill_goes_away_in_the_middle_of_a_handover(
     prompts: list[Any],
     expected: list[list[int]],
     tools: Any,
+    monkeypatch: pytest.MonkeyPatch,
     number: signal.Signals,
 ) -> None:
     pair = await start_pair(demo_model_dir)
-    config = tools.worker_config(Role.PREFILL, "prefill-1", demo_model_dir, max_batch_tokens=16)
+    # The first two prompts fill its pool; while nobody reads them, the others cannot begin.
+    config = tools.worker_config(
+        Role.PREFILL, "prefill-1", demo_model_dir, max_batch_tokens=16, kv_memory_mib=3
+    )
     doomed = start_process(config)
+    gone, reads = asyncio.Event(), itertools.count()
+    read_now = HandoverAttempt._read
+
+    async def read_one_and_wait(attempt: HandoverAttempt, *arguments: Any) -> None:
+        if next(reads) > 0:
+            await gone.wait()
+        await read_now(attempt, *arguments)
+
+    monkeypatch.setattr(HandoverAttempt, "_read", read_one_and_wait)
     answers = [await pair.session.submit(p, [doomed.ref]) for p in prompts]
     read = pair.decode.stats
     await tools.eventually(lambda: read().get("bytes_read_cma", 0) > 0, "a first read")
     doomed.send(number)
+    gone.set()
     done = [await answer.wait() for answer in answers]
     assert [a.tokens for a in done] == expected
-    assert any(a.finish.local_prefill for a in done), "the fault came too late to matter"
+    assert all(a.finish.local_prefill for a in done[2:])
 
     # It comes back as a new incarnation, under the same name, and is used again.
     if number is signal.SIGSTOP:
@@ -138,11 +153,11 @@ async def test_blocks_freed_and_used_again_before_they_are_read(
     held, go_on = asyncio.Event(), asyncio.Event()
     read = HandoverAttempt._read
 
-    async def late_read(attempt: HandoverAttempt, offer: Any, ours: Any) -> None:
+    async def late_read(attempt: HandoverAttempt, action: Any) -> None:
         if attempt._open.request.request_id == "request-1":
             held.set()
             await go_on.wait()
-        await read(attempt, offer, ours)
+        await read(attempt, action)
 
     monkeypatch.setattr(HandoverAttempt, "_read", late_read)
     victim = await pair.session.submit(prompts[1], [pair.ref])

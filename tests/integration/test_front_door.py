@@ -3,6 +3,7 @@
 import asyncio
 import random
 import signal
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from baton.models.tokenizer import Tokenizer, load_tokenizer
 from baton.proto import inference_pb2 as pb
 from baton.proto import inference_pb2_grpc as pb_grpc
 
+PATIENCE_S = 60.0
 CODE = 'def read_config(path):\n    """Read a file."""\n    with open(path) as file:\n'
 
 
@@ -196,7 +198,7 @@ async def test_grpc_stub(build: Build, reference: Callable[[str, int], str]) -> 
 
 @pytest.mark.parametrize("when", ["while prefill computes", "while decode streams"])
 async def test_a_client_that_goes_away_cancels_on_both_sides(
-    build: Build, tools: Any, when: str
+    build: Build, tools: Any, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     house = await build()
     prompt = CODE * 60 if when == "while prefill computes" else CODE
@@ -209,13 +211,23 @@ async def test_a_client_that_goes_away_cancels_on_both_sides(
                 assert await anext(response.aiter_lines())
                 assert decode()["open_requests"] == 1
         else:
+            runner, go_on = house.pair.prefill.instance.engine._runner, threading.Event()
+            execute = runner.execute
+
+            def slow(plan: Any, watch: Any) -> Any:
+                go_on.wait(PATIENCE_S)
+                return execute(plan, watch)
+
+            monkeypatch.setattr(runner, "execute", slow)
             task = asyncio.create_task(client.post(url, json=body))
             await tools.eventually(lambda: prefill()["sessions"] == 1, "prefill has it")
             task.cancel()
             await asyncio.wait([task])
+            await tools.eventually(lambda: prefill()["sessions"] == 0, "prefill is told")
+            go_on.set()
     await tools.eventually(lambda: decode()["open_requests"] == 0, "decode forgets it")
     await tools.eventually(lambda: prefill()["sessions"] == 0, "prefill forgets it")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await house.gateway.idle()
     await tools.eventually(lambda: decode()["blocks_used"] == 0, "decode's blocks are free")
     await tools.eventually(lambda: prefill()["blocks_used"] == 0, "prefill's blocks are free")

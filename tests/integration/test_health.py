@@ -29,9 +29,9 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     """Reads end only once this is set."""
     gate, read = asyncio.Event(), HandoverAttempt._read
 
-    async def held(attempt: HandoverAttempt, offer: Any, ours: Any) -> None:
+    async def held(attempt: HandoverAttempt, action: Any) -> None:
         await gate.wait()
-        await read(attempt, offer, ours)
+        await read(attempt, action)
 
     monkeypatch.setattr(HandoverAttempt, "_read", held)
     return gate

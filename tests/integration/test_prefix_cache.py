@@ -6,13 +6,17 @@ from typing import Any
 
 import pytest
 
+from baton.core.moving_average import MovingAverage
 from baton.core.request import SamplingParams
+from baton.decode_worker.attempt import HandoverAttempt
 
 NEW = 20
 DRAW = random.Random(11)
 PROMPT = tuple(DRAW.randrange(5, 900) for _ in range(100))
 HIT = 96
 """Of 100 tokens, those that fill blocks of 16."""
+
+NO_PULL = {"offer_cost_s": 1000.0}
 
 
 def cached(answer: Any) -> int:
@@ -66,7 +70,7 @@ async def test_the_same_prompt_handed_over_twice(
 async def test_a_conversation_computes_only_what_is_new(
     start_pair: Any, tools: Any, demo_model_dir: Path, plain: Any
 ) -> None:
-    pair = await start_pair(demo_model_dir)
+    pair = await start_pair(demo_model_dir, prefill={"handover": NO_PULL})
     handed, local = PROMPT, PROMPT[::-1]
     hits: list[tuple[int, int]] = []
     saved: list[int] = []
@@ -84,6 +88,39 @@ async def test_a_conversation_computes_only_what_is_new(
     assert hits == [(0, 0), (96, 112), (112, 128)]
     # Decode has the answers too: only the last block or two of each turn travel.
     assert saved == [0, 7, 8]
+
+
+@pytest.mark.parametrize("wrong", [False, True], ids=["good", "wrong KV"])
+async def test_prefill_reads_from_decode_what_it_lacks(
+    start_pair: Any,
+    tools: Any,
+    demo_model_dir: Path,
+    plain: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: bool,
+) -> None:
+    pair = await start_pair(demo_model_dir)
+    [first] = await pair.session.run([tools.prompt(PROMPT, NEW)], [pair.ref])
+    prompt = (*PROMPT, *first.tokens, 3, 7)
+    # What was measured, were computing very slow: it decides alike on any machine.
+    pair.prefill._table.token_s = MovingAverage(weight=1e-9)
+    pair.prefill._table.token_s.add(1.0)
+    if wrong:
+        own = HandoverAttempt._own_digests
+
+        def other_prompt(attempt: HandoverAttempt) -> Any:
+            digests = own(attempt)
+            digests._prefixes = digests._prefixes[::-1]
+            return digests
+
+        monkeypatch.setattr(HandoverAttempt, "_own_digests", other_prompt)
+    [second] = await pair.session.run([tools.prompt(prompt, NEW)], [pair.ref])
+    assert second.tokens == await plain(prompt)
+    assert not second.finish.local_prefill
+    stats = pair.prefill.stats()
+    # Prefill knows 96 tokens of the first prompt; decode knows 112, with its answer.
+    assert (stats["blocks_pulled"], stats["pulls_wrong"]) == ((0, 1) if wrong else (1, 0))
+    assert cached(second) == (96 if wrong else 112)
 
 
 async def test_a_prompt_that_decode_knows_stays_there_if_that_is_cheaper(

@@ -16,6 +16,7 @@ from baton.core.handover import (
 from baton.core.ids import Attempt, BlockId, Epoch, Incarnation, InstanceId, RequestId, Ticket
 from baton.core.kv_layout import KVLayout, LayerRange
 from baton.core.request import GenerateRequest
+from baton.core.sharded_layout import ShardedLayout
 
 PROMPT = tuple(range(100, 120))
 
@@ -38,10 +39,11 @@ def config() -> HandoverConfig:
 
 
 @pytest.fixture
-def open_message() -> Open:
+def open_message(layout: KVLayout) -> Open:
     return Open(
         version=PROTOCOL_VERSION,
         compatibility="same",
+        layout=ShardedLayout(layout),
         decode_instance=InstanceId("decode-0"),
         decode_incarnation=Incarnation(7),
         ticket=Ticket(b"t" * 16),

@@ -1,13 +1,22 @@
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import astuple, replace
+from typing import ClassVar
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from baton.core.config import HandoverConfig
-from baton.core.errors import BatonError, PeerLost, TransportError, WrongKV
+from baton.core.errors import PeerLost, TransportError, WrongKV
 from baton.core.handover import (
     PROTOCOL_VERSION,
     Abort,
@@ -17,23 +26,35 @@ from baton.core.handover import (
     Offer,
     OfferedBlock,
     Open,
+    Pulled,
     Received,
     Refused,
+    Want,
 )
 from baton.core.ids import Attempt, BlockId, Epoch, Incarnation, InstanceId, RequestId, Ticket
 from baton.core.kv_layout import KVLayout, LayerRange
 from baton.core.request import GenerateRequest
+from baton.core.sharded_layout import ShardedLayout
 from baton.kv_transfer import receiver as m
+from baton.kv_transfer.plan import TokenRange, plan_between
 from baton.kv_transfer.receiver import Receiver, ReceiverState
 
 Refs = Callable[..., tuple[BlockRef, ...]]
 Offers = Callable[..., Offer]
-ACCEPTED = m.PeerSaid(Accepted(Incarnation(9), b"metadata"))
+LAYOUT = KVLayout(layers=4, kv_heads=2, block_size=8, head_dim=16, dtype="float32")
+
+
+def accepted(layout: ShardedLayout) -> m.PeerSaid:
+    return m.PeerSaid(Accepted(Incarnation(9), layout, b"metadata"))
+
+
+ACCEPTED = accepted(ShardedLayout(LAYOUT))
+EQUAL = plan_between(ShardedLayout(LAYOUT), ShardedLayout(LAYOUT))
 
 
 @pytest.fixture
-def receiver(open_message: Open, layout: KVLayout, config: HandoverConfig) -> Receiver:
-    receiver = Receiver(open_message, layout=layout, config=config)
+def receiver(open_message: Open, config: HandoverConfig) -> Receiver:
+    receiver = Receiver(open_message, config=config)
     assert receiver.start(0.0) == [m.Send(open_message)]
     return receiver
 
@@ -49,14 +70,20 @@ def read_ok(index: int, num_bytes: int = 10) -> m.ReadEnded:
     return m.ReadEnded(index, num_bytes, "cma")
 
 
+def read_of(offer: Offer, blocks: tuple[BlockRef, ...]) -> m.Read:
+    """The read of a whole offer, where blocks of both sides have 8 tokens of a prompt of 20."""
+    start = offer.first_block * 8
+    return m.Read(offer, blocks, TokenRange(start, min(start + len(blocks) * 8, 20)))
+
+
 def test_two_offers_land(receiver: Receiver, refs: Refs, make_offer: Offers) -> None:
     theirs, ours = refs(4, 9, 2), refs(0, 5, 6)
-    assert receiver.handle(ACCEPTED, 1.0) == [m.Connect(b"metadata")]
+    assert receiver.handle(ACCEPTED, 1.0) == [m.Connect(b"metadata", EQUAL)]
     one, two = make_offer(0, 0, theirs[:2]), make_offer(1, 2, theirs[2:], token=42)
     assert receiver.handle(m.PeerSaid(one), 2.0) == [m.Reserve()]  # and not before: no block held
     assert receiver.handle(m.Connected(), 2.5) == []
-    assert receiver.handle(m.Granted(ours), 3.0) == [m.Read(one, ours[:2])]
-    assert receiver.handle(m.PeerSaid(two), 4.0) == [m.Read(two, ours[2:])]
+    assert receiver.handle(m.Granted(ours), 3.0) == [read_of(one, ours[:2])]
+    assert receiver.handle(m.PeerSaid(two), 4.0) == [read_of(two, ours[2:])]
     assert receiver.handle(read_ok(0), 5.0) == []
     assert receiver.handle(read_ok(1), 6.0) == [
         m.Send(Received(Attempt(3))),
@@ -95,7 +122,7 @@ def test_an_offer_of_what_decode_has_is_passed_over(
     assert receiver.handle(m.Granted(ours, 2), 1.0) == []
     assert receiver.deadline == 3.0  # for the next offer
     last = make_offer(1, 2, theirs[2:], token=42)
-    assert receiver.handle(m.PeerSaid(last), 2.0) == [m.Read(last, ours[2:])]
+    assert receiver.handle(m.PeerSaid(last), 2.0) == [read_of(last, ours[2:])]
 
 
 def test_an_empty_last_offer_lands_when_the_reads_have_ended(
@@ -108,7 +135,7 @@ def test_an_empty_last_offer_lands_when_the_reads_have_ended(
     assert receiver.handle(m.PeerSaid(make_offer(1, 3, (), token=42)), 0.0) == []
     assert isinstance(receiver.handle(read_ok(0), 1.0)[-1], m.Land)
 
-    early = Receiver(receiver._open, layout=receiver._layout, config=receiver._config)
+    early = Receiver(receiver._open, config=receiver._config)
     early.handle(ACCEPTED, 0.0)
     early.handle(m.Connected(), 0.0)
     early.handle(m.PeerSaid(make_offer(0, 0, refs(4, 9, 2))), 0.0)
@@ -125,15 +152,48 @@ def test_groups_of_layers_are_read_one_after_the_other(
     receiver.handle(m.Connected(), 0.0)
     upper = make_offer(0, 0, theirs[:2], layers=LayerRange(0, 3))
     receiver.handle(m.PeerSaid(upper), 0.0)
-    assert receiver.handle(m.Granted(ours), 0.0) == [m.Read(upper, ours[:2])]
+    assert receiver.handle(m.Granted(ours), 0.0) == [read_of(upper, ours[:2])]
     lower = make_offer(1, 0, theirs[:2], layers=LayerRange(3, 4))
-    assert receiver.handle(m.PeerSaid(lower), 0.0) == [m.Read(lower, ours[:2])]
+    assert receiver.handle(m.PeerSaid(lower), 0.0) == [read_of(lower, ours[:2])]
     last = make_offer(2, 2, theirs[2:], token=42)
-    assert receiver.handle(m.PeerSaid(last), 0.0) == [m.Read(last, ours[2:])]
+    assert receiver.handle(m.PeerSaid(last), 0.0) == [read_of(last, ours[2:])]
     for index in (2, 0, 1):
         actions = receiver.handle(read_ok(index), 1.0)
     assert isinstance(actions[-1], m.Land)
     assert receiver.trace("prefill-0", "ok").blocks == 3
+
+
+@pytest.fixture
+def sharing(open_message: Open, config: HandoverConfig) -> Receiver:
+    """It has told of two cached blocks, and prefill has accepted."""
+    receiver = Receiver(replace(open_message, cached_blocks=2), config=config)
+    receiver.start(0.0)
+    return receiver
+
+
+def test_prefill_may_want_what_was_told_of(sharing: Receiver) -> None:
+    sharing.handle(ACCEPTED, 0.0)
+    want = Want(Attempt(3), 0, 2)
+    assert sharing.handle(m.PeerSaid(want), 0.0) == [m.Share(want)]
+    assert sharing.deadline == 2.0  # for the first offer, as before
+    assert sharing.handle(m.PeerSaid(Pulled(Attempt(3))), 0.0) == [m.Unshare()]
+
+
+@pytest.mark.parametrize(
+    ("before", "want", "what"),
+    [
+        ((), Want(Attempt(3), 0, 1), "wrong time"),
+        ((ACCEPTED, m.PeerSaid(Want(Attempt(3), 0, 1))), Want(Attempt(3), 0, 1), "wrong time"),
+        ((ACCEPTED,), Want(Attempt(3), 0, 3), "more than was told of"),
+        ((ACCEPTED,), Want(Attempt(2), 0, 1), "more than was told of"),
+    ],
+)
+def test_prefill_may_want_nothing_else(
+    sharing: Receiver, before: tuple[m.ReceiverEvent, ...], want: Want, what: str
+) -> None:
+    for event in before:
+        sharing.handle(event, 0.0)
+    assert what in failure(sharing.handle(m.PeerSaid(want), 0.0)).error.message
 
 
 def test_idle_time_between_reads_is_no_transfer_time(
@@ -277,7 +337,7 @@ def test_an_offer_before_accepted_and_one_after_the_last(
     receiver: Receiver, refs: Refs, make_offer: Offers
 ) -> None:
     whole = make_offer(0, 0, refs(1, 2, 3), token=1)
-    other = Receiver(receiver._open, layout=receiver._layout, config=HandoverConfig())
+    other = Receiver(receiver._open, config=HandoverConfig())
     assert "before it accepted" in failure(other.handle(m.PeerSaid(whole), 0.0)).error.message
     receiver.handle(ACCEPTED, 0.0)
     receiver.handle(m.PeerSaid(whole), 0.0)
@@ -305,10 +365,75 @@ def test_a_peer_that_cannot_be_connected(receiver: Receiver) -> None:
     assert failure(receiver.handle(m.Connected(TransportError("no route")), 0.0)).fenced
 
 
+@pytest.mark.parametrize(
+    ("cached", "reads"),
+    [
+        (0, [(0, 0, (0, 16), 0), (1, 1, (16, 20), 2)]),
+        (1, [(0, 0, (8, 16), 1), (1, 1, (16, 20), 2)]),
+        (2, [(1, 1, (16, 20), 2)]),
+    ],
+)
+def test_larger_blocks_fill_several(
+    receiver: Receiver,
+    refs: Refs,
+    make_offer: Offers,
+    cached: int,
+    reads: list[tuple[int, int, tuple[int, int], int]],
+) -> None:
+    theirs, ours = refs(4, 9), refs(0, 5, 6)
+    receiver.handle(accepted(ShardedLayout(replace(LAYOUT, block_size=16))), 0.0)
+    receiver.handle(m.Connected(), 0.0)
+    receiver.handle(m.PeerSaid(make_offer(0, 0, theirs[:1])), 0.0)
+    actions = receiver.handle(m.Granted(ours, cached), 0.0)
+    actions += receiver.handle(m.PeerSaid(make_offer(1, 1, theirs[1:], token=1)), 0.0)
+    found = [action for action in actions if isinstance(action, m.Read)]
+    assert [
+        (a.offer.index, a.offer.first_block, astuple(a.tokens), ours.index(a.blocks[0]))
+        for a in found
+    ] == reads
+    assert sum(len(a.blocks) for a in found) == 3 - cached
+
+
+def test_smaller_blocks_share_one(
+    open_message: Open, refs: Refs, make_offer: Offers, config: HandoverConfig
+) -> None:
+    large = replace(open_message, layout=ShardedLayout(replace(LAYOUT, block_size=32)))
+    receiver = Receiver(large, config=config)
+    receiver.handle(ACCEPTED, 0.0)
+    receiver.handle(m.Connected(), 0.0)
+    whole = make_offer(0, 0, refs(4, 9, 2), token=1)
+    receiver.handle(m.PeerSaid(whole), 0.0)
+    ours = refs(7)
+    assert receiver.handle(m.Granted(ours), 0.0) == [m.Read(whole, ours, TokenRange(0, 20))]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "what"),
+    [
+        (ShardedLayout(replace(LAYOUT, layers=5)), "prefill has 5, decode 4"),
+        (ShardedLayout(replace(LAYOUT, dtype="bfloat16")), "bfloat16 in blocks of 8, decode of f"),
+        (ShardedLayout(LAYOUT, tp=2), "prefill has 2 ranks, decode 1"),
+    ],
+)
+def test_kv_that_cannot_be_read_is_refused_before_anything_is_held(
+    receiver: Receiver, theirs: ShardedLayout, what: str
+) -> None:
+    fail = failure(receiver.handle(accepted(theirs), 0.0))
+    assert fail.error.code == "incompatible"
+    assert what in fail.error.message
+    assert fail.fenced
+
+
+SELDOM = st.integers(0, 11).map(lambda number: number == 7)
+"""For what ends an attempt: else hardly any would get far."""
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Whatever comes in whatever order: nothing is used before it is verified, nothing is freed
     while a read may write it, every action that must end exactly once does."""
 
+    seen: ClassVar[Counter[str]] = Counter()
+    """What all runs together have come to."""
     layout = KVLayout(layers=2, kv_heads=1, block_size=8, head_dim=4, dtype="float32")
 
     @initialize(tokens=st.integers(1, 40))
@@ -317,13 +442,14 @@ class AnyOrder(RuleBasedStateMachine):
         message = Open(
             PROTOCOL_VERSION,
             "c",
+            ShardedLayout(self.layout),
             InstanceId("d"),
             Incarnation(1),
             Ticket(b"t" * 16),
             Attempt(0),
             GenerateRequest(RequestId("r"), tuple(range(tokens)), 4),
         )
-        self.receiver = Receiver(message, layout=self.layout, config=HandoverConfig())
+        self.receiver = Receiver(message, config=HandoverConfig())
         self.now = 0.0
         self.actions: list[m.ReceiverAction] = self.receiver.start(0.0)
         self.reading: set[int] = set()
@@ -366,18 +492,21 @@ class AnyOrder(RuleBasedStateMachine):
     def count(self, kind: type) -> int:
         return sum(isinstance(a, kind) for a in self.actions)
 
-    @rule()
-    def accept(self) -> None:
-        self.feed(ACCEPTED)
+    @rule(again=SELDOM)
+    def accept(self, again: bool) -> None:
+        if again or not self.count(m.Connect):
+            self.feed(accepted(ShardedLayout(self.layout)))
 
-    @rule(error=st.sampled_from([None, TransportError("no")]))
-    def connect(self, error: BatonError | None) -> None:
+    @rule(fails=SELDOM)
+    def connect(self, fails: bool) -> None:
         if self.count(m.Connect):
-            self.feed(m.Connected(error))
+            self.feed(m.Connected(TransportError("no") if fails else None))
 
     @precondition(lambda self: not self.last)
-    @rule(blocks=st.integers(1, 3), split=st.booleans())
-    def offer(self, blocks: int, split: bool) -> None:
+    @rule(blocks=st.integers(1, 3), split=st.booleans(), early=SELDOM)
+    def offer(self, blocks: int, split: bool, early: bool) -> None:
+        if not (early or self.count(m.Connect)):
+            return
         if self.upper:
             blocks, layers = self.upper, LayerRange(1, 2)
         else:
@@ -404,25 +533,27 @@ class AnyOrder(RuleBasedStateMachine):
             self.feed(m.Granted(blocks, self.cached))
 
     @precondition(lambda self: self.reading)
-    @rule(data=st.data(), good=st.booleans())
-    def read_ends(self, data: st.DataObject, good: bool) -> None:
+    @rule(data=st.data(), bad=SELDOM)
+    def read_ends(self, data: st.DataObject, bad: bool) -> None:
         index = data.draw(st.sampled_from(sorted(self.reading)))
         self.reading.discard(index)
-        if good:
+        if not bad:
             self.verified.add(index)
-        self.feed(m.ReadEnded(index, 8, "cma", None if good else WrongKV("bytes")))
+        self.feed(m.ReadEnded(index, 8, "cma", WrongKV("bytes") if bad else None))
 
-    @rule()
-    def stream_ends(self) -> None:
-        self.feed(m.StreamEnded(PeerLost("gone")))
+    @rule(really=SELDOM)
+    def stream_ends(self, really: bool) -> None:
+        if really:
+            self.feed(m.StreamEnded(PeerLost("gone")))
 
-    @rule()
-    def cancel(self) -> None:
-        self.feed(m.CancelRequested("client gone"))
+    @rule(really=SELDOM)
+    def cancel(self, really: bool) -> None:
+        if really:
+            self.feed(m.CancelRequested("client gone"))
 
-    @rule()
-    def tick(self) -> None:
-        if self.receiver.deadline != float("inf"):
+    @rule(really=SELDOM)
+    def tick(self, really: bool) -> None:
+        if really and self.receiver.deadline != float("inf"):
             self.now = max(self.now, self.receiver.deadline)
             self.feed(m.Tick())
 
@@ -450,7 +581,46 @@ class AnyOrder(RuleBasedStateMachine):
             self.reading.discard(index)
             self.feed(m.ReadEnded(index, 8, "cma"))
         assert self.receiver.over
+        self.seen.update(type(action).__name__ for action in self.actions)
+        self.seen["unfenced"] += any(isinstance(a, m.Fail) and not a.fenced for a in self.actions)
 
 
-TestAnyOrder = AnyOrder.TestCase
-TestAnyOrder.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
+def test_any_order_of_events() -> None:
+    run_state_machine_as_test(
+        AnyOrder, settings=settings(max_examples=300, stateful_step_count=30, deadline=None)
+    )
+    for what in ("Read", "Land", "Fail", "unfenced", "FencePassed"):
+        assert AnyOrder.seen[what] > 0, f"no run came to {what}: {AnyOrder.seen}"
+
+
+def test_what_it_says_of_itself(receiver: Receiver, refs: Refs, make_offer: Offers) -> None:
+    receiver.handle(ACCEPTED, 0.0)
+    receiver.handle(m.Connected(), 0.0)
+    receiver.handle(m.PeerSaid(make_offer(0, 0, refs(4, 9, 2), token=1)), 0.0)
+    assert not receiver.reading
+    assert receiver.reading_since == float("inf")
+    receiver.handle(m.Granted(refs(0, 1, 2)), 2.0)
+    assert receiver.reading
+    assert receiver.reading_since == 2.0
+    assert repr(receiver) == "Receiver(receiving, offers=1, reading=1, blocks=3/3)"
+
+
+def test_more_blocks_than_the_prompt_has_are_refused(
+    receiver: Receiver, refs: Refs, make_offer: Offers
+) -> None:
+    receiver.handle(ACCEPTED, 0.0)
+    fail = failure(receiver.handle(m.PeerSaid(make_offer(0, 0, refs(1, 2, 3, 4))), 0.0))
+    assert "4 blocks offered for a prompt of 3" in fail.error.message
+
+
+def test_two_reads_under_way_when_it_fails_both_count_for_the_fence(
+    receiver: Receiver, refs: Refs, make_offer: Offers
+) -> None:
+    receiver.handle(ACCEPTED, 0.0)
+    receiver.handle(m.Connected(), 0.0)
+    receiver.handle(m.PeerSaid(make_offer(0, 0, refs(4))), 0.0)
+    receiver.handle(m.Granted(refs(0, 1, 2)), 0.0)
+    receiver.handle(m.PeerSaid(make_offer(1, 1, refs(9))), 0.0)
+    assert not failure(receiver.handle(m.CancelRequested("gone"), 0.0)).fenced
+    assert receiver.handle(read_ok(1), 0.0) == []
+    assert receiver.handle(read_ok(0), 0.0) == [m.FencePassed()]

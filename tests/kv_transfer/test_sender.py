@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -7,20 +8,32 @@ from hypothesis import strategies as st
 
 from baton.core.config import HandoverConfig
 from baton.core.errors import Overloaded
-from baton.core.handover import Abort, Accepted, BlockRef, FirstToken, Open, Received, Refused
+from baton.core.handover import (
+    Abort,
+    Accepted,
+    BlockRef,
+    FirstToken,
+    Open,
+    Pulled,
+    Received,
+    Refused,
+    Want,
+)
 from baton.core.ids import Attempt, Incarnation
-from baton.core.kv_layout import KVLayout
+from baton.core.kv_layout import KVLayout, LayerRange
 from baton.core.request import TokenLogprobs
+from baton.core.sharded_layout import ShardedLayout
 from baton.kv_transfer import sender as m
 from baton.kv_transfer.sender import Sender, SenderState
 
 Refs = Callable[..., tuple[BlockRef, ...]]
-ACCEPTED = Accepted(Incarnation(9), b"metadata")
+LAYOUT = KVLayout(layers=4, kv_heads=2, block_size=8, head_dim=16, dtype="float32")
+ACCEPTED = Accepted(Incarnation(9), ShardedLayout(LAYOUT), b"metadata")
 
 
 @pytest.fixture
-def sender(layout: KVLayout, config: HandoverConfig) -> Sender:
-    return Sender(compatibility="same", layout=layout, accepted=ACCEPTED, config=config, now=0.0)
+def sender(config: HandoverConfig) -> Sender:
+    return Sender(compatibility="same", accepted=ACCEPTED, config=config, now=0.0)
 
 
 def refusal(actions: list[m.SenderAction]) -> str:
@@ -50,6 +63,75 @@ def test_a_prompt_in_two_chunks(sender: Sender, open_message: Open, refs: Refs) 
     assert sender.handle(m.PeerSaid(Received(Attempt(3))), 6.0) == [m.Release(), m.End("ok")]
     assert sender.state is SenderState.ENDED
     assert sender.handle(m.StreamEnded(), 7.0) == []
+
+
+@pytest.fixture
+def pulling(sender: Sender, open_message: Open) -> Sender:
+    """Decode has two blocks and prefill one, and computing the other takes eight seconds."""
+    opened = m.Opened(replace(open_message, cached_blocks=2, bytes_per_s=1e9), 1, token_s=1.0)
+    assert sender.handle(opened, 1.0) == [m.Send(ACCEPTED), m.Send(Want(Attempt(3), 1, 2))]
+    assert sender.state is SenderState.PULLING
+    return sender
+
+
+def test_what_decode_has_is_read_first(pulling: Sender, make_offer: Any, refs: Refs) -> None:
+    offer = make_offer(0, 1, refs(5))
+    assert pulling.handle(m.PeerSaid(offer), 2.0) == [m.Pull(offer)]
+    assert pulling.deadline == float("inf")  # the pull has its own, and always ends
+    [pulled, submit] = pulling.handle(m.PullEnded(), 3.0)
+    assert pulled == m.Send(Pulled(Attempt(3)))
+    assert isinstance(submit, m.Submit)
+    assert pulling.state is SenderState.QUEUED
+
+
+def test_decode_has_it_no_more(pulling: Sender, make_offer: Any) -> None:
+    [pulled, submit] = pulling.handle(m.PeerSaid(make_offer(0, 1, ())), 2.0)
+    assert pulled == m.Send(Pulled(Attempt(3)))
+    assert isinstance(submit, m.Submit)
+
+
+@pytest.mark.parametrize(
+    ("first_block", "blocks", "extra"),
+    [
+        (0, (5,), {}),
+        (1, (5, 6), {}),
+        (1, (5,), {"layers": LayerRange(0, 2)}),
+        (1, (5,), {"token": 7}),
+    ],
+)
+def test_an_offer_of_anything_else_is_refused(
+    pulling: Sender,
+    make_offer: Any,
+    refs: Refs,
+    first_block: int,
+    blocks: tuple[int, ...],
+    extra: dict[str, Any],
+) -> None:
+    offer = make_offer(0, first_block, refs(*blocks), **extra)
+    assert refusal(pulling.handle(m.PeerSaid(offer), 2.0)) == "handover_failed"
+
+
+def test_decode_does_not_answer_in_time(pulling: Sender, make_offer: Any, refs: Refs) -> None:
+    assert pulling.deadline == 4.0
+    assert pulling.handle(m.Tick(), 3.9) == []
+    [submit] = pulling.handle(m.Tick(), 4.0)
+    assert isinstance(submit, m.Submit)
+    late = pulling.handle(m.PeerSaid(make_offer(0, 1, refs(5))), 5.0)
+    assert late == [m.Send(Pulled(Attempt(3)))]  # so that decode unpins it
+
+
+def test_the_stream_ends_while_prefill_pulls(pulling: Sender, make_offer: Any, refs: Refs) -> None:
+    pulling.handle(m.PeerSaid(make_offer(0, 1, refs(5))), 2.0)
+    assert pulling.handle(m.StreamEnded(), 3.0) == [m.Release(), m.End("cancelled")]
+    assert pulling.handle(m.PullEnded(), 4.0) == []
+
+
+def test_other_layouts_are_not_pulled_from(sender: Sender, open_message: Open) -> None:
+    other = ShardedLayout(replace(open_message.layout.model, block_size=16))
+    message = replace(open_message, layout=other, cached_blocks=2, bytes_per_s=1e9)
+    [submit, accepted] = sender.handle(m.Opened(message, 0, token_s=1.0), 0.0)
+    assert isinstance(submit, m.Submit)
+    assert accepted == m.Send(ACCEPTED)
 
 
 def test_what_the_cache_had_is_offered_at_once(
@@ -99,7 +181,6 @@ def test_layers_of_a_chunk_that_completes_no_block_are_not_offered(
     [(4, 0.0, [1, 2, 3]), (8, 0.0, [2]), (1, 8_192_000.0, [2]), (1, 99e9, [])],
 )
 def test_groups_are_as_large_as_a_read_must_be_to_be_worth_an_offer(
-    layout: KVLayout,
     open_message: Open,
     refs: Refs,
     *,
@@ -108,7 +189,7 @@ def test_groups_are_as_large_as_a_read_must_be_to_be_worth_an_offer(
     offered: list[int],
 ) -> None:
     config = HandoverConfig(min_read_kib=min_read_kib, offer_cost_s=0.001)
-    sender = Sender(compatibility="same", layout=layout, accepted=ACCEPTED, config=config, now=0)
+    sender = Sender(compatibility="same", accepted=ACCEPTED, config=config, now=0)
     sender.handle(m.Opened(replace(open_message, bytes_per_s=bytes_per_s)), 0.0)
     sender.handle(m.Started(0, refs(4, 9, 2)), 0.0)
     ends = [end for end in (1, 2, 3) if sender.handle(m.LayersReady(16, end), 0.0)]
@@ -123,9 +204,30 @@ def test_a_chunk_that_completes_no_block_offers_nothing(
     assert sender.handle(m.ChunkReady(7, refs(1, 2, 3)), 0.0) == []
 
 
+def test_offers_end_where_larger_blocks_of_decode_do(
+    sender: Sender, open_message: Open, refs: Refs
+) -> None:
+    table = refs(4, 9, 2)
+    large = ShardedLayout(replace(LAYOUT, block_size=16))
+    sender.handle(m.Opened(replace(open_message, layout=large)), 0.0)
+    assert sender.handle(m.Started(8, table), 0.0) == []
+    [offer] = sender.handle(m.ChunkReady(16, table), 0.0)
+    assert isinstance(offer, m.SendOffer)
+    assert offer.blocks == table[:2]
+    assert sender.handle(m.ChunkReady(20, table), 0.0) == []
+    [last] = sender.handle(m.Sampled(42), 0.0)
+    assert isinstance(last, m.SendOffer)
+    assert (last.first_block, last.blocks) == (2, table[2:])
+
+
 @pytest.mark.parametrize(
     ("change", "code"),
-    [({"version": 99}, "incompatible"), ({"compatibility": "other"}, "incompatible")],
+    [
+        ({"compatibility": "other"}, "incompatible"),
+        ({"layout": ShardedLayout(replace(LAYOUT, head_dim=8))}, "incompatible"),
+        ({"layout": ShardedLayout(replace(LAYOUT, dtype="bfloat16"))}, "incompatible"),
+        ({"layout": ShardedLayout(LAYOUT, tp=2)}, "incompatible"),
+    ],
 )
 def test_a_peer_that_does_not_fit_is_refused_before_anything_is_queued(
     sender: Sender, open_message: Open, change: dict[str, object], code: str
@@ -187,7 +289,6 @@ def test_opened_twice(sender: Sender, open_message: Open) -> None:
     stop_at=st.integers(0, 40),
 )
 def test_any_chunking_and_any_end_offers_each_layer_of_each_block_once_and_releases_once(
-    layout: KVLayout,
     config: HandoverConfig,
     open_message: Open,
     refs: Refs,
@@ -196,7 +297,7 @@ def test_any_chunking_and_any_end_offers_each_layer_of_each_block_once_and_relea
     groups: set[int],
     stop_at: int,
 ) -> None:
-    sender = Sender(compatibility="same", layout=layout, accepted=ACCEPTED, config=config, now=0)
+    sender = Sender(compatibility="same", accepted=ACCEPTED, config=config, now=0)
     ends = sorted({min(sum(chunks[: i + 1]), 20) for i in range(len(chunks))} | {20})
     table = refs(7, 8, 9)
     events: list[m.SenderEvent] = [m.Opened(open_message)]
@@ -220,3 +321,24 @@ def test_any_chunking_and_any_end_offers_each_layer_of_each_block_once_and_relea
     assert done.count(m.Release()) == (1 if stop_at >= 1 else 0)
     if m.End("ok") in done:
         assert set(offered) == {(ref, layer) for ref in table for layer in range(4)}
+
+
+def test_what_it_says_of_itself(sender: Sender, open_message: Open, refs: Refs) -> None:
+    sender.handle(m.Opened(open_message), 0.0)
+    sender.handle(m.Started(16, refs(4, 9, 2)), 0.0)
+    assert repr(sender) == "Sender(computing, offers=1, blocks=2)"
+
+
+def test_a_prompt_that_is_offered_whole_before_its_first_token_ends_with_an_empty_offer(
+    sender: Sender, open_message: Open, refs: Refs
+) -> None:
+    table = refs(4, 9, 2)
+    sender.handle(m.Opened(open_message), 0.0)
+    sender.handle(m.Started(0, table), 0.0)
+    [whole] = sender.handle(m.LayersReady(20, 4), 1.0)
+    assert isinstance(whole, m.SendOffer)
+    assert whole.blocks == table
+    sender.handle(m.ChunkReady(20, table), 1.0)
+    [last] = sender.handle(m.Sampled(42), 1.0)
+    assert isinstance(last, m.SendOffer)
+    assert (last.blocks, last.layers.start, last.layers.end) == ((), 0, 4)

@@ -13,16 +13,16 @@ import numpy as np
 
 import baton
 from baton.core.ids import new_incarnation
-from baton.kv_transfer.inproc import InprocRegistry, InprocTransport
+from baton.kv_transfer.loopback import LoopbackNetwork, LoopbackTransport
 from baton.kv_transfer.transport import Region, Transport
-from baton.kv_transfer.ucx.config import UcxConfig
-from baton.kv_transfer.ucx.transport import UcxTransport
+
+from .transport_target import Bytes, memory_of, opened
 
 SIZE = 8 << 20
 """Bytes of the region on either side."""
 TARGET = Path(__file__).with_name("transport_target.py")
 T = TypeVar("T")
-Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
+SECRET = "the secret of the test cluster"
 
 
 async def soon(awaitable: Awaitable[T]) -> T:
@@ -59,64 +59,67 @@ class World(Protocol):
         """End all that is left, and check it."""
 
 
-class InprocWorld:
+class LoopbackWorld:
     """Both sides in this process."""
 
-    carrier = "inproc"
+    carrier = "loopback"
 
     def __init__(self) -> None:
-        self.registry = InprocRegistry()
+        self.network = LoopbackNetwork()
         self.memory: Bytes = np.zeros(SIZE, np.uint8)
-        self.reader = InprocTransport(
+        self.reader = LoopbackTransport(
             region_of(self.memory),
             owner="decode",
             incarnation=new_incarnation(),
-            registry=self.registry,
+            network=self.network,
         )
 
     async def start_target(self, seed: int) -> bytes:
-        target = InprocTransport(
+        target = LoopbackTransport(
             region_of(pattern(seed)),
             owner="prefill",
             incarnation=new_incarnation(),
-            registry=self.registry,
+            network=self.network,
         )
         return target.metadata()
 
     def kill_target(self) -> None:
-        self.registry.kill("prefill")
+        self.network.kill("prefill")
 
     async def close(self) -> None:
         await soon(self.reader.close())
         self.reader.check()
 
 
-class UcxWorld:
+class ProcessWorld:
     """The target is a process of its own."""
 
-    def __init__(self, options: dict[str, str], carrier: str) -> None:
-        self.options = options
+    def __init__(self, kind: str, carrier: str, options: dict[str, str]) -> None:
+        self.kind = kind
         self.carrier = carrier
-        self.memory: Bytes = np.zeros(SIZE, np.uint8)
+        self.options = options
         self.processes: list[subprocess.Popen[str]] = []
 
-    async def open(self) -> "UcxWorld":
+    async def open(self) -> "ProcessWorld":
         """Start the reader."""
+        self.memory, self.region = memory_of(self.kind, SIZE)
         self.reader = await soon(
-            UcxTransport.open(
-                region_of(self.memory),
-                owner="decode",
-                incarnation=new_incarnation(),
-                config=UcxConfig(options=self.options),
-            )
+            opened(self.kind, self.region, owner="decode", secret=SECRET, options=self.options)
         )
         return self
 
-    async def start_target(self, seed: int) -> bytes:
-        return await soon(asyncio.to_thread(self._spawn, seed))
+    async def start_target(self, seed: int, *, secret: str = "") -> bytes:
+        return await soon(asyncio.to_thread(self._spawn, seed, secret or SECRET))
 
-    def _spawn(self, seed: int) -> bytes:
-        wish = {"owner": "prefill", "size": SIZE, "seed": seed, "options": self.options}
+    def _spawn(self, seed: int, secret: str) -> bytes:
+        wish = {
+            "kind": self.kind,
+            "owner": "prefill",
+            "size": SIZE,
+            "seed": seed,
+            "options": self.options,
+            "secret": secret,
+        }
         source = str(Path(baton.__file__).parents[1])
         process = subprocess.Popen(
             [sys.executable, str(TARGET), json.dumps(wish)],
@@ -138,18 +141,35 @@ class UcxWorld:
         self.target.kill()
         self.target.wait(10)
 
+    async def end_target(self) -> None:
+        """Let the target close in good order."""
+        process = self.target
+        await soon(asyncio.to_thread(process.communicate))  # closes stdin, for which it waits
+        assert process.returncode == 0, "the target did not end well"
+        self.processes.remove(process)
+
     async def close(self) -> None:
         await soon(self.reader.close())
         self.reader.check()
         for process in self.processes:
             ended = process.poll() is not None
-            process.communicate(timeout=10)  # closes stdin, at which a target ends by itself
+            process.communicate(timeout=10)
             assert ended or process.returncode == 0, "the target did not end well"
 
 
-async def open_world(kind: str) -> World:
-    """Open `inproc`, `ucx-cma` or `ucx-tcp`."""
-    if kind == "inproc":
-        return InprocWorld()
-    carrier = kind.removeprefix("ucx-")
-    return await UcxWorld({"TLS": "cma,tcp" if carrier == "cma" else "tcp"}, carrier).open()
+WORLDS = {
+    "ucx-cma": ("ucx", "cma", {"TLS": "cma,tcp"}),
+    "ucx-tcp": ("ucx", "tcp", {"TLS": "tcp"}),
+    "shm": ("shm", "shm", {}),
+    "shm-cma": ("cma", "shm-cma", {}),
+    "tcp": ("tcp", "tcp", {}),
+    "auto": ("auto", "cma", {"TLS": "cma,tcp"}),
+}
+"""By name: the transport, what must carry the bytes, and options of UCX."""
+
+
+async def open_world(name: str) -> World:
+    """Open `loopback` or one of WORLDS."""
+    if name == "loopback":
+        return LoopbackWorld()
+    return await ProcessWorld(*WORLDS[name]).open()

@@ -10,23 +10,31 @@ import pytest
 
 from baton.core.config import EngineConfig, HandoverConfig, WorkerConfig
 from baton.core.handover import PROTOCOL_VERSION
+from baton.core.sharded_layout import ShardedLayout
 from baton.core.topology import Role
 from baton.prefill_worker.worker import PrefillWorker
 from baton.proto import worker_pb2 as pb
 from baton.proto import worker_pb2_grpc as pb_grpc
+from baton.proto.convert_layout import layout_proto
 
 TIMEOUT_S = 30.0
 
 
 @pytest.fixture
-async def worker(tiny_llama_dir: Path) -> AsyncIterator[PrefillWorker]:
+def deadlines() -> HandoverConfig:
+    """Too long to be reached; a test of a deadline parametrizes it."""
+    return HandoverConfig(accept_timeout_s=600, received_timeout_s=600)
+
+
+@pytest.fixture
+async def worker(tiny_llama_dir: Path, deadlines: HandoverConfig) -> AsyncIterator[PrefillWorker]:
     config = WorkerConfig(
         instance_id="prefill-0",
         role=Role.PREFILL,
         model_dir=tiny_llama_dir,
         model_name="tiny",
         engine=EngineConfig(kv_memory_mib=8, max_batch_tokens=32),
-        handover=HandoverConfig(accept_timeout_s=0.3, received_timeout_s=0.6),
+        handover=deadlines,
     )
     async with await PrefillWorker.start(config, on_progress=lambda _: None) as worker:
         yield worker
@@ -45,6 +53,7 @@ def open_message(worker: PrefillWorker, **changes: Any) -> pb.ToPrefill:
     fields: dict[str, Any] = {
         "version": PROTOCOL_VERSION,
         "compatibility": worker.instance.compatibility,
+        "layout": layout_proto(ShardedLayout(worker.instance.layout)),
         "decode_instance": "decode-0",
         "decode_incarnation": 7,
         "ticket": b"t" * 16,
@@ -89,6 +98,9 @@ async def test_offers_cover_the_prompt_once_and_received_frees_it(
     assert worker.stats()["handover_ok"] == 1
 
 
+@pytest.mark.parametrize(
+    "deadlines", [HandoverConfig(accept_timeout_s=600, received_timeout_s=0.6)]
+)
 async def test_nobody_says_received(worker: PrefillWorker, call: Any) -> None:
     await call.write(open_message(worker))
     await until_last_offer(call)
@@ -97,6 +109,7 @@ async def test_nobody_says_received(worker: PrefillWorker, call: Any) -> None:
     assert "to be read" in refused.refused.message
 
 
+@pytest.mark.parametrize("deadlines", [HandoverConfig(accept_timeout_s=0.3)])
 async def test_nobody_says_open(call: Any, worker: PrefillWorker) -> None:
     await call.wait_for_connection()
     [refused] = await everything(call)

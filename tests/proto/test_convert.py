@@ -8,8 +8,16 @@ from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baton.core.errors import BatonError, HandoverError, InvalidConfig, InvalidRequest, all_errors
+from baton.core.errors import (
+    BatonError,
+    HandoverError,
+    Incompatible,
+    InvalidConfig,
+    InvalidRequest,
+    all_errors,
+)
 from baton.core.handover import (
+    PROTOCOL_VERSION,
     Abort,
     Accepted,
     BlockRef,
@@ -17,13 +25,16 @@ from baton.core.handover import (
     Offer,
     OfferedBlock,
     Open,
+    Pulled,
     Received,
     Refused,
     ToDecode,
     ToPrefill,
+    Want,
 )
-from baton.core.kv_layout import LayerRange
+from baton.core.kv_layout import KV_ITEM_BYTES, KVLayout, LayerRange
 from baton.core.request import GenerateRequest, SamplingParams, TokenLogprobs
+from baton.core.sharded_layout import ShardedLayout
 from baton.core.trace import HandoverTrace
 from baton.proto import worker_pb2 as pb
 from baton.proto.convert import (
@@ -38,6 +49,7 @@ from baton.proto.convert import (
     trace_core,
     trace_proto,
 )
+from baton.proto.convert_layout import MOST
 
 uint32 = st.integers(0, 2**32 - 1)
 uint64 = st.integers(0, 2**64 - 1)
@@ -78,15 +90,33 @@ float32 = st.floats(allow_nan=False, width=32)
 logprobs = st.builds(
     TokenLogprobs, float32, st.lists(st.tuples(uint32, float32), max_size=5).map(tuple)
 )
+sizes = st.integers(1, MOST)
+layouts = st.builds(
+    ShardedLayout,
+    st.builds(
+        KVLayout,
+        layers=st.integers(3, MOST),
+        kv_heads=sizes,
+        block_size=st.sampled_from([8, 16, 32]),
+        head_dim=sizes.map(lambda size: size // 2 * 2 or 2),
+        dtype=st.sampled_from(sorted(KV_ITEM_BYTES)),
+        parts=st.sampled_from([1, 2]),
+    ),
+    stages=st.sampled_from([(), (1,), (1, 2)]),
+)
 opens = st.builds(
     Open,
-    version=uint32,
+    layout=layouts,
+    version=st.just(PROTOCOL_VERSION),
     compatibility=st.text(),
     decode_instance=names,
     decode_incarnation=nonzero64,
     ticket=digests,
     attempt=uint32,
     request=requests,
+    bytes_per_s=seconds,
+    cached_blocks=uint32,
+    transport=st.binary(max_size=50),
 )
 layers = st.tuples(uint32, uint32).filter(lambda pair: pair[0] != pair[1])
 offers = st.builds(
@@ -102,12 +132,15 @@ offers = st.builds(
     first=st.none()
     | st.builds(FirstToken, uint32, seconds, seconds, uint32, uint32, st.none() | logprobs),
 )
+wants = st.builds(lambda attempt, blocks: Want(attempt, min(blocks), max(blocks)), uint32, layers)
 to_prefill = st.one_of(
-    opens, st.builds(Received, uint32), st.builds(Abort, uint32, st.text(max_size=50))
+    opens, offers, st.builds(Received, uint32), st.builds(Abort, uint32, st.text(max_size=50))
 )
 to_decode = st.one_of(
     offers,
-    st.builds(Accepted, nonzero64, st.binary(max_size=200)),
+    wants,
+    st.builds(Pulled, uint32),
+    st.builds(Accepted, nonzero64, layouts, st.binary(max_size=200)),
     st.builds(Refused, names, st.text(max_size=50)),
 )
 by_type = {str: st.text(max_size=20), int: uint32, float: seconds}
@@ -206,13 +239,20 @@ def test_every_sampling_parameter_crosses_the_wire(field):
     assert request_core(over_the_wire(request_proto(request))).sampling == changed
 
 
+def layout_message(**change: object) -> pb.ShardedLayout:
+    sizes = {"layers": 2, "kv_heads": 2, "block_size": 8, "head_dim": 4, "parts": 2, "tp": 1}
+    return pb.ShardedLayout(**(sizes | {"dtype": "float32"} | change))
+
+
 def open_message(**change: object) -> pb.ToPrefill:
     request = pb.Request(request_id="r", prompt=[1], max_tokens=1, top_p=1.0)
     whole: dict = {
+        "version": PROTOCOL_VERSION,
         "decode_instance": "d",
         "decode_incarnation": 1,
         "ticket": bytes(16),
         "request": request,
+        "layout": layout_message(),
     }
     return pb.ToPrefill(open=pb.Open(**(whole | change)))
 
@@ -227,12 +267,24 @@ def open_message(**change: object) -> pb.ToPrefill:
         (open_message(decode_instance=""), "Open.decode_instance"),
         (open_message(decode_incarnation=0), "Open.decode_incarnation"),
         (open_message(request=None), "Open.request"),
+        (open_message(layout=None), "Open.layout.layers"),
+        (open_message(layout=layout_message(tp=MOST + 1)), "Open.layout.tp"),
+        (open_message(layout=layout_message(tp=3)), "Open.layout.tp"),
+        (open_message(layout=layout_message(stages=[2])), "Open.layout.stages"),
+        (open_message(layout=layout_message(dtype="int4")), "Open.layout.dtype"),
         (open_message(request=pb.Request()), "request_id"),
     ],
 )
 def test_malformed_messages_to_prefill_are_refused(message: pb.ToPrefill, field: str):
     to_prefill_core(open_message())
     with pytest.raises((HandoverError, InvalidRequest), match=field):
+        to_prefill_core(message)
+
+
+def test_another_version_is_refused_whatever_else_it_may_say():
+    message = pb.ToPrefill(open=pb.Open(version=PROTOCOL_VERSION + 1))
+    both = f"protocol {PROTOCOL_VERSION + 1}, prefill {PROTOCOL_VERSION}"
+    with pytest.raises(Incompatible, match=both):
         to_prefill_core(message)
 
 
@@ -247,10 +299,15 @@ def offer_message(**change: object) -> pb.ToDecode:
         (pb.ToDecode(), "ToDecode.message"),
         (pb.ToDecode(accepted=pb.Accepted()), "Accepted.incarnation"),
         (pb.ToDecode(refused=pb.Refused(message="no")), "Refused.code"),
+        (pb.ToDecode(want=pb.Want(first_block=2, end_block=2)), "Want.blocks"),
         (offer_message(layer_end=0), "Offer.layers"),
         (offer_message(layer_start=3), "Offer.layers"),
         (offer_message(blocks=[pb.OfferedBlock(digest=bytes(15))]), "OfferedBlock.digest"),
         (offer_message(blocks=[pb.OfferedBlock()]), "OfferedBlock.digest"),
+        (
+            pb.ToDecode(accepted=pb.Accepted(incarnation=1)),
+            "Accepted.layout.layers: 0; allowed: 1 to",
+        ),
         (
             offer_message(first=pb.FirstToken(logprobs=pb.TokenLogprobs(top_tokens=[1]))),
             "TokenLogprobs",

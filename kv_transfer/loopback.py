@@ -1,4 +1,4 @@
-"""A transport within one process, with the faults of a real one on demand; for tests of logic.
+"""A transport within one process, with the faults of a real one by plan; for tests of logic.
 
 It copies when the event loop next comes round, so that whoever forgets to wait finds old bytes.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from baton.core.errors import PeerLost, TransportError
 from baton.core.ids import Incarnation
+from baton.kv_transfer.faults import Fault, FaultPlan
 from baton.kv_transfer.transport import (
     Metadata,
     Peer,
@@ -22,17 +23,19 @@ from baton.kv_transfer.transport import (
     checked_runs,
 )
 
-_KIND = "inproc"
+_KIND = "loopback"
+_MAX_TURNS = 20
+"""Turns of the event loop that a late read waits at most."""
 
 
-class InprocRegistry:
+class LoopbackNetwork:
     """Where the transports of one make-believe network find each other."""
 
     def __init__(self) -> None:
-        self._live: dict[tuple[str, int], InprocTransport] = {}
+        self._live: dict[tuple[str, int], LoopbackTransport] = {}
 
     def __repr__(self) -> str:
-        return f"InprocRegistry({[owner for owner, _ in self._live]})"
+        return f"LoopbackNetwork({[owner for owner, _ in self._live]})"
 
     def kill(self, owner: str) -> None:
         """End `owner` as SIGKILL would: reads of it fail, and nobody is told by it."""
@@ -44,47 +47,59 @@ class InprocRegistry:
         for other in self._live.values():
             other._lose(owner, incarnation)
 
-    def _find(self, peer: Peer) -> "InprocTransport | None":
+    def _find(self, peer: Peer) -> "LoopbackTransport | None":
         return self._live.get((peer.owner, peer.incarnation))
 
 
 @dataclass(eq=False, slots=True)
 class _Job:
+    number: int
+    """Counts the reads of the transport."""
     transfer: Transfer
     runs: list[Run]
+    fault: Fault | None
+    turns: int
+    """How many turns of the event loop it still waits."""
+    copied: bool = False
 
 
-class InprocTransport:
-    """Implements `Transport`; `hold`, `release`, `fail_next` and `corrupt_next` are its faults."""
+class LoopbackTransport:
+    """Implements `Transport`; `plan` says what goes wrong, `hold` and `release` when it goes on."""
 
     def __init__(
-        self, region: Region, *, owner: str, incarnation: Incarnation, registry: InprocRegistry
+        self,
+        region: Region,
+        *,
+        owner: str,
+        incarnation: Incarnation,
+        network: LoopbackNetwork,
+        plan: FaultPlan = FaultPlan(),  # noqa: B008  (frozen)
     ) -> None:
         self._region = region
         self._own = Metadata(owner, incarnation, region.address, region.length, b"", b"")
-        self._registry = registry
+        self._network = network
+        self._plan = plan
         self._peers = PeerTable()
         self._jobs: list[_Job] = []
         self._lost: set[Peer] = set()
         self._held = False
-        self._failures: list[TransportError] = []
-        self._corruptions = 0
         self._bytes_read: Counter[str] = Counter()
+        self._posted = 0
         self._done = 0
         self._failed = 0
         self._closed = False
-        registry._live[owner, incarnation] = self
+        self.faults: Counter[Fault] = Counter()
+        """How often each fault has struck."""
+        network._live[owner, incarnation] = self
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self._peers)} peers, {len(self._jobs)} open"
-        return f"<InprocTransport of {self._own.owner}, {self._region.length} bytes, {state}>"
+        return f"<LoopbackTransport of {self._own.owner}, {self._region.length} bytes, {state}>"
 
     @property
     def name(self) -> str:
-        """`inproc`."""
+        """`loopback`."""
         return _KIND
-
-    # Faults.
 
     def hold(self) -> None:
         """Let reads stay open until `release`."""
@@ -94,15 +109,7 @@ class InprocTransport:
         """Go on with the reads that were held."""
         self._held = False
         for job in list(self._jobs):
-            self._copy(job)
-
-    def fail_next(self, error: TransportError) -> None:
-        """Have the next read that would complete fail with `error`, nothing copied."""
-        self._failures.append(error)
-
-    def corrupt_next(self) -> None:
-        """Flip the bits of one byte of the next read that completes; its report looks well."""
-        self._corruptions += 1
+            self._turn(job)
 
     # Transport.
 
@@ -129,12 +136,12 @@ class InprocTransport:
         if not wanted:
             transfer.finish("none")
             return transfer
-        job = _Job(transfer, wanted)
+        job = self._job(transfer, wanted)
         self._jobs.append(job)
-        if peer in self._lost or self._registry._find(peer) is None:
+        if peer in self._lost or self._network._find(peer) is None:
             self._lose(peer.owner, peer.incarnation)
         elif not self._held:
-            asyncio.get_running_loop().call_soon(self._copy, job)
+            asyncio.get_running_loop().call_soon(self._turn, job)
         return transfer
 
     async def remove_peer(self, peer: Peer) -> None:
@@ -145,7 +152,7 @@ class InprocTransport:
     async def close(self) -> None:
         """See Transport."""
         if not self._closed:
-            self._registry._end(self._own.owner, self._own.incarnation)
+            self._network._end(self._own.owner, self._own.incarnation)
 
     def check(self) -> None:
         """See Transport."""
@@ -166,22 +173,55 @@ class InprocTransport:
         if self._closed:
             raise TransportError("the transport is closed")
 
-    def _copy(self, job: _Job) -> None:
-        if self._held or job not in self._jobs:
+    def _job(self, transfer: Transfer, runs: list[Run]) -> _Job:
+        number, fault = self._posted, self._plan.fault(self._posted)
+        self._posted += 1
+        turns = 0
+        if fault is not None:
+            self.faults[fault] += 1
+            if fault in (Fault.LATE, Fault.TWICE, Fault.OUT_OF_ORDER):
+                turns = 1 + self._plan.draw(number, _MAX_TURNS)
+        return _Job(number, transfer, runs, fault, turns)
+
+    def _turn(self, job: _Job) -> None:
+        """Go on with `job`, now that the event loop comes round."""
+        if self._held or job not in self._jobs or job.fault is Fault.HANG:
             return
-        if self._failures:
-            self._finish(job, self._failures.pop(0))
+        if job.fault is Fault.TWICE and not job.copied:
+            job.copied = True
+            self._copy(job)
+        if job.turns and not self._overtaken(job):
+            job.turns -= 1
+            asyncio.get_running_loop().call_soon(self._turn, job)
             return
-        source = self._registry._find(job.transfer.peer)
+        if job.fault is Fault.FAIL:
+            self._finish(job, TransportError("the read failed, as planned"))
+        elif job.fault is Fault.DIE:
+            self._copy(job, runs=job.runs[: len(job.runs) // 2])
+            self._network.kill(job.transfer.peer.owner)
+        else:
+            self._copy(job)
+            self._finish(job, None)
+
+    def _overtaken(self, job: _Job) -> bool:
+        """Whether a read posted after `job` has completed, if that is what it waits for."""
+        later = self._posted - 1 - job.number
+        still_open = sum(other.number > job.number for other in self._jobs)
+        return job.fault is Fault.OUT_OF_ORDER and still_open < later
+
+    def _copy(self, job: _Job, runs: Sequence[Run] | None = None) -> None:
+        source = self._network._find(job.transfer.peer)
         assert source is not None, "a job outlived its peer"
         to, origin = self._region.address, source._region.address
-        for run in job.runs:
-            ctypes.memmove(to + run.local_offset, origin + run.remote_offset, run.length)
-        if self._corruptions:
-            self._corruptions -= 1
-            at = ctypes.c_ubyte.from_address(to + job.runs[0].local_offset)
-            at.value ^= 0xFF
-        self._finish(job, None)
+        runs = job.runs if runs is None else runs
+        for run in runs:
+            length = run.length // 2 if job.fault is Fault.TRUNCATED else run.length
+            ctypes.memmove(to + run.local_offset, origin + run.remote_offset, length)
+        if job.fault is Fault.FLIPPED:
+            run = runs[self._plan.draw(job.number, len(runs))]
+            bit = self._plan.draw(job.number, run.length * 8)
+            byte = ctypes.c_ubyte.from_address(to + run.local_offset + bit // 8)
+            byte.value ^= 1 << bit % 8
 
     def _finish(self, job: _Job, error: TransportError | None) -> None:
         self._jobs.remove(job)

@@ -1,0 +1,1 @@
+"""What the transports without UCX share: a connection and a thread per peer, authenticated."""

@@ -1,0 +1,73 @@
+"""What a kind of link must bring: how to reach a process, how to serve it, how to read from it."""
+
+import socket
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from baton.kv_transfer.transport import Metadata, Run
+
+MAX_RUNS = 512
+"""Runs in one part of a transfer; the kernel takes 1,024 buffers in one call."""
+MAX_BYTES = 256 << 20
+"""Bytes in one part. A fence of a mapped peer waits for one copy, so for less than a tenth of a
+second; in smaller pieces memmove does not bypass the cache, and has two thirds of the speed."""
+
+
+class Channel(Protocol):
+    """The reader's end of a connection that has been authenticated; used by one thread.
+
+    Parts are asked for and received in the same order; several may be under way.
+    """
+
+    @property
+    def carrier(self) -> str:
+        """What moves the bytes, for the report."""
+
+    def ask(self, part: Sequence[Run]) -> None:
+        """Begin to read `part`; waits for the peer at most shortly."""
+
+    def receive(self, part: Sequence[Run]) -> None:
+        """Return when `part`, the oldest asked for, is in local memory.
+
+        Raises PeerLost if the peer has gone, TransportError or OSError if the read failed.
+        """
+
+    def close(self) -> None:
+        """Give back all but the connection itself."""
+
+
+class Backend(Protocol):
+    """One kind; its methods but `listen` run in threads, and may wait within their limits."""
+
+    @property
+    def kind(self) -> str:
+        """The name of the transport."""
+
+    def listen(self) -> tuple[socket.socket, bytes]:
+        """Return a listening socket, and the address for the metadata."""
+
+    def dial(self, address: bytes, timeout: float) -> socket.socket:
+        """Connect; raises TransportError or OSError."""
+
+    def open(self, connection: socket.socket, theirs: Metadata) -> Channel:
+        """Begin to read, once both sides are authenticated."""
+
+    def serve(self, connection: socket.socket) -> None:
+        """Serve an authenticated reader until it goes; raises what went wrong."""
+
+
+def parts_of(runs: Sequence[Run]) -> Iterator[list[Run]]:
+    """Cut a transfer into parts of MAX_RUNS and MAX_BYTES at most, in order."""
+    part: list[Run] = []
+    room = MAX_BYTES
+    for run in runs:
+        local, remote, left = run.local_offset, run.remote_offset, run.length
+        while left:
+            if not room or len(part) == MAX_RUNS:
+                yield part
+                part, room = [], MAX_BYTES
+            size = min(left, room)
+            part.append(run if size == run.length else Run(local, remote, size))
+            local, remote, left, room = local + size, remote + size, left - size, room - size
+    if part:
+        yield part

@@ -1,0 +1,144 @@
+"""Reads between processes of one host: who connects by a Unix socket is given the memory.
+
+SharedMemory is mapped by the reader: the fastest way, and one that needs no right but the
+descriptor. Other memory is read by the kernel (process_vm_readv), which needs the same user and the
+right to trace. The connection stays open: when it ends, the owner of the memory has ended.
+"""
+
+import contextlib
+import secrets
+import socket
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgpack
+
+from baton.core.errors import PeerLost, TransportError
+from baton.kv_transfer.link.backend import Channel
+from baton.kv_transfer.link.stream import hung_up
+from baton.kv_transfer.shm.copying import copy_mapped, read_process
+from baton.kv_transfer.shm.memory import Mapping
+from baton.kv_transfer.transport import Metadata, Region, Run
+
+_TOLD = struct.Struct("@cQQ")
+"""What the owner of the memory says first: how to read it, where it begins, how long it is."""
+_MAPPED, _BY_KERNEL = b"m", b"k"
+_CREDENTIALS = struct.Struct("3i")
+
+
+def host_id() -> str:
+    """Return what tells this host from others, and from itself before it was last started."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+class ShmBackend:
+    """Listens at a name of its own in the network namespace; see Backend."""
+
+    kind = "shm"
+
+    def __init__(self, region: Region) -> None:
+        self._region = region
+
+    def listen(self) -> tuple[socket.socket, bytes]:
+        """See Backend. The name is abstract: nothing is left in the file system."""
+        name = f"baton-kv-{secrets.token_hex(16)}"
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(f"\0{name}")
+        listener.listen(128)
+        return listener, msgpack.packb([host_id(), name])
+
+    def dial(self, address: bytes, timeout: float) -> socket.socket:
+        """See Backend."""
+        try:
+            host, name = msgpack.unpackb(address)
+            path = f"\0{name}"
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise TransportError("this is no address for shm") from error
+        if host != host_id():
+            raise TransportError("the peer is on another host")
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(timeout)
+        try:
+            connection.connect(path)
+        except OSError:
+            connection.close()
+            raise
+        return connection
+
+    def open(self, connection: socket.socket, theirs: Metadata) -> Channel:
+        """See Backend."""
+        told, descriptors, _, _ = socket.recv_fds(connection, _TOLD.size, 1)
+        if len(told) != _TOLD.size:
+            raise PeerLost("it closed the connection")
+        how, base, length = _TOLD.unpack(told)
+        if how == _MAPPED and len(descriptors) == 1:
+            return _MappedChannel(connection, self._region, Mapping(descriptors[0], theirs.length))
+        if how != _BY_KERNEL or (base, length) != (theirs.base, theirs.length):
+            raise TransportError(f"its memory is not the {theirs.length} bytes it was said to be")
+        return _ProcessChannel(connection, self._region, theirs)
+
+    def serve(self, connection: socket.socket) -> None:
+        """See Backend. The reader sends nothing; the connection ends when either side does."""
+        region = self._region
+        how = _BY_KERNEL if region.fd is None else _MAPPED
+        told = _TOLD.pack(how, region.address, region.length)
+        socket.send_fds(connection, [told], [] if region.fd is None else [region.fd])
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                connection.recv(1)
+                return
+
+
+class _MappedChannel:
+    """Copies from the mapped memory of the peer; see Channel."""
+
+    carrier = "shm"
+
+    def __init__(self, connection: socket.socket, region: Region, mapping: Mapping) -> None:
+        self._connection = connection
+        self._local = region.address
+        self._mapping = mapping
+
+    def ask(self, part: Sequence[Run]) -> None:
+        """See Channel. Nobody must be asked."""
+
+    def receive(self, part: Sequence[Run]) -> None:
+        """See Channel. The memory outlives its owner; what it held then is worth nothing."""
+        copy_mapped(part, self._local, self._mapping.address)
+        if hung_up(self._connection):
+            raise PeerLost("the owner of the memory is gone")
+
+    def close(self) -> None:
+        """See Channel."""
+        self._mapping.close()
+
+
+class _ProcessChannel:
+    """Has the kernel copy from the peer's address space; see Channel."""
+
+    carrier = "shm-cma"
+
+    def __init__(self, connection: socket.socket, region: Region, theirs: Metadata) -> None:
+        self._connection = connection
+        self._local = region.address
+        self._remote = theirs.base
+        # Of the process that listens, in this one's numbers; the kernel vouches for it.
+        credentials = connection.getsockopt(
+            socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
+        )
+        self._pid = _CREDENTIALS.unpack(credentials)[0]
+        if self._pid == 0:
+            raise TransportError("its process namespace cannot be seen from here")
+
+    def ask(self, part: Sequence[Run]) -> None:
+        """See Channel. Nobody must be asked."""
+
+    def receive(self, part: Sequence[Run]) -> None:
+        """See Channel. Once the owner is gone its number may be another process's."""
+        read_process(part, self._pid, self._local, self._remote)
+        if hung_up(self._connection):
+            raise PeerLost(f"process {self._pid} is gone")
+
+    def close(self) -> None:
+        """See Channel. There is nothing but the connection."""

@@ -1,0 +1,1 @@
+"""Reads over plain TCP sockets: the fallback that always runs."""

@@ -1,0 +1,93 @@
+"""The units of an offer: what has a digest of its own, and where its bytes lie on either side.
+
+A unit is what some target rank reads as a whole: of one source block and group of layers, the
+tokens of one unit of the plan and the heads that a source and a target rank have in common. So
+whoever reads only some heads, or only a part of a block, can check just what it has read. Between
+equal layouts a unit is a whole block of a group of layers.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from baton.core.kv_layout import HeadRange, LayerRange, SlotRange
+from baton.core.sharded_layout import Rank, Shard
+from baton.kv_transfer.plan import TransferPlan
+
+Pieces = tuple[tuple[int, int], ...]
+"""(offset, length) in bytes from the start of a block; none continues the one before it."""
+
+_CACHED = 1024
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Unit:
+    """A part of a source block; sorted by the rank that holds it."""
+
+    source: Rank
+    slots: SlotRange
+    """Of the source block."""
+    layers: LayerRange
+    """Of the model."""
+    heads: HeadRange
+    """Of the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedUnit:
+    """A unit, and where its bytes lie in the memory of one side, in an order both sides share."""
+
+    unit: Unit
+    pieces: Pieces
+
+
+@lru_cache(_CACHED)
+def units_of_block(
+    plan: TransferPlan, layers: LayerRange, used_slots: int, turn: int
+) -> tuple[Unit, ...]:
+    """Return the units of a source block with so many slots in use, as an offer orders them."""
+    links = {link for rank in plan.target.ranks for link in plan.links(rank, layers, turn)}
+    size = plan.source.model.block_size
+    slots = [plan.slots(n, size) for n in range(-(-used_slots // plan.unit_tokens))]
+    units = [Unit(link.source, slot, link.layers, link.heads) for link in links for slot in slots]
+    return tuple(sorted(units))
+
+
+@lru_cache(_CACHED)
+def held_units(
+    plan: TransferPlan, rank: Rank, layers: LayerRange, used_slots: int, turn: int
+) -> tuple[PlacedUnit, ...]:
+    """Return those of them that a source rank holds, as they lie in its blocks, in order."""
+    shard = plan.source.shard(rank)
+    return tuple(
+        PlacedUnit(unit, _pieces(shard, unit, unit.slots))
+        for unit in units_of_block(plan, layers, used_slots, turn)
+        if unit.source == rank
+    )
+
+
+@lru_cache(_CACHED)
+def read_units(
+    plan: TransferPlan, rank: Rank, layers: LayerRange, place: int, turn: int
+) -> tuple[PlacedUnit, ...]:
+    """Return what a target rank reads of a prompt's unit number `place`, as it lies where it lands.
+
+    The same for all numbers that differ by a multiple of the units of the larger block.
+    """
+    shard = plan.landing(rank, layers)
+    slots = plan.slots(place, shard.layout.block_size)
+    of_source = plan.slots(place, plan.source.model.block_size)
+    units = [
+        Unit(link.source, of_source, link.layers, link.heads)
+        for link in plan.links(rank, layers, turn)
+    ]
+    return tuple(PlacedUnit(unit, _pieces(shard, unit, slots)) for unit in units)
+
+
+def _pieces(shard: Shard, unit: Unit, slots: SlotRange) -> Pieces:
+    pieces: list[tuple[int, int]] = []
+    for offset, length in shard.pieces(unit.layers, unit.heads, slots):
+        if pieces and sum(pieces[-1]) == offset:
+            pieces[-1] = pieces[-1][0], pieces[-1][1] + length
+        else:
+            pieces.append((offset, length))
+    return tuple(pieces)

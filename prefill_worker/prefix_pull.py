@@ -1,0 +1,145 @@
+"""Reads into prefill's cache what decode's has of a prompt, instead of computing it.
+
+It is a handover the other way round, and a small one: decode pins and offers, prefill reserves,
+reads, verifies and adopts. Whatever goes wrong, the prompt is computed, and the blocks that were
+reserved come back after the fence.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+from baton.core.errors import BatonError, PeerLost, TransportError
+from baton.core.handover import Offer, Open
+from baton.core.ids import BlockId, SeqId
+from baton.core.log import get_logger
+from baton.core.sharded_layout import Rank
+from baton.engine.step import Reserved
+from baton.executor.instance import Instance
+from baton.kv_transfer.digest import DigestKey
+from baton.kv_transfer.plan import TokenRange, plan_between
+
+_ROOM_TIMEOUT_S = 0.2
+"""For room in the pool: where there is none at once, computing is the better use of what comes."""
+
+_log = get_logger("prefill")
+
+
+class PrefixPull:
+    """One pull; `run` it as a task that outlives whoever waits for it, to pass its fence."""
+
+    def __init__(self, instance: Instance, open_: Open, offer: Offer, pulls: "PullTable") -> None:
+        size = instance.layout.block_size
+        self._tokens = TokenRange(
+            offer.first_block * size, (offer.first_block + len(offer.blocks)) * size
+        )
+        prompt = open_.request.prompt[: self._tokens.end]
+        self._instance = instance
+        self._open = open_
+        self._offer = offer
+        self._pulls = pulls
+        self._request = replace(open_.request, prompt=prompt, max_tokens=1)
+        self._plan = plan_between(open_.layout, open_.layout)
+        self._timeout_s = instance.config.handover.read_timeout_s
+
+    def __repr__(self) -> str:
+        return f"PrefixPull({self._open.request.request_id}, {self._tokens})"
+
+    async def run(self) -> None:
+        """Pull; ends with the blocks in the cache, or given back."""
+        try:
+            seq_id = self._instance.engine.reserve(self._request)
+        except BatonError as error:
+            self._give_up(error)
+            return
+        try:
+            granted = await self._granted(seq_id)
+            if granted.cached < self._offer.first_block:
+                self._give_up("what comes before has left the cache")
+            elif await self._read(granted):
+                self._instance.engine.adopt(seq_id)
+                self._pulls.blocks += len(self._offer.blocks)
+        except (BatonError, TimeoutError) as error:
+            self._give_up(error)
+        finally:
+            self._instance.engine.release(seq_id)  # which leaves alone what was adopted or fenced
+
+    async def _granted(self, seq_id: SeqId) -> Reserved:
+        waiting = self._pulls.wait_for(seq_id)
+        try:
+            async with asyncio.timeout(_ROOM_TIMEOUT_S):
+                return await waiting
+        finally:
+            self._pulls.forget(seq_id)
+
+    async def _read(self, granted: Reserved) -> bool:
+        """Read and verify; False if it is not what was offered."""
+        engine, transport = self._instance.engine, self._instance.transport
+        offered = [block.ref.block for block in self._offer.blocks]
+        ours = [ref.block for ref in granted.blocks[self._offer.first_block :]]
+        if granted.cached > self._offer.first_block:
+            return False  # somebody computed more of it meanwhile
+        peer = await transport.add_peer(self._open.transport)
+        runs = self._plan.reads(Rank(), self._offer.layers, self._tokens, offered, ours)[Rank()]
+        transfer = transport.read(peer, runs)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await transfer.wait()
+        except (TransportError, TimeoutError, asyncio.CancelledError) as error:
+            if not transfer.completed:
+                engine.fence(granted.seq_id)
+                await transport.remove_peer(peer)  # returns when nothing of it can write any more
+                engine.fence_passed(granted.seq_id)
+            elif isinstance(error, PeerLost):
+                await transport.remove_peer(peer)
+            raise
+        wrong = await asyncio.to_thread(self._first_wrong, ours)
+        if wrong is not None:
+            _log.warning("wrong KV from decode", token=wrong, pull=repr(self))
+            self._pulls.wrong += 1
+        return wrong is None
+
+    def _first_wrong(self, ours: Sequence[BlockId]) -> int | None:
+        digests = DigestKey(
+            self._plan,
+            compatibility=self._open.compatibility,
+            ticket=self._open.ticket,
+            prompt=self._open.request.prompt,
+        )
+        return digests.first_wrong(
+            Rank(),
+            self._offer.layers,
+            self._tokens,
+            self._offer.blocks,
+            ours,
+            self._instance.kv.memory,
+        )
+
+    def _give_up(self, why: object) -> None:
+        _log.info("pull given up", pull=repr(self), why=str(why))
+
+
+class PullTable:
+    """The pulls that wait for room, and what all of them have brought."""
+
+    def __init__(self) -> None:
+        self.blocks = 0
+        """That were read from decode and adopted."""
+        self.wrong = 0
+        """Pulls whose KV was not what was offered."""
+        self._waiting: dict[SeqId, asyncio.Future[Reserved]] = {}
+
+    def wait_for(self, seq_id: SeqId) -> "asyncio.Future[Reserved]":
+        """Return a future that is done once the reservation is granted."""
+        self._waiting[seq_id] = asyncio.get_running_loop().create_future()
+        return self._waiting[seq_id]
+
+    def forget(self, seq_id: SeqId) -> None:
+        """Wait for it no more."""
+        self._waiting.pop(seq_id, None)
+
+    def granted(self, event: Reserved) -> None:
+        """The engine has room."""
+        waiting = self._waiting.get(event.seq_id)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(event)

@@ -1,0 +1,171 @@
+"""Packed linear layers: exact weights, and the same bits for a row in any company."""
+
+import ctypes
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from baton.core.errors import InternalError
+from baton.core.kv_layout import KVLayout
+from baton.kernels.native.build import FLAGS, NoNativeCode, build
+from baton.kernels.native.library import (
+    Kind,
+    Library,
+    Op,
+    Rotation,
+    SequenceRows,
+    StepInput,
+    Stored,
+)
+from baton.kernels.native.program import Program
+from baton.models.native_weights import NativeWeights
+
+LAYOUT = KVLayout(1, 1, 16, 8, "float32")
+BLOCKS = 64
+AVX2 = tuple("-march=haswell" if flag == "-march=native" else flag for flag in FLAGS)
+
+Compute = Callable[..., Tensor]
+
+
+@pytest.fixture(scope="module", params=[FLAGS, AVX2], ids=["this processor", "avx2"])
+def library(request: pytest.FixtureRequest) -> Library:
+    try:
+        return Library(str(build(request.param)))
+    except NoNativeCode as error:
+        pytest.skip(str(error))
+
+
+class Layer:
+    """y = x Wᵀ + b + x', where x and x' are rows of two tables, as a program of its own."""
+
+    def __init__(
+        self,
+        library: Library,
+        parts: Sequence[Tensor],
+        table: Tensor,
+        *,
+        bias: Tensor | None = None,
+        threads: int = 1,
+    ) -> None:
+        weights = NativeWeights(library)
+        matrix = weights.matrix(parts)
+        self.weights, self.outputs = weights, matrix.outputs
+        self.table = table
+        address, stored = weights.table(table)
+        width = table.shape[1]
+        ops = [
+            Op(kind=Kind.EMBED, out=0, width=width, weight=address, stored=stored, scale=1.0),
+            Op(kind=Kind.LINEAR, x=0, y=-1, out=-1, matrix=matrix, bias=weights.floats(bias)),
+        ]
+        # The logits are as wide as the vocabulary: here, as there are outputs.
+        self.program = Program(
+            library,
+            (Op * len(ops))(*ops),
+            widths=[width],
+            spreads=[1],
+            rotations=(Rotation * 0)(),
+            vocabulary=matrix.outputs,
+            pool=(LAYOUT, BLOCKS),
+            threads=threads,
+        )
+
+    def __call__(self, rows: Sequence[int], *, in_ranges: bool = False) -> Tensor:
+        """Return [rows, outputs] for these rows of the table; perhaps operation by operation."""
+        out = torch.full((len(rows), self.outputs), float("nan"))
+        tokens = (ctypes.c_int32 * len(rows))(*rows)
+        blocks = (ctypes.c_int32 * BLOCKS)(*range(BLOCKS))
+        sequence = SequenceRows(0, len(rows), len(rows), ctypes.addressof(blocks))
+        everything = (ctypes.c_int32 * len(rows))(*range(len(rows)))
+        step = StepInput(
+            tokens=ctypes.addressof(tokens),
+            sequences=ctypes.addressof(sequence),
+            sampled=ctypes.addressof(everything),
+            logits=out.data_ptr(),
+            token_count=len(rows),
+            sequence_count=1,
+            sampled_count=len(rows),
+        )
+        for first, last in [(0, 1), (1, 2)] if in_ranges else [(0, None)]:
+            self.program.run(step, first, last)
+        return out
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (40, 100), (256, 96), (515, 33)])
+def test_is_the_product(library: Library, dtype: torch.dtype, inputs: int, outputs: int) -> None:
+    weight, bias = random(outputs, inputs, dtype=dtype), random(outputs, seed=1)
+    table = random(outputs, inputs, seed=2)
+    for count in (1, 2, 3, 5, 12, 13, 31, 100):
+        rows = [row % outputs for row in range(count)]
+        found = Layer(library, [weight], table, bias=bias)(rows)
+        exact = table[rows].double() @ weight.double().T + bias.double()
+        torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=2e-5 * inputs**0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("inputs", [96, 700, 6000])
+def test_a_row_has_the_same_bits_in_any_company(
+    library: Library, dtype: torch.dtype, inputs: int
+) -> None:
+    """Whatever the number of rows, their tiles and blocks, and the threads."""
+    weight, table = random(150, inputs, dtype=dtype), random(150, inputs, seed=1)
+    rows = [(7 * row) % 150 for row in range(150)]
+    alone, shared = Layer(library, [weight], table), Layer(library, [weight], table, threads=3)
+    expected = alone(rows)
+    assert torch.equal(shared(rows), expected)
+    for count in (1, 2, 3, 4, 6, 7, 11, 13, 24, 25, 53):
+        for layer in (alone, shared):
+            assert torch.equal(layer(rows[:count]), expected[:count])
+    assert torch.equal(alone(rows[100:101]), expected[100:101])
+
+
+def test_bfloat16_computes_what_its_values_in_float32_compute(library: Library) -> None:
+    weight, table = random(70, 130, dtype=torch.bfloat16), random(70, 130, seed=1)
+    narrow, wide = Layer(library, [weight], table), Layer(library, [weight.float()], table)
+    rows = list(range(20))
+    assert torch.equal(narrow(rows), wide(rows))
+    assert narrow.weights.nbytes * 2 == wide.weights.nbytes
+
+
+def test_parts_are_packed_whatever_their_strides(library: Library) -> None:
+    """Matrices below each other that end within panels, turned ones, every other row."""
+    both = random(80, 64, dtype=torch.bfloat16)
+    turned = random(64, 45, dtype=torch.bfloat16, seed=1).T
+    parts = [both[:7], turned, both[0::2], both[1::2]]
+    table = random(132, 64, seed=2)
+    joined = torch.cat(parts)
+    assert torch.equal(
+        Layer(library, parts, table)(range(30)), Layer(library, [joined], table)(range(30))
+    )
+
+
+def test_every_float16_becomes_the_same_float32(library: Library) -> None:
+    """Subnormal numbers, infinities and both zeros too: 1 × each value, as an embedding."""
+    bits = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16)
+    values = bits.view(torch.float16)
+    values = values[~values.isnan()].reshape(-1, 1)
+    one = torch.ones(1, 1)
+    layer = Layer(library, [one.expand(len(values), 1)], values)
+    assert layer.table.dtype == torch.float16
+    assert Stored.FLOAT16 == 2
+    picked = range(0, len(values), 97)
+    found = layer(picked)[:, 0]
+    assert torch.equal(found, values[list(picked), 0].float())
+
+
+def test_a_step_may_run_range_by_range(library: Library) -> None:
+    layer = Layer(library, [random(50, 60)], random(50, 60, seed=1), threads=2)
+    assert torch.equal(layer(range(9), in_ranges=True), layer(range(9)))
+
+
+def test_refuses_tokens_and_blocks_that_do_not_exist(library: Library) -> None:
+    layer = Layer(library, [random(20, 8)], random(20, 8))
+    for token in (-1, 20):
+        with pytest.raises(InternalError, match="vocabulary"):
+            layer([token])

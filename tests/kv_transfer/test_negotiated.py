@@ -1,0 +1,181 @@
+"""Which of several transports a pair of processes uses, and what is said about it."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import msgpack
+import numpy as np
+import pytest
+from structlog.testing import capture_logs
+
+from baton.core.config import HandoverConfig
+from baton.core.errors import InvalidConfig, PeerLost, TransportError
+from baton.core.ids import Incarnation, new_incarnation
+from baton.kv_transfer.choose import allocate, open_transport
+from baton.kv_transfer.shm.backend import host_id
+from baton.kv_transfer.transport import Metadata, Run, Transport
+
+from .transport_worlds import SECRET, pattern, region_of, soon
+
+SIZE = 1 << 16
+WHOLE = [Run(0, 0, SIZE)]
+Open = Callable[..., Awaitable[Transport]]
+
+
+@pytest.fixture
+async def side() -> AsyncIterator[Open]:
+    """Opens a transport over `memory`; closes and checks all at the end."""
+    opened: list[Transport] = []
+
+    async def open_side(
+        owner: str,
+        memory: "np.ndarray[tuple[int], np.dtype[np.uint8]]",
+        incarnation: Incarnation | None = None,
+        **options: object,
+    ) -> Transport:
+        config = HandoverConfig.checked(**({"secret": SECRET} | options))
+        transport = await soon(
+            open_transport(
+                region_of(memory),
+                config,
+                host="127.0.0.1",
+                owner=owner,
+                incarnation=incarnation or new_incarnation(),
+            )
+        )
+        opened.append(transport)
+        return transport
+
+    yield open_side
+    for transport in opened:
+        await soon(transport.close())
+        transport.check()
+
+
+def zeros() -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
+    return np.zeros(SIZE, np.uint8)
+
+
+def source() -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
+    return pattern(3)[:SIZE].copy()
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "carrier", "reason"),
+    [
+        ("auto", "auto", "cma", None),
+        ("auto", "ucx", "cma", None),
+        ("ucx", "auto", "cma", None),
+        ("shm", "auto", "shm-cma", None),
+        ("auto", "shm", "shm-cma", "ucx: the peer does not offer it"),
+        ("tcp", "auto", "tcp", None),
+        ("auto", "tcp", "tcp", "ucx: the peer does not offer it; shm: the peer does not offer it"),
+    ],
+)
+async def test_the_first_that_both_have_is_used(
+    side: Open, ours: str, theirs: str, carrier: str, reason: str | None
+) -> None:
+    memory = zeros()
+    reader = await side("decode", memory, transport=ours)
+    target = await side("prefill", source(), transport=theirs)
+    with capture_logs() as logs:
+        peer = await soon(reader.add_peer(target.metadata()))
+        report = await soon(reader.read(peer, WHOLE).wait())
+    assert (memory == source()).all()
+    assert report.transport == carrier
+    assert reader.stats().fallbacks == (reason is not None)
+    assert reader.stats().bytes_read == {carrier: SIZE}
+    said = [line["reason"] for line in logs if line["event"] == "transport.fallback"]
+    assert said == ([] if reason is None else [reason])
+
+
+async def test_two_with_nothing_in_common_say_so(side: Open) -> None:
+    reader = await side("decode", zeros(), transport="shm")
+    target = await side("prefill", source(), transport="tcp")
+    with pytest.raises(TransportError, match=r"no transport reaches prefill; shm: .*not offer it"):
+        await soon(reader.add_peer(target.metadata()))
+    assert reader.stats().peers == 0
+
+
+async def test_ucx_on_tcp_within_a_host_is_a_fallback(side: Open) -> None:
+    options = {"transport": "ucx", "ucx_options": {"TLS": "tcp,self"}}
+    reader = await side("decode", zeros(), **options)
+    target = await side("prefill", source(), **options)
+    peer = await soon(reader.add_peer(target.metadata()))
+    for _ in range(3):
+        assert (await soon(reader.read(peer, WHOLE).wait())).transport == "tcp"
+    assert reader.stats().fallbacks == 1
+
+
+async def test_without_a_secret_only_ucx_is_there(side: Open) -> None:
+    with capture_logs() as logs:
+        reader = await side("decode", zeros(), secret="")
+    left_out = {line["kind"] for line in logs if line["event"] == "transport.left_out"}
+    assert left_out == {"shm", "tcp"}
+    target = await side("prefill", source(), secret="")
+    peer = await soon(reader.add_peer(target.metadata()))
+    assert (await soon(reader.read(peer, WHOLE).wait())).transport == "cma"
+    with pytest.raises(InvalidConfig, match=r"handover\.secret"):
+        await side("other", zeros(), secret="", transport="tcp")
+
+
+async def test_a_kind_that_lost_every_read_is_tried_last(side: Open) -> None:
+    """UCX says only by a failing read that it does not reach a peer; this one cannot be reached."""
+    memory = zeros()
+    options = {"ucx_options": {"TLS": "tcp"}}
+    reader = await side("decode", memory, **options)
+    target = await side("prefill", source(), **options)
+    gone = await side("prefill", source(), transport="ucx", **options)
+    await soon(gone.close())
+    theirs = with_offer_of(target.metadata(), "ucx", gone.metadata())
+    peer = await soon(reader.add_peer(theirs))
+    with pytest.raises(PeerLost):
+        await soon(reader.read(peer, WHOLE).wait())
+    again = await soon(reader.add_peer(theirs))
+    assert (await soon(reader.read(again, WHOLE).wait())).transport == "shm-cma"
+    assert (memory == source()).all()
+    assert reader.stats().fallbacks == 1
+
+
+def with_offer_of(metadata: bytes, kind: str, other: bytes) -> bytes:
+    """Return `metadata` with what `other` offers as `kind`."""
+    packed = Metadata.unpack(metadata, "negotiated")
+    foreign = dict(msgpack.unpackb(Metadata.unpack(other, "negotiated").key))
+    offers = [[k, foreign[k] if k == kind else v] for k, v in msgpack.unpackb(packed.key)]
+    fields = (packed.owner, packed.incarnation, packed.base, packed.length, packed.address)
+    return Metadata(*fields, msgpack.packb(offers)).pack("negotiated")
+
+
+async def test_a_new_incarnation_may_come_by_another_way(side: Open) -> None:
+    memory = zeros()
+    reader = await side("decode", memory)
+    first = await side("prefill", source())
+    old = await soon(reader.add_peer(first.metadata()))
+    second = await side("prefill", source(), transport="tcp")
+    new = await soon(reader.add_peer(second.metadata()))
+    with pytest.raises(PeerLost, match="removed"):
+        await soon(reader.read(old, WHOLE).wait())
+    assert (await soon(reader.read(new, WHOLE).wait())).transport == "tcp"
+    with pytest.raises(TransportError, match="replaced by a newer one"):
+        await soon(reader.add_peer(first.metadata()))
+    assert reader.stats().peers == 1
+
+
+async def test_shm_is_not_missed_on_another_host(side: Open) -> None:
+    reader = await side("decode", zeros(), transport="shm")
+    target = await side("prefill", source())
+    packed = Metadata.unpack(target.metadata(), "negotiated")
+    assert packed.address == host_id().encode()
+    elsewhere = Metadata(
+        packed.owner, packed.incarnation, packed.base, packed.length, b"elsewhere", packed.key
+    )
+    with pytest.raises(TransportError, match="no transport reaches prefill"):
+        await soon(reader.add_peer(elsewhere.pack("negotiated")))
+    assert reader.stats().fallbacks == 0
+
+
+def test_memory_is_shared_where_a_reader_may_map_it() -> None:
+    shared = allocate(4096, HandoverConfig(transport="auto"))
+    assert shared is not None
+    region = shared.region("kept")
+    assert (region.length, region.fd) == (4096, shared.fd)
+    assert allocate(4096, HandoverConfig(transport="tcp")) is None

@@ -16,6 +16,8 @@ IN_READS = ("flip", "truncate", "stale", "foreign", "fail", "hang", "late", "twi
 """Strike a read of the decode instance; see faulty_transport.py."""
 WRONG_BYTES = ("flip", "truncate", "stale", "foreign")
 """Those that leave other bytes than the peer's in decode's blocks, and say that all went well."""
+IN_PULLS = ("pull_flip", "pull_stale", "pull_fail", "pull_hang", "pull_late")
+"""The same for a read of a prefill instance: it pulls from decode's cache what it lacks itself."""
 IN_PREFILL = ("overwrite", "refuse", "repeat_offer", "lose_offer")
 """Strike inside a prefill process; see faulty_prefill.py."""
 LINK = ("cut", "freeze", "slow")
@@ -26,7 +28,7 @@ BY_CLIENT = ("cancel", "cancel", "hang_up")
 """Cancelling one request in the middle is what users do most."""
 BEFOREHAND = ("nowhere", "crowd")
 """Part of the requests: a prefill instance that is not there; long answers that fill the pool."""
-DRAWN = (*IN_READS, *IN_PREFILL, *FROM_OUTSIDE, *ON_DECODE, *BY_CLIENT)
+DRAWN = (*IN_READS, *IN_PULLS, *IN_PREFILL, *FROM_OUTSIDE, *ON_DECODE, *BY_CLIENT)
 KINDS = tuple(dict.fromkeys((*DRAWN, *BEFOREHAND)))
 
 PREFILLS = 2
@@ -53,6 +55,7 @@ class World:
     """Of decode's scheduler."""
     prefill_keeps_s: float
     """How long prefill keeps what it has offered; at times shorter than decode may take."""
+    transport: str
     tls: str
     """What UCX may use; empty: whatever it likes."""
 
@@ -126,10 +129,10 @@ class Entry:
 def catalogue() -> tuple[Entry, ...]:
     """Return all requests there are: few enough to know the right answer to each."""
     draw = random.Random(2024)
-    stems = [tuple(draw.randrange(1, 4000) for _ in range(n)) for n in (16, 48, 70, 128)]
+    stems = [tuple(draw.randrange(1, 4000) for _ in range(n)) for n in (48, 70, 128, 128)]
     entries = []
     for index in range(CATALOGUE_LONG + _LONG_ENTRIES):
-        stem = draw.choice(stems) if draw.random() < 0.7 else ()
+        stem = draw.choice(stems) if draw.random() < 0.8 else ()
         tail = tuple(draw.randrange(1, 4000) for _ in range(draw.choice((1, 7, 16, 33, 64))))
         sampled = draw.random() < 0.5
         length = draw.randint(1, 20) if index < CATALOGUE_LONG else 50
@@ -157,6 +160,7 @@ def draw_schedule(seed: int) -> Schedule:
 
 def draw_world(draw: random.Random) -> World:
     block_size = draw.choice((8, 16, 16, 32))
+    transport = draw.choice(("auto", "auto", "ucx", "ucx", "shm", "tcp"))
     return World(
         block_size=block_size,
         chunk=max(block_size, draw.choice((16, 32, 64, 256))),
@@ -164,13 +168,14 @@ def draw_world(draw: random.Random) -> World:
         decode_mib=draw.choice((2, 3, 16)),
         prefill_waiting=draw.choice((1, 64, 64, 64)),
         min_read_kib=draw.choice((0, 64, 4096)),
-        prefill_cache=draw.random() < 0.5,
-        decode_cache=draw.random() < 0.5,
+        prefill_cache=draw.random() < 0.7,
+        decode_cache=draw.random() < 0.7,
         local_prefill=draw.choice(("fallback", "fallback", "auto")),
         swap_mib=draw.choice((0, 4)),
         policy=draw.choice(("fcfs", "fcfs", "priority", "sjf")),
         prefill_keeps_s=draw.choice((5.0, 5.0, 5.0, 0.1)),
-        tls=draw.choice(("", "", "tcp,self")),
+        transport=transport,
+        tls=draw.choice(("", "tcp,self")) if transport == "ucx" else "",
     )
 
 
@@ -191,8 +196,8 @@ def _draw_asks(draw: random.Random) -> tuple[Ask, ...]:
 def _draw_fault(draw: random.Random, kind: str, asks: int) -> Fault:
     target = draw.randrange(PREFILLS)
     seconds = draw.choice((0.05, 0.2))
-    if kind in IN_READS:
-        event, count = "read", draw.randint(1, 8)
+    if kind in (*IN_READS, *IN_PULLS):
+        event, count = "read", draw.randint(1, 8) if kind in IN_READS else 1
         seconds = draw.choice((0.05, 0.2, 0.8))
     elif kind in IN_PREFILL:
         event, count = ("submit" if kind == "refuse" else "offer"), draw.randint(1, 3)

@@ -39,13 +39,12 @@ def main(config_json: str, pipe: Connection, log_path: Path) -> None:
 
 async def _serve(config: WorkerConfig, pipe: Connection) -> None:
     armed = Armed(pipe.send)
+    kind = PrefillWorker if config.role is Role.PREFILL else DecodeWorker
+    worker: Any = await kind.start(
+        config, on_progress=_quiet, open_transport=partial(_open_faulty, armed)
+    )
     if config.role is Role.PREFILL:
-        worker: Any = await PrefillWorker.start(config, on_progress=_quiet)
         make_faulty(worker, armed)
-    else:
-        worker = await DecodeWorker.start(
-            config, on_progress=_quiet, open_transport=partial(_open_faulty, armed)
-        )
     async with worker:
         info = worker.info
         names = ("instance_id", "address", "incarnation", "pid")

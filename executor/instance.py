@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from baton.core.compatibility import compatibility_hash
 from baton.core.config import EngineConfig, WorkerConfig
@@ -15,15 +15,13 @@ from baton.engine.scheduler import Scheduler
 from baton.executor.engine_loop import EngineLoop, Listener
 from baton.executor.kv_cache import KVCache, blocks_that_fit, make_layout
 from baton.executor.runner import ModelRunner
-from baton.kv_transfer import choose
+from baton.kv_transfer.choose import OpenTransport, allocate, open_transport
 from baton.kv_transfer.transport import Region, Transport
 from baton.models.loader import Model, load_model
 from baton.models.revision import revision
 from baton.models.spec import ModelSpec
 
 Progress = Callable[[str], None]
-OpenTransport = Callable[[WorkerConfig, Region, Incarnation], Awaitable[Transport]]
-"""Registers the memory of a KV pool with a transport that the instance then owns."""
 
 
 class Instance:
@@ -60,7 +58,7 @@ class Instance:
         config: WorkerConfig,
         listener: Listener,
         on_progress: Progress,
-        open_transport: OpenTransport,
+        open_transport: OpenTransport = open_transport,
     ) -> "Instance":
         """Load the model and start the engine; raises InvalidConfig for what is not right."""
         started = time.monotonic()
@@ -77,15 +75,20 @@ class Instance:
         num_blocks = blocks_that_fit(layout, config.engine.kv_memory_mib)
         shared = None
         if config.role is not Role.MIXED:
-            shared = choose.allocate(num_blocks * layout.block_bytes, config.handover)
+            shared = allocate(num_blocks * layout.block_bytes, config.handover)
         kv = KVCache(layout, num_blocks, buffer=None if shared is None else shared.buffer)
         host = _host_pool(config, kv)
         on_progress(f"KV pool: {num_blocks} blocks of {config.engine.block_size} tokens")
         facts = await asyncio.to_thread(_Facts, config, model.spec, layout)
         transport = None
         if config.role is not Role.MIXED:
-            region = Region(kv.address, kv.nbytes, kv) if shared is None else shared.region(kv)
-            transport = await open_transport(config, region, facts.incarnation)
+            transport = await open_transport(
+                Region(kv.address, kv.nbytes, kv) if shared is None else shared.region(kv),
+                config.handover,
+                host=config.host,
+                owner=config.instance_id,
+                incarnation=facts.incarnation,
+            )
             on_progress(f"transport: {transport!r}")
         facts.load_s = time.monotonic() - started
         try:
@@ -230,16 +233,3 @@ def _host_pool(config: WorkerConfig, kv: KVCache) -> KVCache | None:
         return None
     blocks = blocks_that_fit(kv.layout, memory_mib, "host_memory_mib")
     return KVCache(kv.layout, blocks, pinned=kv.tensor.is_cuda)
-
-
-async def open_negotiated(
-    config: WorkerConfig, region: Region, incarnation: Incarnation
-) -> Transport:
-    """Open what the config names: how an instance moves KV unless it is told otherwise."""
-    return await choose.open_transport(
-        region,
-        config.handover,
-        host=config.host,
-        owner=config.instance_id,
-        incarnation=incarnation,
-    )

@@ -11,7 +11,8 @@ from baton.core.config import WorkerConfig
 from baton.core.log import get_logger
 from baton.core.topology import InstanceInfo
 from baton.executor.engine_loop import Listener
-from baton.executor.instance import Instance, OpenTransport, open_negotiated
+from baton.executor.instance import Instance
+from baton.kv_transfer.choose import OpenTransport, open_transport
 from baton.proto.grpc_runtime import WorkerServer
 
 L = TypeVar("L", bound=Listener)
@@ -59,7 +60,7 @@ class Worker(ABC, Generic[L]):
         config: WorkerConfig,
         *,
         on_progress: Callable[[str], None],
-        open_transport: OpenTransport = open_negotiated,
+        open_transport: OpenTransport = open_transport,
     ) -> Self:
         """Load the model, open the transport, serve; raises InvalidConfig for what is not right."""
         listener = cls.new_listener()

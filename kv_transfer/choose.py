@@ -1,6 +1,7 @@
 """Opens the transports that an instance is to use."""
 
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from baton.core.config import HandoverConfig
 from baton.core.errors import InvalidConfig, TransportError
@@ -33,6 +34,21 @@ def allocate(size: int, config: HandoverConfig) -> SharedMemory | None:
     except OSError as error:
         _log.warning("transport.no_shared_memory", bytes=size, reason=str(error))
         return None
+
+
+class OpenTransport(Protocol):
+    """How an instance has its KV pool registered; `open_transport`, unless it is told otherwise."""
+
+    async def __call__(
+        self,
+        region: Region,
+        config: HandoverConfig,
+        *,
+        host: str,
+        owner: str,
+        incarnation: Incarnation,
+    ) -> Transport:
+        """Return a transport over `region`, which the instance then owns."""
 
 
 async def open_transport(

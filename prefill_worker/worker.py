@@ -56,6 +56,7 @@ class PrefillWorker(Worker[SessionTable]):
         return {
             **self.instance.stats(),
             "sessions": len(self._table),
+            "tasks": len(self._table.tasks),
             "blocks_pulled": self._table.pulls.blocks,
             "pulls_wrong": self._table.pulls.wrong,
             **outcomes,

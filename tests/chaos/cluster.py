@@ -5,6 +5,8 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+from pydantic import SecretStr
+
 from baton.core.config import EngineConfig, HandoverConfig, WorkerConfig
 from baton.core.topology import Role
 from baton.proto import worker_pb2 as pb
@@ -117,10 +119,11 @@ def _config(world: World, name: str) -> WorkerConfig:
     )
     handover = HandoverConfig(
         **_DEADLINES,
-        transport="ucx",
         received_timeout_s=world.prefill_keeps_s,
         local_prefill=world.local_prefill,
         min_read_kib=world.min_read_kib,
+        transport=world.transport,
+        secret=SecretStr("of all processes in tests/chaos"),
         ucx_options={"TLS": world.tls} if world.tls else {},
     )
     return WorkerConfig(

@@ -112,7 +112,8 @@ class FaultyTransport:
         dropped = self._dropped.get(peer)
         if dropped is None:
             raise PeerLost(f"{peer} was removed")
-        match fault.kind:
+        kind = fault.kind.removeprefix("pull_")
+        match kind:
             case "fail":
                 self._armed.struck(fault, f"the read from {peer}")
                 raise TransportError("this read was made to fail")
@@ -129,7 +130,7 @@ class FaultyTransport:
             raise PeerLost(f"{peer} was removed")
         before = [ctypes.string_at(self._at(run), run.length) for run in runs]
         report = await self._inner.read(peer, runs).wait()
-        if fault.kind in WRONG_BYTES:
+        if kind in WRONG_BYTES:
             self._spoil(runs, before, fault)
         return report.transport
 
@@ -140,7 +141,7 @@ class FaultyTransport:
         run = runs[index]
         right = ctypes.string_at(self._at(run), run.length)
         wrong = bytearray(right)
-        match fault.kind:
+        match fault.kind.removeprefix("pull_"):
             case "stale":
                 wrong[:] = before[index]
             case "truncate":

@@ -20,6 +20,7 @@ from .process import PATIENCE_S, WorkerProcess
 from .schedule import (
     FROM_OUTSIDE,
     IN_PREFILL,
+    IN_PULLS,
     IN_READS,
     LINK,
     ON_DECODE,
@@ -55,7 +56,7 @@ class Play:
         self._cluster = cluster
         self._right = right
         self._counts: Counter[str] = Counter()
-        inside = {*IN_READS, *IN_PREFILL}
+        inside = {*IN_READS, *IN_PULLS, *IN_PREFILL}
         self._waiting = [fault for fault in schedule.faults if fault.kind not in inside]
         self._sent: dict[int, Sent] = {}
         self._gateways: tuple[Gateway, ...] = ()
@@ -102,7 +103,9 @@ class Play:
         faults = self._schedule.faults
         self._cluster.decode.arm([fault for fault in faults if fault.kind in IN_READS])
         for index, prefill in enumerate(self._cluster.prefills):
-            prefill.arm([f for f in faults if f.kind in IN_PREFILL and f.target == index])
+            prefill.arm(
+                [f for f in faults if f.kind in (*IN_PULLS, *IN_PREFILL) and f.target == index]
+            )
         for kind in self._schedule.beforehand:
             self._strikes(kind, "in the requests")
 

@@ -6,6 +6,7 @@ runs; how far the run has come when a fault strikes does, a little.
 """
 
 import random
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from functools import cache
 
@@ -16,6 +17,8 @@ IN_READS = ("flip", "truncate", "stale", "foreign", "fail", "hang", "late", "twi
 """Strike a read of the decode instance; see faulty_transport.py."""
 WRONG_BYTES = ("flip", "truncate", "stale", "foreign")
 """Those that leave other bytes than the peer's in decode's blocks, and say that all went well."""
+IN_PULLS = ("pull_flip", "pull_stale", "pull_fail", "pull_hang", "pull_late")
+"""The same for a read of a prefill instance: it pulls from decode's cache what it lacks itself."""
 IN_PREFILL = ("overwrite", "refuse", "repeat_offer", "lose_offer")
 """Strike inside a prefill process; see faulty_prefill.py."""
 LINK = ("cut", "freeze", "slow")
@@ -26,7 +29,7 @@ BY_CLIENT = ("cancel", "cancel", "hang_up")
 """Cancelling one request in the middle is what users do most."""
 BEFOREHAND = ("nowhere", "crowd")
 """Part of the requests: a prefill instance that is not there; long answers that fill the pool."""
-DRAWN = (*IN_READS, *IN_PREFILL, *FROM_OUTSIDE, *ON_DECODE, *BY_CLIENT)
+DRAWN = (*IN_READS, *IN_PULLS, *IN_PREFILL, *FROM_OUTSIDE, *ON_DECODE, *BY_CLIENT)
 KINDS = tuple(dict.fromkeys((*DRAWN, *BEFOREHAND)))
 
 PREFILLS = 2
@@ -53,6 +56,7 @@ class World:
     """Of decode's scheduler."""
     prefill_keeps_s: float
     """How long prefill keeps what it has offered; at times shorter than decode may take."""
+    transport: str
     tls: str
     """What UCX may use; empty: whatever it likes."""
 
@@ -126,10 +130,10 @@ class Entry:
 def catalogue() -> tuple[Entry, ...]:
     """Return all requests there are: few enough to know the right answer to each."""
     draw = random.Random(2024)
-    stems = [tuple(draw.randrange(1, 4000) for _ in range(n)) for n in (16, 48, 70, 128)]
+    stems = [tuple(draw.randrange(1, 4000) for _ in range(n)) for n in (48, 70, 128, 128)]
     entries = []
     for index in range(CATALOGUE_LONG + _LONG_ENTRIES):
-        stem = draw.choice(stems) if draw.random() < 0.7 else ()
+        stem = draw.choice(stems) if draw.random() < 0.8 else ()
         tail = tuple(draw.randrange(1, 4000) for _ in range(draw.choice((1, 7, 16, 33, 64))))
         sampled = draw.random() < 0.5
         length = draw.randint(1, 20) if index < CATALOGUE_LONG else 50
@@ -146,17 +150,28 @@ def draw_schedule(seed: int) -> Schedule:
     draw = random.Random(f"schedule {seed}")
     asks = _draw_asks(draw)
     # One kind comes by turns, so that each has its share; others join it.
-    # (A reader that dies takes the owner of the memory with it where UCX reads through TCP: UCX
-    # 1.22 calls abort() when it cannot send the reply. See docs/testing.md.)
-    kinds = [kind for kind in DRAWN if not (world.tls and kind == "kill_decode")]
+    kinds = [kind for kind in DRAWN if kind not in _deadly(world)]
     first = kinds[seed % len(kinds)]
     more = draw.choices(kinds, k=draw.choice((0, 0, 1, 2, 4)))
     faults = tuple(_draw_fault(draw, kind, len(asks)) for kind in (first, *more))
     return Schedule(seed, world, asks, faults)
 
 
+def _deadly(world: World) -> Collection[str]:
+    """Return the faults that UCX does not survive where it reads through TCP.
+
+    A reader that dies takes the owner of the memory with it: UCX 1.22 calls abort() when it cannot
+    send the reply. See docs/testing.md.
+    """
+    if not world.tls:
+        return ()
+    pulls = world.prefill_cache and world.decode_cache
+    return ("kill_decode", "kill") if pulls else ("kill_decode",)
+
+
 def draw_world(draw: random.Random) -> World:
     block_size = draw.choice((8, 16, 16, 32))
+    transport = draw.choice(("auto", "auto", "ucx", "ucx", "shm", "tcp"))
     return World(
         block_size=block_size,
         chunk=max(block_size, draw.choice((16, 32, 64, 256))),
@@ -164,13 +179,14 @@ def draw_world(draw: random.Random) -> World:
         decode_mib=draw.choice((2, 3, 16)),
         prefill_waiting=draw.choice((1, 64, 64, 64)),
         min_read_kib=draw.choice((0, 64, 4096)),
-        prefill_cache=draw.random() < 0.5,
-        decode_cache=draw.random() < 0.5,
+        prefill_cache=draw.random() < 0.7,
+        decode_cache=draw.random() < 0.7,
         local_prefill=draw.choice(("fallback", "fallback", "auto")),
         swap_mib=draw.choice((0, 4)),
         policy=draw.choice(("fcfs", "fcfs", "priority", "sjf")),
         prefill_keeps_s=draw.choice((5.0, 5.0, 5.0, 0.1)),
-        tls=draw.choice(("", "", "tcp,self")),
+        transport=transport,
+        tls=draw.choice(("", "tcp,self")) if transport == "ucx" else "",
     )
 
 
@@ -191,8 +207,8 @@ def _draw_asks(draw: random.Random) -> tuple[Ask, ...]:
 def _draw_fault(draw: random.Random, kind: str, asks: int) -> Fault:
     target = draw.randrange(PREFILLS)
     seconds = draw.choice((0.05, 0.2))
-    if kind in IN_READS:
-        event, count = "read", draw.randint(1, 8)
+    if kind in (*IN_READS, *IN_PULLS):
+        event, count = "read", draw.randint(1, 8) if kind in IN_READS else 1
         seconds = draw.choice((0.05, 0.2, 0.8))
     elif kind in IN_PREFILL:
         event, count = ("submit" if kind == "refuse" else "offer"), draw.randint(1, 3)

@@ -5,7 +5,8 @@ import pytest
 from .campaign import Campaign
 from .schedule import draw_schedule
 
-SAMPLE = [*range(10, 20), *range(130, 150)]
+SAMPLE = [*range(190, 210), *range(290, 300)]
+"""Three worlds, and every kind of fault by turns."""
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from baton.core import log
-from baton.core.config import WorkerConfig
-from baton.core.ids import Incarnation
+from baton.core.config import HandoverConfig, WorkerConfig
 from baton.core.topology import Role
 from baton.decode_worker.worker import DecodeWorker
-from baton.executor.instance import open_negotiated
+from baton.kv_transfer.choose import open_transport
 from baton.kv_transfer.transport import Region, Transport
 from baton.prefill_worker.worker import PrefillWorker
 
@@ -40,13 +39,12 @@ def main(config_json: str, pipe: Connection, log_path: Path) -> None:
 
 async def _serve(config: WorkerConfig, pipe: Connection) -> None:
     armed = Armed(pipe.send)
+    kind = PrefillWorker if config.role is Role.PREFILL else DecodeWorker
+    worker: Any = await kind.start(
+        config, on_progress=_quiet, open_transport=partial(_open_faulty, armed)
+    )
     if config.role is Role.PREFILL:
-        worker: Any = await PrefillWorker.start(config, on_progress=_quiet)
         make_faulty(worker, armed)
-    else:
-        worker = await DecodeWorker.start(
-            config, on_progress=_quiet, open_transport=partial(_open_faulty, armed)
-        )
     async with worker:
         info = worker.info
         names = ("instance_id", "address", "incarnation", "pid")
@@ -68,10 +66,9 @@ def _problem(worker: Any) -> str:
 
 
 async def _open_faulty(
-    armed: Armed, config: WorkerConfig, region: Region, incarnation: Incarnation
+    armed: Armed, region: Region, config: HandoverConfig, **who: Any
 ) -> Transport:
-    inner = await open_negotiated(config, region, incarnation)
-    return FaultyTransport(inner, region, armed)
+    return FaultyTransport(await open_transport(region, config, **who), region, armed)
 
 
 def _receive(pipe: Connection) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from baton.core.config import EngineConfig, HandoverConfig, WorkerConfig
 from baton.core.errors import InvalidConfig, TransportError
-from baton.core.ids import Incarnation
 from baton.core.topology import Role
-from baton.executor.instance import Instance, open_negotiated
+from baton.executor.instance import Instance
+from baton.kv_transfer import choose
 from baton.kv_transfer.transport import Region, Transport
 
 
@@ -19,10 +20,8 @@ async def test_what_the_scheduler_refuses_leaves_no_transport_open(
 ) -> None:
     opened: list[Transport] = []
 
-    async def open_transport(
-        config: WorkerConfig, region: Region, incarnation: Incarnation
-    ) -> Transport:
-        opened.append(await open_negotiated(config, region, incarnation))
+    async def open_transport(region: Region, config: HandoverConfig, **who: Any) -> Transport:
+        opened.append(await choose.open_transport(region, config, **who))
         return opened[-1]
 
     config = WorkerConfig(

@@ -24,6 +24,9 @@ from baton.kv_transfer.transport import (
 from .armed import Armed
 from .schedule import WRONG_BYTES, Fault
 
+_LAST_BYTES_AFTER_S = 0.05
+"""From the order to close a connection until its reads have completed."""
+
 
 class FaultyTransport:
     """Implements `Transport` over another one, which it owns."""
@@ -127,12 +130,21 @@ class FaultyTransport:
                 await self._inner.read(peer, runs[::-1]).wait()
                 self._armed.struck(fault, f"the read from {peer}")
         if dropped.is_set():
+            await self._land_until_the_fence(runs, fault)
             raise PeerLost(f"{peer} was removed")
         before = [ctypes.string_at(self._at(run), run.length) for run in runs]
         report = await self._inner.read(peer, runs).wait()
         if kind in WRONG_BYTES:
             self._spoil(runs, before, fault)
         return report.transport
+
+    async def _land_until_the_fence(self, runs: list[Run], fault: Fault) -> None:
+        """Write something, as a read that is cut off may until it has completed: who has given
+        the blocks to others before that finds it there."""
+        await asyncio.sleep(_LAST_BYTES_AFTER_S)
+        draw = random.Random(fault.seed)
+        for run in runs:
+            ctypes.memmove(self._at(run), draw.randbytes(run.length), run.length)
 
     def _spoil(self, runs: list[Run], before: list[bytes], fault: Fault) -> None:
         """Leave other bytes in one of the runs than those that were read."""

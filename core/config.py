@@ -78,6 +78,9 @@ class HandoverConfig(Config):
     local_prefill: Literal["auto", "fallback"] = "auto"
     """When a decode instance computes a prompt itself: where that is cheaper by what was measured,
     or only if no prefill instance can."""
+    disturbance_weight: float = Field(default=4.0, ge=0)
+    """How much dearer a second is by which streams are held up than one that a prompt waits: for
+    the choice of where a prompt is computed."""
     min_read_kib: int = Field(default=256, ge=0, le=1 << 20)
     """KV in one offer at least, in KiB, where a chunk is offered in groups of layers."""
     offer_cost_s: float = Field(default=0.0005, ge=0)

@@ -69,7 +69,7 @@ class AttemptHost:
     clock: Clock
     tasks: TaskSet
     """Attempts outlive their owners, to pass their fence."""
-    placement: Placement = field(default_factory=Placement)
+    placement: Placement
     bandwidth: MovingAverage = field(default_factory=MovingAverage)
     """Of reads, in bytes per second."""
     attempts: "dict[SeqId, HandoverAttempt]" = field(default_factory=dict)

@@ -2,8 +2,9 @@
 
 Both ways are priced in seconds, by what was measured lately:
 
-    here    what waits here + the tokens that this instance lacks, each at its own cost; and as
-            long again for every sequence that decodes here and is held up by it
+    here    what waits here + the tokens that this instance lacks, each at its own cost; and for
+            every sequence that decodes here the time that it is held up by it, times a weight:
+            a pause in a stream is worse than a wait before it
     prefill what we have under way there + the tokens that it lacks + what a handover adds
             (handshake, and reads that compute does not hide)
 
@@ -55,7 +56,8 @@ class _Prefill:
 class Placement:
     """Learns from what happened, and decides; no clock, no I/O."""
 
-    def __init__(self) -> None:
+    def __init__(self, disturbance_weight: float = 1.0) -> None:
+        self._weight = disturbance_weight
         self._here = MovingAverage()
         self._decode_step = MovingAverage()
         self._prefill: dict[InstanceId, _Prefill] = {}
@@ -118,4 +120,5 @@ class Placement:
         here_s = here * (outlook.waiting + outlook.missing)
         disturbance_s = here * outlook.missing * outlook.running
         prefill_s = there * (known.under_way + outlook.missing) + overhead_s
-        return Verdict(here_s + disturbance_s < prefill_s, here_s, disturbance_s, prefill_s)
+        stays = here_s + self._weight * disturbance_s < prefill_s
+        return Verdict(stays, here_s, disturbance_s, prefill_s)

@@ -6,6 +6,7 @@ from baton.core.clock import monotonic
 from baton.core.tasks import TaskSet
 from baton.decode_worker.attempt import AttemptHost
 from baton.decode_worker.owner import OwnerTable
+from baton.decode_worker.placement import Placement
 from baton.decode_worker.prefill_channels import PrefillChannels
 from baton.decode_worker.service import DecodeService
 from baton.executor.instance import Instance
@@ -21,7 +22,8 @@ class DecodeWorker(Worker[OwnerTable]):
 
     def __init__(self, instance: Instance, owners: OwnerTable) -> None:
         super().__init__(instance, owners)
-        self._host = AttemptHost(instance, PrefillChannels(), monotonic, TaskSet())
+        placement = Placement(instance.config.handover.disturbance_weight)
+        self._host = AttemptHost(instance, PrefillChannels(), monotonic, TaskSet(), placement)
         owners.host = self._host
         self._service = DecodeService(self._host, owners)
 

@@ -66,6 +66,13 @@ def test_the_cheaper_way_is_taken(
     assert verdict.estimate_s == (verdict.here_s if here else verdict.prefill_s)
 
 
+@pytest.mark.parametrize(("weight", "here"), [(0.0, True), (1.0, True), (4.0, False)])
+def test_pauses_in_streams_can_weigh_more_than_waiting(weight: float, here: bool) -> None:
+    placement = Placement(weight)
+    handed_over(placement, ONE, 100, compute_s=0.1, exposed_s=0.01)
+    assert placement.decide(ONE, Outlook(5, 0, 1)).here is here
+
+
 def test_a_queue_in_front_of_prefill_makes_it_dearer(placement: Placement) -> None:
     outlook = Outlook(50, 0, 0)
     assert not placement.decide(ONE, outlook).here

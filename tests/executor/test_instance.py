@@ -6,7 +6,7 @@ import pytest
 from baton.core.config import EngineConfig, HandoverConfig, WorkerConfig
 from baton.core.errors import InvalidConfig, TransportError
 from baton.core.topology import Role
-from baton.executor.instance import Instance
+from baton.executor.instance import Instance, _executor
 from baton.kv_transfer import choose
 from baton.kv_transfer.transport import Region, Transport
 
@@ -37,3 +37,10 @@ async def test_what_the_scheduler_refuses_leaves_no_transport_open(
     (transport,) = opened
     with pytest.raises(TransportError, match="the transport is closed"):
         await transport.add_peer(transport.metadata())
+
+
+def test_batch_invariance_is_refused_where_it_cannot_be_had() -> None:
+    assert _executor(EngineConfig(batch_invariant=True)) == "native"
+    assert _executor(EngineConfig(executor="torch")) == "torch"
+    with pytest.raises(InvalidConfig, match="batch_invariant: 'true'"):
+        _executor(EngineConfig(batch_invariant=True, executor="torch"))

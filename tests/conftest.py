@@ -9,7 +9,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # On a busy machine one example may take any time; each test has pytest's own limit.
-settings.register_profile("baton", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "baton", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("baton")
 
 ROOT = Path(__file__).parents[1]

@@ -70,7 +70,7 @@ class Histories:
             if row.context is None or not row.sampling.looks_back:
                 continue
             if row.context.before is None:
-                history = next(h[row.seq_id] for h in self._kept if row.seq_id in h)
+                history = self._of(row.seq_id)
             else:
                 history = History(row.context.prompt_len)
                 history.extend(row.context.before)
@@ -79,3 +79,9 @@ class Histories:
             histories[row.seq_id] = history
         self._kept.appendleft(histories)
         return histories
+
+    def _of(self, seq_id: SeqId) -> History:
+        for histories in self._kept:
+            if seq_id in histories:
+                return histories[seq_id]
+        raise KeyError(seq_id)

@@ -113,14 +113,14 @@ class Roster:
         assert seq.phase is Phase.GRANTED, f"{seq} is not granted"
         self._granted -= 1
         seq.phase = Phase.RUNNING
-        seq.computed = seq.told = seq.prompt_len
+        seq.computed = seq.planned = seq.told = seq.prompt_len
         self.memory.commit(seq)
         self.running.add(seq)
 
     def adopt(self, seq: Sequence) -> None:
         """Granted → ended: the prompt's KV is in the blocks, and stays in the cache."""
         assert seq.phase is Phase.GRANTED, f"{seq} is not granted"
-        seq.computed = seq.prompt_len
+        seq.computed = seq.planned = seq.prompt_len
         self.memory.commit(seq)
         self.end(seq)
 
@@ -163,7 +163,7 @@ class Roster:
         self.end(seq)
 
     def end(self, seq: Sequence) -> None:
-        """Any place → ended; a step under way keeps the blocks until `left_step`."""
+        """Any place → ended; steps under way keep the blocks until the last `left_step`."""
         del self._sequences[seq.seq_id]
         match seq.phase:
             case Phase.QUEUED | Phase.RESERVING:
@@ -175,16 +175,20 @@ class Roster:
             case Phase.HELD:
                 self._held -= 1
         seq.phase = Phase.ENDED
-        if seq.in_step:
+        if seq.in_steps:
             self._leaving[seq.seq_id] = seq
         else:
             self.memory.give_back(seq)
 
     def left_step(self, seq: Sequence) -> None:
-        """The step no longer touches its blocks."""
-        seq.in_step = False
-        if self._leaving.pop(seq.seq_id, None) is not None:
+        """One step less touches its blocks."""
+        seq.in_steps -= 1
+        if not seq.in_steps and self._leaving.pop(seq.seq_id, None) is not None:
             self.memory.give_back(seq)
+
+    def in_steps(self) -> int:
+        """Return in how many steps all sequences are, one step counted for each of its own."""
+        return sum(s.in_steps for s in (*self._sequences.values(), *self._leaving.values()))
 
     def stats(self) -> RosterStats:
         """Return a snapshot."""
@@ -202,7 +206,7 @@ class Roster:
         """Assert that every block has the owners that it should and every sequence one place."""
         self.memory.check([*self._sequences.values(), *self._leaving.values()])
         assert len(self.running) + self._granted <= self._slots
-        assert all(seq.in_step for seq in self._leaving.values())
+        assert all(seq.in_steps for seq in self._leaving.values())
         self._check_places()
 
     def _check_places(self) -> None:
@@ -227,12 +231,13 @@ class Roster:
     def _last_after(self, seq: Sequence) -> Sequence | None:
         """Return the last in rank that may be preempted for `seq`.
 
-        Not one with `hold`: its blocks are on offer to a peer, and it never grows.
+        Not one with `hold`: its blocks are on offer to a peer, and it never grows. Nor one that a
+        step under way computes: its turn comes with a later plan.
         """
         for other in self.running.last_first():
             if other is seq:
                 return None
-            if not other.hold:
+            if not other.hold and not other.in_steps:
                 return other
         return None
 

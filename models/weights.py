@@ -102,8 +102,8 @@ class Checkpoint:
             raise InvalidConfig(f"{path.name}: {name}", dtype, ", ".join(sorted(allowed)))
         self._taken.add(name)
         if not _is_whole(cut, shape):
-            file = safe_open(path, framework="pt")
-            part = file.get_slice(name)
+            own: Any = safe_open(path, framework="pt")
+            part = own.get_slice(name)
         tensor: Tensor = part[cut] if cut else file.get_tensor(name)
         return tensor
 

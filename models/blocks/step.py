@@ -8,6 +8,7 @@ from torch import Tensor
 from baton.kernels.attention import AttentionBatch, Workspace
 from baton.kernels.rope import RopeAngles
 from baton.models.rope_spec import RopeSpec
+from baton.parallel.token_rows import TokenRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +32,5 @@ class Step:
     batch: Mapping[int | None, AttentionBatch]
     angles: Mapping[RopeSpec, RopeAngles]
     workspace: Workspace
+    rows: TokenRows
+    """Which rows of the stream this rank has."""

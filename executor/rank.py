@@ -1,0 +1,165 @@
+"""What every rank of an instance has, the leader and those who follow it: weights, KV, transport."""
+
+import asyncio
+import socket
+from dataclasses import dataclass
+
+from baton.core.config import EngineConfig, ParallelConfig, WorkerConfig
+from baton.core.errors import InvalidConfig
+from baton.core.ids import Incarnation
+from baton.core.kv_layout import KVLayout
+from baton.core.memory import MIB
+from baton.core.sharded_layout import Rank, ShardedLayout
+from baton.core.topology import Role
+from baton.executor.kv_cache import KVCache, blocks_that_fit, make_layout
+from baton.executor.rank_group import Progress, rank_name
+from baton.executor.runner import ModelRunner
+from baton.kv_transfer.choose import OpenTransport, allocate
+from baton.kv_transfer.transport import Region, Transport
+from baton.models.loader import Model, load_model
+from baton.models.mesh_plan import check_mesh, plan_stages
+from baton.models.share import Share
+from baton.models.spec import ModelSpec, read_spec
+from baton.parallel.group import Ranks
+from baton.parallel.join import Meeting, Membership, join_mesh
+from baton.parallel.mesh import Mesh
+
+_COMPUTE_DTYPE = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRank:
+    """One rank, ready to compute its share of steps; made by `load_rank`, ended by `close`."""
+
+    layout: ShardedLayout
+    """Of the whole instance."""
+    place: Rank
+    """This rank's, in it."""
+    model: Model
+    kv: KVCache
+    host: KVCache | None
+    """Has the KV of preempted sequences, if the config wants it."""
+    transport: Transport | None
+    """A mixed instance has none."""
+    membership: Membership
+    """Of the groups of ranks."""
+
+    @property
+    def last_stage(self) -> bool:
+        """Whether the results of steps are here."""
+        return self.place.pp == self.layout.pp - 1
+
+    def runner(self) -> ModelRunner:
+        """Return what computes this rank's share of steps."""
+        return ModelRunner(self.model, self.kv, self.host, depth=self.layout.pp)
+
+    async def close(self) -> None:
+        """Give back what is open, and check that nothing was held."""
+        self.membership.leave()
+        if self.transport is not None:
+            await self.transport.close()
+            self.transport.check()
+
+
+def mesh_of(parallel: ParallelConfig) -> Mesh:
+    """Return the mesh of an instance; InvalidConfig for an axis that cannot be served yet."""
+    return Mesh(pp=parallel.pp, ep=parallel.ep, cp=parallel.cp, tp=parallel.tp)
+
+
+def meeting_of(config: WorkerConfig, port: int) -> Meeting:
+    """Return where the ranks meet, given the port of the leader's listening socket."""
+    mesh, limit = mesh_of(config.parallel), config.parallel.step_timeout_s
+    host = config.host if config.leader is None else config.leader.host
+    return Meeting(mesh, host, port, "gloo", limit)
+
+
+async def load_rank(
+    config: WorkerConfig,
+    meeting: Meeting,
+    listener: socket.socket | None,
+    incarnation: Incarnation,
+    on_progress: Progress,
+    open_transport: OpenTransport,
+) -> LoadedRank:
+    """Meet the other ranks, load this one's share and open its transport.
+
+    `listener` is the leader's, which is given away. Raises InvalidConfig for what is not right.
+    """
+    spec = read_spec(config.model_dir, max_length=config.engine.max_model_len)
+    check_mesh(spec, meeting.mesh)
+    membership = await asyncio.to_thread(join_mesh, meeting, config.rank, listener)
+    try:
+        layout, share = _layout(config, spec, membership.ranks)
+        on_progress(f"loading {config.model_name} from {config.model_dir}")
+        model = await asyncio.to_thread(_load_model, config, share)
+        on_progress(f"executor: {model.executor}")
+        place = Rank(membership.ranks.pp.rank, membership.ranks.tp.rank)
+        kv, region = _pools(config, layout, place)
+        host = _host_pool(config, layout, place)
+        on_progress(f"KV pool: {kv.num_blocks} blocks of {config.engine.block_size} tokens")
+        transport = None
+        if config.role is not Role.MIXED:
+            transport = await open_transport(
+                region,
+                config.handover,
+                host=config.host,
+                owner=rank_name(config.instance_id, config.rank),
+                incarnation=incarnation,
+            )
+            on_progress(f"transport: {transport!r}")
+    except BaseException:
+        membership.leave()
+        raise
+    return LoadedRank(layout, place, model, kv, host, transport, membership)
+
+
+def _layout(config: WorkerConfig, spec: ModelSpec, ranks: Ranks) -> tuple[ShardedLayout, Share]:
+    """Return how KV lies on all ranks, and what of the model is computed on this one."""
+    whole = make_layout(spec, config.engine.block_size, _COMPUTE_DTYPE)
+    kv_bytes = config.engine.kv_memory_mib * MIB * config.parallel.pp
+    stages = plan_stages(spec, config.parallel.pp, dtype=_COMPUTE_DTYPE, kv_bytes=kv_bytes)
+    return ShardedLayout(whole, config.parallel.tp, stages), Share(ranks, stages)
+
+
+def _load_model(config: WorkerConfig, share: Share) -> Model:
+    return load_model(
+        config.model_dir,
+        threads=config.threads,
+        max_length=config.engine.max_model_len,
+        executor=_executor(config.engine),
+        share=share,
+    )
+
+
+def _executor(config: EngineConfig) -> str:
+    """Return who is to compute; InvalidConfig if that cannot be batch invariant and must be."""
+    if not config.batch_invariant:
+        return config.executor
+    if config.executor == "torch":
+        raise InvalidConfig("batch_invariant", "true", "false with the executor torch")
+    return "native"
+
+
+def _pools(config: WorkerConfig, layout: ShardedLayout, place: Rank) -> tuple[KVCache, Region]:
+    """Return the rank's KV pool, and how it is registered."""
+    own, num_blocks = layout.shard(place).layout, _blocks(layout, config.engine.kv_memory_mib)
+    shared = None
+    if config.role is not Role.MIXED:
+        shared = allocate(num_blocks * own.block_bytes, config.handover)
+    kv = KVCache(own, num_blocks, buffer=None if shared is None else shared.buffer)
+    region = Region(kv.address, kv.nbytes, kv) if shared is None else shared.region(kv)
+    return kv, region
+
+
+def _host_pool(config: WorkerConfig, layout: ShardedLayout, place: Rank) -> KVCache | None:
+    """Return the pool for preempted sequences, if the config wants one."""
+    memory_mib = config.engine.host_memory_mib
+    if memory_mib == 0:
+        return None
+    return KVCache(layout.shard(place).layout, _blocks(layout, memory_mib, "host_memory_mib"))
+
+
+def _blocks(layout: ShardedLayout, memory_mib: int, field: str = "kv_memory_mib") -> int:
+    """Return the blocks of every rank's pool: those of the rank that has room for the fewest."""
+    shards: set[KVLayout] = {layout.shard(rank).layout for rank in layout.ranks}
+    return min(blocks_that_fit(shard, memory_mib, field) for shard in shards)

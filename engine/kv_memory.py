@@ -1,4 +1,4 @@
-"""The KV memory of an engine's sequences: blocks of the pool, shared through the prefix cache.
+"""The KV memory of sequences: blocks of one part of the pool, shared through the prefix cache.
 
 A sequence's block table, from its first block on:
 
@@ -40,16 +40,20 @@ class MemoryStats:
 class KVMemory:
     """Gives blocks to sequences and takes them back."""
 
-    def __init__(self, config: EngineConfig, num_blocks: int, host_blocks: int) -> None:
+    def __init__(
+        self, config: EngineConfig, num_blocks: int, host_blocks: int, *, partition: int = 0
+    ) -> None:
+        """Blocks are numbered over all partitions, each of which has as many."""
+        first = partition * num_blocks
         self._block_size = config.block_size
         self._swap_block_cost = config.swap_block_cost
-        self._swap = SwapSpace(host_blocks)
+        self._swap = SwapSpace(host_blocks, first=partition * host_blocks)
         self._cache: PrefixCache | None = None
         if config.prefix_cache:
             self._cache = PrefixCache(config.block_size, config.prefix_hash)
-            self._pool = BlockPool(num_blocks, on_evict=self._cache.forget)
+            self._pool = BlockPool(num_blocks, first=first, on_evict=self._cache.forget)
         else:
-            self._pool = BlockPool(num_blocks)
+            self._pool = BlockPool(num_blocks, first=first)
         self._fenced: dict[SeqId, tuple[BlockRef, ...]] = {}
         self._prompt_tokens = self._cached_tokens = 0
 
@@ -120,6 +124,10 @@ class KVMemory:
             return False
         seq.extend(fresh)
         return True
+
+    def cached_blocks(self, seq: Sequence) -> int:
+        """Return how many blocks of `seq`, from the first, the cache has now."""
+        return len(self._find(seq))
 
     def known_tokens(self, request: GenerateRequest) -> int:
         """Return how many tokens of a prompt, from the first, the cache has now."""

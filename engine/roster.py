@@ -1,4 +1,4 @@
-"""Every sequence of an engine, its place, and the slot that it holds; its blocks: kv_memory.py.
+"""Every sequence of an engine, its place, and the slot that it holds; its blocks: partitions.py.
 
 The scheduler decides what moves; each move is one method here, so that blocks, slots and places
 change together or not at all.
@@ -10,7 +10,8 @@ from baton.core.config import EngineConfig
 from baton.core.errors import InvalidRequest, Overloaded
 from baton.core.ids import SeqId
 from baton.core.request import GenerateRequest
-from baton.engine.kv_memory import KVMemory, MemoryStats
+from baton.engine.kv_memory import MemoryStats
+from baton.engine.partitions import Partitions
 from baton.engine.policy import make_policy
 from baton.engine.sequence import Phase, RankOrder, Sequence
 
@@ -34,7 +35,7 @@ class RosterStats:
 class Roster:
     """The places of all sequences; `waiting`, `running` and `memory` are there to be read."""
 
-    def __init__(self, config: EngineConfig, memory: KVMemory, *, slots: int) -> None:
+    def __init__(self, config: EngineConfig, memory: Partitions, *, slots: int) -> None:
         self._block_size = config.block_size
         self._max_waiting = config.max_waiting
         self._slots = slots
@@ -232,12 +233,12 @@ class Roster:
         """Return the last in rank that may be preempted for `seq`.
 
         Not one with `hold`: its blocks are on offer to a peer, and it never grows. Nor one that a
-        step under way computes: its turn comes with a later plan.
+        step under way computes: its turn comes with a later plan. Nor one of another partition.
         """
         for other in self.running.last_first():
             if other is seq:
                 return None
-            if not other.hold and not other.in_steps:
+            if other.partition == seq.partition and not other.hold and not other.in_steps:
                 return other
         return None
 

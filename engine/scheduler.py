@@ -26,7 +26,7 @@ from baton.core.handover import BlockRef
 from baton.core.ids import SeqId
 from baton.core.request import GenerateRequest, TokenLogprobs
 from baton.engine.kv_events import KVEvents
-from baton.engine.kv_memory import KVMemory
+from baton.engine.partitions import Partitions
 from baton.engine.roster import Roster, RosterStats
 from baton.engine.sequence import Phase, Sequence
 from baton.engine.step import (
@@ -59,11 +59,18 @@ class Scheduler:
     """
 
     def __init__(
-        self, config: EngineConfig, num_blocks: int, *, host_blocks: int = 0, depth: int = 1
+        self,
+        config: EngineConfig,
+        num_blocks: int,
+        *,
+        host_blocks: int = 0,
+        depth: int = 1,
+        partitions: int = 1,
     ) -> None:
         """`host_blocks` are there for preempted sequences, in a pool of their own.
 
-        Up to `depth` steps may be under way at once.
+        Up to `depth` steps may be under way at once. Both pools are cut into `partitions`, of
+        which a sequence has one: see engine/partitions.py.
         """
         assert depth >= 1, depth
         if config.max_batch_tokens < config.block_size:
@@ -73,7 +80,7 @@ class Scheduler:
         self._max_batch_tokens = config.max_batch_tokens
         # With every other slot decoding, a prompt still gets a chunk of one block in each step.
         slots = min(config.max_sequences, config.max_batch_tokens - config.block_size + 1)
-        self._memory = KVMemory(config, num_blocks, host_blocks)
+        self._memory = Partitions(config, num_blocks, host_blocks, partitions)
         self._roster = Roster(config, self._memory, slots=slots)
         self._depth = depth
         self._under_way: deque[tuple[StepPlan, list[Sequence]]] = deque()
@@ -245,8 +252,10 @@ class Scheduler:
         """Whether the block has been used or cached without a break since `ref` was made."""
         return self._memory.is_current(ref)
 
-    def drain_kv_events(self) -> KVEvents:
-        """Return what the prefix cache gained and lost since the last call; for the router."""
+    def drain_kv_events(self) -> tuple[KVEvents, ...]:
+        """Return what each partition's prefix cache gained and lost since the last call; for the
+        router.
+        """
         return self._memory.drain_events()
 
     @property

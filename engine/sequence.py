@@ -67,6 +67,8 @@ class Sequence:
     """The ids in `blocks`, kept because every step needs them."""
     offered: tuple[BlockRef, ...] = field(default=(), repr=False)
     """Blocks that the cache's took the place of, while a peer may still be reading them."""
+    partition: int | None = None
+    """The part of the pool that its blocks are of; None before it has any."""
     swapped: int = 0
     """Tokens, from the first, whose KV is in host memory; only while it waits."""
     in_steps: int = 0

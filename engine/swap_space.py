@@ -30,9 +30,11 @@ class SwapStats:
 class SwapSpace:
     """The host blocks of one engine; there may be none."""
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, *, first: int = 0) -> None:
+        """The blocks are numbered from `first`."""
         self._total = num_blocks
-        self._free = deque(BlockId(block) for block in range(num_blocks))
+        self._first = first
+        self._free = deque(BlockId(block) for block in range(first, first + num_blocks))
         self._held: dict[Sequence, tuple[BlockId, ...]] = {}
         self._out: list[BlockCopy] = []
         self._in: list[BlockCopy] = []
@@ -104,7 +106,8 @@ class SwapSpace:
     def check(self, swapped: Iterable[Sequence]) -> None:
         """Assert that exactly these sequences hold the host blocks that are not free."""
         held = [block for blocks in self._held.values() for block in blocks]
-        assert sorted([*held, *self._free]) == list(range(self._total)), repr(self)
+        numbers = range(self._first, self._first + self._total)
+        assert sorted([*held, *self._free]) == list(numbers), repr(self)
         assert set(self._held) == set(swapped), "a host block has no owner"
         assert not self._next
         assert not self._out

@@ -13,10 +13,11 @@ from baton.core.sharded_layout import Rank
 from baton.core.tasks import TaskSet
 from baton.engine.step import ChunkComputed, EngineEvent, Reserved, StepPlan, TokenSampled
 from baton.executor.instance import Instance
-from baton.kv_transfer import sender as machine
+from baton.kv_transfer import sender_events as machine
 from baton.kv_transfer.digest import DigestKey
 from baton.kv_transfer.layer_groups import group_ends
-from baton.kv_transfer.sender import Sender, SenderAction, SenderEvent, SenderState
+from baton.kv_transfer.sender import Sender, SenderState
+from baton.kv_transfer.sender_events import SenderAction, SenderEvent
 from baton.prefill_worker.prefix_pull import PrefixPull, PullTable
 
 _QUEUE = 4096

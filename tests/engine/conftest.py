@@ -147,10 +147,22 @@ class Bench:
     """A scheduler, a runner, and the events so far."""
 
     def __init__(
-        self, num_blocks: int, *, host_blocks: int = 0, depth: int = 1, **config: Any
+        self,
+        num_blocks: int,
+        *,
+        host_blocks: int = 0,
+        depth: int = 1,
+        partitions: int = 1,
+        **config: Any,
     ) -> None:
         self.config = EngineConfig(block_size=BLOCK_SIZE, **config)
-        self.scheduler = Scheduler(self.config, num_blocks, host_blocks=host_blocks, depth=depth)
+        self.scheduler = Scheduler(
+            self.config,
+            num_blocks,
+            host_blocks=host_blocks,
+            depth=depth,
+            partitions=partitions,
+        )
         self.runner = FakeRunner()
         self.events: list[EngineEvent] = []
 

@@ -518,8 +518,8 @@ def test_a_budget_below_one_block_is_refused():
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda r: r.memory._pool.allocate(1),
-        lambda r: r.memory._pool.release(r[1].blocks[:1]),
+        lambda r: r.memory._parts[0]._pool.allocate(1),
+        lambda r: r.memory._parts[0]._pool.release(r[1].blocks[:1]),
         lambda r: r.running.remove(r[1]),
         lambda r: setattr(r, "_granted", 1),
         lambda r: setattr(r[1], "computed", 1000),

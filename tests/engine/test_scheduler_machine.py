@@ -58,10 +58,19 @@ def make_machine(fake):
             policy=st.sampled_from(["fcfs", "priority", "sjf"]),
             max_overtakes=st.integers(1, 4),
             depth=st.integers(1, 3),
+            partitions=st.sampled_from([1, 1, 2, 3]),
         )
-        def start(self, blocks: int, **config: Any) -> None:
-            self.world = fake.Bench(blocks, swap_block_cost=1.0, **config)
+        def start(self, blocks: int, host_blocks: int, partitions: int, **config: Any) -> None:
+            """`blocks` and `host_blocks` are those of one partition."""
+            self.world = fake.Bench(
+                blocks * partitions,
+                host_blocks=host_blocks * partitions,
+                partitions=partitions,
+                swap_block_cost=1.0,
+                **config,
+            )
             self.depth: int = config["depth"]
+            self.partitions = partitions
             self.scheduler = self.world.scheduler
             self.total = blocks
             self.limits = config
@@ -234,6 +243,7 @@ def make_machine(fake):
                 assert not copied & theirs or seq in ids, f"copies into blocks of {seq}"
             self.plans.append(plan)
             for part in plan.sequences:
+                assert len({block // self.total for block in part.blocks}) == 1
                 record = self.records[part.seq_id]
                 known = [*record.request.prompt, *record.output]
                 assert list(part.tokens) == known[part.start : part.end]
@@ -370,7 +380,7 @@ def make_machine(fake):
             self.scheduler.check()
             stats = self.scheduler.stats().roster
             pool = stats.memory.pool
-            assert pool.available == self.total
+            assert pool.available == self.total * self.partitions
             assert pool.cached == 0 or self.limits["prefix_cache"]
             assert stats.memory.swap.used == 0
             assert (stats.waiting, stats.granted, stats.running, stats.held) == (0, 0, 0, 0)
@@ -404,6 +414,7 @@ def soak(machine, rng: random.Random) -> RosterStats:
         policy=rng.choice(["fcfs", "priority", "sjf"]),
         max_overtakes=rng.randint(1, 8),
         depth=rng.randint(1, 3),
+        partitions=rng.choice([1, 1, 1, 2]),
     )
     for _ in range(250):
         match rng.choices(["arrive", "grant", "admit", "step", "end"], [3, 2, 4, 12, 1])[0]:

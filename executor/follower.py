@@ -26,7 +26,14 @@ from baton.engine.step_diff import StepDecoder
 from baton.executor.control_link import TICK_S, ControlLink, connect
 from baton.executor.control_messages import packed_error, packed_result
 from baton.executor.rank import LoadedRank, load_rank, meeting_of
-from baton.executor.rank_group import EXIT_CODE, Progress, rank_name, secret_of
+from baton.executor.rank_group import (
+    EXIT_CODE,
+    OnListening,
+    Progress,
+    nobody,
+    rank_name,
+    secret_of,
+)
 from baton.kv_transfer.choose import OpenTransport, open_transport
 from baton.kv_transfer.link.auth import Parties
 
@@ -67,10 +74,13 @@ class Follower:
         cls,
         config: WorkerConfig,
         *,
-        on_progress: Callable[[str], None],
+        on_progress: Progress,
+        on_listening: OnListening = nobody,
         open_transport: OpenTransport = open_transport,
     ) -> Self:
         """Connect to the leader and load this rank's share; returns once it is ready for steps.
+
+        It listens to nobody, and does not call `on_listening`.
 
         Raises TransportError if the leader is not there, InvalidConfig for what is not right.
         """
@@ -193,7 +203,8 @@ class Follower:
 
     def _run_steps(self) -> None:
         rank, link = self._rank, self._link
-        assert rank is not None and link is not None, "steps before loading"
+        assert rank is not None, "steps before loading"
+        assert link is not None, "steps before the connection"
         runner = rank.runner()
         tells = rank.last_stage and rank.place.tp == 0
         while (plan := self._steps.get()) is not None:

@@ -1,8 +1,8 @@
 """The leader's runner: what all ranks of an instance compute together, as the engine loop sees it.
 
-    engine loop ── plan ──▶ MeshRunner ──▶ the leader's own share of the step
-                                └── step diff ──▶ every other rank's share
-    engine loop ◀─ result ── the last stage, wherever it is
+engine loop ── plan ──▶ MeshRunner ──▶ the leader's own share of the step
+                            └── step diff ──▶ every other rank's share
+engine loop ◀─ result ── the last stage, wherever it is
 """
 
 from concurrent.futures import Future

@@ -1,4 +1,4 @@
-"""What every rank of an instance has, the leader and those who follow it: weights, KV, transport."""
+"""What every rank of an instance has, the one that leads too: weights, KV pool, transport."""
 
 import asyncio
 import socket
@@ -62,7 +62,7 @@ class LoadedRank:
 
 
 def mesh_of(parallel: ParallelConfig) -> Mesh:
-    """Return the mesh of an instance; InvalidConfig for an axis that cannot be served yet."""
+    """Return the mesh of an instance."""
     return Mesh(pp=parallel.pp, ep=parallel.ep, cp=parallel.cp, tp=parallel.tp)
 
 
@@ -87,7 +87,9 @@ async def load_rank(
     """
     spec = read_spec(config.model_dir, max_length=config.engine.max_model_len)
     check_mesh(spec, meeting.mesh)
-    membership = await asyncio.to_thread(join_mesh, meeting, config.rank, listener)
+    membership = Membership(None)
+    if meeting.mesh.size > 1:
+        membership = await asyncio.to_thread(join_mesh, meeting, config.rank, listener)
     try:
         layout, share = _layout(config, spec, membership.ranks)
         on_progress(f"loading {config.model_name} from {config.model_dir}")
@@ -95,7 +97,7 @@ async def load_rank(
         on_progress(f"executor: {model.executor}")
         place = Rank(membership.ranks.pp.rank, membership.ranks.tp.rank)
         kv, region = _pools(config, layout, place)
-        host = _host_pool(config, layout, place)
+        host = _host_pool(config, layout, kv)
         on_progress(f"KV pool: {kv.num_blocks} blocks of {config.engine.block_size} tokens")
         transport = None
         if config.role is not Role.MIXED:
@@ -126,12 +128,12 @@ def _load_model(config: WorkerConfig, share: Share) -> Model:
         config.model_dir,
         threads=config.threads,
         max_length=config.engine.max_model_len,
-        executor=_executor(config.engine),
+        executor=executor_of(config.engine),
         share=share,
     )
 
 
-def _executor(config: EngineConfig) -> str:
+def executor_of(config: EngineConfig) -> str:
     """Return who is to compute; InvalidConfig if that cannot be batch invariant and must be."""
     if not config.batch_invariant:
         return config.executor
@@ -151,12 +153,13 @@ def _pools(config: WorkerConfig, layout: ShardedLayout, place: Rank) -> tuple[KV
     return kv, region
 
 
-def _host_pool(config: WorkerConfig, layout: ShardedLayout, place: Rank) -> KVCache | None:
+def _host_pool(config: WorkerConfig, layout: ShardedLayout, kv: KVCache) -> KVCache | None:
     """Return the pool for preempted sequences, if the config wants one."""
     memory_mib = config.engine.host_memory_mib
     if memory_mib == 0:
         return None
-    return KVCache(layout.shard(place).layout, _blocks(layout, memory_mib, "host_memory_mib"))
+    blocks = _blocks(layout, memory_mib, "host_memory_mib")
+    return KVCache(kv.layout, blocks, pinned=kv.tensor.is_cuda)
 
 
 def _blocks(layout: ShardedLayout, memory_mib: int, field: str = "kv_memory_mib") -> int:

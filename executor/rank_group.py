@@ -14,8 +14,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from baton.core.config import ParallelConfig, WorkerConfig
-from baton.core.errors import DeadlineExceeded, InstanceLost, InvalidConfig, TransportError
+from baton.core.config import LeaderRef, ParallelConfig, WorkerConfig
+from baton.core.errors import (
+    BatonError,
+    DeadlineExceeded,
+    InstanceLost,
+    InvalidConfig,
+    TransportError,
+)
 from baton.core.ids import Incarnation
 from baton.core.log import get_logger
 from baton.engine.step import StepPlan, StepResult
@@ -25,18 +31,26 @@ from baton.executor.control_messages import error_from, result_from
 from baton.kv_transfer.link.auth import MIN_SECRET
 from baton.kv_transfer.link.server import Server
 
-_EXIT_CODE = 70
+EXIT_CODE = 70
+"""Of a process that ends because its instance cannot go on."""
 _CLOSE_TIMEOUT_S = 10.0
 
 _log = get_logger("ranks")
 
 OnLost = Callable[[InstanceLost], None]
+Progress = Callable[[str], None]
+OnListening = Callable[[LeaderRef], None]
+"""Told where the other ranks find the leader, which then waits for them."""
 
 
 def end_process(error: InstanceLost) -> None:
     """End this process: half an instance has no use, and would hang every request."""
     _log.error("the instance ends", reason=str(error))
-    os._exit(_EXIT_CODE)
+    os._exit(EXIT_CODE)
+
+
+def nobody(leader: LeaderRef) -> None:
+    """Tell nobody: there are no other ranks."""
 
 
 def rank_name(instance_id: str, rank: int) -> str:
@@ -64,6 +78,7 @@ class RankGroup:
     ) -> None:
         self._limits: ParallelConfig = config.parallel
         self._owner = (config.instance_id, int(incarnation))
+        self._host = config.host
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._names = {
@@ -79,22 +94,23 @@ class RankGroup:
         self._lock = threading.Lock()
         self._ended = False
         self._server: Server | None = None
-        self._address = ""
+        self._watch: asyncio.Task[None] | None = None
+        self._port = 0
         if self._names:
             self._secret = secret_of(config)
             listener = socket.create_server((config.host, 0))
-            host, port = listener.getsockname()[:2]
-            self._address = f"{host}:{port}"
+            self._port = listener.getsockname()[1]
             self._server = Server(listener, self._serve)
-        self._watch = asyncio.create_task(self._watch_ranks())
+            self._watch = asyncio.create_task(self._watch_ranks())
 
     def __repr__(self) -> str:
         return f"<RankGroup of {self._owner[0]}, {len(self._links)} of {len(self._names)} others>"
 
     @property
-    def address(self) -> str:
-        """host:port that the other ranks connect to."""
-        return self._address
+    def leader(self) -> LeaderRef:
+        """Where the other ranks find this one."""
+        assert self._port, "there are no other ranks"
+        return LeaderRef(host=self._host, port=self._port, incarnation=self._owner[1])
 
     async def join(self) -> None:
         """Wait until all ranks are connected; DeadlineExceeded names those that are not."""
@@ -159,10 +175,11 @@ class RankGroup:
         with self._lock:
             closed, self._ended = self._ended, True
         if not closed:
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError, BatonError):
                 async with asyncio.timeout(_CLOSE_TIMEOUT_S):
                     await self.call_all("close")
-        self._watch.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
         for link in self._links.values():
             link.close()
         if self._server is not None:

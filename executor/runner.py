@@ -120,8 +120,9 @@ class ModelRunner:
         tp = self._share.ranks.tp
         if tp.size == 1 or not logits.shape[0]:
             return logits
-        parts = sizes(self._model.spec.vocab_size, tp.size)
-        return tp.all_gather(logits.T.contiguous(), parts).T.contiguous()
+        rows, vocabulary = logits.shape[0], self._model.spec.vocab_size
+        parts = [rows * tokens for tokens in sizes(vocabulary, tp.size)]
+        return tp.all_gather(logits.T.flatten(), parts).view(vocabulary, rows).T.contiguous()
 
     def _use_threads(self) -> None:
         """Set the thread count where it counts: OpenMP keeps one per calling thread."""

@@ -11,6 +11,7 @@ from baton.kernels.kv_pool import KVLayer
 from baton.kernels.rope import RopeAngles, rope_angles
 from baton.models.blocks.layer import DecoderLayer
 from baton.models.blocks.norms import Norm, load_norm
+from baton.models.blocks.ring import Ring
 from baton.models.blocks.step import ModelInput, Step
 from baton.models.blocks.vocabulary import Embedding, Head
 from baton.models.rope_spec import RopeSpec
@@ -121,7 +122,8 @@ class Decoder:
         if stream is None:
             stream = self._embed(batch.tokens, rows)
         angles = self._angles(batch.positions, stream.dtype)
-        step = Step(batch.attention, angles, workspace, rows)
+        ring = Ring(self.share.ranks.cp, batch.ring, workspace) if batch.ring else None
+        step = Step(batch.attention, angles, workspace, rows, ring)
         for index, layer in enumerate(self._layers, self._own.start):
             heads_out = layer.heads_out(stream, kv[index - self._own.start], step)
             if watch is not None and index + 1 in watch.ends:

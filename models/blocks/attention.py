@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from baton.core.sharded_layout import held_heads
-from baton.kernels.attention import attend
 from baton.kernels.attention_scores import Scoring
-from baton.kernels.kv_pool import KVLayer, write_kv
+from baton.kernels.kv_pool import KVLayer
 from baton.kernels.rope import rope_
 from baton.models.blocks.linears import column_parallel, row_parallel
 from baton.models.blocks.norms import HeadNorm, norm_weight
@@ -67,9 +66,8 @@ class Attention:
         if self._head_norm is not None:
             self._head_norm.normalise_(q_and_k)
         rope_(q_and_k[..., : self._turned], step.angles[spec.rope])
-        batch = step.batch[spec.window]
-        write_kv(kv, batch.slots, heads[:, spec.heads :])
-        return attend(heads[:, : spec.heads], kv, batch, self._scoring, step.workspace)
+        q, new = heads[:, : spec.heads], heads[:, spec.heads :]
+        return step.attend(q, new, kv, spec.window, self._scoring)
 
     def mix(self, heads_out: Tensor) -> Tensor:
         """Return this rank's part of the sum [tokens, hidden] of all heads' outputs."""

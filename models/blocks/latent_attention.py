@@ -15,9 +15,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from baton.kernels.attention import attend
 from baton.kernels.attention_scores import Scoring
-from baton.kernels.kv_pool import KVLayer, write_kv
+from baton.kernels.kv_pool import KVLayer
 from baton.kernels.linear import Linear
 from baton.kernels.rope import rope_
 from baton.models.blocks.linears import row_parallel
@@ -77,19 +76,18 @@ class LatentAttention:
 
     def heads_out(self, normed: Tensor, kv: KVLayer, step: Step) -> Tensor:
         """Write the new KV to the pool; return the heads' outputs [tokens, heads × value_dim]."""
-        spec, angles, batch = self._spec, step.angles[self._spec.rope], step.batch[None]
+        spec, angles = self._spec, step.angles[self._spec.rope]
         tokens = normed.shape[0]
         latent = self._kv(normed)
         latent[:, : spec.kv_rank] = self._kv_norm(latent[:, : spec.kv_rank])
         rope_(latent[:, None, spec.kv_rank :], angles)
-        write_kv(kv, batch.slots, latent)
         q = self._queries(normed).view(tokens, spec.heads, -1)
         rope_(q[..., spec.nope_dim :], angles)
         carried = q.new_empty(tokens, spec.heads, latent.shape[1])
         plain = torch.matmul(q[..., : spec.nope_dim].transpose(0, 1), self._key)
         carried[..., : spec.kv_rank] = plain.transpose(0, 1)
         carried[..., spec.kv_rank :] = q[..., spec.nope_dim :]
-        seen = attend(carried, kv, batch, self._scoring, step.workspace).view(carried.shape)
+        seen = step.attend(carried, latent[:, None], kv, None, self._scoring).view(carried.shape)
         values = torch.matmul(seen[..., : spec.kv_rank].transpose(0, 1), self._value)
         return values.transpose(0, 1).reshape(tokens, -1)
 

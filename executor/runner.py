@@ -13,11 +13,11 @@ from baton.executor.batch import SampledRow
 from baton.executor.kv_cache import KVCache, copy_blocks
 from baton.executor.native_pass import NativePass
 from baton.executor.sampler import Sampler
+from baton.executor.sharded_sampler import ShardedSampler
 from baton.executor.torch_pass import TorchPass
 from baton.models.loader import Model
 from baton.models.native import NativeDecoder
 from baton.models.share import Share
-from baton.parallel.split import sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,10 @@ class ModelRunner:
             self._pass = NativePass(model, kv)
         else:
             self._pass = TorchPass(model, kv)
-        self._sampler = Sampler(depth)
+        tp, vocabulary = self._share.ranks.tp, model.spec.vocab_size
+        self._sampler: Sampler | ShardedSampler = Sampler(depth)
+        if tp.size > 1:
+            self._sampler = ShardedSampler(tp, vocabulary, depth)
         self._thread: int | None = None
         self._stats = RunnerStats(0, 0, 0, 0.0)
 
@@ -105,24 +108,18 @@ class ModelRunner:
         return result
 
     def _sampled(self, step: int, logits: Tensor, rows: tuple[SampledRow, ...]) -> StepResult:
-        logits = self._of_all_ranks(logits)
-        if rows and not torch.isfinite(logits.sum()):
+        if rows and not self._finite(logits):
             raise InternalError(f"step {step}: the model's logits are not finite")
         tokens, logprobs = self._sampler.step(logits, rows)
         sampled = {r.seq_id: t for r, t in zip(rows, tokens, strict=True)}
         return StepResult(step, sampled, logprobs)
 
-    def _of_all_ranks(self, logits: Tensor) -> Tensor:
-        """Return logits over the whole vocabulary [rows, vocabulary], of which each rank has some.
-
-        Each rank then samples; all get the same tokens, since all have the same bits.
-        """
-        tp = self._share.ranks.tp
-        if tp.size == 1 or not logits.shape[0]:
-            return logits
-        rows, vocabulary = logits.shape[0], self._model.spec.vocab_size
-        parts = [rows * tokens for tokens in sizes(vocabulary, tp.size)]
-        return tp.all_gather(logits.T.flatten(), parts).view(vocabulary, rows).T.contiguous()
+    def _finite(self, logits: Tensor) -> bool:
+        """Return whether the logits of all ranks of the stage are finite, on all of them alike."""
+        total = logits.sum()
+        if self._share.ranks.tp.size > 1:
+            self._share.ranks.tp.all_reduce_(total)
+        return bool(torch.isfinite(total))
 
     def _use_threads(self) -> None:
         """Set the thread count where it counts: OpenMP keeps one per calling thread."""

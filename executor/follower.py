@@ -117,7 +117,7 @@ class Follower:
 
     def stats(self) -> dict[str, float | int | str]:
         """Return its counters by name."""
-        return {"rank": self._config.rank, "steps": self._done}
+        return {"rank": self._config.rank, "pid": os.getpid(), "steps": self._done}
 
     async def close(self) -> None:
         """Give everything back, and check that nothing was held. Safe to repeat."""

@@ -1,0 +1,108 @@
+"""The compiled library of kv_digest.cpp; calls release the interpreter's lock."""
+
+import ctypes
+import functools
+from ctypes import POINTER, c_char_p, c_int, c_int64, c_void_p
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baton.kernels.native.build import NoNativeCode, build
+
+Bytes = NDArray[np.uint8]
+Ints = NDArray[np.int64]
+
+
+class PieceTable(ctypes.Structure):
+    """Where the bytes of units lie (`Pieces` of kv_digest.cpp)."""
+
+    _fields_ = (
+        ("offsets", c_void_p),
+        ("lengths", c_void_p),
+        ("ends", c_void_p),
+        ("into", c_void_p),
+        ("count", c_int64),
+        ("units", c_int64),
+    )
+
+
+_FUNCTIONS = {
+    "baton_digest_vector_bytes": (c_int, ()),
+    "baton_digest": (c_int, (c_char_p, c_void_p, c_int64, POINTER(PieceTable), c_void_p)),
+    "baton_copy_and_digest": (
+        c_int,
+        (c_char_p, c_void_p, c_int64, c_void_p, c_int64, POINTER(PieceTable), c_void_p),
+    ),
+}
+_WRONG = {1: "units do not end, in order, with the last piece", 2: "a piece lies outside of memory"}
+
+
+class KVDigestLibrary:
+    """The functions of kv_digest.cpp, on addresses; see kernels/kv_digest.py for what they do."""
+
+    def __init__(self, path: str) -> None:
+        """Load it; raises NoNativeCode if that fails."""
+        try:
+            self._library = ctypes.CDLL(path)
+            for name, (result, arguments) in _FUNCTIONS.items():
+                function = getattr(self._library, name)
+                function.restype, function.argtypes = result, arguments
+        except (OSError, AttributeError) as error:
+            raise NoNativeCode(f"{path} does not load: {error}") from None
+
+    @property
+    def vector_bytes(self) -> int:
+        """Return how many bytes one of its vector instructions takes."""
+        return int(self._library.baton_digest_vector_bytes())
+
+    def digest(
+        self, key: bytes, memory: Bytes, offsets: Ints, lengths: Ints, ends: Ints, out: Bytes
+    ) -> None:
+        """Write the hash of each unit to `out` [units, 16]; see `hash_units`."""
+        table = _table(offsets, lengths, ends, None)
+        _raise(self._library.baton_digest(key, address(memory), memory.size, table, address(out)))
+
+    def copy_and_digest(
+        self,
+        key: bytes,
+        target: Bytes,
+        into: Ints,
+        source: Bytes,
+        offsets: Ints,
+        lengths: Ints,
+        ends: Ints,
+        out: Bytes,
+    ) -> None:
+        """Copy, and write the hash of each unit to `out` [units, 16]; see `copy_and_hash`."""
+        table = _table(offsets, lengths, ends, into)
+        to, source_at = address(target), address(source)
+        _raise(
+            self._library.baton_copy_and_digest(
+                key, to, target.size, source_at, source.size, table, address(out)
+            )
+        )
+
+
+@functools.cache
+def load_kv_digest() -> KVDigestLibrary:
+    """Return the library, compiled first if need be; raises NoNativeCode if it cannot be had."""
+    return KVDigestLibrary(str(build(source="kv_digest.cpp")))
+
+
+def address(array: Bytes | Ints) -> int:
+    """Return where an array begins; faster than its attribute `ctypes`."""
+    assert array.flags.c_contiguous, "not as C++ reads it"
+    return int(array.__array_interface__["data"][0])
+
+
+def _table(offsets: Ints, lengths: Ints, ends: Ints, into: Ints | None) -> PieceTable:
+    columns = (offsets, lengths, ends) if into is None else (offsets, lengths, ends, into)
+    assert all(column.dtype == np.int64 for column in columns), "not as C++ reads it"
+    assert offsets.size == lengths.size and (into is None or into.size == lengths.size)
+    at = [address(column) for column in columns]
+    return PieceTable(*at[:3], at[3] if into is not None else None, lengths.size, ends.size)
+
+
+def _raise(result: int) -> None:
+    if result:
+        raise ValueError(_WRONG[result])

@@ -29,7 +29,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from baton.core.hashing import Buffer
 from baton.core.log import get_logger
 from baton.kernels.native.build import NoNativeCode
 from baton.kernels.native.kv_digest import Ints, load_kv_digest
@@ -43,6 +42,7 @@ _PRIME = (1 << 61) - 1
 _CHUNKS_AT_ONCE = 64
 """256 KiB of bytes and as much again for what is made of them: about what a cache holds."""
 
+Memory = memoryview | NDArray[np.uint8]
 Digests = NDArray[np.uint8]
 """[units, 16]."""
 
@@ -65,11 +65,11 @@ def expand_key(secret: bytes) -> bytes:
     return hashlib.shake_128(b"baton kv digest\0" + secret).digest(_KEY_BYTES)
 
 
-def hash_units(key: bytes, memory: Buffer, pieces: Pieces) -> Digests:
+def hash_units(key: bytes, memory: Memory, pieces: Pieces) -> Digests:
     """Return the hash of the bytes of each unit, its pieces one after the other.
 
-    One call of native code without the interpreter's lock, or numpy where there is no compiler. Raises
-    ValueError for pieces that lie outside of the memory or are not of one unit each, in order.
+    One call of native code without the interpreter's lock, or numpy where there is no compiler.
+    Raises ValueError for pieces that lie outside of the memory or are not all of units in order.
     """
     source = np.frombuffer(memory, np.uint8)
     if not native():
@@ -79,7 +79,9 @@ def hash_units(key: bytes, memory: Buffer, pieces: Pieces) -> Digests:
     return found
 
 
-def copy_and_hash(key: bytes, target: Buffer, into: Ints, source: Buffer, pieces: Pieces) -> Digests:
+def copy_and_hash(
+    key: bytes, target: Memory, into: Ints, source: Memory, pieces: Pieces
+) -> Digests:
     """Copy pieces of units to the offsets `into` [pieces] of `target`, and return their hashes.
 
     What is hashed is what was written, from the registers that it passed through: whoever changes
@@ -174,7 +176,6 @@ def _check(pieces: Pieces, offsets: Ints, memory: NDArray[np.uint8]) -> None:
     steps = np.diff(ends, prepend=0)
     if np.any(steps < 0) or int(steps.sum()) != lengths.size:
         raise ValueError(f"units do not end, in order, with piece {lengths.size}")
-    if lengths.size and (
-        offsets.min() < 0 or lengths.min() < 0 or (offsets + lengths).max() > memory.size
-    ):
+    outside = (offsets < 0) | (lengths < 0) | (offsets > memory.size - lengths.clip(0))
+    if outside.any():
         raise ValueError(f"a piece lies outside of {memory.size} bytes")

@@ -6,23 +6,28 @@ offered under *this* ticket. Each unit (see units.py) has its own, so that a ran
 read and nothing else. A digest covers bytes as they were read, scales included, before any
 conversion, and slots beyond the end of the prompt where they travel.
 
-The hash is xxh3_128. It hashes about as fast as memory can be read, several times faster than any
-cryptographic hash, and 128 bits leave no room for chance: flipped bits, torn or late reads, and
-blocks of other requests are found. It is no signature: who can choose the bytes of both sides can
-make two that match. The ticket, which is unguessable and part of each digest, keeps a foreign
-block from matching by replay; peers themselves are kept out by the transport's authentication.
+A digest is a hash of the bytes under a key made for the attempt (kernels/kv_digest.py), plus the
+xxh3_128 of what they are said to be, as two sums modulo 2⁶⁴. Whatever changed the bytes without
+knowing the ticket (flipped bits, torn or late reads, blocks of other requests), they fit the digest
+of their unit for a share of at most 2⁻⁶² of all keys; there lies the proof. It is no signature:
+both sides know the key, and who can choose the bytes of both can make two that match. Peers
+themselves are kept out by the transport's authentication.
 """
 
 import struct
 from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
 
 from baton.core.handover import BlockRef, OfferedBlock
 from baton.core.hashing import HASH_BYTES, chain_hashes, hash_bytes
 from baton.core.ids import Ticket
 from baton.core.kv_layout import LayerRange
 from baton.core.sharded_layout import Rank
+from baton.kernels.kv_digest import Digests, expand_key, hash_units
 from baton.kv_transfer.plan import TokenRange, TransferPlan
-from baton.kv_transfer.units import PlacedUnit, Unit, held_units, read_units, units_of_block
+from baton.kv_transfer.units import Unit, held_units, in_memory, read_units, units_of_block
 
 _HEADER = struct.Struct("<7IQ")
 
@@ -34,11 +39,20 @@ class DigestKey:
         self, plan: TransferPlan, *, compatibility: str, ticket: Ticket, prompt: Sequence[int]
     ) -> None:
         assert len(ticket) == HASH_BYTES, "a ticket has 128 bits"
-        root = hash_bytes(compatibility.encode(), plan.identity, ticket)
         self._plan = plan
-        self._prefixes = chain_hashes(prompt, plan.unit_tokens, root)
+        self._root = hash_bytes(compatibility.encode(), plan.identity, ticket)
+        self._prompt = prompt
         self._tokens = len(prompt)
         self._turn = plan.turn(ticket)
+
+    @cached_property
+    def _prefixes(self) -> list[bytes]:
+        """A hash per unit of the prompt; made with the first digests, in their thread."""
+        return chain_hashes(self._prompt, self._plan.unit_tokens, self._root)
+
+    @cached_property
+    def _hash_key(self) -> bytes:
+        return expand_key(self._root)
 
     def offered(
         self,
@@ -57,17 +71,20 @@ class DigestKey:
         plan = self._plan
         size = plan.source.model.block_size
         block_bytes = plan.source.shard(rank).layout.block_bytes
-        digests = []
-        for number, ref in enumerate(refs, first_block):
-            begin = ref.block * block_bytes
-            block = memory[begin : begin + block_bytes]
-            held = held_units(plan, rank, layers, self._used_slots(number), self._turn)
-            units = (
-                self._digest(number * size + placed.unit.slots.start, ref, placed, block)
-                for placed in held
-            )
-            digests.append(b"".join(units))
-        return digests
+        numbers = range(first_block, first_block + len(refs))
+        held = [
+            held_units(plan, rank, layers, self._used_slots(number), self._turn)
+            for number in numbers
+        ]
+        labels = [
+            self._label(number * size + unit.slots.start, ref, unit)
+            for number, ref, placed in zip(numbers, refs, held, strict=True)
+            for unit in placed.units
+        ]
+        pieces = in_memory(held, [ref.block * block_bytes for ref in refs])
+        digests = _digests(labels, hash_units(self._hash_key, memory, pieces))
+        ends = np.cumsum([len(placed.units) * HASH_BYTES for placed in held]).tolist()
+        return [digests[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
     def first_wrong(
         self,
@@ -88,16 +105,25 @@ class DigestKey:
         landing = plan.landing(rank, layers).layout
         size = plan.source.model.block_size
         larger = plan.offer_tokens // plan.unit_tokens
-        for start in range(tokens.start, tokens.end, plan.unit_tokens):
-            ours = landing_blocks[start // landing.block_size - tokens.start // landing.block_size]
-            block = memory[ours * landing.block_bytes : (ours + 1) * landing.block_bytes]
-            theirs = offered[start // size - tokens.start // size]
+        starts = range(tokens.start, tokens.end, plan.unit_tokens)
+        read = [
+            read_units(plan, rank, layers, start // plan.unit_tokens % larger, self._turn)
+            for start in starts
+        ]
+        first_ours, first_theirs = tokens.start // landing.block_size, tokens.start // size
+        ours = [landing_blocks[start // landing.block_size - first_ours] for start in starts]
+        pieces = in_memory(read, [block * landing.block_bytes for block in ours])
+        expected: list[tuple[int, bytes | None]] = []
+        labels: list[bytes] = []
+        for start, placed in zip(starts, read, strict=True):
+            theirs = offered[start // size - first_theirs]
             promised = self._promised(layers, start // size, theirs.digest)
-            place = start // plan.unit_tokens % larger
-            for placed in read_units(plan, rank, layers, place, self._turn):
-                found = self._digest(start, theirs.ref, placed, block)
-                if found != promised.get(placed.unit):
-                    return start
+            expected += [(start, promised.get(unit)) for unit in placed.units]
+            labels += [self._label(start, theirs.ref, unit) for unit in placed.units]
+        found = _digests(labels, hash_units(self._hash_key, memory, pieces))
+        for at, (start, digest) in enumerate(expected):
+            if found[at * HASH_BYTES : (at + 1) * HASH_BYTES] != digest:
+                return start
         return None
 
     def _used_slots(self, number: int) -> int:
@@ -113,9 +139,8 @@ class DigestKey:
         starts = range(0, len(digests), HASH_BYTES)
         return {unit: digests[at : at + HASH_BYTES] for unit, at in zip(units, starts, strict=True)}
 
-    def _digest(self, start: int, ref: BlockRef, placed: PlacedUnit, block: memoryview) -> bytes:
-        """Return the digest (16 bytes) of the unit that begins with token `start` of the prompt."""
-        unit = placed.unit
+    def _label(self, start: int, ref: BlockRef, unit: Unit) -> bytes:
+        """Return a hash of all that is bound to a unit that begins with token `start`."""
         header = _HEADER.pack(
             unit.layers.start,
             unit.layers.end,
@@ -126,5 +151,10 @@ class DigestKey:
             ref.block,
             ref.epoch,
         )
-        data = (block[at : at + length] for at, length in placed.pieces)
-        return hash_bytes(self._prefixes[start // self._plan.unit_tokens], header, *data)
+        return hash_bytes(self._prefixes[start // self._plan.unit_tokens], header)
+
+
+def _digests(labels: Sequence[bytes], hashes: Digests) -> bytes:
+    """Return the digests of units, end to end: label plus hash, as two 64-bit sums each."""
+    sums: bytes = (np.frombuffer(b"".join(labels), "<u8") + hashes.view("<u8").ravel()).tobytes()
+    return sums

@@ -6,17 +6,20 @@ whoever reads only some heads, or only a part of a block, can check just what it
 equal layouts a unit is a whole block of a group of layers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+
 from baton.core.kv_layout import HeadRange, LayerRange, SlotRange
 from baton.core.sharded_layout import Rank, Shard
+from baton.kernels.kv_digest import Pieces
 from baton.kv_transfer.plan import TransferPlan
-
-Pieces = tuple[tuple[int, int], ...]
-"""(offset, length) in bytes from the start of a block; none continues the one before it."""
+from baton.kv_transfer.runs import Ints
 
 _CACHED = 1024
+_NOTHING: Ints = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -33,11 +36,16 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True)
-class PlacedUnit:
-    """A unit, and where its bytes lie in the memory of one side, in an order both sides share."""
+class PlacedUnits:
+    """Units of a block, and where their bytes lie in it, in an order that both sides share."""
 
-    unit: Unit
-    pieces: Pieces
+    units: tuple[Unit, ...]
+    offsets: Ints
+    """Of pieces, in bytes from the start of the block; none continues the one before it."""
+    lengths: Ints
+    """Of pieces, in bytes."""
+    counts: Ints
+    """Pieces of each unit."""
 
 
 @lru_cache(_CACHED)
@@ -55,20 +63,18 @@ def units_of_block(
 @lru_cache(_CACHED)
 def held_units(
     plan: TransferPlan, rank: Rank, layers: LayerRange, used_slots: int, turn: int
-) -> tuple[PlacedUnit, ...]:
+) -> PlacedUnits:
     """Return those of them that a source rank holds, as they lie in its blocks, in order."""
     shard = plan.source.shard(rank)
-    return tuple(
-        PlacedUnit(unit, _pieces(shard, unit, unit.slots))
-        for unit in units_of_block(plan, layers, used_slots, turn)
-        if unit.source == rank
-    )
+    whole = units_of_block(plan, layers, used_slots, turn)
+    units = tuple(unit for unit in whole if unit.source == rank)
+    return _placed(shard, [(unit, unit.slots) for unit in units])
 
 
 @lru_cache(_CACHED)
 def read_units(
     plan: TransferPlan, rank: Rank, layers: LayerRange, place: int, turn: int
-) -> tuple[PlacedUnit, ...]:
+) -> PlacedUnits:
     """Return what a target rank reads of a prompt's unit number `place`, as it lies where it lands.
 
     The same for all numbers that differ by a multiple of the units of the larger block.
@@ -80,14 +86,32 @@ def read_units(
         Unit(link.source, of_source, link.layers, link.heads)
         for link in plan.links(rank, layers, turn)
     ]
-    return tuple(PlacedUnit(unit, _pieces(shard, unit, slots)) for unit in units)
+    return _placed(shard, [(unit, slots) for unit in units])
 
 
-def _pieces(shard: Shard, unit: Unit, slots: SlotRange) -> Pieces:
+def in_memory(placed: Sequence[PlacedUnits], begins: Sequence[int]) -> Pieces:
+    """Return where units of many blocks lie in the memory where those begin at `begins`."""
+    if not placed:
+        return Pieces(_NOTHING, _NOTHING, _NOTHING)
+    offsets = [each.offsets + begin for each, begin in zip(placed, begins, strict=True)]
+    lengths = [each.lengths for each in placed]
+    counts = [each.counts for each in placed]
+    ends: Ints = np.cumsum(np.concatenate(counts))
+    return Pieces(np.concatenate(offsets), np.concatenate(lengths), ends)
+
+
+def _placed(shard: Shard, units: Sequence[tuple[Unit, SlotRange]]) -> PlacedUnits:
+    pieces = [_pieces(shard, unit, slots) for unit, slots in units]
+    columns = np.array([piece for of_unit in pieces for piece in of_unit], np.int64).reshape(-1, 2)
+    counts = np.array([len(of_unit) for of_unit in pieces], np.int64)
+    return PlacedUnits(tuple(unit for unit, _ in units), columns[:, 0], columns[:, 1], counts)
+
+
+def _pieces(shard: Shard, unit: Unit, slots: SlotRange) -> list[tuple[int, int]]:
     pieces: list[tuple[int, int]] = []
     for offset, length in shard.pieces(unit.layers, unit.heads, slots):
         if pieces and sum(pieces[-1]) == offset:
             pieces[-1] = pieces[-1][0], pieces[-1][1] + length
         else:
             pieces.append((offset, length))
-    return tuple(pieces)
+    return pieces

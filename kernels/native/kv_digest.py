@@ -59,8 +59,8 @@ class KVDigestLibrary:
         self, key: bytes, memory: Bytes, offsets: Ints, lengths: Ints, ends: Ints, out: Bytes
     ) -> None:
         """Write the hash of each unit to `out` [units, 16]; see `hash_units`."""
-        table = _table(offsets, lengths, ends, None)
-        _raise(self._library.baton_digest(key, address(memory), memory.size, table, address(out)))
+        table = _table(offsets, lengths, ends, offsets)
+        _raise(self._library.baton_digest(key, _address(memory), memory.size, table, _address(out)))
 
     def copy_and_digest(
         self,
@@ -75,10 +75,10 @@ class KVDigestLibrary:
     ) -> None:
         """Copy, and write the hash of each unit to `out` [units, 16]; see `copy_and_hash`."""
         table = _table(offsets, lengths, ends, into)
-        to, source_at = address(target), address(source)
+        to, source_at = _address(target), _address(source)
         _raise(
             self._library.baton_copy_and_digest(
-                key, to, target.size, source_at, source.size, table, address(out)
+                key, to, target.size, source_at, source.size, table, _address(out)
             )
         )
 
@@ -89,18 +89,16 @@ def load_kv_digest() -> KVDigestLibrary:
     return KVDigestLibrary(str(build(source="kv_digest.cpp")))
 
 
-def address(array: Bytes | Ints) -> int:
-    """Return where an array begins; faster than its attribute `ctypes`."""
+def _address(array: Bytes | Ints) -> int:
     assert array.flags.c_contiguous, "not as C++ reads it"
-    return int(array.__array_interface__["data"][0])
+    return array.ctypes.data
 
 
-def _table(offsets: Ints, lengths: Ints, ends: Ints, into: Ints | None) -> PieceTable:
-    columns = (offsets, lengths, ends) if into is None else (offsets, lengths, ends, into)
+def _table(offsets: Ints, lengths: Ints, ends: Ints, into: Ints) -> PieceTable:
+    columns = offsets, lengths, ends, into
     assert all(column.dtype == np.int64 for column in columns), "not as C++ reads it"
-    assert offsets.size == lengths.size and (into is None or into.size == lengths.size)
-    at = [address(column) for column in columns]
-    return PieceTable(*at[:3], at[3] if into is not None else None, lengths.size, ends.size)
+    assert offsets.size == lengths.size == into.size, "an offset and a length for each piece"
+    return PieceTable(*map(_address, columns), lengths.size, ends.size)
 
 
 def _raise(result: int) -> None:

@@ -1,8 +1,9 @@
 """The hash of the bytes of KV: independent sums under a key, in as many threads as one likes.
 
 A key is 66 lines K[0] … K[65] of 64 bytes and two points r, s of 61 bits. A line is eight pairs of
-little-endian 32-bit words, low word first. Bytes are cut into chunks of 64 lines, the last line
-padded with zeros. Of a chunk of n lines M[0] … M[n-1], with + on words modulo 2³²,
+little-endian 32-bit words, low word first. A unit's bytes, the last line padded with zeros, and one
+line more, its label, are cut into chunks of 64 lines. Of a chunk of n lines M[0] … M[n-1], with +
+on words modulo 2³²,
 
     a[i], b[i] = low and high words of M[i] + K[i+1]
     a[-1] = low words of K[0]; b[n] = high words of K[n+1]
@@ -19,7 +20,7 @@ fix all keys but those of b[l] and b[l+1]. Of b[l+1], `same` has a[l+1]·(b[l+1]
 wraps to one of two values; for each there is at most one key of b[l] (NH's lemma), and for that
 one of b[l+1] in `next`. If only high words differ, take the first b[l] that does: `same` leaves at
 most one key of a[l], then `next` one of a[l-1]. The polynomials add (4 c / 2⁶¹)² for c chunks.
-The bound holds for bytes that were chosen without knowing the key.
+The bound holds for bytes and labels that were chosen without knowing the key.
 """
 
 import functools
@@ -42,9 +43,12 @@ _PRIME = (1 << 61) - 1
 _CHUNKS_AT_ONCE = 64
 """256 KiB of bytes and as much again for what is made of them: about what a cache holds."""
 
-Memory = memoryview | NDArray[np.uint8]
+Bytes = NDArray[np.uint8]
+Memory = memoryview | Bytes
 Digests = NDArray[np.uint8]
 """[units, 16]."""
+Labels = NDArray[np.uint8]
+"""What is said of each unit and hashed with it [units, 64]."""
 
 _log = get_logger(__name__)
 
@@ -65,22 +69,22 @@ def expand_key(secret: bytes) -> bytes:
     return hashlib.shake_128(b"baton kv digest\0" + secret).digest(_KEY_BYTES)
 
 
-def hash_units(key: bytes, memory: Memory, pieces: Pieces) -> Digests:
-    """Return the hash of the bytes of each unit, its pieces one after the other.
+def hash_units(key: bytes, memory: Memory, pieces: Pieces, labels: Labels) -> Digests:
+    """Return the hash of each unit, its pieces one after the other, and of its label.
 
     One call of native code without the interpreter's lock, or numpy where there is no compiler.
     Raises ValueError for pieces that lie outside of the memory or are not all of units in order.
     """
     source = np.frombuffer(memory, np.uint8)
     if not native():
-        return reference_hashes(key, source, pieces)
+        return reference_hashes(key, source, pieces, labels)
     found = np.empty((pieces.ends.size, DIGEST_BYTES), np.uint8)
-    load_kv_digest().digest(key, source, *pieces, found)
+    load_kv_digest().digest(key, source, pieces, labels, found)
     return found
 
 
 def copy_and_hash(
-    key: bytes, target: Memory, into: Ints, source: Memory, pieces: Pieces
+    key: bytes, target: Memory, into: Ints, source: Memory, pieces: Pieces, labels: Labels
 ) -> Digests:
     """Copy pieces of units to the offsets `into` [pieces] of `target`, and return their hashes.
 
@@ -95,9 +99,9 @@ def copy_and_hash(
         _check(pieces, into, go)
         for here, there, length in zip(into, pieces.offsets, pieces.lengths, strict=True):
             go[here : here + length] = come[there : there + length]
-        return reference_hashes(key, go, pieces._replace(offsets=into))
+        return reference_hashes(key, go, pieces._replace(offsets=into), labels)
     found = np.empty((pieces.ends.size, DIGEST_BYTES), np.uint8)
-    load_kv_digest().copy_and_digest(key, go, into, come, *pieces, found)
+    load_kv_digest().copy_and_digest(key, go, into, come, pieces, labels, found)
     return found
 
 
@@ -112,7 +116,7 @@ def native() -> bool:
     return True
 
 
-def reference_hashes(key: bytes, memory: NDArray[np.uint8], pieces: Pieces) -> Digests:
+def reference_hashes(key: bytes, memory: Bytes, pieces: Pieces, labels: Labels) -> Digests:
     """Return what `hash_units` does, computed by numpy."""
     _check(pieces, pieces.offsets, memory)
     found = np.empty((pieces.ends.size, DIGEST_BYTES), np.uint8)
@@ -120,26 +124,27 @@ def reference_hashes(key: bytes, memory: NDArray[np.uint8], pieces: Pieces) -> D
     for unit, end in enumerate(pieces.ends):
         within = zip(pieces.offsets[first:end], pieces.lengths[first:end], strict=True)
         parts = [memory[at : at + length] for at, length in within]
-        found[unit] = _reference_hash(key, np.concatenate(parts) if parts else memory[:0])
+        data = np.concatenate([memory[:0], *parts])
+        found[unit] = _reference_hash(key, data, labels[unit])
         first = end
     return found
 
 
-def _reference_hash(key: bytes, data: NDArray[np.uint8]) -> Digests:
-    words: list[int] = []
+def _reference_hash(key: bytes, data: Bytes, label: Bytes) -> Bytes:
+    padding = np.zeros(-data.size % LINE_BYTES, np.uint8)
+    lines = np.concatenate([data, padding, label])
     step = _CHUNKS_AT_ONCE * CHUNK_LINES * LINE_BYTES
-    for start in range(0, data.size, step):
-        words += _chunk_sums(key, data[start : start + step]).view("<u4").tolist()
+    words: list[int] = []
+    for start in range(0, lines.size, step):
+        words += _chunk_sums(key, lines[start : start + step]).view("<u4").tolist()
     words.append(data.size)
     points = np.frombuffer(key, "<u8", offset=KEY_LINES * LINE_BYTES)
     values = [_polynomial(words, (int(point) & _PRIME) % _PRIME) for point in points]
     return np.array(values, "<u8").view(np.uint8)
 
 
-def _chunk_sums(key: bytes, data: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """Return `same` and `next` of each chunk of `data`, one after the other."""
-    lines = np.zeros(-(-data.size // LINE_BYTES) * LINE_BYTES, np.uint8)
-    lines[: data.size] = data
+def _chunk_sums(key: bytes, lines: Bytes) -> NDArray[np.uint64]:
+    """Return `same` and `next` of each chunk, one after the other."""
     whole = lines.size // (CHUNK_LINES * LINE_BYTES) * CHUNK_LINES * LINE_BYTES
     parts = (part.view("<u4") for part in (lines[:whole], lines[whole:]) if part.size)
     shaped = (part.reshape(-1, min(part.size // 16, CHUNK_LINES), 8, 2) for part in parts)
@@ -168,7 +173,7 @@ def _polynomial(words: list[int], point: int) -> int:
     return value
 
 
-def _check(pieces: Pieces, offsets: Ints, memory: NDArray[np.uint8]) -> None:
+def _check(pieces: Pieces, offsets: Ints, memory: Bytes) -> None:
     """Raise ValueError for pieces that native code refuses too."""
     lengths, ends = pieces.lengths, pieces.ends
     if offsets.size != lengths.size:

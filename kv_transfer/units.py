@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from baton.core.kv_layout import HeadRange, LayerRange, SlotRange
 from baton.core.sharded_layout import Rank, Shard
@@ -19,7 +20,6 @@ from baton.kv_transfer.plan import TransferPlan
 from baton.kv_transfer.runs import Ints
 
 _CACHED = 1024
-_NOTHING: Ints = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -46,6 +46,8 @@ class PlacedUnits:
     """Of pieces, in bytes."""
     counts: Ints
     """Pieces of each unit."""
+    facts: NDArray[np.uint32]
+    """Where layers, heads and slots of each unit start and end [units, 6]."""
 
 
 @lru_cache(_CACHED)
@@ -89,22 +91,31 @@ def read_units(
     return _placed(shard, [(unit, slots) for unit in units])
 
 
-def in_memory(placed: Sequence[PlacedUnits], begins: Sequence[int]) -> Pieces:
-    """Return where units of many blocks lie in the memory where those begin at `begins`."""
-    if not placed:
-        return Pieces(_NOTHING, _NOTHING, _NOTHING)
-    offsets = [each.offsets + begin for each, begin in zip(placed, begins, strict=True)]
-    lengths = [each.lengths for each in placed]
-    counts = [each.counts for each in placed]
-    ends: Ints = np.cumsum(np.concatenate(counts))
-    return Pieces(np.concatenate(offsets), np.concatenate(lengths), ends)
+def in_memory(placed: PlacedUnits, begins: Ints) -> Pieces:
+    """Return where units lie in memory, block after block that they lie alike in."""
+    counts = np.tile(placed.counts, begins.size)
+    return Pieces(
+        (begins[:, None] + placed.offsets).ravel(),
+        np.tile(placed.lengths, begins.size),
+        np.cumsum(counts),
+    )
 
 
 def _placed(shard: Shard, units: Sequence[tuple[Unit, SlotRange]]) -> PlacedUnits:
     pieces = [_pieces(shard, unit, slots) for unit, slots in units]
     columns = np.array([piece for of_unit in pieces for piece in of_unit], np.int64).reshape(-1, 2)
     counts = np.array([len(of_unit) for of_unit in pieces], np.int64)
-    return PlacedUnits(tuple(unit for unit, _ in units), columns[:, 0], columns[:, 1], counts)
+    facts = [
+        [each for part in (unit.layers, unit.heads, unit.slots) for each in (part.start, part.end)]
+        for unit, _ in units
+    ]
+    return PlacedUnits(
+        tuple(unit for unit, _ in units),
+        columns[:, 0],
+        columns[:, 1],
+        counts,
+        np.array(facts, np.uint32).reshape(-1, 6),
+    )
 
 
 def _pieces(shard: Shard, unit: Unit, slots: SlotRange) -> list[tuple[int, int]]:

@@ -212,11 +212,12 @@ class UnitDigest {
     if (bytes > 0) hold<kCopy>(from, to, bytes);
   }
 
-  void finish(uint8_t* digest) {
+  void finish(const uint8_t* label, uint8_t* digest) {
     if (held_ > 0) {
       std::memset(line_held_ + held_, 0, kLine - held_);
       lines<Copy::kNone>(line_held_, nullptr, 1);
     }
+    lines<Copy::kNone>(label, nullptr, 1);
     if (line_ > 0) end_chunk();
     const uint64_t values[2] = {first_.finish(bytes_), second_.finish(bytes_)};
     std::memcpy(digest, values, sizeof values);
@@ -273,7 +274,8 @@ struct Pieces {
   const int64_t* offsets;
   const int64_t* lengths;
   const int64_t* ends;
-  const int64_t* into;  // Where copies go.
+  const int64_t* into;    // Where copies go.
+  const uint8_t* labels;  // A line for each unit.
   int64_t count, units;
 };
 
@@ -309,7 +311,7 @@ void for_units(const uint8_t* key, const Pieces& pieces, const uint8_t* from, ui
       uint8_t* const into = kCopy == Copy::kNone ? nullptr : to + pieces.into[piece];
       digest.feed<kCopy>(from + pieces.offsets[piece], into, pieces.lengths[piece]);
     }
-    digest.finish(out + 16 * unit);
+    digest.finish(pieces.labels + kLine * unit, out + 16 * unit);
   }
 #if defined(__SSE2__)
   if (kCopy == Copy::kStreamed) _mm_sfence();

@@ -11,6 +11,8 @@ from baton.kernels.native.build import NoNativeCode, build
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]
+Columns = tuple[Ints, Ints, Ints]
+"""Offsets and lengths of pieces, and where the pieces of each unit end."""
 
 
 class PieceTable(ctypes.Structure):
@@ -21,6 +23,7 @@ class PieceTable(ctypes.Structure):
         ("lengths", c_void_p),
         ("ends", c_void_p),
         ("into", c_void_p),
+        ("labels", c_void_p),
         ("count", c_int64),
         ("units", c_int64),
     )
@@ -55,12 +58,11 @@ class KVDigestLibrary:
         """Return how many bytes one of its vector instructions takes."""
         return int(self._library.baton_digest_vector_bytes())
 
-    def digest(
-        self, key: bytes, memory: Bytes, offsets: Ints, lengths: Ints, ends: Ints, out: Bytes
-    ) -> None:
+    def digest(self, key: bytes, memory: Bytes, pieces: Columns, labels: Bytes, out: Bytes) -> None:
         """Write the hash of each unit to `out` [units, 16]; see `hash_units`."""
-        table = _table(offsets, lengths, ends, offsets)
-        _raise(self._library.baton_digest(key, _address(memory), memory.size, table, _address(out)))
+        table = _table(pieces, pieces[0], labels)
+        size, at = memory.size, _address(out)
+        _raise(self._library.baton_digest(key, _address(memory), size, table, at))
 
     def copy_and_digest(
         self,
@@ -68,19 +70,15 @@ class KVDigestLibrary:
         target: Bytes,
         into: Ints,
         source: Bytes,
-        offsets: Ints,
-        lengths: Ints,
-        ends: Ints,
+        pieces: Columns,
+        labels: Bytes,
         out: Bytes,
     ) -> None:
         """Copy, and write the hash of each unit to `out` [units, 16]; see `copy_and_hash`."""
-        table = _table(offsets, lengths, ends, into)
-        to, source_at = _address(target), _address(source)
-        _raise(
-            self._library.baton_copy_and_digest(
-                key, to, target.size, source_at, source.size, table, _address(out)
-            )
-        )
+        table = _table(pieces, into, labels)
+        to, origin, at = _address(target), _address(source), _address(out)
+        copy = self._library.baton_copy_and_digest
+        _raise(copy(key, to, target.size, origin, source.size, table, at))
 
 
 @functools.cache
@@ -94,11 +92,13 @@ def _address(array: Bytes | Ints) -> int:
     return array.ctypes.data
 
 
-def _table(offsets: Ints, lengths: Ints, ends: Ints, into: Ints) -> PieceTable:
+def _table(pieces: Columns, into: Ints, labels: Bytes) -> PieceTable:
+    offsets, lengths, ends = pieces
     columns = offsets, lengths, ends, into
     assert all(column.dtype == np.int64 for column in columns), "not as C++ reads it"
     assert offsets.size == lengths.size == into.size, "an offset and a length for each piece"
-    return PieceTable(*map(_address, columns), lengths.size, ends.size)
+    assert labels.nbytes == 64 * ends.size, "a label for each unit"
+    return PieceTable(*map(_address, columns), _address(labels), lengths.size, ends.size)
 
 
 def _raise(result: int) -> None:

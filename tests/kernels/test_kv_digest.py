@@ -37,10 +37,11 @@ TARGETS = {
 Bytes = NDArray[np.uint8]
 
 
-def defined_hash(key: bytes, data: bytes) -> bytes:
+def defined_hash(key: bytes, data: bytes, label: bytes) -> bytes:
     """Compute, word by word, what the docstring of kernels/kv_digest.py defines."""
     words = np.frombuffer(key, "<u4").tolist()
     lines = [data[at : at + LINE_BYTES].ljust(LINE_BYTES, b"\0") for at in range(0, len(data), 64)]
+    lines.append(label)
     coefficients: list[int] = []
     for first in range(0, len(lines), CHUNK_LINES):
         chunk = lines[first : first + CHUNK_LINES]

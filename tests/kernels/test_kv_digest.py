@@ -34,7 +34,14 @@ TARGETS = {
     "128-bit vectors": tuple(flag for flag in FLAGS if flag != "-march=native"),
 }
 
+LABEL = np.arange(100, 164, dtype=np.uint8)
+
 Bytes = NDArray[np.uint8]
+
+
+def labels_of(count: int) -> Bytes:
+    """Return as many labels, none equal."""
+    return LABEL + np.arange(count, dtype=np.uint8)[:, None]
 
 
 def defined_hash(key: bytes, data: bytes, label: bytes) -> bytes:
@@ -73,9 +80,9 @@ def pieces_of(*units: Sequence[tuple[int, int]]) -> Pieces:
     return Pieces(flat[:, 0].copy(), flat[:, 1].copy(), ends)
 
 
-def hash_of(data: Bytes, key: bytes = KEY) -> bytes:
+def hash_of(data: Bytes, key: bytes = KEY, label: Bytes = LABEL) -> bytes:
     """Return the hash of one contiguous unit."""
-    return hash_units(key, data, pieces_of([(0, data.size)])).tobytes()
+    return hash_units(key, data, pieces_of([(0, data.size)]), label[None]).tobytes()
 
 
 @pytest.fixture(scope="module", params=list(TARGETS))
@@ -107,16 +114,17 @@ units = st.lists(
 @pytest.mark.parametrize("length", LENGTHS)
 def test_it_is_what_is_defined(length: int) -> None:
     data = MEMORY[5 : 5 + length]
-    assert hash_of(data) == defined_hash(KEY, data.tobytes())
-    assert reference_hashes(KEY, data, pieces_of([(0, length)])).tobytes() == hash_of(data)
+    assert hash_of(data) == defined_hash(KEY, data.tobytes(), LABEL.tobytes())
+    pieces = pieces_of([(0, length)])
+    assert reference_hashes(KEY, data, pieces, LABEL[None]).tobytes() == hash_of(data)
 
 
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (b"", "00000000000000000000000000000000"),
-        (b"a", "9d73b8b7de66f214672996ec5469a81a"),
-        (bytes(range(256)) * 40, "b65de277e9390606a89070956b5e141d"),
+        (b"", "6976e147c367990ec537e9ad905a5817"),
+        (b"a", "04a5684c0f26bd03d257af34b346e31a"),
+        (bytes(range(256)) * 40, "ad2c43dcea4a8101ea033572e99ed01c"),
     ],
     ids=["nothing", "one byte", "two chunks and a half"],
 )
@@ -136,8 +144,8 @@ def test_every_library_finds_the_same_in_any_pieces(
 ) -> None:
     pieces = pieces_of(*units)
     found = np.empty((len(units), 16), np.uint8)
-    library.digest(KEY, MEMORY, *pieces, found)
-    assert np.array_equal(found, reference_hashes(KEY, MEMORY, pieces))
+    library.digest(KEY, MEMORY, pieces, labels_of(len(units)), found)
+    assert np.array_equal(found, reference_hashes(KEY, MEMORY, pieces, labels_of(len(units))))
 
 
 @settings(max_examples=60, deadline=None)
@@ -153,9 +161,9 @@ def test_every_library_copies_just_the_pieces_and_hashes_them(
     for at, offset, length in zip(into, pieces.offsets, pieces.lengths, strict=True):
         expected[at : at + length] = MEMORY[offset : offset + length]
     found = np.empty((len(units), 16), np.uint8)
-    library.copy_and_digest(KEY, target, into, MEMORY, *pieces, found)
+    library.copy_and_digest(KEY, target, into, MEMORY, pieces, labels_of(len(units)), found)
     assert np.array_equal(target, expected)
-    assert np.array_equal(found, reference_hashes(KEY, MEMORY, pieces))
+    assert np.array_equal(found, reference_hashes(KEY, MEMORY, pieces, labels_of(len(units))))
 
 
 @pytest.mark.parametrize("shift", [0, 1])
@@ -168,11 +176,11 @@ def test_a_copy_past_the_caches(library: KVDigestLibrary, shift: int) -> None:
     pieces = pieces_of([(0, 32 << 20)], [(32 << 20, source.size - (32 << 20) - 7)])
     found = np.empty((2, 16), np.uint8)
     into = pieces.offsets + begin
-    library.copy_and_digest(KEY, target, into, source, *pieces, found)
+    library.copy_and_digest(KEY, target, into, source, pieces, labels_of(2), found)
     assert np.array_equal(target[begin : begin + source.size - 7], source[:-7])
     assert not target[:begin].any()
     assert not target[begin + source.size - 7 :].any()
-    assert np.array_equal(found, reference_hashes(KEY, source, pieces))
+    assert np.array_equal(found, reference_hashes(KEY, source, pieces, labels_of(2)))
 
 
 @settings(max_examples=200, deadline=None)
@@ -193,6 +201,20 @@ def test_swapped_parts_are_another_hash(size: int, apart: int) -> None:
     parts[[first, first + apart]] = parts[[first + apart, first]]
     assert not np.array_equal(memory, MEMORY)
     assert hash_of(memory) != hash_of(MEMORY)
+
+
+@pytest.mark.parametrize("bit", [0, 77, 511])
+@pytest.mark.parametrize("length", [0, 10, CHUNK - 64, CHUNK])
+def test_another_label_is_another_hash(bit: int, length: int) -> None:
+    other = LABEL.copy()
+    other[bit // 8] ^= 1 << bit % 8
+    assert hash_of(MEMORY[:length], label=other) != hash_of(MEMORY[:length])
+
+
+def test_a_label_is_not_part_of_the_bytes() -> None:
+    data = np.concatenate([MEMORY[:64], LABEL])
+    assert hash_of(data[:64]) != hash_of(data)
+    assert hash_of(data[:64]) != hash_of(data[:0], label=data[:64])
 
 
 def test_zeros_of_any_length_differ() -> None:
@@ -237,14 +259,14 @@ def test_pieces_outside_of_memory_are_refused(
         request.getfixturevalue("no_compiler")
     wrong = Pieces(*(np.array([value], np.int64) for value in (offset, length, end)))
     with pytest.raises(ValueError, match=r"outside|end, in order"):
-        hash_units(KEY, MEMORY, wrong)
+        hash_units(KEY, MEMORY, wrong, LABEL[None])
     target = np.zeros_like(MEMORY)
     with pytest.raises(ValueError, match=r"outside|end, in order"):
-        copy_and_hash(KEY, target, np.zeros(1, np.int64), MEMORY, wrong)
+        copy_and_hash(KEY, target, np.zeros(1, np.int64), MEMORY, wrong, LABEL[None])
     if end == 1:
         good = pieces_of([(0, max(length, 1))])._replace(lengths=np.array([length], np.int64))
         with pytest.raises(ValueError, match="outside"):
-            copy_and_hash(KEY, target, wrong.offsets, MEMORY, good)
+            copy_and_hash(KEY, target, wrong.offsets, MEMORY, good, LABEL[None])
     assert not target.any()
 
 
@@ -252,13 +274,13 @@ def test_pieces_outside_of_memory_are_refused(
 def test_numpy_does_it_where_there_is_no_compiler() -> None:
     assert not native()
     pieces = pieces_of([(3, 100), (5000, CHUNK)], [(0, 9)])
-    expected = reference_hashes(KEY, MEMORY, pieces)
-    assert np.array_equal(hash_units(KEY, MEMORY, pieces), expected)
+    expected = reference_hashes(KEY, MEMORY, pieces, labels_of(2))
+    assert np.array_equal(hash_units(KEY, MEMORY, pieces, labels_of(2)), expected)
     target = np.zeros(2 * CHUNK, np.uint8)
     into = np.array([10, 200, 1], np.int64)
-    assert np.array_equal(copy_and_hash(KEY, target, into, MEMORY, pieces), expected)
+    assert np.array_equal(copy_and_hash(KEY, target, into, MEMORY, pieces, labels_of(2)), expected)
     assert np.array_equal(target[200 : 200 + CHUNK], MEMORY[5000 : 5000 + CHUNK])
 
 
 def test_no_units_have_no_hashes() -> None:
-    assert hash_units(KEY, MEMORY, pieces_of()).shape == (0, 16)
+    assert hash_units(KEY, MEMORY, pieces_of(), labels_of(0)).shape == (0, 16)

@@ -76,7 +76,7 @@ def hash_units(key: bytes, memory: Memory, pieces: Pieces, labels: Labels) -> Di
     Raises ValueError for pieces that lie outside of the memory or are not all of units in order.
     """
     source = np.frombuffer(memory, np.uint8)
-    if not native():
+    if not is_native():
         return reference_hashes(key, source, pieces, labels)
     found = np.empty((pieces.ends.size, DIGEST_BYTES), np.uint8)
     load_kv_digest().digest(key, source, pieces, labels, found)
@@ -94,7 +94,7 @@ def copy_and_hash(
     """
     come, go = np.frombuffer(source, np.uint8), np.frombuffer(target, np.uint8)
     assert go.flags.writeable, "the target is read-only"
-    if not native():
+    if not is_native():
         _check(pieces, pieces.offsets, come)
         _check(pieces, into, go)
         for here, there, length in zip(into, pieces.offsets, pieces.lengths, strict=True):
@@ -106,7 +106,7 @@ def copy_and_hash(
 
 
 @functools.cache
-def native() -> bool:
+def is_native() -> bool:
     """Return whether native code computes hashes; compiles it first if need be."""
     try:
         load_kv_digest()

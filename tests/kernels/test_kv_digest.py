@@ -17,7 +17,7 @@ from baton.kernels.kv_digest import (
     copy_and_hash,
     expand_key,
     hash_units,
-    native,
+    is_native,
     reference_hashes,
 )
 from baton.kernels.native.build import FLAGS, NoNativeCode, build
@@ -99,9 +99,9 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise NoNativeCode("none here")
 
     monkeypatch.setattr(kv_digest, "load_kv_digest", refuse)
-    native.cache_clear()
+    is_native.cache_clear()
     yield
-    native.cache_clear()
+    is_native.cache_clear()
 
 
 units = st.lists(
@@ -272,7 +272,7 @@ def test_pieces_outside_of_memory_are_refused(
 
 @pytest.mark.usefixtures("no_compiler")
 def test_numpy_does_it_where_there_is_no_compiler() -> None:
-    assert not native()
+    assert not is_native()
     pieces = pieces_of([(3, 100), (5000, CHUNK)], [(0, 9)])
     expected = reference_hashes(KEY, MEMORY, pieces, labels_of(2))
     assert np.array_equal(hash_units(KEY, MEMORY, pieces, labels_of(2)), expected)

@@ -75,6 +75,7 @@ def hash_units(key: bytes, memory: Memory, pieces: Pieces, labels: Labels) -> Di
     One call of native code without the interpreter's lock, or numpy where there is no compiler.
     Raises ValueError for pieces that lie outside of the memory or are not all of units in order.
     """
+    assert len(key) == _KEY_BYTES, "not of expand_key"
     source = np.frombuffer(memory, np.uint8)
     if not is_native():
         return reference_hashes(key, source, pieces, labels)
@@ -92,6 +93,7 @@ def copy_and_hash(
     the source meanwhile changes both or neither. Source and target do not overlap. Raises
     ValueError as `hash_units` does, before anything is written.
     """
+    assert len(key) == _KEY_BYTES, "not of expand_key"
     come, go = np.frombuffer(source, np.uint8), np.frombuffer(target, np.uint8)
     assert go.flags.writeable, "the target is read-only"
     if not is_native():

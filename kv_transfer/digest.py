@@ -142,8 +142,8 @@ class DigestKey:
     ) -> Digests:
         """Return what was offered for the units that were read [blocks, units, 16].
 
-        The blocks have as many units as source block `number`. Digests of a wrong length are no
-        digests: there none can be told from another, and bits that no digest has are set.
+        The blocks have as many units as source block `number`. Where the length is wrong nothing
+        was offered: in its stead come bits that no digest has set.
         """
         units = units_of_block(self._plan, layers, self._used_slots(number), self._turn)
         place = {unit: index for index, unit in enumerate(units)}
@@ -168,7 +168,7 @@ class DigestKey:
         labels = self._labels(placed, numbers, refs)
         pieces = in_memory(placed, np.array(begins, np.int64))
         hashes = hash_units(self._hash_key, memory, pieces, labels)
-        return hashes.reshape(len(refs), -1, HASH_BYTES)
+        return hashes.reshape(len(refs), len(placed.units), HASH_BYTES)
 
     def _labels(
         self, placed: PlacedUnits, numbers: Sequence[int], refs: Sequence[BlockRef]

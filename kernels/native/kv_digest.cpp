@@ -1,7 +1,7 @@
 // Digests of KV: the native side of kernels/kv_digest.py, which defines what is computed here.
 //
-// A line of 64 bytes costs six vector instructions in as many registers as the machine needs for
-// it. A copy may be digested from the registers that it passes through.
+// A vector of bytes costs six instructions besides its load. A copy may be digested from the
+// registers that it passes through.
 #include <cstdint>
 #include <cstring>
 

@@ -14,6 +14,7 @@ from baton.core.topology import Role
 from baton.executor.kv_cache import KVCache, blocks_that_fit, make_layout
 from baton.executor.rank_group import Progress, rank_name
 from baton.executor.runner import ModelRunner
+from baton.kernels.kv_digest import is_native
 from baton.kv_transfer.choose import OpenTransport, allocate
 from baton.kv_transfer.transport import Region, Transport
 from baton.models.loader import Model, load_model
@@ -101,6 +102,8 @@ async def load_rank(
         on_progress(f"KV pool: {kv.num_blocks} blocks of {config.engine.block_size} tokens")
         transport = None
         if config.role is not Role.MIXED:
+            native = await asyncio.to_thread(is_native)  # now, lest the first handover compiles it
+            on_progress(f"KV digests: {'native code' if native else 'numpy, slowly'}")
             transport = await open_transport(
                 region,
                 config.handover,

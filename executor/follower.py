@@ -34,6 +34,7 @@ from baton.executor.rank_group import (
     rank_name,
     secret_of,
 )
+from baton.executor.rank_handover import DigestOrder, HandoverTerms, RankHandover, ReadOrder
 from baton.kv_transfer.choose import OpenTransport, open_transport
 from baton.kv_transfer.link.auth import Parties
 
@@ -58,7 +59,12 @@ class Follower:
         self._tasks = TaskSet()
         self._steps: queue.Queue[StepPlan | None] = queue.Queue(_MAX_STEPS)
         self._diffs = StepDecoder()
-        self._done = 0
+        self._done = -1
+        """The last step that was computed."""
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        """Who waits for a step to have been computed."""
+        self._handovers: dict[bytes, RankHandover] = {}
+        """By ticket."""
         self._rank: LoadedRank | None = None
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._closed = asyncio.Event()
@@ -126,6 +132,8 @@ class Follower:
             self._steps.put(None)
             if self._model.is_alive():
                 await asyncio.to_thread(self._model.join)
+            for handover in list(self._handovers.values()):
+                await handover.fence()
             if self._rank is not None:
                 await self._rank.close()
             self._closed.set()
@@ -192,6 +200,30 @@ class Follower:
     async def _close(self) -> None:
         await self.close()
 
+    async def _handover_open(self, packed: list[Any]) -> None:
+        terms, rank = HandoverTerms.unpack(packed), self._rank
+        assert rank is not None, "a handover before loading"
+        self._handovers[terms.ticket] = rank.handover(terms)
+
+    async def _handover_connect(self, ticket: bytes, sources: list[bytes]) -> None:
+        await self._handovers[ticket].connect(sources)
+
+    async def _handover_read(self, ticket: bytes, order: list[Any]) -> list[Any]:
+        report = await self._handovers[ticket].read(ReadOrder.unpack(order))
+        return [report.bytes, report.seconds, report.transport]
+
+    async def _handover_drop(self, ticket: bytes) -> None:
+        await self._handovers[ticket].drop()
+
+    async def _handover_digest(self, ticket: bytes, step: int, order: list[Any]) -> list[bytes]:
+        await self._until_computed(step)
+        return await self._handovers[ticket].digest(DigestOrder.unpack(order))
+
+    async def _handover_close(self, ticket: bytes) -> None:
+        handover = self._handovers.pop(ticket, None)
+        if handover is not None:
+            await handover.fence()
+
     # How
 
     async def _beat(self) -> None:
@@ -220,7 +252,20 @@ class Follower:
             else:
                 if tells and result is not None:
                     link.send(["result", packed_result(result)])
-            self._done += 1
+            self._loop.call_soon_threadsafe(self._computed, plan.step)
+
+    def _computed(self, step: int) -> None:
+        self._done = step
+        for _, waits in (w for w in self._waiting if w[0] <= step):
+            waits.set_result(None)
+        self._waiting = [w for w in self._waiting if w[0] > step]
+
+    async def _until_computed(self, step: int) -> None:
+        """Wait until this rank has computed a step that the leader knows the result of."""
+        if step > self._done:
+            waits: asyncio.Future[None] = self._loop.create_future()
+            self._waiting.append((step, waits))
+            await waits
 
     def _die(self, reason: str) -> None:
         """End this process: the other ranks notice, and do the same."""
@@ -229,4 +274,13 @@ class Follower:
             os._exit(EXIT_CODE)
 
 
-_METHODS: dict[str, Callable[..., Any]] = {"load": Follower._load, "close": Follower._close}
+_METHODS: dict[str, Callable[..., Any]] = {
+    "load": Follower._load,
+    "close": Follower._close,
+    "handover_open": Follower._handover_open,
+    "handover_connect": Follower._handover_connect,
+    "handover_read": Follower._handover_read,
+    "handover_drop": Follower._handover_drop,
+    "handover_digest": Follower._handover_digest,
+    "handover_close": Follower._handover_close,
+}

@@ -13,9 +13,11 @@ from baton.core.topology import InstanceInfo
 from baton.engine.scheduler import Scheduler
 from baton.executor.engine_loop import EngineLoop, Listener, Runner
 from baton.executor.kv_cache import KVCache
+from baton.executor.mesh_handover import MeshHandover
 from baton.executor.mesh_runner import MeshRunner
 from baton.executor.rank import LoadedRank, load_rank, meeting_of
 from baton.executor.rank_group import OnListening, Progress, RankGroup, nobody
+from baton.executor.rank_handover import HandoverTerms
 from baton.kv_transfer.choose import OpenTransport, open_transport
 from baton.kv_transfer.transport import Transport
 from baton.models.revision import revision
@@ -33,6 +35,7 @@ class Instance:
         config: WorkerConfig,
         rank: LoadedRank,
         ranks: RankGroup,
+        transports: tuple[bytes, ...],
         listener: Listener,
         facts: "_Facts",
     ) -> None:
@@ -45,6 +48,8 @@ class Instance:
         """The whole model's KV, as one rank would hold it."""
         self.kv = rank.kv
         """The leader's part of it."""
+        self.transports = transports
+        """How each rank's KV is read, in the order of the layout's ranks; none if it is mixed."""
         self._rank = rank
         self._ranks = ranks
         self._facts = facts
@@ -78,10 +83,12 @@ class Instance:
         facts = _Facts()
         ranks = RankGroup(config, facts.incarnation)
         try:
-            rank = await _load_all(config, ranks, facts, on_progress, open_transport, on_listening)
+            rank, transports = await _load_all(
+                config, ranks, facts, on_progress, open_transport, on_listening
+            )
             try:
                 await asyncio.to_thread(facts.learn, config, rank)
-                return cls(config, rank, ranks, listener, facts)
+                return cls(config, rank, ranks, transports, listener, facts)
             except BaseException:  # the scheduler may refuse its config
                 await rank.close()
                 raise
@@ -95,6 +102,10 @@ class Instance:
         if self._rank.transport is None:
             raise InvalidConfig("role", str(self.config.role), "prefill or decode, for a handover")
         return self._rank.transport
+
+    def handover(self, terms: HandoverTerms) -> MeshHandover:
+        """Return all ranks' parts of an attempt; it must be closed."""
+        return MeshHandover(terms, self._rank.handover(terms), self._ranks)
 
     def info(self, address: str) -> InstanceInfo:
         """Return what the instance says of itself, reached at `address`."""
@@ -189,8 +200,8 @@ async def _load_all(
     on_progress: Progress,
     open_transport: OpenTransport,
     on_listening: OnListening,
-) -> LoadedRank:
-    """Wait for all ranks, and let each load its share; return the leader's."""
+) -> tuple[LoadedRank, tuple[bytes, ...]]:
+    """Wait for all ranks, and let each load its share; return the leader's, and how to read all."""
     listener, port = None, 0
     if config.parallel.size > 1:
         on_listening(ranks.leader)
@@ -208,11 +219,13 @@ async def _load_all(
         others.cancel()
         raise
     try:
-        await others
+        transports = await others
     except BaseException:
         await rank.close()
         raise
-    return rank
+    if rank.transport is None:
+        return rank, ()
+    return rank, (rank.transport.metadata(), *transports)
 
 
 class _Facts:

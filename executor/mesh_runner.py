@@ -39,11 +39,13 @@ class MeshRunner:
         try:
             result = self._own.compute(plan, watch)
         except InternalError:
+            self._group.completed = plan.step
             raise
         except BaseException as error:
             self._group.lose(f"its leader failed in step {plan.step}: {error!r}")
             raise
         if result is not None:
+            self._group.completed = plan.step
             return result
         assert future is not None, "a result that nobody has"
         return future

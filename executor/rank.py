@@ -13,6 +13,7 @@ from baton.core.sharded_layout import Rank, ShardedLayout
 from baton.core.topology import Role
 from baton.executor.kv_cache import KVCache, blocks_that_fit, make_layout
 from baton.executor.rank_group import Progress, rank_name
+from baton.executor.rank_handover import HandoverTerms, RankHandover
 from baton.executor.runner import ModelRunner
 from baton.kernels.kv_digest import is_native
 from baton.kv_transfer.choose import OpenTransport, allocate
@@ -53,6 +54,11 @@ class LoadedRank:
     def runner(self) -> ModelRunner:
         """Return what computes this rank's share of steps."""
         return ModelRunner(self.model, self.kv, self.host, depth=self.layout.pp)
+
+    def handover(self, terms: HandoverTerms) -> RankHandover:
+        """Return this rank's part of an attempt."""
+        assert self.transport is not None, "a handover in a mixed instance"
+        return RankHandover(terms, self.place, self.transport, self.kv.memory)
 
     async def close(self) -> None:
         """Give back what is open, and check that nothing was held."""

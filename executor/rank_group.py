@@ -91,6 +91,8 @@ class RankGroup:
         self._encoder = StepEncoder()
         self._steps: dict[int, Future[StepResult]] = {}
         """Steps under way whose result another rank has."""
+        self.completed = -1
+        """The last step whose result is here; set by whoever has it."""
         self._lock = threading.Lock()
         self._ended = False
         self._server: Server | None = None
@@ -143,7 +145,7 @@ class RankGroup:
 
         All have answered when this returns or raises.
         """
-        calls = (self.call(rank, method, *arguments) for rank in sorted(self._links))
+        calls = [self.call(rank, method, *arguments) for rank in sorted(self._links)]
         answers = await asyncio.gather(*calls, return_exceptions=True)
         for answer in answers:
             if isinstance(answer, BaseException):
@@ -230,8 +232,10 @@ class RankGroup:
                 self._loop.call_soon_threadsafe(self._answered, number, result, error)
             case ["result", result]:
                 found = result_from(result)
+                self.completed = found.step
                 self._steps.pop(found.step).set_result(found)
             case ["failed", step, error]:
+                self.completed = step
                 self._steps.pop(step).set_exception(error_from(error))
             case _:
                 raise AssertionError(f"rank {rank} said {message}")

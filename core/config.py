@@ -36,6 +36,9 @@ class EngineConfig(Config):
     and however its prompt is cut. The native executor always computes so; torch never does."""
     block_size: Literal[8, 16, 32] = 16
     """Tokens per KV block."""
+    kv_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What KV is kept as. Whatever it is, the model computes in float32; bfloat16 takes half the
+    memory, and the executor torch. Prefill and decode may differ."""
     kv_memory_mib: int = Field(default=256, ge=1, le=1 << 20)
     """Memory of the KV pool per rank, in MiB."""
     max_batch_tokens: int = Field(default=512, ge=16, le=1 << 17)
@@ -132,6 +135,10 @@ class HandoverConfig(Config):
     """How long offered KV may go unread before prefill's health turns bad."""
     stall_budget_s: float = Field(default=15.0, gt=0)
     """How long reads may be under way before decode's health turns bad."""
+    staging_mib: int = Field(default=64, ge=0, le=1 << 20)
+    """Host memory per rank, in MiB, through which KV passes that cannot be read in place: in decode
+    what prefill has in another dtype (with 0 such peers are refused), and on both sides the KV of a
+    pool on a device. There, prefill must have room for every prompt that is being handed over."""
     transport: Literal["auto", "ucx", "shm", "tcp"] = "auto"
     """What moves KV; auto takes, for each pair of instances, the first of shm (on one host), ucx
     (where it has RDMA) and tcp that both have and that works between them."""

@@ -25,7 +25,7 @@ from baton.engine.step import StepPlan
 from baton.engine.step_diff import StepDecoder
 from baton.executor.control_link import TICK_S, ControlLink, connect
 from baton.executor.control_messages import packed_error, packed_result
-from baton.executor.rank import LoadedRank, load_rank, meeting_of
+from baton.executor.rank import LoadedRank, RankParts, load_rank, meeting_of
 from baton.executor.rank_group import (
     EXIT_CODE,
     OnListening,
@@ -47,13 +47,10 @@ _log = get_logger("rank")
 class Follower:
     """One rank but the leader; made by `start`, ended by the leader or by `close`."""
 
-    def __init__(
-        self, config: WorkerConfig, leader: LeaderRef, on_progress: Progress, opener: OpenTransport
-    ) -> None:
+    def __init__(self, config: WorkerConfig, leader: LeaderRef, parts: RankParts) -> None:
         self._config = config
         self._leader = leader
-        self._say = on_progress
-        self._open_transport = opener
+        self._parts = parts
         self._started = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self._tasks = TaskSet()
@@ -94,7 +91,7 @@ class Follower:
         if leader is None or not 0 < rank < config.parallel.size:
             allowed = f"1 to {config.parallel.size - 1}, and a leader, for a rank that follows"
             raise InvalidConfig("rank", rank, allowed)
-        follower = cls(config, leader, on_progress, open_transport)
+        follower = cls(config, leader, RankParts(on_progress, open_transport))
         parties = Parties(
             rank_name(config.instance_id, rank),
             leader.incarnation,
@@ -184,8 +181,7 @@ class Follower:
                 meeting_of(self._config, port),
                 None,
                 Incarnation(self._leader.incarnation),
-                self._say,
-                self._open_transport,
+                self._parts,
             )
         except BaseException as error:
             if not self._ready.done():

@@ -11,11 +11,13 @@ from baton.core.ids import Incarnation, InstanceId, new_incarnation
 from baton.core.kv_layout import KVLayout
 from baton.core.topology import InstanceInfo
 from baton.engine.scheduler import Scheduler
+from baton.executor.device import Device
 from baton.executor.engine_loop import EngineLoop, Listener, Runner
+from baton.executor.handover_memory import HandoverMemory
 from baton.executor.kv_cache import KVCache
 from baton.executor.mesh_handover import MeshHandover
 from baton.executor.mesh_runner import MeshRunner
-from baton.executor.rank import LoadedRank, load_rank, meeting_of
+from baton.executor.rank import LoadedRank, RankParts, load_rank, meeting_of
 from baton.executor.rank_group import OnListening, Progress, RankGroup, nobody
 from baton.executor.rank_handover import HandoverTerms
 from baton.kv_transfer.choose import OpenTransport, open_transport
@@ -75,16 +77,18 @@ class Instance:
         on_progress: Progress,
         open_transport: OpenTransport = open_transport,
         on_listening: OnListening = nobody,
+        device: Device | None = None,
     ) -> "Instance":
         """Load the model and start the engine; raises InvalidConfig for what is not right.
 
-        With more ranks than this one, wait for the others: see RankGroup.
+        With more ranks than this one, wait for the others: see RankGroup. `device` is where the
+        pool is to lie, if not in host memory.
         """
         facts = _Facts()
         ranks = RankGroup(config, facts.incarnation)
         try:
             rank, transports = await _load_all(
-                config, ranks, facts, on_progress, open_transport, on_listening
+                config, ranks, facts, RankParts(on_progress, open_transport, device), on_listening
             )
             try:
                 await asyncio.to_thread(facts.learn, config, rank)
@@ -106,6 +110,12 @@ class Instance:
     def handover(self, terms: HandoverTerms) -> MeshHandover:
         """Return all ranks' parts of an attempt; it must be closed."""
         return MeshHandover(terms, self._rank.handover(terms), self._ranks)
+
+    @property
+    def memory(self) -> HandoverMemory:
+        """What handovers read and write; a mixed instance has none."""
+        assert self._rank.memory is not None, "a handover in a mixed instance"
+        return self._rank.memory
 
     def info(self, address: str) -> InstanceInfo:
         """Return what the instance says of itself, reached at `address`."""
@@ -171,6 +181,7 @@ class Instance:
         if idle and not self.engine.in_step:
             pool = self._scheduler.stats().roster.memory.pool
             assert pool.used == pool.fencing == 0, f"blocks leaked: {pool}"
+            self._rank.check_idle()
 
     def _engine_ended(self, task: "asyncio.Task[None]") -> None:
         """Die loudly if the engine loop dies: an instance without it would hang every request."""
@@ -197,8 +208,7 @@ async def _load_all(
     config: WorkerConfig,
     ranks: RankGroup,
     facts: "_Facts",
-    on_progress: Progress,
-    open_transport: OpenTransport,
+    parts: RankParts,
     on_listening: OnListening,
 ) -> tuple[LoadedRank, tuple[bytes, ...]]:
     """Wait for all ranks, and let each load its share; return the leader's, and how to read all."""
@@ -206,15 +216,12 @@ async def _load_all(
     if config.parallel.size > 1:
         on_listening(ranks.leader)
         await ranks.join()
-        on_progress(f"all {config.parallel.size} ranks are here")
+        parts.on_progress(f"all {config.parallel.size} ranks are here")
         listener = listen(config.host)
         port = listener.getsockname()[1]
     others = asyncio.create_task(ranks.call_all("load", port))
     try:
-        rank = await load_rank(
-            config, meeting_of(config, port), listener, facts.incarnation, on_progress,
-            open_transport,
-        )  # fmt: skip
+        rank = await load_rank(config, meeting_of(config, port), listener, facts.incarnation, parts)
     except BaseException:
         others.cancel()
         raise

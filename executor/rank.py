@@ -11,13 +11,15 @@ from baton.core.kv_layout import KVLayout
 from baton.core.memory import MIB
 from baton.core.sharded_layout import Rank, ShardedLayout
 from baton.core.topology import Role
+from baton.executor.device import Device
+from baton.executor.handover_memory import HandoverMemory
 from baton.executor.kv_cache import KVCache, blocks_that_fit, make_layout
 from baton.executor.rank_group import Progress, rank_name
 from baton.executor.rank_handover import HandoverTerms, RankHandover
 from baton.executor.runner import ModelRunner
 from baton.kernels.kv_digest import is_native
-from baton.kv_transfer.choose import OpenTransport, allocate
-from baton.kv_transfer.transport import Region, Transport
+from baton.kv_transfer.choose import OpenTransport
+from baton.kv_transfer.transport import Transport
 from baton.models.loader import Model, load_model
 from baton.models.mesh_plan import check_mesh, plan_stages
 from baton.models.share import Share
@@ -27,6 +29,16 @@ from baton.parallel.join import Meeting, Membership, join_mesh
 from baton.parallel.mesh import Mesh
 
 _COMPUTE_DTYPE = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class RankParts:
+    """What a rank is given by who starts it."""
+
+    on_progress: Progress
+    open_transport: OpenTransport
+    device: Device | None = None
+    """Where the pool is to lie, if not in host memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +53,10 @@ class LoadedRank:
     kv: KVCache
     host: KVCache | None
     """Has the KV of preempted sequences, if the config wants it."""
+    memory: HandoverMemory | None
+    """What handovers read and write, the pool included; a mixed instance has none."""
     transport: Transport | None
-    """A mixed instance has none."""
+    """Nor has it this."""
     membership: Membership
     """Of the groups of ranks."""
 
@@ -66,6 +80,13 @@ class LoadedRank:
         if self.transport is not None:
             await self.transport.close()
             self.transport.check()
+        if self.memory is not None:
+            self.memory.close()
+
+    def check_idle(self) -> None:
+        """Assert that no handover holds anything here."""
+        if self.memory is not None and self.memory.staging is not None:
+            self.memory.staging.pool.check(idle=True)
 
 
 def mesh_of(parallel: ParallelConfig) -> Mesh:
@@ -85,8 +106,7 @@ async def load_rank(
     meeting: Meeting,
     listener: socket.socket | None,
     incarnation: Incarnation,
-    on_progress: Progress,
-    open_transport: OpenTransport,
+    parts: RankParts,
 ) -> LoadedRank:
     """Meet the other ranks, load this one's share and open its transport.
 
@@ -99,34 +119,45 @@ async def load_rank(
         membership = await asyncio.to_thread(join_mesh, meeting, config.rank, listener)
     try:
         layout, share = _layout(config, spec, membership.ranks)
-        on_progress(f"loading {config.model_name} from {config.model_dir}")
+        parts.on_progress(f"loading {config.model_name} from {config.model_dir}")
         model = await asyncio.to_thread(_load_model, config, share)
-        on_progress(f"executor: {model.executor}")
+        parts.on_progress(f"executor: {model.executor}")
         place = Rank(membership.ranks.pp.rank, membership.ranks.tp.rank)
-        kv, region = _pools(config, layout, place)
-        host = _host_pool(config, layout, kv)
-        on_progress(f"KV pool: {kv.num_blocks} blocks of {config.engine.block_size} tokens")
-        transport = None
+        own, num_blocks = layout.shard(place).layout, _blocks(layout, config.engine.kv_memory_mib)
+        memory = None
         if config.role is not Role.MIXED:
-            native = await asyncio.to_thread(is_native)  # now, lest the first handover compiles it
-            on_progress(f"KV digests: {'native code' if native else 'numpy, slowly'}")
-            transport = await open_transport(
-                region,
-                config.handover,
-                host=config.host,
-                owner=rank_name(config.instance_id, config.rank),
-                incarnation=incarnation,
-            )
-            on_progress(f"transport: {transport!r}")
+            memory = HandoverMemory(config, own, num_blocks, parts.device)
+        kv = KVCache(own, num_blocks) if memory is None else memory.kv
+        host = _host_pool(config, layout, kv)
+        parts.on_progress(f"KV pool: {num_blocks} blocks of {config.engine.block_size} tokens")
+        transport = None
+        if memory is not None:
+            transport = await _open_transport(config, memory, incarnation, parts)
     except BaseException:
         membership.leave()
         raise
-    return LoadedRank(layout, place, model, kv, host, transport, membership)
+    return LoadedRank(layout, place, model, kv, host, memory, transport, membership)
+
+
+async def _open_transport(
+    config: WorkerConfig, memory: HandoverMemory, incarnation: Incarnation, parts: RankParts
+) -> Transport:
+    native = await asyncio.to_thread(is_native)  # now, lest the first handover compiles it
+    parts.on_progress(f"KV digests: {'native code' if native else 'numpy, slowly'}")
+    transport = await parts.open_transport(
+        memory.region,
+        config.handover,
+        host=config.host,
+        owner=rank_name(config.instance_id, config.rank),
+        incarnation=incarnation,
+    )
+    parts.on_progress(f"transport: {transport!r}")
+    return transport
 
 
 def _layout(config: WorkerConfig, spec: ModelSpec, ranks: Ranks) -> tuple[ShardedLayout, Share]:
     """Return how KV lies on all ranks, and what of the model is computed on this one."""
-    whole = make_layout(spec, config.engine.block_size, _COMPUTE_DTYPE)
+    whole = make_layout(spec, config.engine.block_size, config.engine.kv_dtype)
     kv_bytes = config.engine.kv_memory_mib * MIB * config.parallel.pp
     stages = plan_stages(spec, config.parallel.pp, dtype=_COMPUTE_DTYPE, kv_bytes=kv_bytes)
     return ShardedLayout(whole, config.parallel.tp, stages), Share(ranks, stages)
@@ -143,23 +174,20 @@ def _load_model(config: WorkerConfig, share: Share) -> Model:
 
 
 def executor_of(config: EngineConfig) -> str:
-    """Return who is to compute; InvalidConfig if that cannot be batch invariant and must be."""
+    """Return who is to compute.
+
+    Raises InvalidConfig if that cannot keep KV so, or cannot be batch invariant and must be.
+    """
+    executor = config.executor
+    if config.kv_dtype != "float32":
+        if executor == "native":
+            raise InvalidConfig("kv_dtype", config.kv_dtype, "float32 with the executor native")
+        executor = "torch"
     if not config.batch_invariant:
-        return config.executor
-    if config.executor == "torch":
+        return executor
+    if executor == "torch":
         raise InvalidConfig("batch_invariant", "true", "false with the executor torch")
     return "native"
-
-
-def _pools(config: WorkerConfig, layout: ShardedLayout, place: Rank) -> tuple[KVCache, Region]:
-    """Return the rank's KV pool, and how it is registered."""
-    own, num_blocks = layout.shard(place).layout, _blocks(layout, config.engine.kv_memory_mib)
-    shared = None
-    if config.role is not Role.MIXED:
-        shared = allocate(num_blocks * own.block_bytes, config.handover)
-    kv = KVCache(own, num_blocks, buffer=None if shared is None else shared.buffer)
-    region = Region(kv.address, kv.nbytes, kv) if shared is None else shared.region(kv)
-    return kv, region
 
 
 def _host_pool(config: WorkerConfig, layout: ShardedLayout, kv: KVCache) -> KVCache | None:

@@ -45,8 +45,10 @@ class ModelRunner:
 
         `depth` is how many steps may be under way at once.
         """
+        native = isinstance(model, NativeDecoder)
         self._share = Share() if isinstance(model, NativeDecoder) else model.share
-        expected = self._share.kv(model.spec, kv.layout.block_size, model.dtype).layout
+        kv_dtype = model.dtype if native else kv.layout.dtype
+        expected = self._share.kv(model.spec, kv.layout.block_size, kv_dtype).layout
         assert kv.layout == expected, f"{kv.layout} is not {expected}"
         assert host is None or host.layout == expected, f"{host} is not of {expected}"
         self._model = model

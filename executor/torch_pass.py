@@ -31,7 +31,8 @@ class TorchPass:
         last stage hands its stream on to the next and returns None.
         """
         model, kv = self._model, self._kv
-        batch = make_batch(plan, kv.layout, kv.tensor.device, windows=model.spec.windows)
+        windows, dtype = model.spec.windows, torch_dtype(model.dtype)
+        batch = make_batch(plan, kv.layout, kv.tensor.device, windows=windows, dtype=dtype)
         # A block's slots past the sequence's end are masked, but NaN left there would come through.
         kv.tensor.index_fill_(0, batch.fresh_blocks, 0)
         stream = None if model.share.first else self._received(plan.num_tokens)

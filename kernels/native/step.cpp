@@ -69,10 +69,14 @@ class Program {
     spreads_.assign(plan.spreads, plan.spreads + plan.buffer_count);
     rotations_.assign(plan.rotations, plan.rotations + plan.rotation_count);
     for (const Op& op : ops_) {
-      int64_t floats = kLinearScratch;
+      int64_t floats = 0;
       if (op.kind == Kind::kRoute) {
         most_experts_ = std::max(most_experts_, routing(op).experts);
         most_chosen_ = std::max(most_chosen_, routing(op).top_k);
+      }
+      if (op.kind == Kind::kLinear) floats = linear_scratch(op.matrix);
+      if (op.kind == Kind::kByHead || op.kind == Kind::kExperts) {
+        floats = linear_scratch(*static_cast<const Matrix*>(op.weight));
       }
       if (op.kind == Kind::kAttend) floats = attention_scratch(plan.pool.head_dim, op.width);
       scratch_floats_ = std::max(scratch_floats_, whole_lines(floats));
@@ -360,6 +364,8 @@ extern "C" {
 
 int baton_width() { return baton::kWidth; }
 
+int baton_amx() { return baton::has_amx(); }
+
 // Sizes of the structures that Python has its own copies of.
 void baton_sizes(int64_t* sizes) {
   sizes[0] = sizeof(baton::Op);
@@ -371,8 +377,7 @@ void baton_sizes(int64_t* sizes) {
 }
 
 int64_t baton_packed_bytes(int64_t inputs, int64_t outputs, baton::Format format) {
-  const int64_t panels = (outputs + baton::kPanel - 1) / baton::kPanel;
-  return panels * baton::kPanel * inputs * (format == baton::Format::kBfloat16 ? 2 : 4);
+  return baton::packed_bytes(inputs, outputs, format);
 }
 
 // Copies a source's rows into a matrix as its outputs from `first` on, with so many threads.

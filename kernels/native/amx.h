@@ -6,7 +6,7 @@
 
 #include "bfloat16.h"
 
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512F__) && defined(__linux__)
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BW__) && defined(__linux__)
 #define BATON_AMX 1
 #include <cpuid.h>
 #include <sys/syscall.h>

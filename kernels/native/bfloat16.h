@@ -10,9 +10,23 @@
 // be written with any vectors; VDPBF16PS of AVX-512 adds in another order and is of no use here.
 #pragma once
 
-#include "elementwise.h"
+#include "vec.h"
 
 namespace baton {
+
+// bfloat16 in memory.
+struct Bf16 {
+  uint16_t bits;
+};
+
+static inline float to_float(float value) { return value; }
+
+static inline float to_float(Bf16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float number;
+  std::memcpy(&number, &bits, sizeof number);
+  return number;
+}
 
 constexpr int kGroup = 32;
 constexpr int kPairs = kGroup / 2;
@@ -79,6 +93,16 @@ static inline void narrow_row(const float* from, int64_t count, float scale, uin
     for (int lane = 0; lane < kWidth; ++lane) {
       to[at + lane] = static_cast<uint16_t>(static_cast<uint32_t>(bits[lane]) >> 16);
     }
+  }
+}
+
+// Rounds `count` floats and writes no more than they take.
+static inline void narrow_some(const float* from, int64_t count, uint16_t* to) {
+  uint16_t group[kGroup];
+  for (int64_t at = 0; at < count; at += kGroup) {
+    const int64_t some = count - at < kGroup ? count - at : kGroup;
+    narrow_row(from + at, some, 1.0f, group);
+    std::memcpy(to + at, group, static_cast<size_t>(some) * sizeof *to);
   }
 }
 

@@ -166,6 +166,7 @@ class Plan(ctypes.Structure):
         ("blocks", c_int64),
         ("pool", PoolShape),
         ("layer_stride", c_int64),
+        ("pairs", c_int32),
     )
 
 

@@ -78,7 +78,7 @@ class Program {
       if (op.kind == Kind::kByHead || op.kind == Kind::kExperts) {
         floats = linear_scratch(*static_cast<const Matrix*>(op.weight));
       }
-      if (op.kind == Kind::kAttend) floats = attention_scratch(plan.pool.head_dim, op.width);
+      if (op.kind == Kind::kAttend) floats = attention_scratch(plan.pool.head_dim, op.width, plan.pairs);
       scratch_floats_ = std::max(scratch_floats_, whole_lines(floats));
     }
     scratch_.reserve(scratch_floats_ * threads);
@@ -247,7 +247,8 @@ class Program {
   void heads(const Op& op, int thread) {
     prepare_heads({row_of(op.x), stride(op.x), rows(op), op.heads,
                    static_cast<const float*>(op.weight), op.eps, cosines(op.table), sines(op.table),
-                   rotations_[op.table].pairs, layer_of_pool(op.layer), plan_.pool, slots_.get()},
+                   rotations_[op.table].pairs, layer_of_pool(op.layer), plan_.pairs != 0, plan_.pool,
+                   slots_.get()},
                   thread, team_.threads());
   }
 
@@ -260,7 +261,7 @@ class Program {
       const float* sin = sines(op.table) + row * pairs;
       float* vector = row_of(op.x) + row * stride(op.x);
       turn(vector + op.width, cos, sin, pairs);
-      std::copy_n(vector, dim, layer_of_pool(op.layer) + slots_.get()[row]);
+      store_kv(vector, dim, plan_.pairs != 0, layer_of_pool(op.layer), slots_.get()[row]);
       for (int64_t head = 0; head < op.heads; ++head) {
         float* end = row_of(op.y) + row * stride(op.y) + head * op.x_step + op.x_at;
         turn(end, cos, sin, pairs);
@@ -316,6 +317,7 @@ class Program {
             stride(op.x),
             layer_of_pool(op.layer),
             plan_.pool,
+            plan_.pairs != 0,
             row_of(op.out),
             stride(op.out),
             scratch_.get(),
@@ -338,7 +340,10 @@ class Program {
   float* sines(int32_t table) const {
     return angles_[table].get() + capacity_ * rotations_[table].pairs;
   }
-  float* layer_of_pool(int32_t layer) const { return input_->pool + layer * plan_.layer_stride; }
+  void* layer_of_pool(int32_t layer) const {
+    const int64_t item = plan_.pairs ? sizeof(uint16_t) : sizeof(float);
+    return static_cast<char*>(input_->pool) + layer * plan_.layer_stride * item;
+  }
 
   const Plan plan_;
   Team team_;

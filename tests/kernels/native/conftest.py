@@ -1,6 +1,7 @@
 """The native operations, compiled for the tests, and called with tensors."""
 
 import ctypes
+import platform
 import subprocess
 from collections.abc import Sequence
 from ctypes import c_bool, c_float, c_int32, c_int64, c_void_p
@@ -13,7 +14,13 @@ from torch import Tensor
 
 from baton.kernels.native.build import FLAGS, SOURCES, NoNativeCode, find_compiler
 
-TARGETS = {"native": ["-march=native"], "avx2": ["-mavx2", "-mfma"], "plain": []}
+NO_AMX = [] if platform.machine() != "x86_64" else ["-mno-amx-tile"]
+TARGETS = {
+    "native": ["-march=native"],
+    "no amx": ["-march=native", *NO_AMX],
+    "avx2": ["-mavx2", "-mfma"],
+    "plain": [],
+}
 
 
 def _record(**fields: Any) -> type[ctypes.Structure]:
@@ -49,6 +56,7 @@ _RECORDS = {
         q_stride=c_int64,
         pool=c_void_p,
         shape=_SHAPE,
+        pairs=c_bool,
         out=c_void_p,
         out_stride=c_int64,
         scratch=c_void_p,
@@ -88,6 +96,7 @@ _RECORDS = {
         sin=c_void_p,
         pairs=c_int64,
         pool=c_void_p,
+        narrow=c_bool,
         shape=_SHAPE,
         slots=c_void_p,
     ),
@@ -161,7 +170,8 @@ class Operations:
     def attend(self, threads: int, **fields: Any) -> None:
         """Run attention with memory of its own, which is NaN before."""
         dims = c_int64(fields["shape"].head_dim), c_int64(fields["value_dim"])
-        scratch = torch.empty(threads * self._library.test_attention_scratch(*dims))
+        pairs = c_bool(fields["pairs"])
+        scratch = torch.empty(threads * self._library.test_attention_scratch(*dims, pairs))
         fields["scratch"] = scratch.fill_(float("nan"))
         count = self._library.test_attention_partials(ctypes.byref(_job("attend", fields)), threads)
         fields["partials"] = torch.full((count,), float("nan"))

@@ -39,8 +39,8 @@ OPERATION(test_route, Route, route)
 OPERATION(test_group_pairs, GroupPairs, group_pairs)
 OPERATION(test_combine, Combine, combine)
 
-extern "C" int64_t test_attention_scratch(int64_t head_dim, int64_t value_dim) {
-  return attention_scratch(head_dim, value_dim);
+extern "C" int64_t test_attention_scratch(int64_t head_dim, int64_t value_dim, bool pairs) {
+  return attention_scratch(head_dim, value_dim, pairs);
 }
 
 extern "C" int64_t test_attention_partials(const Attention* job, int threads) {

@@ -138,6 +138,7 @@ static inline void score_tiles(const uint32_t* q, const TileRows& rows, int begi
   for (int tile = 0; tile < kKeyTiles; ++tile) {
     keys[tile] = rows.keys[begin <= tile && tile < end ? tile : begin];
   }
+  before_loads();
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -267,6 +268,7 @@ static inline void soften_few(const Attention& job, const Unit& unit, int32_t ti
 // found [16 queries][width] = shares x values, over groups of keys [begin, end).
 static inline void weigh_tiles(const uint32_t* shares, const uint32_t* values, int begin, int end,
                                int64_t width, float* found) {
+  before_loads();
   for (int64_t column = 0; column < width; column += 2 * kTileRows) {
     const bool two = column + kTileRows < width;
     _tile_zero(0);

@@ -180,6 +180,7 @@ static inline void multiply_tiles(const uint16_t* x, const uint16_t* panel, int6
                                   float* sums) {
   constexpr int64_t kPanelBytes = kPanel * 4;
   const uint16_t* second = x + groups * kTileRows * kGroup;
+  before_loads();
   _tile_zero(0);
   _tile_zero(1);
   if constexpr (kTwo) {

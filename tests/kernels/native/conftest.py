@@ -1,7 +1,6 @@
 """The native operations, compiled for the tests, and called with tensors."""
 
 import ctypes
-import platform
 import subprocess
 from collections.abc import Sequence
 from ctypes import c_bool, c_float, c_int32, c_int64, c_void_p
@@ -14,10 +13,9 @@ from torch import Tensor
 
 from baton.kernels.native.build import FLAGS, SOURCES, NoNativeCode, find_compiler
 
-NO_AMX = [] if platform.machine() != "x86_64" else ["-mno-amx-tile"]
 TARGETS = {
     "native": ["-march=native"],
-    "no amx": ["-march=native", *NO_AMX],
+    "no amx": ["-march=native", "-U__AMX_TILE__"],
     "avx2": ["-mavx2", "-mfma"],
     "plain": [],
 }
@@ -186,6 +184,15 @@ class Operations:
         pointers = [c_void_p(tensor.data_ptr()) for tensor in (x, exps, tanhs)]
         self._library.test_functions(*pointers, c_int64(len(x)))
         return exps, tanhs
+
+    def narrowed(self, x: Tensor) -> Tensor:
+        """Return x in bfloat16."""
+        found = torch.zeros(len(x) + 1, dtype=torch.bfloat16)
+        self._library.test_narrow(
+            c_void_p(x.data_ptr()), c_int64(len(x)), c_void_p(found.data_ptr())
+        )
+        assert found[-1] == 0, "more was written than asked for"
+        return found[:-1]
 
     @staticmethod
     def sequences(rows: Sequence[tuple[int, int]], tables: Sequence[Tensor]) -> ctypes.Array[Any]:

@@ -47,6 +47,10 @@ extern "C" int64_t test_attention_partials(const Attention* job, int threads) {
   return attention_partials(*job, threads);
 }
 
+extern "C" void test_narrow(const float* x, int64_t count, uint16_t* out) {
+  narrow_some(x, count, out);
+}
+
 extern "C" void test_functions(const float* x, float* exps, float* tanhs, int64_t count) {
   for_vectors(count, [&](int64_t at, int lanes) {
     const Vec value = load_lanes(x + at, lanes);

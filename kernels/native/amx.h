@@ -20,7 +20,7 @@ constexpr int64_t kTileBytes = 64;  // Of a row.
 
 #if defined(BATON_AMX)
 
-// Asks the system once for this process; threads that begin later inherit the permission.
+// Asks the system, once and for all threads of this process.
 static inline bool request_amx() {
   constexpr unsigned kBf16 = 1u << 22, kTiles = 1u << 24;  // CPUID leaf 7, EDX
   constexpr long kRequestPermission = 0x1023, kTileData = 18;

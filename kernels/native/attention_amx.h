@@ -39,7 +39,7 @@ struct TileScratch {
     found = take(at, kTileRows * width);
     keys = take<uint16_t>(at, kTileKeys * dim);
     rows = take<uint16_t>(at, kTileRows * dim);
-    zeros = take<uint16_t>(at, std::max(dim, padded(value_dim)));
+    zeros = take<uint16_t>(at, dim);
     const int64_t sums = gathered_floats(kTileQueries, value_dim);
     all = gathered_at(take(at, sums), kTileQueries, value_dim);
     span = gathered_at(take(at, sums), kTileQueries, value_dim);

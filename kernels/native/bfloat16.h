@@ -3,7 +3,7 @@
 // A sum of products goes by groups of kGroup = 32 values. In a group, the products of even places
 // are one chain of additions in float32 and those of odd places another, each from 0 on; the two
 // are added, and then their sum to the total. A product of two bfloat16 numbers is exact in
-// float32, so a chain has the same bits with multiply-adds or without. Numbers too small to be
+// float32, so it does not matter whether it is fused with the addition. Numbers too small to be
 // normal count as 0, before and after each operation.
 //
 // This is how Intel defines TDPBF16PS of AMX (Software Developer's Manual, volume 2), and it can

@@ -18,7 +18,7 @@ constexpr int kPairRows = 6;
 constexpr int kPairRows = 2;
 #endif
 
-constexpr int kFewRows = 4;  // So few are no slower with vectors than with tiles.
+constexpr int kFewRows = 4;  // So few are as fast with vectors as with tiles: memory limits both.
 constexpr int64_t kRoundedFloats = 1 << 18;  // Rounded rows that stay in cache: half of 2 MB.
 constexpr int64_t kPairsAhead = 24;  // Pairs that memory is asked for before they are needed.
 
@@ -158,17 +158,18 @@ static void pairs_by_vectors(const Linear& job, Share panels, float* x) {
 // A tile's rows and inputs lie side by side: [row tiles][groups][kTileRows][kGroup].
 static inline void round_tiles(const Linear& job, Share rows, uint16_t* to) {
   const int64_t inputs = job.matrix.inputs, groups = whole_groups(inputs);
-  uint16_t row_of_groups[kGroup * 32];
+  constexpr int64_t kPiece = 32 * kGroup;
+  uint16_t piece[kPiece];
   for (int64_t row = rows.begin; row < rows.end; ++row) {
     const int64_t number = row - rows.begin;
     uint16_t* at = to + number / kTileRows * kTileRows * groups * kGroup +
                    number % kTileRows * kGroup;
     const float* x = job.x + row * job.x_stride;
-    for (int64_t begin = 0; begin < inputs; begin += kGroup * 32) {
-      const int64_t count = std::min<int64_t>(kGroup * 32, inputs - begin);
-      narrow_row(x + begin, count, 1.0f, row_of_groups);
+    for (int64_t begin = 0; begin < inputs; begin += kPiece) {
+      const int64_t count = std::min(kPiece, inputs - begin);
+      narrow_row(x + begin, count, 1.0f, piece);
       for (int64_t g = 0; g < whole_groups(count); ++g, at += kTileRows * kGroup) {
-        std::memcpy(at, row_of_groups + g * kGroup, kTileBytes);
+        std::memcpy(at, piece + g * kGroup, kTileBytes);
       }
     }
   }
@@ -189,8 +190,9 @@ static inline void multiply_tiles(const uint16_t* x, const uint16_t* panel, int6
   }
   for (int64_t g = 0; g < groups; ++g) {
     const uint16_t* weights = panel + g * kGroup * kPanel;
-    for (int line = 0; line < 2 * kTileRows; ++line) {
-      if constexpr (!kTwo) __builtin_prefetch(weights + 2 * kGroup * kPanel + line * 32);
+    if constexpr (!kTwo) {  // So few rows wait for memory.
+      const uint16_t* ahead = weights + 2 * kGroup * kPanel;
+      for (int line = 0; line < 2 * kTileRows; ++line) __builtin_prefetch(ahead + line * 32);
     }
     _tile_loadd(4, x + g * kTileRows * kGroup, kTileBytes);
     _tile_loadd(6, weights, kPanelBytes);

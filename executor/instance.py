@@ -67,12 +67,13 @@ class Instance:
         model = await asyncio.to_thread(
             load_model,
             config.model_dir,
+            dtype=config.engine.dtype,
             threads=config.threads,
             max_length=config.engine.max_model_len,
             executor=_executor(config.engine),
         )
         on_progress(f"executor: {model.executor}")
-        layout = make_layout(model.spec, config.engine.block_size, "float32")
+        layout = make_layout(model.spec, config.engine.block_size, model.dtype)
         num_blocks = blocks_that_fit(layout, config.engine.kv_memory_mib)
         shared = None
         if config.role is not Role.MIXED:
@@ -204,7 +205,7 @@ class _Facts:
         self.compatibility = compatibility_hash(
             model=config.model_name,
             revision=revision(config.model_dir),
-            compute_dtype="float32",
+            compute_dtype=config.engine.dtype,
             rope=spec.rope_digest(),
             layout=layout,
         )

@@ -62,5 +62,8 @@ def parts_of(runs: RunTable) -> Iterator[RunTable]:
     size = runs.nbytes
     for begin in range(0, size, MAX_BYTES):
         part = runs if size <= MAX_BYTES else runs.between(begin, min(begin + MAX_BYTES, size))
-        for first in range(0, len(part), MAX_RUNS):
-            yield part[first : first + MAX_RUNS]
+        if len(part) <= MAX_RUNS:
+            yield part
+        else:
+            for first in range(0, len(part), MAX_RUNS):
+                yield part[first : first + MAX_RUNS]

@@ -27,12 +27,12 @@ _readv.argtypes = (
 
 def copy_mapped(runs: RunTable, local: int, mapped: int) -> None:
     """Copy `runs` from memory mapped at `mapped`; `local` is where one's own region begins."""
-    short = runs.length < _LONG
-    if not _CAN_READ_ITSELF or np.count_nonzero(short) < 2:
-        by_memmove = runs
-    else:
-        read_process(runs if short.all() else runs.where(short), os.getpid(), local, mapped)
-        by_memmove = runs.where(~short)
+    by_memmove = runs
+    if len(runs) > 1 and _CAN_READ_ITSELF:
+        short = runs.length < _LONG
+        if short.any():
+            read_process(runs.where(short), os.getpid(), local, mapped)
+            by_memmove = runs.where(~short)
     for run in by_memmove:
         ctypes.memmove(local + run.local_offset, mapped + run.remote_offset, run.length)
 

@@ -22,8 +22,10 @@ SIZE = 8 << 20
     ],
 )
 def test_a_run_that_leaves_a_region_is_refused(run: Run, side: str) -> None:
-    with pytest.raises(TransportError, match=f"leaves the {side} region"):
-        checked_runs([Run(0, 0, 1), run], SIZE, SIZE)
+    for before in (1, 100):  # checked one by one, and by columns
+        runs = [Run(i * 3, i * 5, 1) for i in range(before)]
+        with pytest.raises(TransportError, match=f"leaves the {side} region"):
+            checked_runs([*runs, run], SIZE, SIZE)
 
 
 def test_neighbours_on_both_sides_are_merged() -> None:

@@ -13,6 +13,7 @@ Ints = NDArray[np.int64]
 Columns = tuple[Ints, Ints, Ints]
 """Local offsets, remote offsets and lengths of runs, each [runs], in bytes."""
 
+_MAX = (1 << 63) - 1
 _FEW = 8
 """Fewer runs are checked one by one: each operation on columns costs about a microsecond."""
 
@@ -89,24 +90,24 @@ def checked_runs(runs: Sequence[Run], local_length: int, remote_length: int) -> 
 
     Raises TransportError if a run leaves the local or the remote region.
     """
-    if len(runs) < _FEW:
-        for run in runs:
-            _check(run, local_length, remote_length)
-        table = runs if isinstance(runs, RunTable) else RunTable.of(runs)
-        return RunTable(*_join(*table.columns)) if len(runs) > 1 else table
+    remote_length = min(remote_length, _MAX)  # as far as the peer may be believed
     try:
         table = runs if isinstance(runs, RunTable) else RunTable.of(runs)
-        local, remote, length = table.columns
-        # Not by their ends, which may be more than 64 bits hold.
-        within = (length > 0) & (local >= 0) & (local <= local_length - length)
-        within &= (remote >= 0) & (remote <= remote_length - length)
-        inside = bool(within.all())
     except OverflowError:
-        inside = False
-    if not inside:
+        table = None
+    if table is None or len(table) < _FEW or not _within(table, local_length, remote_length):
         for run in runs:
             _check(run, local_length, remote_length)
-    return RunTable(*_join(local, remote, length))
+    assert table is not None, "no region is so long"
+    return table if len(table) < 2 else RunTable(*_join(*table.columns))
+
+
+def _within(table: RunTable, local_length: int, remote_length: int) -> bool:
+    local, remote, length = table.columns
+    # Not by their ends, which may be more than 64 bits hold.
+    within = (length > 0) & (local >= 0) & (local <= local_length - length)
+    within &= (remote >= 0) & (remote <= remote_length - length)
+    return bool(within.all())
 
 
 def _check(run: Run, local_length: int, remote_length: int) -> None:

@@ -28,6 +28,12 @@ def test_a_run_that_leaves_a_region_is_refused(run: Run, side: str) -> None:
             checked_runs([*runs, run], SIZE, SIZE)
 
 
+def test_a_peer_that_claims_to_be_endless_is_not_believed() -> None:
+    for runs in ([Run(0, 1 << 63, 1)], [Run(i * 3, (1 << 63) - 1, 1) for i in range(100)]):
+        with pytest.raises(TransportError, match="leaves the remote region"):
+            checked_runs(runs, SIZE, 1 << 70)
+
+
 def test_neighbours_on_both_sides_are_merged() -> None:
     runs = [Run(0, 10, 5), Run(5, 15, 5), Run(10, 21, 1), Run(12, 22, 1), Run(13, 23, 2)]
     assert list(checked_runs(runs, 100, 100)) == [Run(0, 10, 10), Run(10, 21, 1), Run(12, 22, 3)]

@@ -256,7 +256,7 @@ class _Facts:
         self.compatibility = compatibility_hash(
             model=config.model_name,
             revision=revision(config.model_dir),
-            compute_dtype="float32",
+            compute_dtype=config.engine.dtype,
             rope=spec.rope_digest(),
             layout=rank.layout.model,
         )

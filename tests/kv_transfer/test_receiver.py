@@ -412,7 +412,6 @@ def test_smaller_blocks_share_one(
     [
         (ShardedLayout(replace(LAYOUT, layers=5)), "prefill has 5, decode 4"),
         (ShardedLayout(replace(LAYOUT, dtype="bfloat16")), "bfloat16 in blocks of 8, decode of f"),
-        (ShardedLayout(LAYOUT, tp=2), "prefill has 2 ranks, decode 1"),
     ],
 )
 def test_kv_that_cannot_be_read_is_refused_before_anything_is_held(

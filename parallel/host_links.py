@@ -84,9 +84,7 @@ def _called(token: bytes, own_place: int, deadline_s: float) -> socket.socket:
     return link
 
 
-def _answer(
-    listener: socket.socket, sockets: dict[int, socket.socket], deadline_s: float
-) -> None:
+def _answer(listener: socket.socket, sockets: dict[int, socket.socket], deadline_s: float) -> None:
     """Take one call; hang up on other users, who may also find the socket's name."""
     link, _ = listener.accept()
     link.settimeout(deadline_s)

@@ -22,6 +22,7 @@ SMALL = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96}
 SOFTCAPPED = {"attn_logit_softcapping": 5.0, "query_pre_attn_scalar": 24}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "dense": ("llama", {"attention_bias": True, "tie_word_embeddings": True, "mlp_bias": True}),
+    "dense, fused on disk": ("phi3", {}),
     "dense, windows": (
         "gemma2",
         {
@@ -65,6 +66,7 @@ RUNS = [
     ("dense", Mesh(pp=2)),
     ("dense", Mesh(pp=2, tp=2)),
     ("dense", Mesh(cp=2)),
+    ("dense, fused on disk", Mesh(tp=2)),
     ("dense, windows", Mesh(tp=2)),
     ("dense, windows", Mesh(cp=2, tp=2)),
     ("experts", Mesh(tp=2)),

@@ -24,7 +24,8 @@ from baton.models.loader import load_model
 from baton.models.mesh_plan import plan_stages
 from baton.models.share import Share
 from baton.models.spec import read_spec
-from baton.parallel.expert_placement import Placement
+from baton.models.weights import Checkpoint
+from baton.parallel.expert_placement import Placement, balanced_placement
 from baton.parallel.group import Ranks
 from baton.parallel.mesh import Place
 
@@ -48,6 +49,8 @@ class Job:
     """Of the experts of every layer."""
     idle: int = 0
     """Steps at the end in which nobody has tokens."""
+    rebalanced: int = 0
+    """Experts at a place; if not 0, all runs twice, with the experts placed anew in between."""
 
 
 @dataclass
@@ -84,13 +87,34 @@ class _Rank:
         self._kv.tensor.fill_(float("nan"))
         self._sampler = ShardedSampler(ranks.tp, spec.vocab_size)
         self._workspace = Workspace()
-        mine = range(ranks.ep.rank, len(job.prompts), ranks.ep.size)
-        self._texts = {i: list(job.prompts[i]) for i in mine}
+        self._begin()
+
+    def _begin(self) -> None:
+        ranks, prompts = self._share.ranks, self._job.prompts
+        mine = range(ranks.ep.rank, len(prompts), ranks.ep.size)
+        self._texts = {i: list(prompts[i]) for i in mine}
         self._computed = dict.fromkeys(mine, 0)
         self._logits: dict[int, list[NDArray[np.float32]]] = {i: [] for i in mine}
 
+    def _rebalance(self) -> None:
+        ep, each = self._share.ranks.ep, self._job.rebalanced
+        loads = {i: ep.all_reduce_(n.clone()) for i, n in self._model.expert_loads.items()}
+        placements = {i: balanced_placement(n.tolist(), ep.size, each) for i, n in loads.items()}
+        self._model.place_experts(placements, Checkpoint(self._job.folder, torch.float32))
+
     @torch.inference_mode()
     def run(self) -> Outcome:
+        self._run()
+        if self._job.rebalanced:
+            self._rebalance()
+            self._begin()
+            self._run()
+        loads = {layer: found.tolist() for layer, found in self._model.expert_loads.items()}
+        tokens = {i: t[len(self._job.prompts[i]) :] for i, t in self._texts.items()}
+        logits = {i: np.stack(rows) for i, rows in self._logits.items() if rows}
+        return Outcome(tokens, logits, self._kv.tensor.numpy(), self._shard, loads)
+
+    def _run(self) -> None:
         longest = max(len(prompt) for prompt in self._job.prompts)
         steps = -(-longest // self._job.chunk) + self._job.output - 1 + self._job.idle
         for number in range(steps):
@@ -99,10 +123,6 @@ class _Rank:
                 self._step(plan)
             else:
                 self._model.join()
-        loads = {layer: found.tolist() for layer, found in self._model.expert_loads.items()}
-        tokens = {i: t[len(self._job.prompts[i]) :] for i, t in self._texts.items()}
-        logits = {i: np.stack(rows) for i, rows in self._logits.items() if rows}
-        return Outcome(tokens, logits, self._kv.tensor.numpy(), self._shard, loads)
 
     def _parts(self) -> list[ScheduledSequence]:
         parts = []

@@ -162,6 +162,21 @@ def test_experts_may_be_anywhere_and_at_several_places(
         assert sum(loads) == 2 * (len(LENGTHS) * OUTPUT if layer == last else tokens)
 
 
+@pytest.mark.parametrize("name", ["experts", "experts, sinks"])
+def test_experts_move_to_where_they_are_needed(
+    processes: Any, jobs: dict[str, Job], references: dict[str, Outcome], name: str
+) -> None:
+    """The second run, with the experts placed by the loads of the first, gives the same."""
+    reference = references[name]
+    each = len(reference.loads[0]) // 2 + 1
+    mesh = Mesh(ep=2, tp=2)
+    outcomes = processes.run(mesh, run, replace(jobs[name], rebalanced=each))
+    assert_same(mesh, outcomes, reference)
+    for layer, loads in reference.loads.items():
+        counted = [outcomes[rank].loads[layer] for rank in (0, 2)]  # one of each pair along tp
+        assert [sum(counts) for counts in zip(*counted, strict=True)] == loads
+
+
 def test_native_code_says_that_it_computes_on_one_rank(jobs: dict[str, Job]) -> None:
     class Pair(SoloGroup):
         size = 2

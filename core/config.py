@@ -93,8 +93,8 @@ class HandoverConfig(Config):
     stall_budget_s: float = Field(default=15.0, gt=0)
     """How long reads may be under way before decode's health turns bad."""
     transport: Literal["auto", "ucx", "shm", "tcp"] = "auto"
-    """What moves KV; auto takes, for each pair of instances, the first of ucx, shm and tcp that
-    both have and that works between them."""
+    """What moves KV; auto takes, for each pair of instances, the first of shm (on one host), ucx
+    (where it has RDMA) and tcp that both have and that works between them."""
     secret: SecretStr = SecretStr("")
     """Known to all instances of the cluster and to nobody else, at least 16 bytes; shm and tcp let
     only those read who prove that they know it, and are not there without."""

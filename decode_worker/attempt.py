@@ -35,10 +35,11 @@ from baton.core.trace import HandoverTrace
 from baton.decode_worker.placement import Placement
 from baton.decode_worker.prefill_channels import PrefillChannels, PrefillRef
 from baton.executor.instance import Instance
-from baton.kv_transfer import receiver as machine
+from baton.kv_transfer import receiver_events as machine
 from baton.kv_transfer.digest import DigestKey
 from baton.kv_transfer.plan import TransferPlan, plan_between
-from baton.kv_transfer.receiver import Receiver, ReceiverAction, ReceiverEvent
+from baton.kv_transfer.receiver import Receiver
+from baton.kv_transfer.receiver_events import ReceiverAction, ReceiverEvent
 from baton.kv_transfer.transport import Peer, Transfer
 from baton.proto import worker_pb2 as pb
 from baton.proto.convert import to_decode_core, to_prefill_proto

@@ -15,6 +15,7 @@ from baton.engine.scheduler import Scheduler
 from baton.executor.engine_loop import EngineLoop, Listener
 from baton.executor.kv_cache import KVCache, blocks_that_fit, make_layout
 from baton.executor.runner import ModelRunner
+from baton.kernels.kv_digest import is_native
 from baton.kv_transfer.choose import OpenTransport, allocate, open_transport
 from baton.kv_transfer.transport import Region, Transport
 from baton.models.loader import Model, load_model
@@ -82,6 +83,8 @@ class Instance:
         facts = await asyncio.to_thread(_Facts, config, model.spec, layout)
         transport = None
         if config.role is not Role.MIXED:
+            native = await asyncio.to_thread(is_native)  # now, lest the first handover compiles it
+            on_progress(f"KV digests: {'native code' if native else 'numpy, slowly'}")
             transport = await open_transport(
                 Region(kv.address, kv.nbytes, kv) if shared is None else shared.region(kv),
                 config.handover,

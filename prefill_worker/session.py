@@ -13,10 +13,11 @@ from baton.core.sharded_layout import Rank
 from baton.core.tasks import TaskSet
 from baton.engine.step import ChunkComputed, EngineEvent, Reserved, StepPlan, TokenSampled
 from baton.executor.instance import Instance
-from baton.kv_transfer import sender as machine
+from baton.kv_transfer import sender_events as machine
 from baton.kv_transfer.digest import DigestKey
 from baton.kv_transfer.layer_groups import group_ends
-from baton.kv_transfer.sender import Sender, SenderAction, SenderEvent, SenderState
+from baton.kv_transfer.sender import Sender, SenderState
+from baton.kv_transfer.sender_events import SenderAction, SenderEvent
 from baton.prefill_worker.prefix_pull import PrefixPull, PullTable
 
 _QUEUE = 4096
@@ -195,21 +196,23 @@ class SessionTable(dict[SeqId, HandoverSession]):
     instance: Instance | None = None
     """Set once it is there; no step runs before."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.tasks = TaskSet()
         """Pulls outlive their sessions, to pass their fence."""
         self.pulls = PullTable()
         self.token_s = MovingAverage()
         """What computing a token of a prompt takes."""
-        self._clock = clock
-        self._under_way: tuple[float, int] | None = None
 
     def step_started(self, plan: StepPlan) -> Sequence[int]:
-        """A step is about to run; return after which layers `layers_done` is to be called."""
+        """A step is about to run; return after which layers `layers_done` is to be called.
+
+        After none where several steps are under way: there, chunks overlap as groups of layers do.
+        """
         assert self.instance is not None, "a step before the instance was there"
+        if self.instance.engine.depth > 1:
+            return ()
         layout = self.instance.layout
-        self._under_way = self._clock(), plan.num_tokens
         ends: tuple[int, ...] = ()
         for scheduled in plan.sequences:
             session = self.get(scheduled.seq_id)
@@ -228,13 +231,13 @@ class SessionTable(dict[SeqId, HandoverSession]):
             if session is not None:
                 session.post(machine.LayersReady(scheduled.end, layers))
 
+    def step_ran(self, plan: StepPlan, seconds: float) -> None:
+        """See Listener."""
+        self.token_s.add(seconds / plan.num_tokens)
+
     def step_done(self, events: Sequence[EngineEvent]) -> None:
         """A step has run."""
         assert self.instance is not None, "a step before the instance was there"
-        if self._under_way is not None and not self.instance.engine.in_step:
-            started, tokens = self._under_way
-            self._under_way = None
-            self.token_s.add((self._clock() - started) / tokens)
         for event in events:
             session = self.get(event.seq_id)
             match event:

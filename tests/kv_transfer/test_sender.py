@@ -23,7 +23,7 @@ from baton.core.ids import Attempt, Incarnation
 from baton.core.kv_layout import KVLayout, LayerRange
 from baton.core.request import TokenLogprobs
 from baton.core.sharded_layout import ShardedLayout
-from baton.kv_transfer import sender as m
+from baton.kv_transfer import sender_events as m
 from baton.kv_transfer.sender import Sender, SenderState
 
 Refs = Callable[..., tuple[BlockRef, ...]]

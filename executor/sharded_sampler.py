@@ -35,12 +35,15 @@ CANDIDATES = 128
 class ShardedSampler:
     """Samples step after step, together with the other ranks of a tensor-parallel group."""
 
-    def __init__(self, tp: Group, vocabulary: int) -> None:
-        """`vocabulary` is the number of all tokens; ranks have them as parallel/split.py says."""
+    def __init__(self, tp: Group, vocabulary: int, depth: int = 1) -> None:
+        """`vocabulary` is the number of all tokens; ranks have them as parallel/split.py says.
+
+        `depth` is how many steps may be under way at once.
+        """
         self._tp = tp
         self._vocabulary = vocabulary
         self._own = uneven(vocabulary, tp.rank, tp.size)
-        self._histories = Histories()
+        self._histories = Histories(depth)
 
     def __repr__(self) -> str:
         own = self._own

@@ -36,7 +36,8 @@ from baton.core.handover import (
     Want,
 )
 from baton.core.trace import HandoverTrace
-from baton.kv_transfer.plan import TokenRange, readable_plan
+from baton.kv_transfer.landing import Landing, landing_plan
+from baton.kv_transfer.plan import TokenRange
 from baton.kv_transfer.receiver_events import (
     CancelRequested,
     Connect,
@@ -72,13 +73,14 @@ class ReceiverState(StrEnum):
     FAILED = "failed"
 
 
+_IN_POOL = Landing()
 _OVER = (ReceiverState.LANDED, ReceiverState.FAILED)
 
 
 class Receiver:
     """One attempt, seen from decode."""
 
-    def __init__(self, open_: Open, *, config: HandoverConfig) -> None:
+    def __init__(self, open_: Open, *, config: HandoverConfig, landing: Landing = _IN_POOL) -> None:
         self.state = ReceiverState.OPENING
         self.deadline = float("inf")
         """When to send Tick, on the clock of `now`."""
@@ -90,6 +92,7 @@ class Receiver:
         self._source_size = 0
         """Tokens in one of them."""
         self._config = config
+        self._landing = landing
         self._shared = False
         self._connected = False
         self._blocks: tuple[BlockRef, ...] | None = None
@@ -174,7 +177,7 @@ class Receiver:
         if self.state is not ReceiverState.OPENING:
             return self._fail(HandoverError("prefill accepted twice"), now)
         try:
-            plan = readable_plan(message.layout, self._open.layout)
+            plan = landing_plan(message.layout, self._open.layout, self._landing)
         except Incompatible as error:
             return self._fail(error, now)
         self.state = ReceiverState.WAITING

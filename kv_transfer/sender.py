@@ -8,6 +8,7 @@ No clock but the one passed in, no I/O. Whatever ends it, the machine emits Rele
 if a sequence was submitted, and End exactly once; after that every event is ignored.
 """
 
+from dataclasses import replace
 from enum import StrEnum
 
 from baton.core.config import HandoverConfig
@@ -45,6 +46,8 @@ from baton.kv_transfer.sender_events import (
     SenderAction,
     SenderEvent,
     SendOffer,
+    Stage,
+    Staged,
     Started,
     StreamEnded,
     Submit,
@@ -73,7 +76,9 @@ class Sender:
         accepted: Accepted,
         config: HandoverConfig,
         now: float,
+        staged: bool = False,
     ) -> None:
+        """`staged`: nobody can read our blocks; they are copied to pages, which are offered."""
         self.state = SenderState.NEW
         self.deadline = now + config.accept_timeout_s
         """When to send Tick, on the clock of `now`; infinite while the engine has the prompt."""
@@ -99,6 +104,11 @@ class Sender:
         self._chunks = 0
         self._cached_tokens = 0
         self._blocks: tuple[BlockRef, ...] = ()
+        self._staged = staged
+        self._pages: tuple[BlockRef, ...] = ()
+        """One for each block of the prompt, once there is room for all of them."""
+        self._unstaged: list[SendOffer] = []
+        """Offers that wait for that."""
 
     def __repr__(self) -> str:
         return f"Sender({self.state}, offers={self._offers}, blocks={self._offered_blocks})"
@@ -120,6 +130,8 @@ class Sender:
                 return self._pulled()
             case Started(cached_tokens, blocks):
                 return self._started(cached_tokens, blocks, now)
+            case Staged(pages):
+                return self._have_pages(pages, now)
             case LayersReady(end, layers):
                 return self._layers_ready(end, layers)
             case ChunkReady(end, blocks):
@@ -166,8 +178,8 @@ class Sender:
 
     def _worth_pulling(self, event: Opened) -> range:
         message = event.message
-        if message.layout != self._accepted.layout:
-            return range(0)  # what is read must land as it is
+        if self._staged or message.layout != self._accepted.layout:
+            return range(0)  # what is read must land as it is, and where it is
         return blocks_to_pull(
             self._config,
             self._layout,
@@ -210,7 +222,33 @@ class Sender:
         self._started_at = now
         self._cached_tokens = cached_tokens
         self._blocks = blocks
-        return self._offer(self._complete_blocks(cached_tokens), self._layout.layers)
+        offers = self._offer(self._complete_blocks(cached_tokens), self._layout.layers)
+        if not self._staged:
+            return offers
+        self.deadline = now + self._config.room_timeout_s
+        return [Stage(self._layout.blocks_for(self._prompt_tokens)), *offers]
+
+    def _have_pages(self, pages: tuple[BlockRef, ...], now: float) -> list[SenderAction]:
+        """Make the offers that waited for pages.
+
+        All pages at once, as decode reserves all blocks at once: who has some of either never
+        waits for more of it while holding what another waits for.
+        """
+        assert len(pages) == self._layout.blocks_for(self._prompt_tokens), "all or nothing"
+        self._pages = pages
+        self.deadline = float("inf")
+        if self.state is SenderState.OFFERED:
+            self._await_received(now)
+        offers, self._unstaged = self._unstaged, []
+        return [self._to_pages(offer) for offer in offers]
+
+    def _to_pages(self, offer: SendOffer) -> SendOffer:
+        end = offer.first_block + len(offer.blocks)
+        return replace(offer, pages=self._pages[offer.first_block : end])
+
+    def _await_received(self, now: float) -> None:
+        self.deadline = now + self._config.received_timeout_s
+        self.unread_since = now
 
     def _layers_ready(self, end: int, layers: int) -> list[SenderAction]:
         """Offer what the chunk has so far, if that is enough for a read of its own."""
@@ -242,8 +280,8 @@ class Sender:
     ) -> list[SenderAction]:
         assert self.state is SenderState.COMPUTING, f"a token in state {self.state}"
         self.state = SenderState.OFFERED
-        self.deadline = now + self._config.received_timeout_s
-        self.unread_since = now
+        if self._pages or not self._staged:
+            self._await_received(now)
         first = FirstToken(
             token=token,
             queue_s=self._started_at - self._opened_at,
@@ -277,7 +315,12 @@ class Sender:
         self._offered_layers = layers
         if layers == self._layout.layers:
             self._offered_blocks, self._offered_layers = upto, 0
-        return [offer]
+        if not self._staged:
+            return [offer]
+        if self._pages:
+            return [self._to_pages(offer)]
+        self._unstaged.append(offer)
+        return []
 
     def _peer_said(self, message: Offer | Received | Abort) -> list[SenderAction]:
         if message.attempt != self._attempt:
@@ -296,7 +339,12 @@ class Sender:
         if self.state is SenderState.PULLING:
             assert self._open is not None, "a pull before Open"
             return [self._queue(self._open)]  # decode says nothing: compute it
-        what = "an Open" if self.state is SenderState.NEW else "the offered KV to be read"
+        if self.state is SenderState.NEW:
+            what = "an Open"
+        elif self._staged and not self._pages:
+            what = "room in staging memory"
+        else:
+            what = "the offered KV to be read"
         return self._refuse(DeadlineExceeded(f"prefill waited too long for {what}"))
 
     def _refuse(self, error: BatonError) -> list[SenderAction]:

@@ -41,6 +41,13 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class Staged:
+    """There is room for the prompt in staging: a page for each of its blocks, in order."""
+
+    pages: tuple[BlockRef, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LayersReady:
     """KV of the layers before `layers`, of the prompt up to `end` tokens, is in the blocks."""
 
@@ -93,6 +100,7 @@ SenderEvent = (
     Opened
     | PullEnded
     | Started
+    | Staged
     | LayersReady
     | ChunkReady
     | Sampled
@@ -120,6 +128,13 @@ class Pull:
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """Ask for a page of staging for each of so many blocks; ends in Staged, Failed, or our end."""
+
+    blocks: int
+
+
+@dataclass(frozen=True, slots=True)
 class Send:
     """Write a message to the stream."""
 
@@ -128,7 +143,10 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class SendOffer:
-    """Compute the blocks' digests and write an Offer with them to the stream."""
+    """Compute the blocks' digests and write an Offer with them to the stream.
+
+    With pages, copy the blocks' layers there first, and offer those.
+    """
 
     attempt: Attempt
     index: int
@@ -136,11 +154,13 @@ class SendOffer:
     first_block: int
     blocks: tuple[BlockRef, ...]
     first: FirstToken | None
+    pages: tuple[BlockRef, ...] = ()
+    """One for each of the blocks, where decode cannot read the blocks themselves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Give the sequence's blocks back."""
+    """Give the sequence's blocks and pages back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,4 +170,4 @@ class End:
     outcome: str
 
 
-SenderAction = Submit | Pull | Send | SendOffer | Release | End
+SenderAction = Submit | Pull | Stage | Send | SendOffer | Release | End

@@ -225,7 +225,7 @@ def test_offers_end_where_larger_blocks_of_decode_do(
     [
         ({"compatibility": "other"}, "incompatible"),
         ({"layout": ShardedLayout(replace(LAYOUT, head_dim=8))}, "incompatible"),
-        ({"layout": ShardedLayout(replace(LAYOUT, dtype="bfloat16"))}, "incompatible"),
+        ({"layout": ShardedLayout(replace(LAYOUT, dtype="float16"))}, "incompatible"),
         ({"layout": ShardedLayout(LAYOUT, tp=2)}, "incompatible"),
     ],
 )

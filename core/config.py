@@ -36,6 +36,9 @@ class EngineConfig(Config):
     and however its prompt is cut. The native executor always computes so; torch never does."""
     block_size: Literal[8, 16, 32] = 16
     """Tokens per KV block."""
+    kv_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What KV is kept as. Whatever it is, the model computes in float32; bfloat16 takes half the
+    memory, and the executor torch. Prefill and decode may differ."""
     kv_memory_mib: int = Field(default=256, ge=1, le=1 << 20)
     """Memory of the KV pool per rank, in MiB."""
     max_batch_tokens: int = Field(default=512, ge=16, le=1 << 17)
@@ -60,6 +63,46 @@ class EngineConfig(Config):
     prefix_hash: Literal["xxh3_128", "sha256"] = "xxh3_128"
     """Names prefixes in the cache. sha256 is slower, and safe from users who look for collisions
     with the prompts of others."""
+
+
+class ParallelConfig(Config):
+    """Over how many ranks, each a process, one instance is spread; and when one of them is lost."""
+
+    tp: int = Field(default=1, ge=1, le=256)
+    """Ranks over which heads, columns and rows of matrices, and the vocabulary are split."""
+    pp: int = Field(default=1, ge=1, le=256)
+    """Stages of consecutive layers."""
+    ep: int = Field(default=1, ge=1, le=256)
+    """Places over which experts are spread, and with them the sequences."""
+    cp: int = Field(default=1, ge=1, le=256)
+    """Ranks over which the tokens of a long prompt are spread."""
+    join_timeout_s: float = Field(default=120.0, gt=0)
+    """For all ranks to be there, and for any one to load its share."""
+    silence_s: float = Field(default=6.0, ge=2)
+    """A rank not heard of for so long is lost, and the instance with it."""
+    step_timeout_s: float = Field(default=60.0, gt=0)
+    """So is a rank that a step has to wait for for so long."""
+
+    @property
+    def size(self) -> int:
+        """How many ranks there are."""
+        return self.pp * self.ep * self.cp * self.tp
+
+    @property
+    def stage_size(self) -> int:
+        """How many ranks a stage has; they talk most, and belong on one node."""
+        return self.size // self.pp
+
+
+class LeaderRef(Config):
+    """Where a rank finds the leader of its instance."""
+
+    host: str
+    """Of its control connections."""
+    port: int = Field(ge=1, le=65535)
+    """Of its control connections."""
+    incarnation: int
+    """Of the instance; another one is not joined."""
 
 
 class HandoverConfig(Config):
@@ -92,9 +135,13 @@ class HandoverConfig(Config):
     """How long offered KV may go unread before prefill's health turns bad."""
     stall_budget_s: float = Field(default=15.0, gt=0)
     """How long reads may be under way before decode's health turns bad."""
+    staging_mib: int = Field(default=64, ge=0, le=1 << 20)
+    """Host memory per rank, in MiB, through which KV passes that cannot be read in place: in decode
+    what prefill has in another dtype (with 0 such peers are refused), and on both sides the KV of a
+    pool on a device. There, prefill must have room for every prompt that is being handed over."""
     transport: Literal["auto", "ucx", "shm", "tcp"] = "auto"
-    """What moves KV; auto takes, for each pair of instances, the first of ucx, shm and tcp that
-    both have and that works between them."""
+    """What moves KV; auto takes, for each pair of instances, the first of shm (on one host), ucx
+    (where it has RDMA) and tcp that both have and that works between them."""
     secret: SecretStr = SecretStr("")
     """Known to all instances of the cluster and to nobody else, at least 16 bytes; shm and tcp let
     only those read who prove that they know it, and are not there without."""
@@ -129,7 +176,13 @@ class WorkerConfig(Config):
     port: int = Field(default=0, ge=0, le=65535)
     """0 takes a free one."""
     threads: int = Field(default=1, ge=1, le=1024)
-    """CPU threads for the model."""
+    """CPU threads per rank for the model."""
+    parallel: ParallelConfig = ParallelConfig()
+    """The ranks of the instance."""
+    rank: int = Field(default=0, ge=0)
+    """Which of them this process is; 0 leads."""
+    leader: LeaderRef | None = None
+    """Where the leader is; for all ranks but the leader."""
     engine: EngineConfig = EngineConfig()
     """Limits of the engine."""
     handover: HandoverConfig = HandoverConfig()
@@ -168,8 +221,12 @@ class ClusterConfig(Config):
     """Decode instances."""
     host: str = "127.0.0.1"
     """Address of Ray's head and of every instance."""
+    prefill_parallel: ParallelConfig = ParallelConfig()
+    """Over how many ranks each prefill instance is spread."""
+    decode_parallel: ParallelConfig = ParallelConfig()
+    """Over how many ranks each decode instance is spread."""
     threads: int = Field(default=1, ge=1, le=1024)
-    """CPU threads per instance."""
+    """CPU threads per rank."""
     start_timeout_s: float = Field(default=180.0, gt=0)
     """For every instance to become ready."""
     engine: EngineConfig = EngineConfig()

@@ -55,13 +55,19 @@ def make_batch(
     device: str | torch.device = "cpu",
     *,
     windows: Collection[int | None] = (None,),
+    in_ring: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> Batch:
-    """Return the tensors of a plan for pools of `layout`, and for layers of each of `windows`."""
-    to = _Mover(device)
+    """Return the tensors of a plan for pools of `layout`, and for layers of each of `windows`.
+
+    The last `in_ring` sequences are chunks whose attention is not computed by this rank alone.
+    `dtype` is what attention is computed in.
+    """
+    to = _Mover(device, dtype)
     sequences = _ordered(plan.sequences)
     starts = np.cumsum([0, *(len(s.tokens) for s in sequences)])
     positions = np.concatenate([np.arange(s.start, s.end) for s in sequences])
-    blocks = np.concatenate([_blocks_of_tokens(s, layout.block_size) for s in sequences])
+    blocks = np.concatenate([blocks_of_tokens(s, layout.block_size) for s in sequences])
     offsets = positions % layout.block_size
     slots = slot_index(
         to(blocks),
@@ -79,7 +85,9 @@ def make_batch(
             window: AttentionBatch(
                 slots=slots,
                 decodes=_decode_groups(sequences, window, layout, to),
-                chunks=_chunks(sequences, starts.tolist(), window, layout, to),
+                chunks=_chunks(
+                    sequences[: len(sequences) - in_ring], starts.tolist(), window, layout, to
+                ),
             )
             for window in windows
         },
@@ -91,7 +99,7 @@ def make_batch(
     return Batch(model, sampled, fresh_blocks=to(blocks[offsets == 0]))
 
 
-def _blocks_of_tokens(sequence: ScheduledSequence, block_size: int) -> Ints:
+def blocks_of_tokens(sequence: ScheduledSequence, block_size: int) -> Ints:
     """Return the block that each of the sequence's tokens in this step goes to."""
     first = sequence.start // block_size
     table = np.asarray(sequence.blocks[first:], dtype=np.int64)
@@ -102,8 +110,10 @@ def _blocks_of_tokens(sequence: ScheduledSequence, block_size: int) -> Ints:
 class _Mover:
     """Brings whole numbers from numpy to the device."""
 
-    def __init__(self, device: str | torch.device) -> None:
+    def __init__(self, device: str | torch.device, dtype: torch.dtype) -> None:
         self.device = device
+        self.dtype = dtype
+        """What attention is computed in, and so what masks are of."""
 
     def __call__(self, values: Ints) -> Tensor:
         return torch.from_numpy(values.astype(np.int64, copy=False)).to(self.device)
@@ -145,7 +155,7 @@ def _decode_groups(
                 start=start,
                 end=end,
                 runs=run_index(to(padded), layout.layers, layout.runs_per_layer).flatten(),
-                mask=additive(beyond(distance, window), _torch_dtype(layout))[:, None, None, :],
+                mask=additive(beyond(distance, window), to.dtype)[:, None, None, :],
             )
         )
         start = end
@@ -204,9 +214,4 @@ def _chunk_mask(
     keys = sequence.end - first
     if window is not None:
         keys = min(keys, rows + window - 1)
-    return band_mask(rows, keys, window, dtype=_torch_dtype(layout), device=to.device)
-
-
-def _torch_dtype(layout: KVLayout) -> torch.dtype:
-    found: torch.dtype = getattr(torch, layout.dtype)
-    return found
+    return band_mask(rows, keys, window, dtype=to.dtype, device=to.device)

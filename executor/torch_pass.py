@@ -1,5 +1,6 @@
 """A step plan through the torch executor: it runs wherever torch does."""
 
+import torch
 from torch import Tensor
 
 from baton.engine.step import LayerWatch, StepPlan
@@ -7,10 +8,11 @@ from baton.executor.batch import SampledRow, make_batch
 from baton.executor.kv_cache import KVCache
 from baton.kernels.attention import Workspace
 from baton.models.decoder import Decoder
+from baton.models.weights import torch_dtype
 
 
 class TorchPass:
-    """One model on one pool."""
+    """One rank's share of a model on one pool."""
 
     def __init__(self, model: Decoder, kv: KVCache) -> None:
         self._model = model
@@ -22,11 +24,31 @@ class TorchPass:
 
     def compute(
         self, plan: StepPlan, watch: LayerWatch | None = None
-    ) -> tuple[Tensor, tuple[SampledRow, ...]]:
-        """Write the plan's KV; return float32 logits [rows, vocabulary] and whose they are."""
-        windows, kv = self._model.spec.windows, self._kv
-        batch = make_batch(plan, kv.layout, kv.tensor.device, windows=windows)
+    ) -> tuple[Tensor, tuple[SampledRow, ...]] | None:
+        """Write the plan's KV; return float32 logits [rows, vocabulary] and whose they are.
+
+        The logits are of the tokens of the vocabulary that this rank has. A rank that is not in the
+        last stage hands its stream on to the next and returns None.
+        """
+        model, kv = self._model, self._kv
+        windows, dtype = model.spec.windows, torch_dtype(model.dtype)
+        batch = make_batch(plan, kv.layout, kv.tensor.device, windows=windows, dtype=dtype)
         # A block's slots past the sequence's end are masked, but NaN left there would come through.
         kv.tensor.index_fill_(0, batch.fresh_blocks, 0)
-        logits = self._model.forward(batch.model, kv.layers, self._workspace, watch)
-        return logits, batch.sampled
+        stream = None if model.share.first else self._received(plan.num_tokens)
+        out = model.forward(batch.model, kv.layers, self._workspace, watch, stream)
+        if model.share.last:
+            return out, batch.sampled
+        pp = model.share.ranks.pp
+        pp.send(out.contiguous(), pp.rank + 1)
+        return None
+
+    def _received(self, tokens: int) -> Tensor:
+        """Return the stream from the stage before."""
+        model, pp = self._model, self._model.share.ranks.pp
+        stream = torch.empty(
+            model.stream_shape(tokens),
+            dtype=torch_dtype(model.dtype),
+            device=self._kv.tensor.device,
+        )
+        return pp.receive_(stream, pp.rank - 1)

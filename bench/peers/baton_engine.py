@@ -69,6 +69,9 @@ class _Listener:
         self.finished = asyncio.Event()
         self.waves = Waves(outputs)
 
+    def step_ran(self, plan: StepPlan, seconds: float) -> None:
+        """See Listener."""
+
     def step_started(self, plan: StepPlan) -> Sequence[int]:
         """Nothing is measured here, and nobody waits for single layers."""
         return ()

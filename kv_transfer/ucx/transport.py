@@ -103,7 +103,7 @@ class UcxTransport:
         await outcome(self._disconnect(peer))
 
     async def close(self) -> None:
-        """See Transport. After five seconds UCX is shut down over what does not complete."""
+        """See Transport. After five seconds UCX is left as it is, with the region."""
         self._closed = True
         self._peers.clear()
         self._connected.clear()

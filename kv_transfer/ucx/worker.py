@@ -22,8 +22,8 @@ from baton.kv_transfer.ucx.session import Session
 
 _NAP_S = 0.001
 """Longest sleep while something is under way: not every transport signals all that it does."""
-_DRAIN_S = 5.0
-"""How long `stop` lets endpoints close before UCX is shut down over them."""
+_SETTLE_S = 5.0
+"""How long `stop` lets endpoints close and UCX settle before it leaves them as they are."""
 
 Done = concurrent.futures.Future[None]
 
@@ -155,19 +155,25 @@ class UcxWorker:
             ended = TransportError(f"the UCX thread failed: {error!r}")
             raise
         finally:
-            session.close()
-            self._end(ended)
+            try:
+                session.close()
+            finally:  # whatever happens: nobody may wait for a thread that has ended
+                self._end(ended)
 
     def _loop(self, poll: select.epoll) -> None:
         lib, worker = self._session.lib, self._session.worker
         while True:
             self._run_commands()
-            if self._stopping and (not self._endpoints or time.monotonic() > self._give_up_at):
+            if self._stopping and self._may_end():
                 return
             busy = lib.progress(worker)
             self._reap()
             if not busy and not self._commands:
                 self._sleep(poll)
+
+    def _may_end(self) -> bool:
+        closed = not self._endpoints
+        return (closed and self._session.settle()) or time.monotonic() > self._give_up_at
 
     def _run_commands(self) -> None:
         while self._commands:
@@ -211,7 +217,7 @@ class UcxWorker:
     def _stop(self) -> None:
         if not self._stopping:
             self._stopping = True
-            self._give_up_at = time.monotonic() + _DRAIN_S
+            self._give_up_at = time.monotonic() + _SETTLE_S
         for endpoint in self._endpoints.values():
             self._disconnect(endpoint.peer, concurrent.futures.Future())
 

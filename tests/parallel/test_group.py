@@ -186,17 +186,16 @@ def lose(ranks: Ranks, place: Place, how: signal.Signals, victim: int, name: str
 
 
 @pytest.mark.parametrize(
-    ("how", "deadline_s"), [(signal.SIGKILL, 10 * PATIENCE_S), (signal.SIGSTOP, 2)]
+    ("how", "deadline_s"), [(signal.SIGKILL, 10 * PATIENCE_S), (signal.SIGSTOP, 4)]
 )
 @pytest.mark.parametrize("name", ["library", "shared"])
 def test_one_lost_rank_is_an_error_on_all(
     processes: RankProcesses, name: str, how: signal.Signals, deadline_s: float
 ) -> None:
     """Also on the rank that shares no group with the lost one; at once if its process is gone."""
-    victim = 3
-    outcomes = processes.outcomes(
-        Mesh(pp=2, tp=2), lose, how, victim, name, deadline_s=deadline_s, lost=victim
-    )
+    mesh, victim = Mesh(pp=2, tp=2), 3
+    processes.run(mesh, lines_of, mesh)  # so that all are there when the short deadline begins
+    outcomes = processes.outcomes(mesh, lose, how, victim, name, deadline_s=deadline_s, lost=victim)
     assert isinstance(outcomes.pop(victim), RankFailed)
     for outcome in outcomes:
         assert isinstance(outcome, str), outcome

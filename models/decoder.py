@@ -1,6 +1,6 @@
 """A decoder's forward pass over one ragged batch, whatever its family."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from baton.models.rope_spec import RopeSpec
 from baton.models.share import Share
 from baton.models.spec import ModelSpec
 from baton.models.weights import Checkpoint, torch_dtype
+from baton.parallel.expert_placement import Placement
 from baton.parallel.token_rows import AllRows, TokenRows, token_rows
 
 
@@ -88,11 +89,24 @@ class Decoder:
 
     @property
     def expert_loads(self) -> dict[int, Tensor]:
-        """How often tokens of this place have chosen each expert, by layer that has experts."""
+        """How often this place's tokens have chosen each expert [experts], by layer with experts.
+
+        Counted since the experts were placed. Summed over ep they are what
+        `balanced_placement` takes.
+        """
         loads = {
             index: layer.expert_loads for index, layer in enumerate(self._layers, self._own.start)
         }
         return {index: found for index, found in loads.items() if found is not None}
+
+    def place_experts(self, placements: Mapping[int, Placement], checkpoint: Checkpoint) -> None:
+        """Move experts to where `placements`, by layer of the model, say; others stay.
+
+        All ranks of the instance do so between the same two steps.
+        """
+        for index, layer in enumerate(self._layers, self._own.start):
+            if index in placements:
+                layer.place_experts(placements[index], checkpoint)
 
     @torch.inference_mode()
     def join(self) -> None:

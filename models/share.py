@@ -10,7 +10,7 @@ from baton.parallel.group import Ranks
 from baton.parallel.mesh import Mesh
 from baton.parallel.split import uneven
 
-SCATTER_FROM = 256
+SCATTER_FROM = 512
 """Tokens of a step from which on norms are spread over the tensor-parallel ranks."""
 
 

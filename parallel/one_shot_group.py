@@ -31,8 +31,8 @@ from baton.parallel.layered_group import LayeredGroup
 LIMIT_BYTES = 4 << 20
 """The longest message that goes this way.
 
-bench/parallel.py finds it faster than Gloo up to 32 MiB on two ranks and 16 MiB on four; the slots
-bound it, which come to take 2 size LIMIT_BYTES, and 512 tokens of 2048 float32 fit.
+bench/parallel.py finds no size on two ranks at which Gloo is faster, and 32 MiB on four. So memory
+decides: the slots come to take 2 size LIMIT_BYTES. This holds 512 tokens of 2048 float32.
 """
 
 _TURNS = 2
@@ -48,6 +48,7 @@ class OneShotGroup(LayeredGroup):
         super().__init__(below)
         self._links = links
         self._slots = links.memory.view(_TURNS, below.size, -1)
+        self._limit = self._slots.shape[2]
         self._on_lost = on_lost
         self.calls = 0
         """How many went this way."""
@@ -56,7 +57,7 @@ class OneShotGroup(LayeredGroup):
 
     def all_reduce_(self, x: Tensor) -> Tensor:
         """See Group."""
-        if not 0 < x.nbytes <= LIMIT_BYTES:
+        if not 0 < x.nbytes <= self._limit:
             return self.below.all_reduce_(x)
         sizes = (x.numel(),) * self.size
         _add(self._shared(x, sizes), x.view(-1))
@@ -66,14 +67,14 @@ class OneShotGroup(LayeredGroup):
         """See Group."""
         rows = [x.shape[0]] * self.size if rows is None else rows
         width = math.prod(x.shape[1:])
-        if not 0 < max(rows) * width * x.itemsize <= LIMIT_BYTES:
+        if not 0 < max(rows) * width * x.itemsize <= self._limit:
             return self.below.all_gather(x, rows)
         parts = self._shared(x, tuple(n * width for n in rows))
         return torch.cat(parts).view(-1, *x.shape[1:])
 
     def reduce_scatter(self, x: Tensor, rows: Sequence[int] | None = None) -> Tensor:
         """See Group."""
-        if not 0 < x.nbytes <= LIMIT_BYTES:
+        if not 0 < x.nbytes <= self._limit:
             return self.below.reduce_scatter(x, rows)
         rows = even_rows(x, self.size) if rows is None else rows
         width = math.prod(x.shape[1:])
@@ -125,9 +126,11 @@ class OneShotGroup(LayeredGroup):
         return [slots[i, : n * dtype.itemsize].view(dtype) for i, n in enumerate(sizes)]
 
 
-def one_shot(below: Group, deadline_s: float, on_lost: Callable[[], None]) -> OneShotGroup | None:
+def one_shot(
+    below: Group, deadline_s: float, on_lost: Callable[[], None], limit_bytes: int = LIMIT_BYTES
+) -> OneShotGroup | None:
     """Return a group that goes through shared memory, or None on ranks of several hosts."""
-    links = connect_on_host(below, _TURNS * below.size * LIMIT_BYTES, deadline_s)
+    links = connect_on_host(below, _TURNS * below.size * limit_bytes, deadline_s)
     if links is None:
         return None
     whole, part = divmod(deadline_s, 1)

@@ -25,9 +25,10 @@ from baton.models.mesh_plan import plan_stages
 from baton.models.share import Share
 from baton.models.spec import read_spec
 from baton.models.weights import Checkpoint
+from baton.parallel.counted_group import Moved
 from baton.parallel.expert_placement import Placement, balanced_placement
 from baton.parallel.group import Ranks
-from baton.parallel.mesh import Place
+from baton.parallel.mesh import AXES, Axis, Place
 
 GREEDY = SamplingParams(temperature=0.0)
 BLOCK_SIZE = 8
@@ -70,6 +71,15 @@ class Outcome:
 def run(ranks: Ranks, place: Place, job: Job) -> Outcome:
     """Return what this rank has after all prompts and their outputs."""
     return _Rank(ranks, job).run()
+
+
+def run_counted(
+    ranks: Ranks, place: Place, job: Job
+) -> tuple[Outcome, dict[Axis, dict[str, Moved]]]:
+    """Return what `run` does, and what each of the rank's groups has moved."""
+    groups = {axis: group for axis in AXES if (group := getattr(ranks, axis)).size > 1}
+    outcome = _Rank(ranks, job).run()
+    return outcome, {axis: group.traffic.stats() for axis, group in groups.items()}
 
 
 class _Rank:

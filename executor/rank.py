@@ -13,9 +13,10 @@ from baton.core.sharded_layout import Rank, ShardedLayout
 from baton.core.topology import Role
 from baton.executor.device import Device
 from baton.executor.handover_memory import HandoverMemory
+from baton.executor.handover_orders import HandoverTerms
 from baton.executor.kv_cache import KVCache, blocks_that_fit, make_layout
 from baton.executor.rank_group import Progress, rank_name
-from baton.executor.rank_handover import HandoverTerms, RankHandover
+from baton.executor.rank_handover import RankHandover
 from baton.executor.runner import ModelRunner
 from baton.kernels.kv_digest import is_native
 from baton.kv_transfer.choose import OpenTransport
@@ -69,10 +70,12 @@ class LoadedRank:
         """Return what computes this rank's share of steps."""
         return ModelRunner(self.model, self.kv, self.host, depth=self.layout.pp)
 
-    def handover(self, terms: HandoverTerms) -> RankHandover:
+    def handover(self, terms: HandoverTerms, config: WorkerConfig) -> RankHandover:
         """Return this rank's part of an attempt."""
         assert self.transport is not None, "a handover in a mixed instance"
-        return RankHandover(terms, self.place, self.transport, self.kv.memory)
+        assert self.memory is not None, "a handover in a mixed instance"
+        limit_s = config.handover.read_timeout_s
+        return RankHandover(terms, self.place, self.transport, self.memory, limit_s)
 
     async def close(self) -> None:
         """Give back what is open, and check that nothing was held."""

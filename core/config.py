@@ -32,9 +32,9 @@ class EngineConfig(Config):
     executor: Literal["auto", "native", "torch"] = "auto"
     """Who computes on the CPU: native code compiled here, or torch; auto is native if it can."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What linear layers and attention multiply in, and the KV: both sides of a handover must have
-    the same. bfloat16 takes half the memory and on processors with AMX a fraction of the time, and
-    its tokens may differ from those of float32; weights in bfloat16 are exact in either."""
+    """What linear layers and attention multiply in; both sides of a handover must have the same.
+    bfloat16 takes half the memory and on processors with AMX a fraction of the time, and its
+    tokens may differ from those of float32; weights in bfloat16 are exact in either."""
     batch_invariant: bool = False
     """Refuse to start unless a request's logits are bitwise the same whatever it is batched with
     and however its prompt is cut. The native executor always computes so; torch never does."""

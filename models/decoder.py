@@ -1,6 +1,6 @@
 """A decoder's forward pass over one ragged batch, whatever its family."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from baton.models.rope_spec import RopeSpec
 from baton.models.share import Share
 from baton.models.spec import ModelSpec
 from baton.models.weights import Checkpoint, torch_dtype
+from baton.parallel.expert_placement import Placement
 from baton.parallel.token_rows import AllRows, TokenRows, token_rows
 
 
@@ -79,8 +80,8 @@ class Decoder:
             self._head = Head(weight, decoder.logit_softcap)
 
     def __repr__(self) -> str:
-        spec = self.spec
-        return f"<Decoder {spec.family}: {spec.layers} layers, hidden {spec.hidden}, {self.dtype}>"
+        spec, own = self.spec, f"{self.share.mesh}, layers {self._own.start} to {self._own.end - 1}"
+        return f"<Decoder {spec.family}: {own}, hidden {spec.hidden}, {self.dtype}>"
 
     def stream_shape(self, tokens: int) -> tuple[int, int]:
         """Return the shape of what stages hand on for a step of so many tokens."""
@@ -88,11 +89,24 @@ class Decoder:
 
     @property
     def expert_loads(self) -> dict[int, Tensor]:
-        """How often tokens of this place have chosen each expert, by layer that has experts."""
+        """How often this place's tokens have chosen each expert [experts], by layer with experts.
+
+        Counted since the experts were placed. Summed over ep they are what
+        `balanced_placement` takes.
+        """
         loads = {
             index: layer.expert_loads for index, layer in enumerate(self._layers, self._own.start)
         }
         return {index: found for index, found in loads.items() if found is not None}
+
+    def place_experts(self, placements: Mapping[int, Placement], checkpoint: Checkpoint) -> None:
+        """Move experts to where `placements`, by layer of the model, say; others stay.
+
+        All ranks of the instance do so between the same two steps.
+        """
+        for index, layer in enumerate(self._layers, self._own.start):
+            if index in placements:
+                layer.place_experts(placements[index], checkpoint)
 
     @torch.inference_mode()
     def join(self) -> None:

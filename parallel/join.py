@@ -1,7 +1,7 @@
 """How a process becomes a rank: it meets the others at one address and gets its groups."""
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import TracebackType
 from typing import Literal
@@ -9,8 +9,11 @@ from typing import Literal
 from torch._C import _distributed_c10d as c10d
 
 from baton.core.errors import InvalidConfig, RankLost
-from baton.parallel.group import Group, Ranks, SoloGroup
+from baton.parallel.counted_group import CountedGroup, Traffic
+from baton.parallel.group import Group, Ranks
 from baton.parallel.mesh import AXES, Axis, Mesh
+from baton.parallel.one_shot_group import OneShotGroup, one_shot
+from baton.parallel.quantised_group import QuantisedGroup
 from baton.parallel.torch_group import TorchGroup
 
 Library = Literal["gloo", "nccl"]
@@ -27,6 +30,9 @@ class Meeting:
     library: Library
     deadline_s: float
     """For all to have come, and then for every call of a group."""
+    int8_from_bytes: int | None = None
+    """All-reduces along tp of so many bytes or more travel as int8, at the cost of the error that
+    QuantisedGroup states; None: none do."""
 
 
 class Membership:
@@ -34,8 +40,10 @@ class Membership:
 
     def __init__(self, store: c10d.Store | None) -> None:
         self.ranks = Ranks()
+        self.traffic: dict[Axis, Traffic] = {}
+        """What the groups of more than one rank have moved."""
         self._store = store  # NCCL asks it again when two ranks first talk
-        self._groups: list[TorchGroup] = []
+        self._leavable: list[TorchGroup | OneShotGroup] = []
 
     def __enter__(self) -> "Membership":
         return self
@@ -48,13 +56,16 @@ class Membership:
     ) -> None:
         self.leave()
 
+    def _add(self, axis: Axis, group: Group) -> None:
+        self.ranks = replace(self.ranks, **{axis: group})
+
     def leave(self) -> None:
         """Cut all connections, without waiting for anybody.
 
         A rank that loses one of its groups leaves all: who waits for it elsewhere in the mesh
         learns of it now and not after the deadline.
         """
-        groups, self._groups = self._groups, []
+        groups, self._leavable = self._leavable, []
         for group in groups:
             group.leave()
         self._store = None
@@ -78,9 +89,10 @@ def join_mesh(meeting: Meeting, rank: int, listener: socket.socket | None = None
         membership = Membership(store)
         try:
             device = _gloo_device(meeting) if meeting.library == "gloo" else None
-            membership.ranks = Ranks(
-                *(_group(membership, meeting, rank, axis, store, device) for axis in AXES)
-            )
+            for axis in AXES:
+                if meeting.mesh.length(axis) > 1:
+                    group = _library_group(membership, meeting, rank, axis, store, device)
+                    membership._add(axis, _with_layers(membership, meeting, axis, group))
         except BaseException:
             membership.leave()
             raise
@@ -114,17 +126,15 @@ def _gloo_device(meeting: Meeting) -> object:
     return c10d.ProcessGroupGloo.create_device(hostname=own)
 
 
-def _group(
+def _library_group(
     membership: Membership,
     meeting: Meeting,
     rank: int,
     axis: Axis,
     store: c10d.Store,
     device: object | None,
-) -> Group:
+) -> TorchGroup:
     line = meeting.mesh.line(rank, axis)
-    if len(line) == 1:
-        return SoloGroup()
     name = f"{axis} group {','.join(map(str, line))}"
     place, deadline = line.index(rank), timedelta(seconds=meeting.deadline_s)
     own_store = c10d.PrefixStore(name, store)
@@ -138,7 +148,24 @@ def _group(
         nccl._timeout = deadline
         backend = c10d.ProcessGroupNCCL(own_store, place, len(line), nccl)
     group = TorchGroup(backend, place, len(line), name, membership.leave)
-    membership._groups.append(group)
+    membership._leavable.append(group)
+    return group
+
+
+def _with_layers(
+    membership: Membership, meeting: Meeting, axis: Axis, library: TorchGroup
+) -> Group:
+    """Put upon the library's group what does better, and what counts."""
+    group: Group = library
+    if meeting.library == "gloo":
+        shared = one_shot(library, meeting.deadline_s, membership.leave)
+        if shared is not None:
+            membership._leavable.append(shared)
+            group = shared
+    membership.traffic[axis] = Traffic()
+    group = CountedGroup(group, membership.traffic[axis])
+    if axis == "tp" and meeting.int8_from_bytes is not None:
+        group = QuantisedGroup(group, meeting.int8_from_bytes)
     return group
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, distributed
 
 from baton.core.errors import RankLost
+from baton.parallel.group import even_rows
 
 
 class Work(Protocol):
@@ -91,10 +92,7 @@ class TorchGroup:
         Every rank sends the others their rows and adds up its own: the bytes of a ring with one
         wait in place of size - 1, for any rows, on both libraries.
         """
-        if rows is None:
-            own, uneven = divmod(x.shape[0], self._size)
-            assert not uneven, f"{x.shape[0]} rows over {self._size} ranks"
-            rows = [own] * self._size
+        rows = even_rows(x, self._size) if rows is None else rows
         own = rows[self._rank]
         parts = self.all_to_all(x, rows, [own] * self._size)
         return parts.view(self._size, own, *x.shape[1:]).sum(0, dtype=x.dtype)

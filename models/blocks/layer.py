@@ -12,6 +12,7 @@ from baton.models.blocks.step import Step
 from baton.models.decoder_spec import AttentionSpec, DecoderSpec, MlpSpec
 from baton.models.share import Share
 from baton.models.weights import Checkpoint
+from baton.parallel.expert_placement import Placement
 from baton.parallel.token_rows import TokenRows
 
 
@@ -55,6 +56,11 @@ class DecoderLayer:
     def expert_loads(self) -> Tensor | None:
         """How often this place's tokens have chosen each expert [experts]; None without any."""
         return self._mlp.loads if isinstance(self._mlp, Moe) else None
+
+    def place_experts(self, placement: Placement, checkpoint: Checkpoint) -> None:
+        """See Moe.place; nothing to do without experts."""
+        if isinstance(self._mlp, Moe):
+            self._mlp.place(placement, checkpoint)
 
     def join(self, nothing: Tensor) -> None:
         """Compute what other places need of the experts here, with no tokens [0, hidden] to add."""

@@ -30,18 +30,30 @@ class Moe:
         ranks: Ranks,
         placement: Placement,
     ) -> None:
+        self._spec = spec
+        self._stem = prefix + spec.names.experts
+        self._hidden = hidden
+        self._ranks = ranks
         self._router = _load_router(spec, checkpoint, prefix, hidden)
-        own, stem = placement.held[ranks.ep.rank], prefix + spec.names.experts
-        experts = load_experts(spec, checkpoint, stem, hidden, ranks.tp, own)
-        self._exchange = ExpertExchange(ranks.ep, placement, experts)
+        self._experts: dict[int, Mlp] = {}
+        self.place(placement, checkpoint)
         self._shared: Mlp | None = None
         if spec.shared is not None:
             at = f"{prefix}mlp.shared_experts."
             self._shared = load_mlp(spec.shared, checkpoint, at, hidden, ranks.tp)
 
+    def place(self, placement: Placement, checkpoint: Checkpoint) -> None:
+        """Have the experts that `placement` says; read those that are new and let others go."""
+        own, ranks = placement.held[self._ranks.ep.rank], self._ranks
+        new = [expert for expert in own if expert not in self._experts]
+        read = load_experts(self._spec, checkpoint, self._stem, self._hidden, ranks.tp, new)
+        found = self._experts | dict(zip(new, read, strict=True))
+        self._experts = {expert: found[expert] for expert in own}
+        self._exchange = ExpertExchange(ranks.ep, placement, list(self._experts.values()))
+
     @property
     def loads(self) -> Tensor:
-        """How often this place's tokens have chosen each expert [experts] (int64)."""
+        """How often this place's tokens have chosen each expert [experts] since it was placed."""
         return self._exchange.loads
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ sys.path.append(str(Path(__file__).parents[2]))
 from tests.parallel.ranks import RankProcesses
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def processes() -> Iterator[RankProcesses]:
-    """Runs functions on ranks; its processes are started once and used by all tests of a file."""
+    """Runs functions on ranks; its processes are started once and used by all tests."""
     with RankProcesses() as processes:
         yield processes

@@ -25,8 +25,8 @@ PATIENCE_S = 60.0
 """For one call of a function on all ranks."""
 
 _FORKS = multiprocessing.get_context("forkserver")
-# A fork of a process that has torch in memory is ready in a tenth of a second.
-_FORKS.set_forkserver_preload(["baton.parallel.join"])
+# A fork of a process that has torch in memory, and what test modules import, is ready at once.
+_FORKS.set_forkserver_preload(["baton.parallel.join", "hypothesis", "pytest"])
 
 
 class RankFailed(AssertionError):

@@ -1,4 +1,4 @@
-"""Collectives over Gloo, on every rank's process."""
+"""What every group does, on every rank's process: over Gloo, through shared memory, as joined."""
 
 import hashlib
 import os
@@ -11,11 +11,14 @@ from torch import Tensor
 
 from baton.core.errors import RankLost
 from baton.parallel.group import Group, Ranks
+from baton.parallel.layered_group import LayeredGroup
 from baton.parallel.mesh import AXES, Mesh, Place
+from baton.parallel.one_shot_group import OneShotGroup
 
 from .ranks import PATIENCE_S, RankFailed, RankProcesses
 
 SIZES = (2, 3, 4)
+LAYERS = ("library", "shared", "counted")
 ROWS = ((3, 3, 3, 3), (0, 5, 1, 2), (4, 0, 0, 0), (0, 0, 0, 0), (1, 17, 300, 2))
 TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8)
 MOVED = (*TYPES, torch.bool, torch.float8_e4m3fn)
@@ -35,8 +38,7 @@ def same(found: Tensor, expected: Tensor) -> None:
     )
 
 
-def check_sums(ranks: Ranks, place: Place) -> None:
-    group = ranks.tp
+def check_sums(group: Group) -> None:
     for dtype in TYPES:
         for rows in (0, 1, 7, 1000):
             x = part_of(group.rank, rows, dtype)
@@ -51,8 +53,7 @@ def sum_of(group: Group, rows: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.stack(parts).sum(0, dtype=dtype)
 
 
-def check_gathers(ranks: Ranks, place: Place) -> None:
-    group = ranks.tp
+def check_gathers(group: Group) -> None:
     for dtype in MOVED:
         for rows in (row[: group.size] for row in ROWS):
             whole = torch.cat([part_of(rank, n, dtype) for rank, n in enumerate(rows)])
@@ -62,8 +63,7 @@ def check_gathers(ranks: Ranks, place: Place) -> None:
         same(group.all_gather(part_of(group.rank, 2, dtype)[:, 0].contiguous()), even[:, 0])
 
 
-def check_scatters(ranks: Ranks, place: Place) -> None:
-    group = ranks.tp
+def check_scatters(group: Group) -> None:
     for dtype in TYPES:
         for rows in (row[: group.size] for row in ROWS):
             x = part_of(group.rank, sum(rows), dtype)
@@ -74,9 +74,8 @@ def check_scatters(ranks: Ranks, place: Place) -> None:
         same(group.reduce_scatter(x), total.split(2)[group.rank])
 
 
-def check_exchanges(ranks: Ranks, place: Place) -> None:
+def check_exchanges(group: Group) -> None:
     """Rank i sends (i + 2 j) mod 4 rows to rank j: some none."""
-    group = ranks.tp
     sent = [[(i + 2 * j) % 4 for j in range(group.size)] for i in range(group.size)]
     for dtype in MOVED:
         x = part_of(group.rank, sum(sent[group.rank]), dtype)
@@ -85,8 +84,7 @@ def check_exchanges(ranks: Ranks, place: Place) -> None:
         same(group.all_to_all(x, sent[group.rank], received), torch.cat(parts))
 
 
-def check_messages(ranks: Ranks, place: Place) -> None:
-    group = ranks.tp
+def check_messages(group: Group) -> None:
     after, before = (group.rank + 1) % group.size, (group.rank - 1) % group.size
     for dtype in MOVED:
         for source in range(group.size):
@@ -108,32 +106,47 @@ def check_messages(ranks: Ranks, place: Place) -> None:
 CHECKS = (check_sums, check_gathers, check_scatters, check_exchanges, check_messages)
 
 
-def check_all(ranks: Ranks, place: Place) -> None:
+def layer(group: Group, name: str) -> Group:
+    """Return one of the groups that `join_mesh` puts upon each other."""
+    layers: list[Group] = [group]
+    while isinstance(layers[-1], LayeredGroup):
+        layers.append(layers[-1].below)
+    counted, shared, library = layers
+    assert isinstance(shared, OneShotGroup), "these ranks are on one host"
+    return {"counted": counted, "shared": shared, "library": library}[name]
+
+
+def check_all(ranks: Ranks, place: Place, name: str) -> None:
+    group = layer(ranks.tp, name)
     for check in CHECKS:
-        check(ranks, place)
+        check(group)
 
 
+@pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("size", SIZES)
-def test_every_collective_moves_and_adds_what_it_says(processes: RankProcesses, size: int) -> None:
-    processes.run(Mesh(tp=size), check_all)
+def test_every_collective_moves_and_adds_what_it_says(
+    processes: RankProcesses, size: int, name: str
+) -> None:
+    processes.run(Mesh(tp=size), check_all, name)
 
 
-def digest_of_random_sum(ranks: Ranks, place: Place, dtype: torch.dtype) -> list[str]:
+def digest_of_random_sum(ranks: Ranks, place: Place, dtype: torch.dtype, name: str) -> list[str]:
     random = torch.Generator().manual_seed(100 + place.tp)
     digests = []
     for length in (1, 2, 5, 63, 1025, 70_001):
         x = torch.randn(length, generator=random).to(dtype)
-        total = ranks.tp.all_reduce_(x).view(torch.uint8).numpy()
+        total = layer(ranks.tp, name).all_reduce_(x).view(torch.uint8).numpy()
         digests.append(hashlib.sha256(total.tobytes()).hexdigest())
     return digests
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["library", "shared"])
 @pytest.mark.parametrize("size", SIZES)
 def test_a_sum_has_the_same_bits_on_every_rank(
-    processes: RankProcesses, size: int, dtype: torch.dtype
+    processes: RankProcesses, size: int, dtype: torch.dtype, name: str
 ) -> None:
-    digests = processes.run(Mesh(tp=size), digest_of_random_sum, dtype)
+    digests = processes.run(Mesh(tp=size), digest_of_random_sum, dtype, name)
     assert digests == [digests[0]] * size
 
 
@@ -152,36 +165,37 @@ def test_every_axis_is_a_group_of_its_own(processes: RankProcesses, mesh: Mesh) 
 # Death and silence
 
 
-def add_for_long(ranks: Ranks) -> None:
+def add_for_long(*groups: Group) -> None:
     for _ in range(1000):
-        ranks.tp.all_reduce_(torch.ones(3))
-        ranks.pp.all_reduce_(torch.ones(3))
+        for group in groups:
+            group.all_reduce_(torch.ones(3))
 
 
-def lose(ranks: Ranks, place: Place, how: signal.Signals, victim: int) -> str:
+def lose(ranks: Ranks, place: Place, how: signal.Signals, victim: int, name: str) -> str:
     """One rank gets the signal in the midst of things; the others say what they meet."""
+    tp, pp = layer(ranks.tp, name), layer(ranks.pp, name)
     rank = 2 * place.pp + place.tp
-    ranks.tp.all_reduce_(torch.ones(3))
+    tp.all_reduce_(torch.ones(3))
     if rank == victim:
         os.kill(os.getpid(), how)
     with pytest.raises(RankLost) as caught:
-        add_for_long(ranks)
+        add_for_long(tp, pp)
     with pytest.raises(RankLost):
-        ranks.tp.all_gather(torch.ones(3))
+        tp.all_gather(torch.ones(3))
     return str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("how", "deadline_s"), [(signal.SIGKILL, 10 * PATIENCE_S), (signal.SIGSTOP, 3)]
+    ("how", "deadline_s"), [(signal.SIGKILL, 10 * PATIENCE_S), (signal.SIGSTOP, 4)]
 )
+@pytest.mark.parametrize("name", ["library", "shared"])
 def test_one_lost_rank_is_an_error_on_all(
-    processes: RankProcesses, how: signal.Signals, deadline_s: float
+    processes: RankProcesses, name: str, how: signal.Signals, deadline_s: float
 ) -> None:
     """Also on the rank that shares no group with the lost one; at once if its process is gone."""
-    victim = 3
-    outcomes = processes.outcomes(
-        Mesh(pp=2, tp=2), lose, how, victim, deadline_s=deadline_s, lost=victim
-    )
+    mesh, victim = Mesh(pp=2, tp=2), 3
+    processes.run(mesh, lines_of, mesh)  # so that all are there when the short deadline begins
+    outcomes = processes.outcomes(mesh, lose, how, victim, name, deadline_s=deadline_s, lost=victim)
     assert isinstance(outcomes.pop(victim), RankFailed)
     for outcome in outcomes:
         assert isinstance(outcome, str), outcome

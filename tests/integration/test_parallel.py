@@ -78,9 +78,10 @@ class RankProcesses:
                 os.kill(pid, signal.SIGKILL)  # one that was stopped does not end by itself
             except ProcessLookupError:
                 continue
+        self.others.clear()
         if self._process.poll() is None:
             self._process.kill()
-        self._process.communicate(timeout=10)
+        self._process.wait(timeout=10)
 
 
 StartInstance = Callable[..., RankProcesses]
@@ -179,3 +180,4 @@ async def test_the_death_of_a_rank_is_that_of_its_instance(
     assert [answer.tokens for answer in answers] == expected
     assert all(answer.finish.local_prefill for answer in answers)
     assert await doomed.exit_code() == 70
+    doomed.end()  # or whoever closes waits for what was stopped

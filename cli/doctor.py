@@ -163,7 +163,8 @@ def _native() -> Finding:
     except NoNativeCode as error:
         use = "torch computes, several times slower; install g++ or clang++ for native code"
         return Finding("executor", str(error), use, Verdict.NOTE)
-    return Finding("executor", f"compiled for {library.instructions}", "native code")
+    use = f"native code{', with AMX in bfloat16' * library.amx}"
+    return Finding("executor", f"compiled for {library.instructions}", use)
 
 
 def _ray() -> Finding:

@@ -31,14 +31,18 @@ class EngineConfig(Config):
 
     executor: Literal["auto", "native", "torch"] = "auto"
     """Who computes on the CPU: native code compiled here, or torch; auto is native if it can."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What linear layers and attention multiply in; both sides of a handover must have the same.
+    bfloat16 takes half the memory and on processors with AMX a fraction of the time, and its
+    tokens may differ from those of float32; weights in bfloat16 are exact in either."""
     batch_invariant: bool = False
     """Refuse to start unless a request's logits are bitwise the same whatever it is batched with
     and however its prompt is cut. The native executor always computes so; torch never does."""
     block_size: Literal[8, 16, 32] = 16
     """Tokens per KV block."""
-    kv_dtype: Literal["float32", "bfloat16"] = "float32"
-    """What KV is kept as. Whatever it is, the model computes in float32; bfloat16 takes half the
-    memory, and the executor torch. Prefill and decode may differ."""
+    kv_dtype: Literal["float32", "bfloat16"] | None = None
+    """What KV is kept as, if not as the model computes; anything else takes the executor torch.
+    bfloat16 takes half the memory. Prefill and decode may differ."""
     kv_memory_mib: int = Field(default=256, ge=1, le=1 << 20)
     """Memory of the KV pool per rank, in MiB."""
     max_batch_tokens: int = Field(default=512, ge=16, le=1 << 17)

@@ -39,6 +39,7 @@ def make_context_batch(
     device: str | torch.device = "cpu",
     *,
     windows: Collection[int | None] = (None,),
+    dtype: torch.dtype = torch.float32,
 ) -> Batch:
     """Return a rank's tensors of a plan, as `make_batch` does for a rank that has no others.
 
@@ -49,7 +50,7 @@ def make_context_batch(
     if place.rank:
         plan = replace(plan, sequences=tuple(s._replace(samples=False) for s in plan.sequences))
     if not split or place.size == 1:
-        return make_batch(plan, layout, device, windows=windows)
+        return make_batch(plan, layout, device, windows=windows, dtype=dtype)
     whole = [s for s in plan.sequences if len(s.tokens) < least]
     cut = [[_segments(s, rank, place.size) for s in split] for rank in range(place.size)]
     own = [segment for segments in cut[place.rank] for segment in segments]
@@ -61,6 +62,7 @@ def make_context_batch(
         device,
         windows=windows,
         in_ring=len(own),
+        dtype=dtype,
     )
     ring = RingBatch(
         start=sum(len(s.tokens) for s in whole),

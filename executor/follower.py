@@ -25,6 +25,7 @@ from baton.engine.step import StepPlan
 from baton.engine.step_diff import StepDecoder
 from baton.executor.control_link import TICK_S, ControlLink, connect
 from baton.executor.control_messages import packed_error, packed_result
+from baton.executor.handover_orders import DigestOrder, HandoverTerms, ReadOrder
 from baton.executor.rank import LoadedRank, RankParts, load_rank, meeting_of
 from baton.executor.rank_group import (
     EXIT_CODE,
@@ -34,7 +35,7 @@ from baton.executor.rank_group import (
     rank_name,
     secret_of,
 )
-from baton.executor.rank_handover import DigestOrder, HandoverTerms, RankHandover, ReadOrder
+from baton.executor.rank_handover import RankHandover
 from baton.kv_transfer.choose import OpenTransport, open_transport
 from baton.kv_transfer.link.auth import Parties
 
@@ -60,8 +61,8 @@ class Follower:
         """The last step that was computed."""
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         """Who waits for a step to have been computed."""
-        self._handovers: dict[bytes, RankHandover] = {}
-        """By ticket."""
+        self._handovers: dict[int, RankHandover] = {}
+        """By the number that the leader gave it."""
         self._rank: LoadedRank | None = None
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._closed = asyncio.Event()
@@ -196,27 +197,27 @@ class Follower:
     async def _close(self) -> None:
         await self.close()
 
-    async def _handover_open(self, packed: list[Any]) -> None:
+    async def _handover_open(self, number: int, packed: list[Any]) -> None:
         terms, rank = HandoverTerms.unpack(packed), self._rank
         assert rank is not None, "a handover before loading"
-        self._handovers[terms.ticket] = rank.handover(terms)
+        self._handovers[number] = rank.handover(terms, self._config)
 
-    async def _handover_connect(self, ticket: bytes, sources: list[bytes]) -> None:
-        await self._handovers[ticket].connect(sources)
+    async def _handover_connect(self, number: int, sources: list[bytes]) -> None:
+        await self._handovers[number].connect(sources)
 
-    async def _handover_read(self, ticket: bytes, order: list[Any]) -> list[Any]:
-        report = await self._handovers[ticket].read(ReadOrder.unpack(order))
+    async def _handover_read(self, number: int, order: list[Any]) -> list[Any]:
+        report = await self._handovers[number].read(ReadOrder.unpack(order))
         return [report.bytes, report.seconds, report.transport]
 
-    async def _handover_drop(self, ticket: bytes) -> None:
-        await self._handovers[ticket].drop()
+    async def _handover_drop(self, number: int) -> None:
+        await self._handovers[number].drop()
 
-    async def _handover_digest(self, ticket: bytes, step: int, order: list[Any]) -> list[bytes]:
+    async def _handover_digest(self, number: int, step: int, order: list[Any]) -> list[bytes]:
         await self._until_computed(step)
-        return await self._handovers[ticket].digest(DigestOrder.unpack(order))
+        return await self._handovers[number].digest(DigestOrder.unpack(order))
 
-    async def _handover_close(self, ticket: bytes) -> None:
-        handover = self._handovers.pop(ticket, None)
+    async def _handover_close(self, number: int) -> None:
+        handover = self._handovers.pop(number, None)
         if handover is not None:
             await handover.fence()
 

@@ -14,12 +14,12 @@ from baton.engine.scheduler import Scheduler
 from baton.executor.device import Device
 from baton.executor.engine_loop import EngineLoop, Listener, Runner
 from baton.executor.handover_memory import HandoverMemory
+from baton.executor.handover_orders import HandoverTerms
 from baton.executor.kv_cache import KVCache
 from baton.executor.mesh_handover import MeshHandover
 from baton.executor.mesh_runner import MeshRunner
 from baton.executor.rank import LoadedRank, RankParts, load_rank, meeting_of
 from baton.executor.rank_group import OnListening, Progress, RankGroup, nobody
-from baton.executor.rank_handover import HandoverTerms
 from baton.kv_transfer.choose import OpenTransport, open_transport
 from baton.kv_transfer.transport import Transport
 from baton.models.revision import revision
@@ -62,7 +62,7 @@ class Instance:
         )
         own = rank.runner()
         runner: Runner = own
-        if config.parallel.size > 1:
+        if not self.alone:
             runner = MeshRunner(own, ranks, last_stage=rank.last_stage)
         self.engine = EngineLoop(self._scheduler, runner, listener, depth=depth)
         self._running = asyncio.create_task(self.engine.run())
@@ -109,7 +109,12 @@ class Instance:
 
     def handover(self, terms: HandoverTerms) -> MeshHandover:
         """Return all ranks' parts of an attempt; it must be closed."""
-        return MeshHandover(terms, self._rank.handover(terms), self._ranks)
+        return MeshHandover(terms, self._rank.handover(terms, self.config), self._ranks)
+
+    @property
+    def alone(self) -> bool:
+        """Whether this process is the only rank."""
+        return self.config.parallel.size == 1
 
     @property
     def memory(self) -> HandoverMemory:
@@ -251,7 +256,7 @@ class _Facts:
         self.compatibility = compatibility_hash(
             model=config.model_name,
             revision=revision(config.model_dir),
-            compute_dtype="float32",
+            compute_dtype=config.engine.dtype,
             rope=spec.rope_digest(),
             layout=rank.layout.model,
         )

@@ -4,14 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Sequence
 from typing import Any
 
+from baton.executor.handover_orders import DigestOrder, HandoverTerms, ReadOrder
 from baton.executor.rank_group import RankGroup
-from baton.executor.rank_handover import (
-    DigestOrder,
-    HandoverTerms,
-    RankHandover,
-    ReadOrder,
-    joined,
-)
+from baton.executor.rank_handover import RankHandover, joined
 from baton.kv_transfer.transport import TransferReport
 
 
@@ -26,6 +21,7 @@ class MeshHandover:
         self._terms = terms
         self._own = own
         self._ranks = ranks
+        self._number = ranks.new_number()
         self._opened = False
 
     def __repr__(self) -> str:
@@ -56,19 +52,20 @@ class MeshHandover:
 
     async def close(self) -> None:
         """Return once nothing of this attempt can be written any more; it is forgotten then."""
-        others = self._ranks.call_all("handover_close", self._terms.ticket)
-        await asyncio.gather(self._own.fence(), others)
+        if self._opened:
+            others = self._ranks.call_all("handover_close", self._number)
+            await asyncio.gather(self._own.fence(), others)
 
     async def _all(
         self, own: Awaitable[Any], method: str, *arguments: Any
     ) -> tuple[Any, list[Any]]:
         """Let all ranks do something; raises the first error once all have ended."""
-        ticket = self._terms.ticket
+        number = self._number
         calls = [own]
         if not self._opened:  # what follows on a connection comes after it
             self._opened = True
-            calls.append(self._ranks.call_all("handover_open", self._terms.pack()))
-        calls.append(self._ranks.call_all(f"handover_{method}", ticket, *arguments))
+            calls.append(self._ranks.call_all("handover_open", number, self._terms.pack()))
+        calls.append(self._ranks.call_all(f"handover_{method}", number, *arguments))
         outcomes: list[Any] = await asyncio.gather(*calls, return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):

@@ -13,9 +13,10 @@ from baton.core.sharded_layout import Rank, ShardedLayout
 from baton.core.topology import Role
 from baton.executor.device import Device
 from baton.executor.handover_memory import HandoverMemory
+from baton.executor.handover_orders import HandoverTerms
 from baton.executor.kv_cache import KVCache, blocks_that_fit, make_layout
 from baton.executor.rank_group import Progress, rank_name
-from baton.executor.rank_handover import HandoverTerms, RankHandover
+from baton.executor.rank_handover import RankHandover
 from baton.executor.runner import ModelRunner
 from baton.kernels.kv_digest import is_native
 from baton.kv_transfer.choose import OpenTransport
@@ -27,8 +28,6 @@ from baton.models.spec import ModelSpec, read_spec
 from baton.parallel.group import Ranks
 from baton.parallel.join import Meeting, Membership, join_mesh
 from baton.parallel.mesh import Mesh
-
-_COMPUTE_DTYPE = "float32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +68,12 @@ class LoadedRank:
         """Return what computes this rank's share of steps."""
         return ModelRunner(self.model, self.kv, self.host, depth=self.layout.pp)
 
-    def handover(self, terms: HandoverTerms) -> RankHandover:
+    def handover(self, terms: HandoverTerms, config: WorkerConfig) -> RankHandover:
         """Return this rank's part of an attempt."""
         assert self.transport is not None, "a handover in a mixed instance"
-        return RankHandover(terms, self.place, self.transport, self.kv.memory)
+        assert self.memory is not None, "a handover in a mixed instance"
+        limit_s = config.handover.read_timeout_s
+        return RankHandover(terms, self.place, self.transport, self.memory, limit_s)
 
     async def close(self) -> None:
         """Give back what is open, and check that nothing was held."""
@@ -157,15 +158,17 @@ async def _open_transport(
 
 def _layout(config: WorkerConfig, spec: ModelSpec, ranks: Ranks) -> tuple[ShardedLayout, Share]:
     """Return how KV lies on all ranks, and what of the model is computed on this one."""
-    whole = make_layout(spec, config.engine.block_size, config.engine.kv_dtype)
-    kv_bytes = config.engine.kv_memory_mib * MIB * config.parallel.pp
-    stages = plan_stages(spec, config.parallel.pp, dtype=_COMPUTE_DTYPE, kv_bytes=kv_bytes)
+    engine = config.engine
+    whole = make_layout(spec, engine.block_size, engine.kv_dtype or engine.dtype)
+    kv_bytes = engine.kv_memory_mib * MIB * config.parallel.pp
+    stages = plan_stages(spec, config.parallel.pp, dtype=engine.dtype, kv_bytes=kv_bytes)
     return ShardedLayout(whole, config.parallel.tp, stages), Share(ranks, stages)
 
 
 def _load_model(config: WorkerConfig, share: Share) -> Model:
     return load_model(
         config.model_dir,
+        dtype=config.engine.dtype,
         threads=config.threads,
         max_length=config.engine.max_model_len,
         executor=executor_of(config.engine),
@@ -179,9 +182,10 @@ def executor_of(config: EngineConfig) -> str:
     Raises InvalidConfig if that cannot keep KV so, or cannot be batch invariant and must be.
     """
     executor = config.executor
-    if config.kv_dtype != "float32":
+    if config.kv_dtype not in (None, config.dtype):
         if executor == "native":
-            raise InvalidConfig("kv_dtype", config.kv_dtype, "float32 with the executor native")
+            allowed = f"{config.dtype} with the executor native"
+            raise InvalidConfig("kv_dtype", config.kv_dtype, allowed)
         executor = "torch"
     if not config.batch_invariant:
         return executor

@@ -131,14 +131,18 @@ class RankGroup:
 
         There is no time limit: a rank that does not answer ends the instance.
         """
-        self._last_call += 1
-        number, answer = self._last_call, self._loop.create_future()
+        number, answer = self.new_number(), self._loop.create_future()
         self._calls[number] = answer
         try:
             self._links[rank].send(["call", number, method, arguments])
             return await answer
         finally:
             del self._calls[number]
+
+    def new_number(self) -> int:
+        """Return a number that was never returned before, to name something on all ranks."""
+        self._last_call += 1
+        return self._last_call
 
     async def call_all(self, method: str, *arguments: Any) -> list[Any]:
         """Call the same method of all other ranks; return their results in order.

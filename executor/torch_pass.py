@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from baton.engine.step import LayerWatch, StepPlan
-from baton.executor.batch import SampledRow, make_batch
+from baton.executor.batch import SampledRow
+from baton.executor.context_batch import ContextPlace, make_context_batch
 from baton.executor.kv_cache import KVCache
 from baton.kernels.attention import Workspace
 from baton.models.decoder import Decoder
@@ -28,19 +29,24 @@ class TorchPass:
         """Write the plan's KV; return float32 logits [rows, vocabulary] and whose they are.
 
         The logits are of the tokens of the vocabulary that this rank has. A rank that is not in the
-        last stage hands its stream on to the next and returns None.
+        last stage hands its stream on to the next and returns None; so do all along cp but the
+        first, which has the rows that are sampled.
         """
         model, kv = self._model, self._kv
         windows, dtype = model.spec.windows, torch_dtype(model.dtype)
-        batch = make_batch(plan, kv.layout, kv.tensor.device, windows=windows, dtype=dtype)
+        pp, cp = model.share.ranks.pp, model.share.ranks.cp
+        place = ContextPlace(cp.rank, cp.size)
+        batch = make_context_batch(
+            plan, kv.layout, place, kv.tensor.device, windows=windows, dtype=dtype
+        )
         # A block's slots past the sequence's end are masked, but NaN left there would come through.
         kv.tensor.index_fill_(0, batch.fresh_blocks, 0)
-        stream = None if model.share.first else self._received(plan.num_tokens)
+        stream = None if model.share.first else self._received(len(batch.model.tokens))
         out = model.forward(batch.model, kv.layers, self._workspace, watch, stream)
-        if model.share.last:
+        if not model.share.last:
+            pp.send(out.contiguous(), pp.rank + 1)
+        elif cp.rank == 0:
             return out, batch.sampled
-        pp = model.share.ranks.pp
-        pp.send(out.contiguous(), pp.rank + 1)
         return None
 
     def _received(self, tokens: int) -> Tensor:

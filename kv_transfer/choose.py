@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Protocol
 
 from baton.core.config import HandoverConfig
@@ -21,6 +22,8 @@ from baton.kv_transfer.ucx.transport import UcxTransport
 _AUTO = ("shm", "ucx", "tcp")
 """By preference. UCX is for RDMA: within a host shm is faster, and where UCX has nothing but TCP a
 reader that dies takes the owner of the memory along; see docs/decisions/0010."""
+
+_RDMA_DEVICES = Path("/sys/class/infiniband")
 
 _log = get_logger(__name__)
 
@@ -104,4 +107,5 @@ async def _open_all(
 
 
 def _has_rdma(ucx: UcxConfig) -> bool:
-    return describe(ucx).has_verbs
+    """Return whether UCX can use an RDMA device; without one it is not even loaded."""
+    return any(_RDMA_DEVICES.glob("*")) and describe(ucx).has_verbs

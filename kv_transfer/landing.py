@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from baton.core.errors import Incompatible
 from baton.core.kv_layout import KVLayout, LayerRange
 from baton.core.sharded_layout import Rank, ShardedLayout
-from baton.kv_transfer.plan import TokenRange, TransferPlan, readable_plan
+from baton.kv_transfer.plan import TokenRange, TransferPlan, plan_between
 
 LARGEST_BLOCK = 32
 """Tokens of the largest block that a peer is expected to have; offers end at multiples of it."""
@@ -42,7 +42,7 @@ def landing_plan(source: ShardedLayout, target: ShardedLayout, landing: Landing)
 
     Raises Incompatible, with both values, if KV cannot get from one to the other.
     """
-    plan = readable_plan(source, target, staged=not landing.in_pool)
+    plan = plan_between(source, target, staged=not landing.in_pool)
     if plan.in_place:
         return plan
     sides = (

@@ -14,6 +14,7 @@ import msgpack
 from baton.core.errors import PeerLost, TransportError
 from baton.core.ids import Incarnation
 from baton.core.log import get_logger
+from baton.kv_transfer.runs import checked_runs
 from baton.kv_transfer.shm.backend import host_id
 from baton.kv_transfer.transport import (
     Metadata,
@@ -25,7 +26,6 @@ from baton.kv_transfer.transport import (
     TransferReport,
     Transport,
     TransportStats,
-    checked_runs,
 )
 
 _KIND = "negotiated"
@@ -127,8 +127,7 @@ class NegotiatedTransport:
             if not way.proved:
                 transfer.then(lambda outcome: self._ended(peer, way, outcome))
             return transfer
-        checked_runs(runs, self._region.length, peer.length)
-        transfer = Transfer(peer, sum(run.length for run in runs))
+        transfer = Transfer(peer, checked_runs(runs, self._region.length, peer.length).nbytes)
         self._refused += 1
         transfer.finish("none", PeerLost(f"{peer} was removed"))
         return transfer

@@ -80,8 +80,8 @@ class Decoder:
             self._head = Head(weight, decoder.logit_softcap)
 
     def __repr__(self) -> str:
-        spec = self.spec
-        return f"<Decoder {spec.family}: {spec.layers} layers, hidden {spec.hidden}, {self.dtype}>"
+        spec, own = self.spec, f"{self.share.mesh}, layers {self._own.start} to {self._own.end - 1}"
+        return f"<Decoder {spec.family}: {own}, hidden {spec.hidden}, {self.dtype}>"
 
     def stream_shape(self, tokens: int) -> tuple[int, int]:
         """Return the shape of what stages hand on for a step of so many tokens."""

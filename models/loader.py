@@ -10,6 +10,7 @@ from baton.kernels.native.library import load_library
 from baton.models.decoder import Decoder
 from baton.models.mesh_plan import check_mesh
 from baton.models.native import NativeDecoder
+from baton.models.native_weights import NATIVE_DTYPES
 from baton.models.share import Share
 from baton.models.spec import ModelSpec, read_spec
 from baton.models.weights import Checkpoint, torch_dtype
@@ -48,7 +49,7 @@ def load_model(
     why = "as asked for"
     if executor != "torch":
         try:
-            return _native(spec, checkpoint, dtype, threads, share)
+            return _native(spec, model_dir, dtype, threads, share)
         except NoNativeCode as error:
             why = str(error)
     if executor == "native":
@@ -57,11 +58,13 @@ def load_model(
 
 
 def _native(
-    spec: ModelSpec, checkpoint: Checkpoint, dtype: str, threads: int, share: Share | None
+    spec: ModelSpec, model_dir: Path, dtype: str, threads: int, share: Share | None
 ) -> NativeDecoder:
     """Return the model for the native step; raises NoNativeCode before anything is read."""
-    if dtype != "float32":
-        raise NoNativeCode(f"native code computes in float32, not in {dtype}")
+    if dtype not in NATIVE_DTYPES:
+        raise NoNativeCode(f"native code computes in {' or '.join(NATIVE_DTYPES)}, not in {dtype}")
     if share is not None and share.mesh.size > 1:
         raise NoNativeCode(f"native code computes on one rank, not on {share.mesh}")
-    return NativeDecoder(spec, checkpoint, load_library(), threads=threads)
+    library = load_library()
+    checkpoint = Checkpoint(model_dir, torch.float32)
+    return NativeDecoder(spec, checkpoint, library, threads=threads, dtype=dtype)

@@ -10,8 +10,9 @@ from baton.parallel.group import Ranks
 from baton.parallel.mesh import Mesh
 from baton.parallel.split import uneven
 
-SCATTER_FROM = 512
-"""Tokens of a step from which on norms are spread over the tensor-parallel ranks."""
+SCATTER_FROM = 1024
+"""Tokens of a step from which on norms are spread over the tensor-parallel ranks: where, over Gloo
+on one host, it began to pay (bench/RESULTS.md)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,11 @@ import ctypes as c
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from baton.core.errors import TransportError
-from baton.kv_transfer.transport import Metadata, Peer, Run, Transfer
+from baton.kv_transfer.runs import RunTable
+from baton.kv_transfer.transport import Metadata, Peer, Transfer
 from baton.kv_transfer.ucx import structs as s
 from baton.kv_transfer.ucx.libucp import LibUcp, error_of
 from baton.kv_transfer.ucx.session import Session
@@ -134,7 +135,7 @@ class Endpoint:
         self._key = key
         self._base = metadata.base
 
-    def post(self, transfer: Transfer, runs: Sequence[Run]) -> None:
+    def post(self, transfer: Transfer, runs: RunTable) -> None:
         """Start the reads of `runs`, which are within both regions and not empty.
 
         It raises nothing: what fails is told by `reap`, once the reads that began have completed.
@@ -149,19 +150,21 @@ class Endpoint:
         except Exception as error:
             posting.error = as_transport_error(error)
 
-    def _post_runs(self, posting: _Posting, runs: Sequence[Run]) -> None:
-        local, get = self._session.region.address, self._lib.ucp_get_nbx
-        largest = max(runs, key=lambda run: run.length)
-        for run in runs:
-            params = self._witness_params if run is largest else self._params
-            source, target = self._base + run.remote_offset, local + run.local_offset
-            request = get(self._handle, target, run.length, source, self._key, params)
+    def _post_runs(self, posting: _Posting, runs: RunTable) -> None:
+        get = self._lib.ucp_get_nbx
+        largest = int(runs.length.argmax())
+        targets = (runs.local + self._session.region.address).tolist()
+        sources = (runs.remote + self._base).tolist()
+        rows = zip(targets, sources, runs.length.tolist(), strict=True)
+        for index, (target, source, length) in enumerate(rows):
+            params = self._witness_params if index == largest else self._params
+            request = get(self._handle, target, length, source, self._key, params)
             if error := error_of(request):
                 posting.status = error
                 return
             if request is not None:
                 posting.pending.append(request)
-            if run is largest:
+            if index == largest:
                 posting.witness = request
 
     def reap(self) -> list[Completed]:

@@ -88,7 +88,8 @@ class Ring:
         """
         ring, rank, size = self.batch, self.cp.rank, self.cp.size
         q, dims = q[ring.start :], q.shape[-1]
-        part = new[ring.start :].reshape(q.shape[0], layer.parts, -1, dims)
+        # Rounded as they are in the pool: who reads them there sees the same.
+        part = new[ring.start :].reshape(q.shape[0], layer.parts, -1, dims).to(layer.slots.dtype)
         own = [
             (segment, OnlineAttention(q[segment.rows], segment.first, window, scoring))
             for segment in ring.segments[rank]

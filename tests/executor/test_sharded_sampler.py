@@ -20,7 +20,7 @@ from baton.parallel.split import uneven
 
 VOCABULARY = 1001
 ROWS = 24
-SEEDS = range(12)
+SEEDS = range(8)
 STOP = (3, 700)
 
 Found = tuple[list[int], dict[SeqId, TokenLogprobs]]

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 
 import msgpack
 import numpy as np
@@ -11,6 +12,7 @@ from structlog.testing import capture_logs
 from baton.core.config import HandoverConfig
 from baton.core.errors import InvalidConfig, PeerLost, TransportError
 from baton.core.ids import Incarnation, new_incarnation
+from baton.kv_transfer import choose
 from baton.kv_transfer.choose import allocate, open_transport
 from baton.kv_transfer.shm.backend import host_id
 from baton.kv_transfer.transport import Metadata, Run, Transport
@@ -89,16 +91,27 @@ async def test_the_first_that_both_have_is_used(
     assert said == ([] if reason is None else [reason])
 
 
-async def test_ucx_is_opened_where_it_has_rdma(side: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_ucx_is_opened_where_it_has_rdma(
+    side: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """This machine's UCX has none, but it is asked as it would be there."""
     with monkeypatch.context() as patched:
-        patched.setattr("baton.kv_transfer.choose.describe", lambda config: WITH_RDMA)
+        patch_rdma(patched, tmp_path)
         reader = await side("decode", zeros())
         target = await side("prefill", source())
     offers = msgpack.unpackb(Metadata.unpack(target.metadata(), "negotiated").key)
     assert [kind for kind, _ in offers] == ["shm", "ucx", "tcp"]
     peer = await soon(reader.add_peer(target.metadata()))
     assert (await soon(reader.read(peer, WHOLE).wait())).transport == "shm-cma"
+
+
+async def test_ucx_is_not_opened_without_rdma(
+    side: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(choose, "_RDMA_DEVICES", tmp_path)
+    target = await side("prefill", source())
+    offers = msgpack.unpackb(Metadata.unpack(target.metadata(), "negotiated").key)
+    assert [kind for kind, _ in offers] == ["shm", "tcp"]
 
 
 async def test_two_with_nothing_in_common_say_so(side: Open) -> None:
@@ -121,12 +134,12 @@ async def test_ucx_with_nothing_but_tcp_is_a_fallback(side: Open) -> None:
 
 
 async def test_ucx_with_nothing_but_tcp_gives_way_to_tcp(
-    side: Open, monkeypatch: pytest.MonkeyPatch
+    side: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """As where both have RDMA, but not to each other."""
     memory = zeros()
     with monkeypatch.context() as patched:
-        patched.setattr("baton.kv_transfer.choose.describe", lambda config: WITH_RDMA)
+        patch_rdma(patched, tmp_path)
         reader = await side("decode", memory, ucx_options={"TLS": "tcp"})
         target = await side("prefill", source(), ucx_options={"TLS": "tcp"})
     theirs = elsewhere(target.metadata())
@@ -155,13 +168,13 @@ async def test_without_a_secret_only_ucx_is_there(side: Open) -> None:
 
 
 async def test_a_kind_that_lost_every_read_is_tried_last(
-    side: Open, monkeypatch: pytest.MonkeyPatch
+    side: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """UCX says only by a failing read that it does not reach a peer; this one cannot be reached."""
     memory = zeros()
     options = {"ucx_options": {"TLS": "tcp"}}
     with monkeypatch.context() as patched:
-        patched.setattr("baton.kv_transfer.choose.describe", lambda config: WITH_RDMA)
+        patch_rdma(patched, tmp_path)
         reader = await side("decode", memory, **options)
         target = await side("prefill", source(), **options)
     gone = await side("prefill", source(), transport="ucx", **options)
@@ -180,6 +193,13 @@ def elsewhere(metadata: bytes) -> bytes:
     """Return `metadata` as if its owner ran on another host."""
     packed = Metadata.unpack(metadata, "negotiated")
     return replace(packed, address=b"elsewhere").pack("negotiated")
+
+
+def patch_rdma(patched: pytest.MonkeyPatch, devices: Path) -> None:
+    """Let this machine have an RDMA device, and its UCX one that could use it."""
+    (devices / "mlx5_0").touch()
+    patched.setattr(choose, "_RDMA_DEVICES", devices)
+    patched.setattr(choose, "describe", lambda config: WITH_RDMA)
 
 
 def with_offer_of(metadata: bytes, kind: str, other: bytes) -> bytes:

@@ -45,7 +45,7 @@ LAYOUT = KVLayout(layers=4, kv_heads=2, block_size=8, head_dim=16, dtype="float3
 
 
 def accepted(layout: ShardedLayout) -> m.PeerSaid:
-    return m.PeerSaid(Accepted(Incarnation(9), layout, b"metadata"))
+    return m.PeerSaid(Accepted(Incarnation(9), layout, (b"metadata",)))
 
 
 ACCEPTED = accepted(ShardedLayout(LAYOUT))
@@ -78,7 +78,7 @@ def read_of(offer: Offer, blocks: tuple[BlockRef, ...]) -> m.Read:
 
 def test_two_offers_land(receiver: Receiver, refs: Refs, make_offer: Offers) -> None:
     theirs, ours = refs(4, 9, 2), refs(0, 5, 6)
-    assert receiver.handle(ACCEPTED, 1.0) == [m.Connect(b"metadata", EQUAL)]
+    assert receiver.handle(ACCEPTED, 1.0) == [m.Connect((b"metadata",), EQUAL)]
     one, two = make_offer(0, 0, theirs[:2]), make_offer(1, 2, theirs[2:], token=42)
     assert receiver.handle(m.PeerSaid(one), 2.0) == [m.Reserve()]  # and not before: no block held
     assert receiver.handle(m.Connected(), 2.5) == []

@@ -28,7 +28,7 @@ from baton.kv_transfer.sender import Sender, SenderState
 
 Refs = Callable[..., tuple[BlockRef, ...]]
 LAYOUT = KVLayout(layers=4, kv_heads=2, block_size=8, head_dim=16, dtype="float32")
-ACCEPTED = Accepted(Incarnation(9), ShardedLayout(LAYOUT), b"metadata")
+ACCEPTED = Accepted(Incarnation(9), ShardedLayout(LAYOUT), (b"metadata",))
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ from baton.core.kv_layout import KVLayout, LayerRange
 from baton.core.request import GenerateRequest
 from baton.core.sharded_layout import ShardedLayout
 from baton.kv_transfer import receiver_events as m
+from baton.kv_transfer.landing import Landing
 from baton.kv_transfer.plan import TokenRange, plan_between
 from baton.kv_transfer.receiver import Receiver, ReceiverState
 
@@ -422,6 +423,17 @@ def test_kv_that_cannot_be_read_is_refused_before_anything_is_held(
     assert fail.error.code == "incompatible"
     assert what in fail.error.message
     assert fail.fenced
+
+
+def test_other_layouts_are_read_where_there_is_staging(
+    open_message: Open, config: HandoverConfig
+) -> None:
+    landing = Landing(page_bytes=1 << 20)
+    receiver = Receiver(open_message, config=config, landing=landing)
+    receiver.start(0.0)
+    theirs = ShardedLayout(replace(LAYOUT, dtype="bfloat16"))
+    [connect] = receiver.handle(accepted(theirs), 0.0)
+    assert connect == m.Connect(b"metadata", plan_between(theirs, ShardedLayout(LAYOUT)))
 
 
 SELDOM = st.integers(0, 11).map(lambda number: number == 7)

@@ -31,7 +31,7 @@ from baton.core.request import GenerateRequest
 from baton.core.sharded_layout import Rank, ShardedLayout
 from baton.core.tasks import TaskSet
 from baton.core.trace import HandoverTrace
-from baton.decode_worker.offer_reader import OfferReader
+from baton.decode_worker.offer_reader import FIRST_RANK, OfferReader
 from baton.decode_worker.placement import Placement
 from baton.decode_worker.prefill_channels import PrefillChannels, PrefillRef
 from baton.executor.instance import Instance
@@ -319,7 +319,7 @@ class HandoverAttempt:
 
     async def _connect(self, reader: OfferReader, metadata: bytes) -> None:
         try:
-            reader.peer = await self._instance.transport.add_peer(metadata)
+            await reader.connect({FIRST_RANK: metadata})
         except TransportError as error:
             self._events.put_nowait(machine.Connected(error))
         else:
@@ -328,7 +328,7 @@ class HandoverAttempt:
     async def _drop_peer(self) -> None:
         if self._reader is not None:
             _log.warning("peer dropped to fence its reads", reader=repr(self._reader))
-            await self._reader.drop_peer()
+            await self._reader.drop_peers()
 
     async def _read(self, action: machine.Read) -> None:
         """Read an offer and verify it; ends in exactly one ReadEnded."""
@@ -339,7 +339,7 @@ class HandoverAttempt:
         except BatonError as error:
             self._events.put_nowait(machine.ReadEnded(index, 0, "", error))
             if isinstance(error, PeerLost):
-                await self._reader.drop_peer()
+                await self._reader.drop_peers()
         else:
             self._events.put_nowait(machine.ReadEnded(index, report.bytes, report.transport))
 

@@ -17,6 +17,7 @@ from baton.executor.engine_loop import EngineLoop, Listener
 from baton.executor.handover_memory import HandoverMemory
 from baton.executor.kv_cache import KVCache, blocks_that_fit, make_layout
 from baton.executor.runner import ModelRunner
+from baton.kernels.kv_digest import is_native
 from baton.kv_transfer.choose import OpenTransport, open_transport
 from baton.kv_transfer.transport import Transport
 from baton.models.loader import Model, load_model
@@ -74,12 +75,13 @@ class Instance:
         model = await asyncio.to_thread(
             load_model,
             config.model_dir,
+            dtype=config.engine.dtype,
             threads=config.threads,
             max_length=config.engine.max_model_len,
             executor=_executor(config.engine),
         )
         on_progress(f"executor: {model.executor}")
-        layout = make_layout(model.spec, config.engine.block_size, config.engine.kv_dtype)
+        layout = make_layout(model.spec, config.engine.block_size, config.engine.kv_stored)
         num_blocks = blocks_that_fit(layout, config.engine.kv_memory_mib)
         memory = None
         if config.role is not Role.MIXED:
@@ -90,6 +92,8 @@ class Instance:
         facts = await asyncio.to_thread(_Facts, config, model.spec, layout)
         transport = None
         if memory is not None:
+            native = await asyncio.to_thread(is_native)  # now, lest the first handover compiles it
+            on_progress(f"KV digests: {'native code' if native else 'numpy, slowly'}")
             transport = await open_transport(
                 memory.region,
                 config.handover,
@@ -221,7 +225,7 @@ class _Facts:
         self.compatibility = compatibility_hash(
             model=config.model_name,
             revision=revision(config.model_dir),
-            compute_dtype="float32",
+            compute_dtype=config.engine.dtype,
             rope=spec.rope_digest(),
             layout=layout,
         )
@@ -243,9 +247,10 @@ def _executor(config: EngineConfig) -> str:
     Raises InvalidConfig if that cannot keep KV so, or cannot be batch invariant and must be.
     """
     executor = config.executor
-    if config.kv_dtype != "float32":
+    if config.kv_stored != config.dtype:
         if executor == "native":
-            raise InvalidConfig("kv_dtype", config.kv_dtype, "float32 with the executor native")
+            allowed = f"{config.dtype}, in which the native executor computes"
+            raise InvalidConfig("kv_dtype", config.kv_dtype, allowed)
         executor = "torch"
     if not config.batch_invariant:
         return executor

@@ -228,21 +228,23 @@ class SessionTable(dict[SeqId, HandoverSession]):
     instance: Instance | None = None
     """Set once it is there; no step runs before."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.tasks = TaskSet()
         """Pulls outlive their sessions, to pass their fence."""
         self.pulls = PullTable()
         self.token_s = MovingAverage()
         """What computing a token of a prompt takes."""
-        self._clock = clock
-        self._under_way: tuple[float, int] | None = None
 
     def step_started(self, plan: StepPlan) -> Sequence[int]:
-        """A step is about to run; return after which layers `layers_done` is to be called."""
+        """A step is about to run; return after which layers `layers_done` is to be called.
+
+        After none where several steps are under way: there, chunks overlap as groups of layers do.
+        """
         assert self.instance is not None, "a step before the instance was there"
+        if self.instance.engine.depth > 1:
+            return ()
         layout = self.instance.layout
-        self._under_way = self._clock(), plan.num_tokens
         ends: tuple[int, ...] = ()
         for scheduled in plan.sequences:
             session = self.get(scheduled.seq_id)
@@ -261,13 +263,13 @@ class SessionTable(dict[SeqId, HandoverSession]):
             if session is not None:
                 session.post(machine.LayersReady(scheduled.end, layers))
 
+    def step_ran(self, plan: StepPlan, seconds: float) -> None:
+        """See Listener."""
+        self.token_s.add(seconds / plan.num_tokens)
+
     def step_done(self, events: Sequence[EngineEvent]) -> None:
         """A step has run."""
         assert self.instance is not None, "a step before the instance was there"
-        if self._under_way is not None and not self.instance.engine.in_step:
-            started, tokens = self._under_way
-            self._under_way = None
-            self.token_s.add((self._clock() - started) / tokens)
         for event in events:
             session = self.get(event.seq_id)
             match event:

@@ -30,7 +30,15 @@ def serve(
     host: Annotated[str, typer.Option(help="Address of the APIs.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Of the HTTP API; 0 takes a free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option(help="Of the gRPC API; 0 takes a free one.")] = 8001,
-    threads: Annotated[int, typer.Option(help="CPU threads per instance.")] = 1,
+    prefill_tp: Annotated[
+        int, typer.Option(help="Ranks over which each matrix of a prefill instance is split.")
+    ] = 1,
+    prefill_pp: Annotated[int, typer.Option(help="Stages of layers of a prefill instance.")] = 1,
+    decode_tp: Annotated[
+        int, typer.Option(help="Ranks over which each matrix of a decode instance is split.")
+    ] = 1,
+    decode_pp: Annotated[int, typer.Option(help="Stages of layers of a decode instance.")] = 1,
+    threads: Annotated[int, typer.Option(help="CPU threads per rank.")] = 1,
     executor: Annotated[
         str, typer.Option(help="Who computes: native, torch, or auto: native if it can be had.")
     ] = "auto",
@@ -40,7 +48,7 @@ def serve(
     batch_invariant: Annotated[
         bool, typer.Option(help="Bitwise the same logits in any batch, or refuse to start.")
     ] = False,
-    kv_memory_mib: Annotated[int, typer.Option(help="KV memory per instance, in MiB.")] = 256,
+    kv_memory_mib: Annotated[int, typer.Option(help="KV memory per rank, in MiB.")] = 256,
     block_size: Annotated[int, typer.Option(help="Tokens per KV block: 8, 16 or 32.")] = 16,
     max_model_len: Annotated[
         int | None, typer.Option(help="Tokens of prompt and output; by default the model's.")
@@ -65,7 +73,13 @@ def serve(
     """Serve a model by the OpenAI HTTP API and by gRPC, until Ctrl-C."""
     from baton.cli.serve import serve as run
     from baton.cli.stopping import Stopping
-    from baton.core.config import ClusterConfig, EngineConfig, GatewayConfig, HandoverConfig
+    from baton.core.config import (
+        ClusterConfig,
+        EngineConfig,
+        GatewayConfig,
+        HandoverConfig,
+        ParallelConfig,
+    )
 
     with errors_shown():
         config = ClusterConfig.checked(
@@ -73,6 +87,8 @@ def serve(
             model_name=name or name_of(model),
             prefill=prefill,
             decode=decode,
+            prefill_parallel=ParallelConfig.checked(tp=prefill_tp, pp=prefill_pp),
+            decode_parallel=ParallelConfig.checked(tp=decode_tp, pp=decode_pp),
             threads=threads,
             start_timeout_s=start_timeout,
             engine=EngineConfig.checked(

@@ -1,4 +1,4 @@
-"""One life of one instance, seen from the driver: start it, notice its end, close it."""
+"""One life of one instance, seen from the driver: start all its ranks, notice an end, close it."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,40 +7,48 @@ from pathlib import Path
 from typing import Any
 
 from baton.cluster import ray_calls
-from baton.cluster.instance_actor import CALLS_AT_ONCE, InstanceActor
-from baton.core.config import WorkerConfig
-from baton.core.errors import BatonError, DeadlineExceeded, InstanceLost
+from baton.cluster.rank_process import RankProcess, drop
+from baton.core.config import LeaderRef, ParallelConfig, WorkerConfig
+from baton.core.errors import InstanceLost
 from baton.core.topology import InstanceInfo
 
-_TAIL_LINES = 15
-_RELAY_GRACE_S = 2.0
-_CREATE_TIMEOUT_S = 10.0
-"""For Ray to take note of an actor; its process starts after that."""
-_PROBE_EVERY_S = 2.0
-_PROBE_WAITS = 3
-"""Of `_PROBE_EVERY_S` for one answer. More than one: if it was this process that stood still, the
-answer is there by the second."""
+FOLLOWER = "baton.executor.follower:Follower"
+"""What every rank hosts but the leader."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an instance runs."""
+    """Where an instance runs: one place, on one node, for each of its stages."""
 
     group: ray_calls.Places
     index: int
+    """Of the first stage's place."""
+
+    @staticmethod
+    def sizes(parallel: ParallelConfig) -> list[int]:
+        """Return the ranks in each place that an instance needs."""
+        return [parallel.stage_size] * parallel.pp
 
 
 class Instance:
-    """An actor and what it hosts; `start` it once, and always `close` it."""
+    """The processes of an instance; `start` it once, and always `close` it.
+
+    They live and die together: the end of one is the end of all.
+    """
 
     def __init__(
         self, config: WorkerConfig, log_path: Path, on_progress: Callable[[str], None]
     ) -> None:
+        """The leader's log is `log_path`, and that of rank 1 beside it, with `.rank1` added."""
         self._config = config
-        self._log_path = log_path
-        self._on_progress = on_progress
-        self._actor: ray_calls.Actor = None
-        self._last_line = "none"
+        self._ranks = [
+            RankProcess(
+                config.instance_id if rank == 0 else f"rank {rank} of {config.instance_id}",
+                log_path if rank == 0 else log_path.with_suffix(f".rank{rank}{log_path.suffix}"),
+                on_progress if rank == 0 else _unheard,
+            )
+            for rank in range(config.parallel.size)
+        ]
         self._ready = False
         self._closing = False
 
@@ -48,116 +56,88 @@ class Instance:
         return f"Instance({self._config.instance_id}, ready={self._ready})"
 
     async def start(self, factory: str, place: Place, timeout_s: float) -> InstanceInfo:
-        """Start the process and the worker class `factory` in it; return once it is ready.
+        """Start all processes, the leader with the worker class `factory`; return once ready.
 
-        Raises what the worker raised, InstanceLost if its process ended, DeadlineExceeded after
-        `timeout_s`; the message has the last progress line and the end of its log.
+        Raises as RankProcess.start does, of whichever rank fails first.
         """
-        self._actor = await ray_calls.create_actor(
-            InstanceActor,
-            self._log_path,
-            group=place.group,
-            place=place.index,
-            concurrency=CALLS_AT_ONCE,
-            timeout_s=_CREATE_TIMEOUT_S,
-        )
-        relay = asyncio.create_task(self._relay_progress())
+        stage = self._config.parallel.stage_size
+        for rank, process in enumerate(self._ranks):
+            await process.create(place.group, place.index + rank // stage)
+        leading = asyncio.create_task(self._ranks[0].start(factory, self._config, timeout_s))
+        following = asyncio.create_task(self._start_others(timeout_s))
         try:
-            info: InstanceInfo = await ray_calls.call(
-                self._actor, "start", factory, self._config, timeout_s=timeout_s
-            )
-            await asyncio.wait({relay}, timeout=_RELAY_GRACE_S)
-        except BatonError as error:
-            raise self._explained(error, timeout_s) from None
+            await _first_error(leading, following)
+            info: InstanceInfo = leading.result()
         finally:
-            await _drop(relay)
+            await drop(leading)
+            await drop(following)
         self._ready = True
         return info
 
     async def ended(self) -> None:
-        """Wait until its process or its worker has ended, or hangs; raises InstanceLost then.
-
-        The worker's event loop is free even while the model computes, so whatever does not answer
-        for `_PROBE_WAITS * _PROBE_EVERY_S` seconds is stopped, or stuck.
-        """
-        closed = asyncio.ensure_future(ray_calls.call(self._actor, "wait_closed"))
+        """Wait until a process or the worker has ended, or hangs; raises InstanceLost then."""
+        waits = [asyncio.create_task(process.ended()) for process in self._ranks]
         try:
-            while not closed.done():
-                await self._expect_answer(closed)
-                await asyncio.wait({closed}, timeout=_PROBE_EVERY_S)
-            closed.result()
-            raise InstanceLost("its worker closed")
-        except BatonError:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            rank = waits.index(next(iter(done)))
+            try:
+                waits[rank].result()
+            except InstanceLost as error:
+                raise InstanceLost(f"rank {rank}: {error}" if rank else str(error)) from None
+        finally:
             self._ready = False
-            raise
-        finally:
-            await _drop(closed)
-
-    async def _expect_answer(self, closed: "asyncio.Future[None]") -> None:
-        """Ask for its counters, unless it is closed; InstanceLost if it does not answer."""
-        probe = asyncio.ensure_future(ray_calls.call(self._actor, "stats"))
-        try:
-            for _ in range(_PROBE_WAITS):
-                await asyncio.wait(
-                    {probe, closed}, timeout=_PROBE_EVERY_S, return_when=asyncio.FIRST_COMPLETED
-                )
-                if probe.done() or closed.done():
-                    return
-            raise InstanceLost("it does not answer")
-        finally:
-            await _drop(probe)  # an error is an answer too
+            for wait in waits:
+                await drop(wait)
 
     async def stats(self, timeout_s: float) -> dict[str, float | int | str]:
         """Return the worker's counters."""
-        found: dict[str, float | int | str] = await ray_calls.call(
-            self._actor, "stats", timeout_s=timeout_s
-        )
-        return found
+        return await self._ranks[0].stats(timeout_s)
 
     async def kill(self) -> None:
-        """End its process at once."""
-        if self._actor is not None:
-            await ray_calls.kill(self._actor)
+        """End its processes at once."""
+        await asyncio.gather(*(process.kill() for process in self._ranks))
 
     async def close(self, grace_s: float) -> None:
-        """Close the worker within `grace_s`, then end its process, whatever happened."""
-        if self._actor is None or self._closing:
+        """Close the worker within `grace_s`, then end its processes, whatever happened."""
+        if self._closing:
             return
         self._closing = True
         try:
             if grace_s > 0 and self._ready:
-                await ray_calls.call(self._actor, "close", timeout_s=grace_s)
+                await self._ranks[0].close(grace_s)  # which closes the other ranks
         finally:
             await self.kill()
 
-    async def _relay_progress(self) -> None:
-        seen = 0
-        while lines := await ray_calls.call(self._actor, "progress", seen):
-            seen += len(lines)
-            for line in lines:
-                self._last_line = line
-                self._on_progress(line)
-
-    def _explained(self, error: BatonError, timeout_s: float) -> BatonError:
-        """Name the instance, and add what helps to find the reason."""
-        name = self._config.instance_id
-        if isinstance(error, DeadlineExceeded):
-            text = f"{name} was not ready after {timeout_s:g} s; last progress: {self._last_line}"
-            return DeadlineExceeded(text + self._log_tail())
-        if type(error).code in ("instance_lost", "internal"):
-            text = f"{name} failed to start: {error}; last progress: {self._last_line}"
-            return type(error)(text + self._log_tail())
-        return error
-
-    def _log_tail(self) -> str:
+    async def _start_others(self, timeout_s: float) -> None:
+        if len(self._ranks) == 1:
+            return
+        leader = await self._ranks[0].leader(timeout_s)
+        if leader is None:
+            return  # the leader's own start says why
+        others = [
+            asyncio.create_task(process.start(FOLLOWER, self._following(leader, rank), timeout_s))
+            for rank, process in enumerate(self._ranks)
+            if rank
+        ]
         try:
-            lines = self._log_path.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
-        except FileNotFoundError:
-            lines = []
-        return "\nThe end of its log:\n" + "\n".join(lines or ["(empty)"])
+            await _first_error(*others)
+        finally:
+            for other in others:
+                await drop(other)
+
+    def _following(self, leader: LeaderRef, rank: int) -> WorkerConfig:
+        return self._config.model_copy(update={"leader": leader, "rank": rank})
 
 
-async def _drop(task: "asyncio.Future[Any]") -> None:
-    """End a task whose outcome, be it an error, is of no interest any more."""
-    task.cancel()
-    await asyncio.wait({task})
+async def _first_error(*tasks: "asyncio.Task[Any]") -> None:
+    """Wait for all; raise the first error as soon as there is one."""
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    errors = [error for task in done if (error := task.exception()) is not None]
+    # A rank that ends takes the others along: who says why comes before who lost somebody.
+    errors.sort(key=lambda error: isinstance(error, InstanceLost))
+    if errors:
+        raise errors[0]
+
+
+def _unheard(line: str) -> None:
+    """Leave a line to the log alone."""

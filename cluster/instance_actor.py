@@ -1,4 +1,4 @@
-"""The inside of an instance's process: hosts one worker on an event loop in a thread of its own.
+"""The inside of a rank's process: hosts one worker on an event loop in a thread of its own.
 
 Ray runs each of these methods in a thread of its pool; nothing here knows Ray.
 """
@@ -16,21 +16,27 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from baton.core import log
-from baton.core.config import WorkerConfig
+from baton.core.config import LeaderRef, WorkerConfig
 from baton.core.errors import BatonError, InternalError
-from baton.core.topology import InstanceInfo
+from baton.core.topology import InstanceInfo, RankInfo
 
-CALLS_AT_ONCE = 6
-"""Threads that the actor needs: start, progress, wait_closed, stats and close may overlap."""
+CALLS_AT_ONCE = 7
+"""Threads that the actor needs: start, progress, leader, wait_closed, stats and close overlap."""
 
 
 class Worker(Protocol):
-    """What PrefillWorker and DecodeWorker have in common."""
+    """What PrefillWorker, DecodeWorker and Follower have in common."""
 
     @classmethod
-    async def start(cls, config: WorkerConfig, *, on_progress: Callable[[str], None]) -> Self: ...
+    async def start(
+        cls,
+        config: WorkerConfig,
+        *,
+        on_progress: Callable[[str], None],
+        on_listening: Callable[[LeaderRef], None],
+    ) -> Self: ...
     @property
-    def info(self) -> InstanceInfo: ...
+    def info(self) -> InstanceInfo | RankInfo: ...
     async def close(self) -> None: ...
     def stats(self) -> dict[str, float | int | str]: ...
 
@@ -46,18 +52,22 @@ class InstanceActor:
         self._worker: Worker | None = None
         self._starting: Future[Any] | None = None
         self._lines: list[str] = []
+        self._leader: LeaderRef | None = None
         self._news = threading.Condition()
         self._settled = False
         self._closed = threading.Event()
 
-    def start(self, factory: str, config: WorkerConfig) -> InstanceInfo:
+    def start(self, factory: str, config: WorkerConfig) -> InstanceInfo | RankInfo:
         """Start the worker class named `module:Class`, and return what it says of itself.
 
         Raises the worker's BatonError, or InternalError; the log has the trace.
         """
         try:
             self._say("importing the model's libraries")
-            self._starting = self._on_loop(_load(factory).start(config, on_progress=self._say))
+            kind = _load(factory)
+            self._starting = self._on_loop(
+                kind.start(config, on_progress=self._say, on_listening=self._listening)
+            )
             self._worker = self._starting.result()
             return self._worker.info
         except BaseException as error:
@@ -73,6 +83,12 @@ class InstanceActor:
         with self._news:
             self._news.wait_for(lambda: len(self._lines) > seen or self._settled)
             return self._lines[seen:]
+
+    def leader(self) -> LeaderRef | None:
+        """Wait until the worker waits for other ranks, and return where; None if it never does."""
+        with self._news:
+            self._news.wait_for(lambda: self._leader is not None or self._settled)
+            return self._leader
 
     def wait_closed(self) -> None:
         """Return when the worker has been closed.
@@ -102,6 +118,11 @@ class InstanceActor:
     def _say(self, line: str) -> None:
         with self._news:
             self._lines.append(line)
+            self._news.notify_all()
+
+    def _listening(self, leader: LeaderRef) -> None:
+        with self._news:
+            self._leader = leader
             self._news.notify_all()
 
     def _settle(self) -> None:

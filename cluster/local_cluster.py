@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,7 @@ from baton.cluster.reconcile import (
     was_lost,
 )
 from baton.core.clock import Clock, monotonic
-from baton.core.config import ClusterConfig, WorkerConfig
+from baton.core.config import ClusterConfig, ParallelConfig, WorkerConfig
 from baton.core.errors import BatonError, InstanceLost
 from baton.core.ids import InstanceId
 from baton.core.log import get_logger
@@ -167,17 +167,17 @@ class LocalCluster:
     # ---- start -----------------------------------------------------------------------------
 
     async def _start(self) -> None:
-        slots = len(self._desired)
+        sizes = self._place_sizes(self._desired)
         self._temp_dir = _short_temp_dir()
         self._say("starting Ray")
         self._head = await RayHead.start(
             self._temp_dir,
-            slots=slots,
+            slots=sum(sizes),
             environment=ray_calls.head_environment(self._config.threads),
             timeout_s=_HEAD_TIMEOUT_S,
         )
         await ray_calls.connect(self._head.address, _JOIN_TIMEOUT_S)
-        self._places = await ray_calls.reserve_places(slots, _PLACE_TIMEOUT_S)
+        self._places = await ray_calls.reserve_places(sizes, _PLACE_TIMEOUT_S)
         names = ", ".join(want.instance_id for want in self._desired)
         self._say(f"Ray is up (pid {self._head.pid}); starting {names}")
         self._all_ready = asyncio.get_running_loop().create_future()
@@ -226,7 +226,7 @@ class LocalCluster:
         try:
             info = await instance.start(
                 self._factories[start.desired.role],
-                Place(self._places, self._desired.index(start.desired)),
+                self._place(self._places, start.desired),
                 self._config.start_timeout_s,
             )
             self._ready(start, info)
@@ -283,9 +283,22 @@ class LocalCluster:
             model_name=config.model_name,
             host=config.host,
             threads=config.threads,
+            parallel=self._parallel(start.desired),
             engine=config.engine,
             handover=self._handover,
         )
+
+    def _parallel(self, desired: Desired) -> ParallelConfig:
+        config = self._config
+        prefill = desired.role is Role.PREFILL
+        return config.prefill_parallel if prefill else config.decode_parallel
+
+    def _place_sizes(self, instances: Sequence[Desired]) -> list[int]:
+        return [size for want in instances for size in Place.sizes(self._parallel(want))]
+
+    def _place(self, places: ray_calls.Places, desired: Desired) -> Place:
+        before = self._desired[: self._desired.index(desired)]
+        return Place(places, len(self._place_sizes(before)))
 
     # ---- end -------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from baton.core.errors import BatonError, DeadlineExceeded, InstanceLost, InternalError, Unavailable
@@ -53,7 +53,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # n
 Actor = Any
 """A handle of a Ray actor."""
 Places = PlacementGroup
-"""Reserved places for instances."""
+"""Reserved places for processes."""
 _KILL_TIMEOUT_S = 5.0
 _MARGIN_S = 5.0
 """How much later than Ray's own deadline ours is."""
@@ -87,25 +87,30 @@ async def disconnect(timeout_s: float) -> None:
         raise
 
 
-async def reserve_places(count: int, timeout_s: float) -> Places:
-    """Reserve a place each for `count` instances.
+async def reserve_places(sizes: Sequence[int], timeout_s: float) -> Places:
+    """Reserve places, each on one node, for so many processes each.
 
-    Raises Unavailable after `timeout_s`: an impossible group stays pending without a word.
+    Raises Unavailable after `timeout_s`, with what is there: an impossible group stays pending
+    without a word.
     """
-    group: Places | None = await _in_thread(
-        _reserve_places, count, timeout_s, timeout_s=timeout_s + _MARGIN_S
+    reserved: Places | str = await _in_thread(
+        _reserve_places, sizes, timeout_s, timeout_s=timeout_s + _MARGIN_S
     )
-    if group is None:
-        raise Unavailable(f"Ray found no room for {count} instances in {timeout_s:g} s")
-    return group
+    if isinstance(reserved, str):
+        wanted = f"{sum(sizes)} processes, {', '.join(map(str, sizes))} together on a node"
+        raise Unavailable(f"Ray found no room in {timeout_s:g} s for {wanted}; {reserved}")
+    return reserved
 
 
-def _reserve_places(count: int, timeout_s: float) -> Places | None:
-    group: Places = placement_group([{"CPU": 1}] * count, strategy="PACK")
+def _reserve_places(sizes: Sequence[int], timeout_s: float) -> Places | str:
+    """Return the places, or what there is instead."""
+    group: Places = placement_group([{"CPU": size} for size in sizes], strategy="PACK")
     if group.wait(timeout_s):
         return group
     remove_placement_group(group)
-    return None
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    rooms = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
+    return f"its {len(rooms)} nodes have room for {', '.join(map(str, rooms))}"
 
 
 async def create_actor(

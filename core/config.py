@@ -40,9 +40,9 @@ class EngineConfig(Config):
     and however its prompt is cut. The native executor always computes so; torch never does."""
     block_size: Literal[8, 16, 32] = 16
     """Tokens per KV block."""
-    kv_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What KV is kept as: auto is `dtype`; anything else takes the executor torch. Prefill and
-    decode may differ."""
+    kv_dtype: Literal["float32", "bfloat16"] | None = None
+    """What KV is kept as, if not as the model computes; anything else takes the executor torch.
+    bfloat16 takes half the memory. Prefill and decode may differ."""
     kv_memory_mib: int = Field(default=256, ge=1, le=1 << 20)
     """Memory of the KV pool per rank, in MiB."""
     max_batch_tokens: int = Field(default=512, ge=16, le=1 << 17)
@@ -68,10 +68,45 @@ class EngineConfig(Config):
     """Names prefixes in the cache. sha256 is slower, and safe from users who look for collisions
     with the prompts of others."""
 
+
+class ParallelConfig(Config):
+    """Over how many ranks, each a process, one instance is spread; and when one of them is lost."""
+
+    tp: int = Field(default=1, ge=1, le=256)
+    """Ranks over which heads, columns and rows of matrices, and the vocabulary are split."""
+    pp: int = Field(default=1, ge=1, le=256)
+    """Stages of consecutive layers."""
+    ep: int = Field(default=1, ge=1, le=256)
+    """Places over which experts are spread, and with them the sequences."""
+    cp: int = Field(default=1, ge=1, le=256)
+    """Ranks over which the tokens of a long prompt are spread."""
+    join_timeout_s: float = Field(default=120.0, gt=0)
+    """For all ranks to be there, and for any one to load its share."""
+    silence_s: float = Field(default=6.0, ge=2)
+    """A rank not heard of for so long is lost, and the instance with it."""
+    step_timeout_s: float = Field(default=60.0, gt=0)
+    """So is a rank that a step has to wait for for so long."""
+
     @property
-    def kv_stored(self) -> str:
-        """The dtype of the KV pool."""
-        return self.dtype if self.kv_dtype == "auto" else self.kv_dtype
+    def size(self) -> int:
+        """How many ranks there are."""
+        return self.pp * self.ep * self.cp * self.tp
+
+    @property
+    def stage_size(self) -> int:
+        """How many ranks a stage has; they talk most, and belong on one node."""
+        return self.size // self.pp
+
+
+class LeaderRef(Config):
+    """Where a rank finds the leader of its instance."""
+
+    host: str
+    """Of its control connections."""
+    port: int = Field(ge=1, le=65535)
+    """Of its control connections."""
+    incarnation: int
+    """Of the instance; another one is not joined."""
 
 
 class HandoverConfig(Config):
@@ -145,7 +180,13 @@ class WorkerConfig(Config):
     port: int = Field(default=0, ge=0, le=65535)
     """0 takes a free one."""
     threads: int = Field(default=1, ge=1, le=1024)
-    """CPU threads for the model."""
+    """CPU threads per rank for the model."""
+    parallel: ParallelConfig = ParallelConfig()
+    """The ranks of the instance."""
+    rank: int = Field(default=0, ge=0)
+    """Which of them this process is; 0 leads."""
+    leader: LeaderRef | None = None
+    """Where the leader is; for all ranks but the leader."""
     engine: EngineConfig = EngineConfig()
     """Limits of the engine."""
     handover: HandoverConfig = HandoverConfig()
@@ -184,8 +225,12 @@ class ClusterConfig(Config):
     """Decode instances."""
     host: str = "127.0.0.1"
     """Address of Ray's head and of every instance."""
+    prefill_parallel: ParallelConfig = ParallelConfig()
+    """Over how many ranks each prefill instance is spread."""
+    decode_parallel: ParallelConfig = ParallelConfig()
+    """Over how many ranks each decode instance is spread."""
     threads: int = Field(default=1, ge=1, le=1024)
-    """CPU threads per instance."""
+    """CPU threads per rank."""
     start_timeout_s: float = Field(default=180.0, gt=0)
     """For every instance to become ready."""
     engine: EngineConfig = EngineConfig()

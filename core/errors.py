@@ -7,6 +7,7 @@
     ├── Overloaded            come back after `retry_after_s`
     ├── Unavailable           no instance can take the request now; try again
     │   └── InstanceLost      the instance that owned the request is gone; try again
+    │       └── RankLost      … because one of its ranks is gone or did not keep up
     ├── DeadlineExceeded      it took longer than allowed; try again or allow more
     ├── Cancelled             the caller asked for it
     ├── HandoverError         never seen by users: the owner tries another way
@@ -94,6 +95,10 @@ class Unavailable(BatonError):
 
 class InstanceLost(Unavailable):
     code = "instance_lost"
+
+
+class RankLost(InstanceLost):
+    code = "rank_lost"
 
 
 class DeadlineExceeded(BatonError):

@@ -20,7 +20,7 @@ from baton.core.kv_layout import LayerRange
 from baton.core.request import GenerateRequest, TokenLogprobs
 from baton.core.sharded_layout import ShardedLayout
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 """Both sides must speak the same version of the messages below, and of their digests."""
 
 
@@ -50,19 +50,19 @@ class Open:
     """How fast decode's last reads were; 0 if there were none. Offers are sized by it."""
     cached_blocks: int = 0
     """Blocks of the prompt, from the first, that decode's prefix cache has."""
-    transport: bytes = b""
-    """How prefill may read them: what Transport.metadata() gave on the decode side."""
+    transports: tuple[bytes, ...] = ()
+    """How prefill may read them: what Transport.metadata() gave on each of decode's ranks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """Prefill has queued the request; `transport` says how to read its memory."""
+    """Prefill has queued the request; `transports` say how to read its memory."""
 
     incarnation: Incarnation
     layout: ShardedLayout
     """How KV lies on prefill's ranks."""
-    transport: bytes
-    """What Transport.metadata() gave on the prefill side."""
+    transports: tuple[bytes, ...]
+    """What Transport.metadata() gave on each of prefill's ranks, in the order of the layout's."""
 
 
 @dataclass(frozen=True, slots=True)

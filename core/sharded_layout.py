@@ -43,6 +43,16 @@ class Shard:
         return self.layout.pieces(layers, heads, slots)
 
 
+def held_heads(kv_heads: int, tp: int, place: int) -> HeadRange:
+    """Return the KV heads that the rank at a place of a tensor-parallel group of `tp` holds.
+
+    One number is a multiple of the other.
+    """
+    size = max(1, kv_heads // tp)
+    start = place * size // max(1, tp // kv_heads)
+    return HeadRange(start, start + size)
+
+
 @dataclass(frozen=True, slots=True)
 class ShardedLayout:
     """The layout of every rank's pool; raises InvalidConfig for what cannot be split so."""
@@ -97,9 +107,7 @@ class ShardedLayout:
 
     def heads(self, rank: Rank) -> HeadRange:
         """Return the KV heads of the model that a rank holds."""
-        size = max(1, self.model.kv_heads // self.tp)
-        start = rank.tp // self.replicas * size
-        return HeadRange(start, start + size)
+        return held_heads(self.model.kv_heads, self.tp, rank.tp)
 
     def shard(self, rank: Rank) -> Shard:
         """Return the layout of a rank's pool, and what it holds."""

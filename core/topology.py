@@ -39,6 +39,15 @@ class InstanceInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class RankInfo:
+    """What any other rank of an instance says of itself once it is ready."""
+
+    instance_id: InstanceId
+    rank: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
 class Membership:
     """The instances that may be used; a higher version replaces a lower one."""
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import grpc
@@ -28,16 +29,15 @@ from baton.core.ids import Attempt, InstanceId, SeqId, new_ticket
 from baton.core.log import get_logger
 from baton.core.moving_average import MovingAverage
 from baton.core.request import GenerateRequest
-from baton.core.sharded_layout import Rank, ShardedLayout
 from baton.core.tasks import TaskSet
 from baton.core.trace import HandoverTrace
-from baton.decode_worker.offer_reader import FIRST_RANK, OfferReader
 from baton.decode_worker.placement import Placement
 from baton.decode_worker.prefill_channels import PrefillChannels, PrefillRef
+from baton.executor.handover_orders import DigestOrder, HandoverTerms, ReadOrder
 from baton.executor.instance import Instance
+from baton.executor.mesh_handover import MeshHandover
 from baton.kv_transfer import receiver_events as machine
-from baton.kv_transfer.digest import DigestKey
-from baton.kv_transfer.plan import plan_between
+from baton.kv_transfer.plan import TransferPlan, plan_between
 from baton.kv_transfer.receiver import Receiver
 from baton.kv_transfer.receiver_events import ReceiverAction, ReceiverEvent
 from baton.proto import worker_pb2 as pb
@@ -46,6 +46,8 @@ from baton.proto.errors import from_rpc_error
 
 _QUEUE = 4096
 """Events of one attempt: one per offer, per read, and a few more."""
+_TELLING_BYTES = 1 << 16
+"""A smaller read says more of latency than of bandwidth."""
 _UNREAD = 256
 """Messages of prefill among them; the stream holds back what comes faster than it is handled."""
 _SEND_TIMEOUT_S = 5.0
@@ -97,7 +99,7 @@ class HandoverAttempt:
         self._open = Open(
             version=PROTOCOL_VERSION,
             compatibility=instance.compatibility,
-            layout=ShardedLayout(instance.layout),
+            layout=instance.sharded,
             decode_instance=InstanceId(instance.config.instance_id),
             decode_incarnation=instance.incarnation,
             ticket=new_ticket(),
@@ -105,14 +107,14 @@ class HandoverAttempt:
             request=request,
             bytes_per_s=host.bandwidth.value or 0.0,
             cached_blocks=_shareable_blocks(instance, request),
-            transport=instance.transport.metadata(),
+            transports=instance.transports,
         )
         self._machine = Receiver(
             self._open, config=instance.config.handover, landing=instance.memory.landing
         )
         self._events: asyncio.Queue[ReceiverEvent] = asyncio.Queue(_QUEUE)
         self._unread = asyncio.Semaphore(_UNREAD)
-        self._reader: OfferReader | None = None
+        self._handover: MeshHandover | None = None
         """Made once prefill has said how its KV lies."""
         self._stream: Stream | None = None
         self._pinned: SeqId | None = None
@@ -156,6 +158,7 @@ class HandoverAttempt:
         finally:
             if not self._machine.over:  # a bug, or cancelled at shutdown
                 await self._give_up()
+            await self._close()
             self._host.running.discard(self)
             if not self.landed.done():
                 self.landed.set_exception(InternalError("the handover's task ended early"))
@@ -166,8 +169,7 @@ class HandoverAttempt:
         self._outcome = InternalError.code
         if self.seq_id is not None and self._host.attempts.pop(self.seq_id, None) is self:
             self._instance.engine.fence(self.seq_id)
-        if self._reader is not None:
-            await self._reader.fence()
+        await self._close()
         if self.seq_id is not None:
             self._instance.engine.fence_passed(self.seq_id)
 
@@ -229,9 +231,9 @@ class HandoverAttempt:
         match action:
             case machine.Send(message):
                 await self._send(message)
-            case machine.Connect(transport, plan):
-                self._reader = OfferReader(self._instance, plan, self._open, self._host.bandwidth)
-                tasks.create_task(self._connect(self._reader, transport))
+            case machine.Connect(transports, plan):
+                self._handover = self._new_handover(plan)
+                tasks.create_task(self._connect(self._handover, transports))
             case machine.Reserve():
                 self._reserve()
             case machine.Read():
@@ -276,20 +278,25 @@ class HandoverAttempt:
         pinned = self._pinned
         table = () if pinned is None else self._instance.engine.blocks(pinned)
         refs = table[want.first_block : want.end_block]
-        layers, memory = self._instance.layout.all_layers, self._instance.kv.memory
-        digests = await asyncio.to_thread(
-            self._own_digests().offered, Rank(), layers, want.first_block, refs, memory
-        )
+        layers, ours = self._instance.layout.all_layers, self._open.layout
+        shared = self._new_handover(plan_between(ours, ours))  # it goes the other way than the rest
+        try:
+            digests = await shared.digest(DigestOrder(layers, want.first_block, refs))
+        finally:
+            await shared.close()
         blocks = tuple(map(OfferedBlock, refs, digests))
         await self._send(Offer(self._open.attempt, 0, layers, want.first_block, blocks))
 
-    def _own_digests(self) -> DigestKey:
-        """Return the digests of what decode offers, which goes the other way than the rest."""
-        return DigestKey(
-            plan_between(self._open.layout, self._open.layout),
-            compatibility=self._open.compatibility,
-            ticket=self._open.ticket,
-            prompt=self._open.request.prompt,
+    def _new_handover(self, plan: TransferPlan) -> MeshHandover:
+        return self._instance.handover(
+            HandoverTerms(
+                plan.source,
+                plan.target,
+                self._open.compatibility,
+                self._open.ticket,
+                self._open.request.prompt,
+                staged=self._instance.memory.on_device,
+            )
         )
 
     def _unshare(self) -> None:
@@ -317,31 +324,39 @@ class HandoverAttempt:
         if not (self._abandoned or self.landed.cancelled()):
             self.landed.set_exception(error)
 
-    async def _connect(self, reader: OfferReader, metadata: bytes) -> None:
+    async def _connect(self, handover: MeshHandover, transports: Sequence[bytes]) -> None:
         try:
-            await reader.connect({FIRST_RANK: metadata})
+            await handover.connect(transports)
         except TransportError as error:
             self._events.put_nowait(machine.Connected(error))
         else:
             self._events.put_nowait(machine.Connected())
 
     async def _drop_peer(self) -> None:
-        if self._reader is not None:
-            _log.warning("peer dropped to fence its reads", reader=repr(self._reader))
-            await self._reader.drop_peers()
+        if self._handover is not None:
+            _log.warning("peer dropped to fence its reads", handover=repr(self._handover))
+            await self._handover.drop()
+
+    async def _close(self) -> None:
+        """Return once nothing of this attempt can be read into our blocks any more."""
+        handover, self._handover = self._handover, None
+        if handover is not None:
+            await handover.close()
 
     async def _read(self, action: machine.Read) -> None:
         """Read an offer and verify it; ends in exactly one ReadEnded."""
-        assert self._reader is not None, "a read before prefill accepted"
-        index = action.offer.index
+        assert self._handover is not None, "a read before prefill accepted"
+        offer, blocks = action.offer, tuple(ref.block for ref in action.blocks)
+        order = ReadOrder(offer.layers, action.tokens, offer.blocks, blocks)
         try:
-            report = await self._reader.read(action)
+            report = await self._handover.read(order)
         except BatonError as error:
-            self._events.put_nowait(machine.ReadEnded(index, 0, "", error))
-            if isinstance(error, PeerLost):
-                await self._reader.drop_peers()
-        else:
-            self._events.put_nowait(machine.ReadEnded(index, report.bytes, report.transport))
+            self._events.put_nowait(machine.ReadEnded(offer.index, 0, "", error))
+            return
+        if report.bytes >= _TELLING_BYTES:
+            self._host.bandwidth.add(report.bytes / report.seconds)
+        ended = machine.ReadEnded(offer.index, report.bytes, report.transport)
+        self._events.put_nowait(ended)
 
 
 def _shareable_blocks(instance: Instance, request: GenerateRequest) -> int:

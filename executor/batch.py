@@ -55,17 +55,19 @@ def make_batch(
     device: str | torch.device = "cpu",
     *,
     windows: Collection[int | None] = (None,),
+    in_ring: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Batch:
     """Return the tensors of a plan for pools of `layout`, and for layers of each of `windows`.
 
+    The last `in_ring` sequences are chunks whose attention is not computed by this rank alone.
     `dtype` is what attention is computed in.
     """
     to = _Mover(device, dtype)
     sequences = _ordered(plan.sequences)
     starts = np.cumsum([0, *(len(s.tokens) for s in sequences)])
     positions = np.concatenate([np.arange(s.start, s.end) for s in sequences])
-    blocks = np.concatenate([_blocks_of_tokens(s, layout.block_size) for s in sequences])
+    blocks = np.concatenate([blocks_of_tokens(s, layout.block_size) for s in sequences])
     offsets = positions % layout.block_size
     slots = slot_index(
         to(blocks),
@@ -83,7 +85,9 @@ def make_batch(
             window: AttentionBatch(
                 slots=slots,
                 decodes=_decode_groups(sequences, window, layout, to),
-                chunks=_chunks(sequences, starts.tolist(), window, layout, to),
+                chunks=_chunks(
+                    sequences[: len(sequences) - in_ring], starts.tolist(), window, layout, to
+                ),
             )
             for window in windows
         },
@@ -95,7 +99,7 @@ def make_batch(
     return Batch(model, sampled, fresh_blocks=to(blocks[offsets == 0]))
 
 
-def _blocks_of_tokens(sequence: ScheduledSequence, block_size: int) -> Ints:
+def blocks_of_tokens(sequence: ScheduledSequence, block_size: int) -> Ints:
     """Return the block that each of the sequence's tokens in this step goes to."""
     first = sequence.start // block_size
     table = np.asarray(sequence.blocks[first:], dtype=np.int64)

@@ -3,56 +3,68 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable
 
 from baton.core.compatibility import compatibility_hash
-from baton.core.config import EngineConfig, WorkerConfig
+from baton.core.config import WorkerConfig
 from baton.core.errors import InternalError, InvalidConfig
 from baton.core.ids import Incarnation, InstanceId, new_incarnation
 from baton.core.kv_layout import KVLayout
-from baton.core.topology import InstanceInfo, Role
+from baton.core.topology import InstanceInfo
 from baton.engine.scheduler import Scheduler
 from baton.executor.device import Device
-from baton.executor.engine_loop import EngineLoop, Listener
+from baton.executor.engine_loop import EngineLoop, Listener, Runner
 from baton.executor.handover_memory import HandoverMemory
-from baton.executor.kv_cache import KVCache, blocks_that_fit, make_layout
-from baton.executor.runner import ModelRunner
-from baton.kernels.kv_digest import is_native
+from baton.executor.handover_orders import HandoverTerms
+from baton.executor.kv_cache import KVCache
+from baton.executor.mesh_handover import MeshHandover
+from baton.executor.mesh_runner import MeshRunner
+from baton.executor.rank import LoadedRank, RankParts, load_rank, meeting_of
+from baton.executor.rank_group import OnListening, Progress, RankGroup, nobody
 from baton.kv_transfer.choose import OpenTransport, open_transport
 from baton.kv_transfer.transport import Transport
-from baton.models.loader import Model, load_model
 from baton.models.revision import revision
-from baton.models.spec import ModelSpec
-
-Progress = Callable[[str], None]
+from baton.parallel.join import listen
 
 
 class Instance:
-    """What both roles are made of; made by `load`, ended by `close`. One event loop only."""
+    """What both roles are made of; made by `load`, ended by `close`. One event loop only.
+
+    This process is its leader; what all ranks do together goes through `ranks`.
+    """
 
     def __init__(
         self,
         config: WorkerConfig,
-        model: Model,
-        kv: KVCache,
-        host: KVCache | None,
+        rank: LoadedRank,
+        ranks: RankGroup,
+        transports: tuple[bytes, ...],
         listener: Listener,
-        transport: Transport | None,
-        memory: HandoverMemory | None,
         facts: "_Facts",
     ) -> None:
         self.config = config
         self.incarnation = facts.incarnation
         self.compatibility = facts.compatibility
-        self.layout: KVLayout = kv.layout
-        self.kv = kv
+        self.sharded = rank.layout
+        """How KV lies on all ranks."""
+        self.layout: KVLayout = rank.layout.model
+        """The whole model's KV, as one rank would hold it."""
+        self.kv = rank.kv
+        """The leader's part of it."""
+        self.transports = transports
+        """How each rank's KV is read, in the order of the layout's ranks; none if it is mixed."""
+        self._rank = rank
+        self._ranks = ranks
         self._facts = facts
-        self._executor = model.executor
-        self._transport = transport
-        self._memory = memory
-        host_blocks = host.num_blocks if host is not None else 0
-        self._scheduler = Scheduler(config.engine, kv.num_blocks, host_blocks=host_blocks)
-        self.engine = EngineLoop(self._scheduler, ModelRunner(model, kv, host), listener)
+        host_blocks = rank.host.num_blocks if rank.host is not None else 0
+        depth = rank.layout.pp
+        self._scheduler = Scheduler(
+            config.engine, rank.kv.num_blocks, host_blocks=host_blocks, depth=depth
+        )
+        own = rank.runner()
+        runner: Runner = own
+        if not self.alone:
+            runner = MeshRunner(own, ranks, last_stage=rank.last_stage)
+        self.engine = EngineLoop(self._scheduler, runner, listener, depth=depth)
         self._running = asyncio.create_task(self.engine.run())
         self._running.add_done_callback(self._engine_ended)
         self._closing = False
@@ -64,66 +76,51 @@ class Instance:
         listener: Listener,
         on_progress: Progress,
         open_transport: OpenTransport = open_transport,
+        on_listening: OnListening = nobody,
         device: Device | None = None,
     ) -> "Instance":
         """Load the model and start the engine; raises InvalidConfig for what is not right.
 
-        `device` is where the pool is to lie, if not in host memory.
+        With more ranks than this one, wait for the others: see RankGroup. `device` is where the
+        pool is to lie, if not in host memory.
         """
-        started = time.monotonic()
-        on_progress(f"loading {config.model_name} from {config.model_dir}")
-        model = await asyncio.to_thread(
-            load_model,
-            config.model_dir,
-            dtype=config.engine.dtype,
-            threads=config.threads,
-            max_length=config.engine.max_model_len,
-            executor=_executor(config.engine),
-        )
-        on_progress(f"executor: {model.executor}")
-        layout = make_layout(model.spec, config.engine.block_size, config.engine.kv_stored)
-        num_blocks = blocks_that_fit(layout, config.engine.kv_memory_mib)
-        memory = None
-        if config.role is not Role.MIXED:
-            memory = HandoverMemory(config, layout, num_blocks, device)
-        kv = KVCache(layout, num_blocks) if memory is None else memory.kv
-        host = _host_pool(config, kv)
-        on_progress(f"KV pool: {num_blocks} blocks of {config.engine.block_size} tokens")
-        facts = await asyncio.to_thread(_Facts, config, model.spec, layout)
-        transport = None
-        if memory is not None:
-            native = await asyncio.to_thread(is_native)  # now, lest the first handover compiles it
-            on_progress(f"KV digests: {'native code' if native else 'numpy, slowly'}")
-            transport = await open_transport(
-                memory.region,
-                config.handover,
-                host=config.host,
-                owner=config.instance_id,
-                incarnation=facts.incarnation,
-            )
-            on_progress(f"transport: {transport!r}")
-        facts.load_s = time.monotonic() - started
+        facts = _Facts()
+        ranks = RankGroup(config, facts.incarnation)
         try:
-            return cls(config, model, kv, host, listener, transport, memory, facts)
-        except BaseException:  # the scheduler may refuse its config
-            if transport is not None:
-                await transport.close()
-            if memory is not None:
-                memory.close()
+            rank, transports = await _load_all(
+                config, ranks, facts, RankParts(on_progress, open_transport, device), on_listening
+            )
+            try:
+                await asyncio.to_thread(facts.learn, config, rank)
+                return cls(config, rank, ranks, transports, listener, facts)
+            except BaseException:  # the scheduler may refuse its config
+                await rank.close()
+                raise
+        except BaseException:
+            await ranks.close()
             raise
 
     @property
     def transport(self) -> Transport:
-        """The transport; a mixed instance has none, and is never asked for a handover."""
-        if self._transport is None:
+        """The leader's; a mixed instance has none, and is never asked for a handover."""
+        if self._rank.transport is None:
             raise InvalidConfig("role", str(self.config.role), "prefill or decode, for a handover")
-        return self._transport
+        return self._rank.transport
+
+    def handover(self, terms: HandoverTerms) -> MeshHandover:
+        """Return all ranks' parts of an attempt; it must be closed."""
+        return MeshHandover(terms, self._rank.handover(terms, self.config), self._ranks)
+
+    @property
+    def alone(self) -> bool:
+        """Whether this process is the only rank."""
+        return self.config.parallel.size == 1
 
     @property
     def memory(self) -> HandoverMemory:
         """What handovers read and write; a mixed instance has none."""
-        assert self._memory is not None, "a handover in a mixed instance"
-        return self._memory
+        assert self._rank.memory is not None, "a handover in a mixed instance"
+        return self._rank.memory
 
     def info(self, address: str) -> InstanceInfo:
         """Return what the instance says of itself, reached at `address`."""
@@ -148,7 +145,7 @@ class Instance:
         roster = loop.scheduler.roster
         pool = roster.memory.pool
         counters: dict[str, float | int | str] = {
-            "executor": self._executor,
+            "executor": self._rank.model.executor,
             "steps": loop.steps,
             "busy_s": loop.busy_s,
             "waiting": roster.waiting,
@@ -163,8 +160,8 @@ class Instance:
             "prompt_tokens": roster.memory.prompt_tokens,
             "prompt_tokens_cached": roster.memory.cached_tokens,
         }
-        if self._transport is not None:
-            transport = self._transport.stats()
+        if self._rank.transport is not None:
+            transport = self._rank.transport.stats()
             counters["transfers_open"] = transport.transfers_open
             counters["transfers_failed"] = transport.transfers_failed
             counters["transport_fallbacks"] = transport.fallbacks
@@ -189,8 +186,7 @@ class Instance:
         if idle and not self.engine.in_step:
             pool = self._scheduler.stats().roster.memory.pool
             assert pool.used == pool.fencing == 0, f"blocks leaked: {pool}"
-            if self._memory is not None and self._memory.staging is not None:
-                self._memory.staging.pool.check(idle=True)
+            self._rank.check_idle()
 
     def _engine_ended(self, task: "asyncio.Task[None]") -> None:
         """Die loudly if the engine loop dies: an instance without it would hang every request."""
@@ -203,31 +199,66 @@ class Instance:
             os._exit(70)
 
     async def close(self) -> None:
-        """End the engine after its step, then the transport. Safe to repeat."""
+        """End the engine after its steps, then all ranks. Safe to repeat."""
         if self._closing:
             return
         self._closing = True
         await self.engine.close()
         await self._running
-        if self._transport is not None:
-            await self._transport.close()
-            self._transport.check()
-        if self._memory is not None:
-            self._memory.close()
+        await self._ranks.close()
+        await self._rank.close()
+
+
+async def _load_all(
+    config: WorkerConfig,
+    ranks: RankGroup,
+    facts: "_Facts",
+    parts: RankParts,
+    on_listening: OnListening,
+) -> tuple[LoadedRank, tuple[bytes, ...]]:
+    """Wait for all ranks, and let each load its share; return the leader's, and how to read all."""
+    listener, port = None, 0
+    if config.parallel.size > 1:
+        on_listening(ranks.leader)
+        await ranks.join()
+        parts.on_progress(f"all {config.parallel.size} ranks are here")
+        listener = listen(config.host)
+        port = listener.getsockname()[1]
+    others = asyncio.create_task(ranks.call_all("load", port))
+    try:
+        rank = await load_rank(config, meeting_of(config, port), listener, facts.incarnation, parts)
+    except BaseException:
+        others.cancel()
+        raise
+    try:
+        transports = await others
+    except BaseException:
+        await rank.close()
+        raise
+    if rank.transport is None:
+        return rank, ()
+    return rank, (rank.transport.metadata(), *transports)
 
 
 class _Facts:
-    """What is drawn or computed once, at start."""
+    """What is drawn at start, and what is computed of the model."""
 
-    def __init__(self, config: WorkerConfig, spec: ModelSpec, layout: KVLayout) -> None:
+    def __init__(self) -> None:
         self.incarnation: Incarnation = new_incarnation()
+        self.compatibility = ""
         self.load_s = 0.0
+        self._started = time.monotonic()
+        self._model_len = 0
+
+    def learn(self, config: WorkerConfig, rank: LoadedRank) -> None:
+        """Learn about the model; raises InvalidConfig for a length that it was not made for."""
+        spec = rank.model.spec
         self.compatibility = compatibility_hash(
             model=config.model_name,
             revision=revision(config.model_dir),
             compute_dtype=config.engine.dtype,
             rope=spec.rope_digest(),
-            layout=layout,
+            layout=rank.layout.model,
         )
         wanted = config.engine.max_model_len
         if wanted is not None and wanted > spec.max_position:
@@ -235,34 +266,8 @@ class _Facts:
                 "max_model_len", wanted, f"up to {spec.max_position}, what the model was made for"
             )
         self._model_len = wanted or spec.max_position
+        self.load_s = time.monotonic() - self._started
 
     def max_model_len(self, kv: KVCache) -> int:
         """Return the tokens that one sequence may have: model and pool must both have room."""
         return min(self._model_len, kv.num_blocks * kv.layout.block_size)
-
-
-def _executor(config: EngineConfig) -> str:
-    """Return who is to compute.
-
-    Raises InvalidConfig if that cannot keep KV so, or cannot be batch invariant and must be.
-    """
-    executor = config.executor
-    if config.kv_stored != config.dtype:
-        if executor == "native":
-            allowed = f"{config.dtype}, in which the native executor computes"
-            raise InvalidConfig("kv_dtype", config.kv_dtype, allowed)
-        executor = "torch"
-    if not config.batch_invariant:
-        return executor
-    if executor == "torch":
-        raise InvalidConfig("batch_invariant", "true", "false with the executor torch")
-    return "native"
-
-
-def _host_pool(config: WorkerConfig, kv: KVCache) -> KVCache | None:
-    """Return the pool for preempted sequences, if the config wants one."""
-    memory_mib = config.engine.host_memory_mib
-    if memory_mib == 0:
-        return None
-    blocks = blocks_that_fit(kv.layout, memory_mib, "host_memory_mib")
-    return KVCache(kv.layout, blocks, pinned=kv.tensor.is_cuda)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from baton.core.ids import SeqId
@@ -18,28 +19,37 @@ from baton.executor.history import History
 
 
 def change_logits_(
-    logits: Tensor, rows: Mapping[int, SampledRow], histories: Mapping[SeqId, History]
+    logits: Tensor,
+    rows: Mapping[int, SampledRow],
+    histories: Mapping[SeqId, History],
+    first: int = 0,
 ) -> None:
-    """Change float32 logits [rows, vocabulary] in place, each row as its parameters say.
+    """Change float32 logits [rows, tokens] in place, each row as its parameters say.
 
+    The columns are the tokens from `first` on: all of the vocabulary, or a rank's part of it.
     `rows` has by its index every row with a context, `histories` every one that looks back.
     """
     if rows:
-        _forbid_(logits, rows, histories)
-        _bias_(logits, rows)
-        _penalise_(logits, rows, histories)
+        _forbid_(logits, rows, histories, first)
+        _bias_(logits, rows, first)
+        _penalise_(logits, rows, histories, first)
 
 
 def _forbid_(
-    logits: Tensor, rows: Mapping[int, SampledRow], histories: Mapping[SeqId, History]
+    logits: Tensor,
+    rows: Mapping[int, SampledRow],
+    histories: Mapping[SeqId, History],
+    first: int,
 ) -> None:
+    own = range(first, first + logits.shape[1])
     indices: list[int] = []
     tokens: list[int] = []
     for i, row in rows.items():
         history = histories.get(row.seq_id)
         for token in _forbidden(row, [] if history is None else history.tokens):
-            indices.append(i)
-            tokens.append(token)
+            if token in own:
+                indices.append(i)
+                tokens.append(token - first)
     if indices:
         where = torch.tensor([indices, tokens], device=logits.device)
         logits[where[0], where[1]] = float("-inf")
@@ -56,9 +66,13 @@ def _forbidden(row: SampledRow, before: list[int]) -> Iterator[int]:
         yield from row.context.stop_token_ids
 
 
-def _bias_(logits: Tensor, rows: Mapping[int, SampledRow]) -> None:
+def _bias_(logits: Tensor, rows: Mapping[int, SampledRow], first: int) -> None:
+    own = range(first, first + logits.shape[1])
     biased = [
-        (i, token, bias) for i, row in rows.items() for token, bias in row.sampling.logit_bias
+        (i, token - first, bias)
+        for i, row in rows.items()
+        for token, bias in row.sampling.logit_bias
+        if token in own
     ]
     if biased:
         indices, tokens, values = zip(*biased, strict=True)
@@ -67,29 +81,41 @@ def _bias_(logits: Tensor, rows: Mapping[int, SampledRow]) -> None:
 
 
 def _penalise_(
-    logits: Tensor, rows: Mapping[int, SampledRow], histories: Mapping[SeqId, History]
+    logits: Tensor,
+    rows: Mapping[int, SampledRow],
+    histories: Mapping[SeqId, History],
+    first: int,
 ) -> None:
     """Change the logits of all tokens that were said; they are looked up once for all rows."""
     said = [
-        (i, row.sampling, histories[row.seq_id])
+        (i, row.sampling, *_own_part(histories[row.seq_id], first, logits.shape[1]))
         for i, row in rows.items()
         if row.sampling.penalises
     ]
     if not said:
         return
     device = logits.device
-    sizes = [len(history.ids) for _, _, history in said]
-    indices = torch.from_numpy(np.repeat([i for i, _, _ in said], sizes)).to(device)
-    tokens = torch.from_numpy(np.concatenate([h.ids for _, _, h in said])).to(device)
-    counts = torch.from_numpy(np.concatenate([h.counts for _, _, h in said])).to(device)
+    sizes = [len(ids) for _, _, ids, _ in said]
+    indices = torch.from_numpy(np.repeat([i for i, _, _, _ in said], sizes)).to(device)
+    tokens = torch.from_numpy(np.concatenate([ids for _, _, ids, _ in said])).to(device)
+    counts = torch.from_numpy(np.concatenate([often for _, _, _, often in said])).to(device)
 
     def each(values: Sequence[float]) -> Tensor:
         return torch.from_numpy(np.repeat(np.array(values, dtype=np.float32), sizes)).to(device)
 
-    params: list[SamplingParams] = [p for _, p, _ in said]
+    params: list[SamplingParams] = [p for _, p, _, _ in said]
     repetition = each([p.repetition_penalty for p in params])
     found = logits[indices, tokens]
     found = torch.where(found > 0, found / repetition, found * repetition)
     found -= each([p.frequency_penalty for p in params]) * counts
     found -= each([p.presence_penalty for p in params]) * (counts > 0)
     logits[indices, tokens] = found
+
+
+def _own_part(
+    history: History, first: int, count: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the tokens that were said of the `count` from `first` on, from 0, and how often."""
+    columns = history.ids - first
+    own = (columns >= 0) & (columns < count)
+    return columns[own], history.counts[own]

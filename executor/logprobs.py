@@ -1,6 +1,6 @@
 """Logprobs of sampled tokens and their rivals, from the model's logits as they are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,16 +13,23 @@ from baton.executor.batch import SampledRow
 class RawLogprobs:
     """Taken before the logits are changed; told once the tokens are known."""
 
-    def __init__(self, logits: Tensor, rows: Mapping[int, SampledRow]) -> None:
+    def __init__(
+        self,
+        logits: Tensor,
+        rows: Mapping[int, SampledRow],
+        whole: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         """`logits` are float32 [rows, vocabulary]; `rows` has by its index every row that may ask.
 
-        It keeps a copy of the rows that do.
+        It keeps a copy of the rows that do. If `logits` are of some tokens only, `whole` makes rows
+        of all tokens of them.
         """
         self._rows = [(i, row) for i, row in rows.items() if row.sampling.logprobs is not None]
         self._logprobs: Tensor | None = None
         if self._rows:
             index = torch.tensor([i for i, _ in self._rows], device=logits.device)
-            self._logprobs = torch.log_softmax(logits[index], dim=-1)
+            found = logits[index] if whole is None else whole(logits[index])
+            self._logprobs = torch.log_softmax(found, dim=-1)
 
     def told(self, tokens: Sequence[int]) -> dict[SeqId, TokenLogprobs]:
         """Return what each row asked for, given the token sampled in every row of the batch."""

@@ -4,7 +4,12 @@ No state is kept and none is shared, so a token's noise does not depend on the b
 or the device it is computed on.
 """
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
+
+from baton.core.request import SamplingParams
 
 # The increment and the two multipliers of SplitMix64 (Steele, Lea and Flood, 2014), as signed
 # 64-bit numbers: torch's int64 wraps around.
@@ -23,6 +28,20 @@ def exponential(seeds: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
     keys = mix(mix(seeds) + positions)[:, None]
     uniform = (_shifted(mix(keys + tokens * _STEP), 64 - _BITS) + 0.5).mul_(2.0**-_BITS)
     return uniform.clamp_(max=1 - 2.0**-24).neg_().log1p_().neg_()
+
+
+def race(
+    rates: Tensor, tokens: Tensor, params: Sequence[SamplingParams], positions: Sequence[int]
+) -> Tensor:
+    """Return where in each row [rows, n] of rates the winner of an exponential race stands.
+
+    Of independent exponential times with rates p, the first to end is token i with probability
+    p[i]. It is the Gumbel-max trick with one logarithm less. Rates count in proportion only;
+    `tokens` [rows or 1, n] say which tokens they are of.
+    """
+    seeds = torch.tensor([p.seed for p in params], device=rates.device)
+    places = torch.tensor(positions, device=rates.device)
+    return (rates / exponential(seeds, places, tokens)).argmax(-1)
 
 
 def mix(values: Tensor) -> Tensor:

@@ -1,19 +1,23 @@
-"""Runs step plans: copies between pools, the forward pass, sampling."""
+"""Runs this rank's share of step plans: copies between pools, the forward pass, sampling."""
 
 import threading
 import time
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from baton.core.errors import InternalError
 from baton.engine.step import LayerWatch, StepPlan, StepResult
-from baton.executor.kv_cache import KVCache, copy_blocks, make_layout
+from baton.executor.batch import SampledRow
+from baton.executor.kv_cache import KVCache, copy_blocks
 from baton.executor.native_pass import NativePass
 from baton.executor.sampler import Sampler
+from baton.executor.sharded_sampler import ShardedSampler
 from baton.executor.torch_pass import TorchPass
 from baton.models.loader import Model
 from baton.models.native import NativeDecoder
+from baton.models.share import Share
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +33,22 @@ class RunnerStats:
 
 
 class ModelRunner:
-    """One model and one KV pool; `execute` blocks and is called by one thread at a time."""
+    """One rank's share of a model, and its KV pool; one thread at a time calls it, and it blocks.
 
-    def __init__(self, model: Model, kv: KVCache, host: KVCache | None = None) -> None:
-        """`host` has the KV of preempted sequences; without it no plan may copy."""
+    All ranks of an instance compute the same plans in the same order.
+    """
+
+    def __init__(
+        self, model: Model, kv: KVCache, host: KVCache | None = None, *, depth: int = 1
+    ) -> None:
+        """`host` has the KV of preempted sequences; without it no plan may copy.
+
+        `depth` is how many steps may be under way at once.
+        """
         native = isinstance(model, NativeDecoder)
+        self._share = Share() if isinstance(model, NativeDecoder) else model.share
         kv_dtype = model.dtype if native else kv.layout.dtype
-        expected = make_layout(model.spec, kv.layout.block_size, kv_dtype)
+        expected = self._share.kv(model.spec, kv.layout.block_size, kv_dtype).layout
         assert kv.layout == expected, f"{kv.layout} is not {expected}"
         assert host is None or host.layout == expected, f"{host} is not of {expected}"
         self._model = model
@@ -46,7 +59,10 @@ class ModelRunner:
             self._pass = NativePass(model, kv)
         else:
             self._pass = TorchPass(model, kv)
-        self._sampler = Sampler()
+        tp, vocabulary = self._share.ranks.tp, model.spec.vocab_size
+        self._sampler: Sampler | ShardedSampler = Sampler(depth)
+        if tp.size > 1:
+            self._sampler = ShardedSampler(tp, vocabulary, depth)
         self._thread: int | None = None
         self._stats = RunnerStats(0, 0, 0, 0.0)
 
@@ -57,13 +73,22 @@ class ModelRunner:
         """Return what was done so far."""
         return self._stats
 
-    @torch.inference_mode()
     def execute(self, plan: StepPlan, watch: LayerWatch | None = None) -> StepResult:
+        """Compute a step on an instance of one rank; see `compute`."""
+        result = self.compute(plan, watch)
+        assert result is not None, "the last stage has the result, not this one"
+        return result
+
+    @torch.inference_mode()
+    def compute(self, plan: StepPlan, watch: LayerWatch | None = None) -> StepResult | None:
         """Compute the plan's KV and sample the next token of each sequence that samples.
+
+        Ranks of the last stage return the result, the same on each; others return None.
 
         `watch` is told of layers as their KV is written, from this thread.
 
-        Raises InternalError if the logits are not finite: no token would be right.
+        Raises InternalError if the logits are not finite: no token would be right. All ranks of the
+        stage raise it.
         """
         began = time.perf_counter()
         self._use_threads()
@@ -71,19 +96,32 @@ class ModelRunner:
         if self._host is not None:
             copy_blocks(self._kv, self._host, [(c.device, c.host) for c in plan.swap_out])
             copy_blocks(self._host, self._kv, [(c.host, c.device) for c in plan.swap_in])
-        logits, rows = self._pass.compute(plan, watch)
-        if rows and not torch.isfinite(logits.sum()):
-            raise InternalError(f"step {plan.step}: the model's logits are not finite")
-        tokens, logprobs = self._sampler.step(logits, rows)
+        computed = self._pass.compute(plan, watch)
+        result = None
+        if computed is not None:
+            result = self._sampled(plan.step, *computed)
         done = self._stats
         self._stats = RunnerStats(
             steps=done.steps + 1,
             tokens=done.tokens + plan.num_tokens,
-            sampled=done.sampled + len(tokens),
+            sampled=done.sampled + (len(result.tokens) if result is not None else 0),
             busy_s=done.busy_s + time.perf_counter() - began,
         )
+        return result
+
+    def _sampled(self, step: int, logits: Tensor, rows: tuple[SampledRow, ...]) -> StepResult:
+        if rows and not self._finite(logits):
+            raise InternalError(f"step {step}: the model's logits are not finite")
+        tokens, logprobs = self._sampler.step(logits, rows)
         sampled = {r.seq_id: t for r, t in zip(rows, tokens, strict=True)}
-        return StepResult(plan.step, sampled, logprobs)
+        return StepResult(step, sampled, logprobs)
+
+    def _finite(self, logits: Tensor) -> bool:
+        """Return whether the logits of all ranks of the stage are finite, on all of them alike."""
+        total = logits.sum()
+        if self._share.ranks.tp.size > 1:
+            self._share.ranks.tp.all_reduce_(total)
+        return bool(torch.isfinite(total))
 
     def _use_threads(self) -> None:
         """Set the thread count where it counts: OpenMP keeps one per calling thread."""

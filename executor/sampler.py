@@ -15,7 +15,7 @@ from baton.executor.batch import SampledRow
 from baton.executor.history import Histories
 from baton.executor.logit_changes import change_logits_
 from baton.executor.logprobs import RawLogprobs
-from baton.executor.noise import exponential
+from baton.executor.noise import race
 from baton.executor.truncation import truncated
 
 # Below this, dividing the logits may overflow, and all the mass is on the likeliest token anyway.
@@ -56,7 +56,7 @@ def sample(logits: Tensor, params: Sequence[SamplingParams], positions: Sequence
     and the seed of `params` count here.
     """
     assert logits.shape[0] == len(params) == len(positions)
-    drawn = [row for row, p in enumerate(params) if p.temperature >= _GREEDY_BELOW]
+    drawn = [row for row, p in enumerate(params) if not is_greedy(p)]
     if not drawn:
         return logits.argmax(-1).tolist()
     chosen_params = [params[row] for row in drawn]
@@ -68,15 +68,12 @@ def sample(logits: Tensor, params: Sequence[SamplingParams], positions: Sequence
     return logits.argmax(-1).index_copy_(0, rows, tokens).tolist()
 
 
-def draw(logits: Tensor, params: Sequence[SamplingParams], positions: Sequence[int]) -> Tensor:
-    """Return a token [rows] drawn per row; every row's temperature is over 0.
+def is_greedy(params: SamplingParams) -> bool:
+    """Return whether the likeliest token is taken, without noise."""
+    return params.temperature < _GREEDY_BELOW
 
-    An exponential race: of independent exponential times with rates p, the first to end is
-    token i with probability p[i]. It is the Gumbel-max trick with one logarithm less.
-    """
-    device = logits.device
-    seeds = torch.tensor([p.seed for p in params], device=device)
-    places = torch.tensor(positions, device=device)
-    tokens = torch.arange(logits.shape[1], device=device)[None]
-    rates = torch.softmax(truncated(logits, params), dim=-1)
-    return (rates / exponential(seeds, places, tokens)).argmax(-1)
+
+def draw(logits: Tensor, params: Sequence[SamplingParams], positions: Sequence[int]) -> Tensor:
+    """Return a token [rows] drawn per row; every row's temperature is over 0."""
+    tokens = torch.arange(logits.shape[1], device=logits.device)[None]
+    return race(torch.softmax(truncated(logits, params), dim=-1), tokens, params, positions)

@@ -13,6 +13,7 @@ from baton.core.topology import InstanceInfo
 from baton.executor.device import Device
 from baton.executor.engine_loop import Listener
 from baton.executor.instance import Instance
+from baton.executor.rank_group import OnListening, nobody
 from baton.kv_transfer.choose import OpenTransport, open_transport
 from baton.proto.grpc_runtime import WorkerServer
 
@@ -61,15 +62,19 @@ class Worker(ABC, Generic[L]):
         config: WorkerConfig,
         *,
         on_progress: Callable[[str], None],
+        on_listening: OnListening = nobody,
         open_transport: OpenTransport = open_transport,
         device: Device | None = None,
     ) -> Self:
         """Load the model, open the transport, serve; raises InvalidConfig for what is not right.
 
-        `device` is where the KV pool is to lie, if not in host memory.
+        An instance of many ranks calls `on_listening` first: the others must follow it. `device` is
+        where the KV pool is to lie, if not in host memory.
         """
         listener = cls.new_listener()
-        instance = await Instance.load(config, listener, on_progress, open_transport, device)
+        instance = await Instance.load(
+            config, listener, on_progress, open_transport, on_listening, device
+        )
         worker = cls(instance, listener)
         try:
             worker._server = await WorkerServer.start(config.host, config.port, worker.register)

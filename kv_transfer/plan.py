@@ -88,22 +88,6 @@ def _plan(source: ShardedLayout, target: ShardedLayout, staged: bool) -> "Transf
     return TransferPlan(source, target, staged=staged)
 
 
-def readable_plan(
-    source: ShardedLayout, target: ShardedLayout, *, staged: bool = False
-) -> "TransferPlan":
-    """Return the plan between instances that have one rank each.
-
-    Raises Incompatible, with both values, if KV cannot get from one to the other that way.
-    """
-    plan = plan_between(source, target, staged=staged)
-    if len(source.ranks) > 1 or len(target.ranks) > 1:
-        raise Incompatible(
-            f"prefill has {len(source.ranks)} ranks, decode {len(target.ranks)}; "
-            "KV is handed over between instances of one rank"
-        )
-    return plan
-
-
 class TransferPlan:
     """How KV comes from the ranks of one instance to those of another; made once per pair.
 

@@ -81,7 +81,7 @@ class Send:
 class Connect:
     """Make the peer's memory readable; ends in Connected."""
 
-    transport: bytes
+    transports: tuple[bytes, ...]
     plan: TransferPlan
     """How KV gets from there to here."""
 

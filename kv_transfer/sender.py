@@ -29,7 +29,7 @@ from baton.core.ids import Attempt
 from baton.core.kv_layout import LayerRange
 from baton.core.request import TokenLogprobs
 from baton.kv_transfer.layer_groups import min_offer_bytes
-from baton.kv_transfer.plan import TransferPlan, readable_plan
+from baton.kv_transfer.plan import TransferPlan, plan_between
 from baton.kv_transfer.pull import blocks_to_pull
 from baton.kv_transfer.sender_events import (
     ChunkReady,
@@ -159,7 +159,7 @@ class Sender:
                 )
             )
         try:
-            self._plan = readable_plan(self._accepted.layout, message.layout)
+            self._plan = plan_between(self._accepted.layout, message.layout)
         except Incompatible as error:
             return self._refuse(error)
         self._open = message

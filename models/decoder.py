@@ -1,26 +1,29 @@
 """A decoder's forward pass over one ragged batch, whatever its family."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from baton.engine.step import LayerWatch
 from baton.kernels.attention import Workspace
 from baton.kernels.kv_pool import KVLayer
-from baton.kernels.linear import Linear
 from baton.kernels.rope import RopeAngles, rope_angles
 from baton.models.blocks.layer import DecoderLayer
-from baton.models.blocks.norms import load_norm
+from baton.models.blocks.norms import Norm, load_norm
+from baton.models.blocks.ring import Ring
 from baton.models.blocks.step import ModelInput, Step
+from baton.models.blocks.vocabulary import Embedding, Head
 from baton.models.rope_spec import RopeSpec
+from baton.models.share import Share
 from baton.models.spec import ModelSpec
-from baton.models.weights import Checkpoint
+from baton.models.weights import Checkpoint, torch_dtype
+from baton.parallel.expert_placement import Placement
+from baton.parallel.token_rows import AllRows, TokenRows, token_rows
 
 
 class Decoder:
-    """A model with frozen weights."""
+    """A model with frozen weights, or the part of one that this rank computes."""
 
     def __init__(
         self,
@@ -30,35 +33,87 @@ class Decoder:
         dtype: str,
         threads: int,
         why: str = "as asked for",
+        share: Share | None = None,
     ) -> None:
-        """Take all tensors of the checkpoint; raises InvalidConfig that names what is not right.
+        """Take all tensors of the share; raises InvalidConfig that names what is not right.
 
         `why` tells the user why torch computes this model.
         """
-        decoder = spec.decoder
         self.spec = spec
         self.dtype = dtype
         self.threads = threads
         """CPU threads of a forward pass; torch counts them per calling thread."""
         self.executor = f"torch ({why})"
         """Which executor this is, in words."""
-        shape = (spec.vocab_size, spec.hidden)
-        self._embedding = checkpoint.take("model.embed_tokens.weight", *shape)
+        self.share = share = share or Share()
+        """What of the model this rank computes."""
+        decoder = spec.decoder
+        self._load_ends(checkpoint)
+        self._own = share.layers(spec)
+        own = range(self._own.start, self._own.end)
         self._layers = [
-            DecoderLayer(decoder, index, checkpoint, spec.hidden) for index in range(spec.layers)
+            DecoderLayer(decoder, index, checkpoint, spec.hidden, share) for index in own
         ]
-        self._norm = load_norm(checkpoint, "model.norm", spec.hidden, decoder)
-        tie = decoder.tie
-        self._head = Linear(self._embedding if tie else checkpoint.take("lm_head.weight", *shape))
-        checkpoint.finish(tie=tie, layers=spec.layers, spare_layers=decoder.spare_layers)
-        self._ropes = {
-            rope: torch.tensor(rope.frequencies, device=self._embedding.device)
-            for rope in dict.fromkeys(layer.attention.rope for layer in decoder.layers)
-        }
+        checkpoint.finish(
+            tie=decoder.tie, layers=spec.layers, spare_layers=decoder.spare_layers, own=own
+        )
+        ropes = dict.fromkeys(decoder.layers[index].attention.rope for index in own)
+        self._ropes = {rope: torch.tensor(rope.frequencies) for rope in ropes}
+
+    def _load_ends(self, checkpoint: Checkpoint) -> None:
+        """Take what the first and the last stage have."""
+        spec, decoder, share = self.spec, self.spec.decoder, self.share
+        embedding, norm, head = "model.embed_tokens.weight", "model.norm", "lm_head.weight"
+        checkpoint.leave(*(embedding, f"{norm}.weight", head))
+        shape, rows = (spec.vocab_size, spec.hidden), share.vocabulary(spec)
+        self._embedding: Embedding | None = None
+        self._norm: Norm | None = None
+        self._head: Head | None = None
+        if share.first or (share.last and decoder.tie):
+            weight = checkpoint.take(embedding, *shape, cut=(rows,))
+        if share.first:
+            self._embedding = Embedding(weight, rows.start)
+        if share.last:
+            self._norm = load_norm(checkpoint, norm, spec.hidden, decoder)
+            if not decoder.tie:
+                weight = checkpoint.take(head, *shape, cut=(rows,))
+            self._head = Head(weight, decoder.logit_softcap)
 
     def __repr__(self) -> str:
-        spec = self.spec
-        return f"<Decoder {spec.family}: {spec.layers} layers, hidden {spec.hidden}, {self.dtype}>"
+        spec, own = self.spec, f"{self.share.mesh}, layers {self._own.start} to {self._own.end - 1}"
+        return f"<Decoder {spec.family}: {own}, hidden {spec.hidden}, {self.dtype}>"
+
+    def stream_shape(self, tokens: int) -> tuple[int, int]:
+        """Return the shape of what stages hand on for a step of so many tokens."""
+        return self._rows(tokens).count, self.spec.hidden
+
+    @property
+    def expert_loads(self) -> dict[int, Tensor]:
+        """How often this place's tokens have chosen each expert [experts], by layer with experts.
+
+        Counted since the experts were placed. Summed over ep they are what
+        `balanced_placement` takes.
+        """
+        loads = {
+            index: layer.expert_loads for index, layer in enumerate(self._layers, self._own.start)
+        }
+        return {index: found for index, found in loads.items() if found is not None}
+
+    def place_experts(self, placements: Mapping[int, Placement], checkpoint: Checkpoint) -> None:
+        """Move experts to where `placements`, by layer of the model, say; others stay.
+
+        All ranks of the instance do so between the same two steps.
+        """
+        for index, layer in enumerate(self._layers, self._own.start):
+            if index in placements:
+                layer.place_experts(placements[index], checkpoint)
+
+    @torch.inference_mode()
+    def join(self) -> None:
+        """Take part in a step of other places along ep, with no tokens of the own."""
+        nothing = torch.empty(0, self.spec.hidden, dtype=torch_dtype(self.dtype))
+        for layer in self._layers:
+            layer.join(nothing)
 
     @torch.inference_mode()
     def forward(
@@ -67,27 +122,43 @@ class Decoder:
         kv: Sequence[KVLayer],
         workspace: Workspace,
         watch: LayerWatch | None = None,
+        stream: Tensor | None = None,
     ) -> Tensor:
-        """Write the tokens' KV to the pool and return float32 logits [rows, vocabulary].
+        """Write the tokens' KV to the pool; return what the stage is for.
 
-        kv holds one entry per layer. Rows are the batch's `sampled` tokens, perhaps none.
+        That is, in the last stage, float32 logits [rows, the rank's tokens of the vocabulary]; rows
+        are the batch's `sampled` tokens, perhaps none. In other stages it is the stream after the
+        last layer, `stream_shape`, which the next stage takes as its `stream`. kv holds one entry
+        per layer of the stage; `watch` counts the layers of the model.
         """
-        hidden = functional.embedding(batch.tokens, self._embedding)
-        if self.spec.decoder.embedding_scale != 1.0:
-            hidden.mul_(self.spec.decoder.embedding_scale)
-        step = Step(batch.attention, self._angles(batch.positions, hidden.dtype), workspace)
-        last = len(self._layers) - 1
-        for index, layer in enumerate(self._layers):
-            heads_out = layer.heads_out(hidden, kv[index], step)
+        tokens = batch.tokens.shape[0]
+        rows = self._rows(tokens)
+        if stream is None:
+            stream = self._embed(batch.tokens, rows)
+        angles = self._angles(batch.positions, stream.dtype)
+        ring = Ring(self.share.ranks.cp, batch.ring, workspace) if batch.ring else None
+        step = Step(batch.attention, angles, workspace, rows, ring)
+        for index, layer in enumerate(self._layers, self._own.start):
+            heads_out = layer.heads_out(stream, kv[index - self._own.start], step)
             if watch is not None and index + 1 in watch.ends:
                 watch.reached(index + 1)
-            if index == last:  # from here on only the sampled rows matter
-                hidden, heads_out = hidden[batch.sampled], heads_out[batch.sampled]
-            if hidden.shape[0]:
-                hidden = layer.finish(hidden, heads_out)
-        if not hidden.shape[0]:
-            return hidden.new_empty(0, self.spec.vocab_size, dtype=torch.float32)
-        return self._logits(hidden)
+            if index == self.spec.layers - 1:  # from here on only the sampled rows matter
+                stream, heads_out = rows.gather(stream)[batch.sampled], heads_out[batch.sampled]
+                rows = AllRows(self.share.ranks.tp, stream.shape[0])
+            if stream.shape[0]:
+                stream = layer.finish(stream, heads_out, rows)
+            elif self.share.ranks.ep.size > 1:
+                layer.join(stream)
+        return self._logits(stream) if self.share.last else stream
+
+    def _rows(self, tokens: int) -> TokenRows:
+        return token_rows(self.share.ranks.tp, tokens, self.share.scatter_from)
+
+    def _embed(self, tokens: Tensor, rows: TokenRows) -> Tensor:
+        assert self._embedding is not None, "only the first stage takes tokens"
+        stream = rows.reduce(self._embedding(tokens))
+        scale = self.spec.decoder.embedding_scale
+        return stream if scale == 1.0 else stream.mul_(scale)
 
     def _angles(self, positions: Tensor, dtype: torch.dtype) -> dict[RopeSpec, RopeAngles]:
         return {
@@ -96,6 +167,9 @@ class Decoder:
         }
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        logits = self._head(self._norm(hidden)).float()
-        cap = self.spec.decoder.logit_softcap
-        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+        assert self._norm is not None, "only the last stage has logits"
+        assert self._head is not None
+        if not hidden.shape[0]:
+            own = self.share.vocabulary(self.spec)
+            return hidden.new_empty(0, own.stop - own.start, dtype=torch.float32)
+        return self._head(self._norm(hidden))

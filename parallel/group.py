@@ -99,3 +99,10 @@ class Ranks:
     ep: Group = field(default_factory=SoloGroup)
     cp: Group = field(default_factory=SoloGroup)
     tp: Group = field(default_factory=SoloGroup)
+
+
+def even_rows(x: Tensor, ranks: int) -> list[int]:
+    """Return the rows of x that each rank has if they are as many on all."""
+    own, over = divmod(x.shape[0], ranks)
+    assert not over, f"{x.shape[0]} rows over {ranks} ranks"
+    return [own] * ranks

@@ -6,18 +6,16 @@ reserved come back after the fence.
 """
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import replace
 
-from baton.core.errors import BatonError, PeerLost, TransportError
+from baton.core.errors import BatonError, WrongKV
 from baton.core.handover import Offer, Open
-from baton.core.ids import BlockId, SeqId
+from baton.core.ids import SeqId
 from baton.core.log import get_logger
-from baton.core.sharded_layout import Rank
 from baton.engine.step import Reserved
+from baton.executor.handover_orders import HandoverTerms, ReadOrder
 from baton.executor.instance import Instance
-from baton.kv_transfer.digest import DigestKey
-from baton.kv_transfer.plan import TokenRange, plan_between
+from baton.kv_transfer.plan import TokenRange
 
 _ROOM_TIMEOUT_S = 0.2
 """For room in the pool: where there is none at once, computing is the better use of what comes."""
@@ -39,7 +37,6 @@ class PrefixPull:
         self._offer = offer
         self._pulls = pulls
         self._request = replace(open_.request, prompt=prompt, max_tokens=1)
-        self._plan = plan_between(open_.layout, open_.layout)
         self._timeout_s = instance.config.handover.read_timeout_s
 
     def __repr__(self) -> str:
@@ -74,46 +71,37 @@ class PrefixPull:
 
     async def _read(self, granted: Reserved) -> bool:
         """Read and verify; False if it is not what was offered."""
-        engine, transport = self._instance.engine, self._instance.transport
-        offered = [block.ref.block for block in self._offer.blocks]
-        ours = [ref.block for ref in granted.blocks[self._offer.first_block :]]
         if granted.cached > self._offer.first_block:
             return False  # somebody computed more of it meanwhile
-        peer = await transport.add_peer(self._open.transport)
-        runs = self._plan.reads(Rank(), self._offer.layers, self._tokens, offered, ours)[Rank()]
-        transfer = transport.read(peer, runs)
+        engine, open_ = self._instance.engine, self._open
+        ours = tuple(ref.block for ref in granted.blocks[self._offer.first_block :])
+        handover = self._instance.handover(
+            HandoverTerms(
+                open_.layout,
+                open_.layout,
+                open_.compatibility,
+                open_.ticket,
+                open_.request.prompt,
+            )
+        )
         try:
             async with asyncio.timeout(self._timeout_s):
-                await transfer.wait()
-        except (TransportError, TimeoutError, asyncio.CancelledError) as error:
-            if not transfer.completed:
-                engine.fence(granted.seq_id)
-                await transport.remove_peer(peer)  # returns when nothing of it can write any more
-                engine.fence_passed(granted.seq_id)
-            elif isinstance(error, PeerLost):
-                await transport.remove_peer(peer)
-            raise
-        wrong = await asyncio.to_thread(self._first_wrong, ours)
-        if wrong is not None:
-            _log.warning("wrong KV from decode", token=wrong, pull=repr(self))
+                await handover.connect(open_.transports)
+                await handover.read(
+                    ReadOrder(self._offer.layers, self._tokens, self._offer.blocks, ours)
+                )
+        except WrongKV as error:
+            _log.warning("wrong KV from decode", error=str(error), pull=repr(self))
             self._pulls.wrong += 1
-        return wrong is None
-
-    def _first_wrong(self, ours: Sequence[BlockId]) -> int | None:
-        digests = DigestKey(
-            self._plan,
-            compatibility=self._open.compatibility,
-            ticket=self._open.ticket,
-            prompt=self._open.request.prompt,
-        )
-        return digests.first_wrong(
-            Rank(),
-            self._offer.layers,
-            self._tokens,
-            self._offer.blocks,
-            ours,
-            self._instance.kv.memory,
-        )
+            await handover.close()
+            return False
+        except BaseException:
+            engine.fence(granted.seq_id)
+            await handover.close()  # returns when nothing of it can write any more
+            engine.fence_passed(granted.seq_id)
+            raise
+        await handover.close()
+        return True
 
     def _give_up(self, why: object) -> None:
         _log.info("pull given up", pull=repr(self), why=str(why))

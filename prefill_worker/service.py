@@ -8,7 +8,6 @@ import grpc
 from baton.core.clock import Clock
 from baton.core.handover import Accepted, ToDecode
 from baton.core.log import get_logger
-from baton.core.sharded_layout import ShardedLayout
 from baton.executor.instance import Instance
 from baton.kv_transfer.sender import Sender
 from baton.prefill_worker.session import HandoverSession, SessionTable
@@ -51,8 +50,8 @@ class PrefillService(pb_grpc.PrefillServicer):
             compatibility=instance.compatibility,
             accepted=Accepted(
                 instance.incarnation,
-                ShardedLayout(instance.layout),
-                instance.transport.metadata(),
+                instance.sharded,
+                instance.transports,
             ),
             config=instance.config.handover,
             now=self._clock(),

@@ -9,13 +9,13 @@ from baton.core.handover import Abort, Offer, OfferedBlock, Open, Received, ToDe
 from baton.core.ids import SeqId
 from baton.core.log import get_logger
 from baton.core.moving_average import MovingAverage
-from baton.core.sharded_layout import Rank
 from baton.core.tasks import TaskSet
 from baton.engine.step import ChunkComputed, EngineEvent, Reserved, StepPlan, TokenSampled
+from baton.executor.handover_orders import DigestOrder, HandoverTerms
 from baton.executor.instance import Instance
+from baton.executor.mesh_handover import MeshHandover
 from baton.executor.staging import Staging
 from baton.kv_transfer import sender_events as machine
-from baton.kv_transfer.digest import DigestKey
 from baton.kv_transfer.layer_groups import group_ends
 from baton.kv_transfer.sender import Sender, SenderState
 from baton.kv_transfer.sender_events import SenderAction, SenderEvent
@@ -54,7 +54,7 @@ class HandoverSession:
         self._unread = asyncio.Semaphore(_UNREAD)
         self._limit = asyncio.timeout(None)
         self._open: Open | None = None
-        self._digests: DigestKey | None = None
+        self._handover: MeshHandover | None = None
         self._seq_id: SeqId | None = None
         self._pages: Claim | None = None
         self._copying: asyncio.Task[tuple[OfferedBlock, ...]] | None = None
@@ -146,11 +146,15 @@ class HandoverSession:
 
     def _submit(self, action: machine.Submit) -> None:
         message = action.message
-        self._digests = DigestKey(
-            self._sender.plan,
-            compatibility=message.compatibility,
-            ticket=message.ticket,
-            prompt=message.request.prompt,
+        plan = self._sender.plan
+        self._handover = self._instance.handover(
+            HandoverTerms(
+                plan.source,
+                plan.target,
+                message.compatibility,
+                message.ticket,
+                message.request.prompt,
+            )
         )
         try:
             self._seq_id = self._instance.engine.submit(message.request, hold=True)
@@ -181,7 +185,7 @@ class HandoverSession:
 
     async def _send_offer(self, action: machine.SendOffer) -> None:
         # Pages are being written until the thread is done, whatever becomes of this session.
-        self._copying = self._table.tasks.start(asyncio.to_thread(self._digest, action))
+        self._copying = self._table.tasks.start(self._digest(action))
         offered = await asyncio.shield(self._copying)
         await self._send(
             Offer(
@@ -198,21 +202,21 @@ class HandoverSession:
         async with asyncio.timeout(_WRITE_TIMEOUT_S):
             await self._write(message)
 
-    def _digest(self, action: machine.SendOffer) -> tuple[OfferedBlock, ...]:
-        assert self._digests is not None, "an offer before Open"
-        refs, memory = action.blocks, self._instance.memory
-        if action.pages:
-            self._staging.copy_out(action.blocks, action.layers, action.pages)
-            refs = action.pages
-        readable = memory.kv.memory if not memory.on_device else self._staging.memory
-        digests = self._digests.offered(Rank(), action.layers, action.first_block, refs, readable)
-        return tuple(map(OfferedBlock, refs, digests))
+    async def _digest(self, action: machine.SendOffer) -> tuple[OfferedBlock, ...]:
+        assert self._handover is not None, "an offer before Open"
+        digests = await self._handover.digest(
+            DigestOrder(action.layers, action.first_block, action.blocks, action.pages)
+        )
+        return tuple(map(OfferedBlock, action.pages or action.blocks, digests))
 
     def _release(self) -> None:
         if self._seq_id is not None:
             self._table.pop(self._seq_id, None)
             self._instance.engine.release(self._seq_id)
             self._seq_id = None
+        handover, self._handover = self._handover, None
+        if handover is not None:
+            self._table.tasks.start(handover.close())
         pages, self._pages = self._pages, None
         if pages is None:
             return
@@ -239,11 +243,10 @@ class SessionTable(dict[SeqId, HandoverSession]):
     def step_started(self, plan: StepPlan) -> Sequence[int]:
         """A step is about to run; return after which layers `layers_done` is to be called.
 
-        After none where several steps are under way: there, chunks overlap as groups of layers do.
+        After none where other ranks compute as well: only of whole steps is it known here when they
+        have done their part.
         """
         assert self.instance is not None, "a step before the instance was there"
-        if self.instance.engine.depth > 1:
-            return ()
         layout = self.instance.layout
         ends: tuple[int, ...] = ()
         for scheduled in plan.sequences:
@@ -254,7 +257,7 @@ class SessionTable(dict[SeqId, HandoverSession]):
                 whole = layout.blocks_for(scheduled.end) - scheduled.start // layout.block_size
                 wanted = group_ends(layout, whole, session.min_offer_bytes)
                 ends = max(ends, wanted, key=len)
-        return ends
+        return ends if self.instance.alone else ()
 
     def layers_done(self, plan: StepPlan, layers: int) -> None:
         """The step under way has computed all layers before `layers`."""

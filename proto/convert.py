@@ -136,7 +136,7 @@ def to_decode_proto(message: ToDecode) -> pb.ToDecode:
         case Accepted():
             accepted = pb.Accepted(
                 incarnation=message.incarnation,
-                transport=message.transport,
+                transports=message.transports,
                 layout=layout_proto(message.layout),
             )
             return pb.ToDecode(accepted=accepted)
@@ -156,7 +156,7 @@ def to_decode_core(message: pb.ToDecode) -> ToDecode:
         case "accepted":
             incarnation = _incarnation("Accepted.incarnation", message.accepted.incarnation)
             layout = layout_core("Accepted.layout", message.accepted.layout)
-            return Accepted(incarnation, layout, message.accepted.transport)
+            return Accepted(incarnation, layout, tuple(message.accepted.transports))
         case "offer":
             return _offer_core(message.offer)
         case "want":
@@ -187,7 +187,7 @@ def _open_proto(message: Open) -> pb.Open:
         bytes_per_s=message.bytes_per_s,
         layout=layout_proto(message.layout),
         cached_blocks=message.cached_blocks,
-        transport=message.transport,
+        transports=message.transports,
     )
 
 
@@ -215,7 +215,7 @@ def _open_core(message: pb.Open) -> Open:
         request=request_core(message.request),
         bytes_per_s=message.bytes_per_s,
         cached_blocks=message.cached_blocks,
-        transport=message.transport,
+        transports=tuple(message.transports),
     )
 
 

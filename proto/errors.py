@@ -17,6 +17,7 @@ STATUS = {
     "overloaded": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "unavailable": grpc.StatusCode.UNAVAILABLE,
     "instance_lost": grpc.StatusCode.UNAVAILABLE,
+    "rank_lost": grpc.StatusCode.UNAVAILABLE,
     "deadline_exceeded": grpc.StatusCode.DEADLINE_EXCEEDED,
     "cancelled": grpc.StatusCode.CANCELLED,
     "handover_failed": grpc.StatusCode.UNAVAILABLE,

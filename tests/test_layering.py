@@ -47,7 +47,7 @@ HOMES = {
     "grpc": _GRPC_HOMES,
     "grpc_health": _GRPC_HOMES,
     "grpc_reflection": _GRPC_HOMES,
-    "msgpack": {"kv_transfer"},
+    "msgpack": {"kv_transfer", "executor"},
     "libucx": {"kv_transfer"},
     "triton": {"kernels"},
     "torch": _TORCH_HOMES,

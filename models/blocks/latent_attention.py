@@ -10,30 +10,42 @@ instead, all heads attend to the pool's vectors as they are, as to one KV head, 
 bring back goes through V_h once.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from baton.kernels.attention import attend
 from baton.kernels.attention_scores import Scoring
-from baton.kernels.kv_pool import KVLayer, write_kv
+from baton.kernels.kv_pool import KVLayer
 from baton.kernels.linear import Linear
 from baton.kernels.rope import rope_
+from baton.models.blocks.linears import row_parallel
 from baton.models.blocks.norms import Norm
 from baton.models.blocks.step import Step
 from baton.models.decoder_spec import LatentAttentionSpec
-from baton.models.weights import Checkpoint
+from baton.models.weights import Checkpoint, Rows
+from baton.parallel.group import Group
+from baton.parallel.split import even
 
 # The norms within have an epsilon of their own, whatever the config says of the others.
 NORM_EPS = 1e-6
 
 
 class LatentAttention:
-    """Queries (perhaps squeezed), the latent, and the two absorbed matrices of each head."""
+    """Queries (perhaps squeezed), the latent, and the two absorbed matrices of each head.
+
+    A rank computes some of the heads; the latent, which serves all, every rank computes and holds.
+    """
 
     def __init__(
-        self, spec: LatentAttentionSpec, checkpoint: Checkpoint, prefix: str, hidden: int
+        self,
+        spec: LatentAttentionSpec,
+        checkpoint: Checkpoint,
+        prefix: str,
+        hidden: int,
+        tp: Group,
     ) -> None:
-        self._spec = spec
+        heads = even(spec.heads, tp.rank, tp.size)
         self._scoring = Scoring(spec.scale)
         self._squeeze: tuple[Linear, Norm] | None = None
         name, width = f"{prefix}q_proj", hidden
@@ -42,9 +54,8 @@ class LatentAttention:
             norm = checkpoint.take(f"{prefix}q_a_layernorm.weight", spec.query_rank)
             self._squeeze = Linear(*down), Norm(norm, NORM_EPS)
             name, width = f"{prefix}q_b_proj", spec.query_rank
-        rows = spec.heads * (spec.nope_dim + spec.rope_dim)
-        q = checkpoint.take(f"{name}.weight", rows, width).view(spec.heads, -1, width)
-        self._q = Linear(_halves(q, spec.rope_dim, spec.interleaved).reshape(rows, width))
+        q = _by_head(checkpoint, name, (spec.heads, spec.nope_dim + spec.rope_dim, width), heads)
+        self._q = Linear(_halves(q, spec.rope_dim, spec.interleaved).flatten(0, 1))
         latent = spec.kv_rank + spec.rope_dim
         kv, bias = _matrix(checkpoint, f"{prefix}kv_a_proj_with_mqa", (latent, hidden), spec.bias)
         if bias is not None:
@@ -52,35 +63,31 @@ class LatentAttention:
         self._kv = Linear(_halves(kv, spec.rope_dim, spec.interleaved), bias)
         norm = checkpoint.take(f"{prefix}kv_a_layernorm.weight", spec.kv_rank)
         self._kv_norm = Norm(norm, NORM_EPS)
-        self._absorb(checkpoint, prefix)
-        width = spec.heads * spec.value_dim
-        self._out = Linear(*_matrix(checkpoint, f"{prefix}o_proj", (hidden, width), spec.bias))
-
-    def _absorb(self, checkpoint: Checkpoint, prefix: str) -> None:
-        spec = self._spec
-        rows = spec.heads * (spec.nope_dim + spec.value_dim)
-        both = checkpoint.take(f"{prefix}kv_b_proj.weight", rows, spec.kv_rank)
-        by_head = both.view(spec.heads, -1, spec.kv_rank)
-        self._key = by_head[:, : spec.nope_dim]
+        shape = (spec.heads, spec.nope_dim + spec.value_dim, spec.kv_rank)
+        both = _by_head(checkpoint, f"{prefix}kv_b_proj", shape, heads)
+        self._key = both[:, : spec.nope_dim]
         """[heads, nope_dim, kv_rank]"""
-        self._value = by_head[:, spec.nope_dim :].transpose(1, 2)
+        self._value = both[:, spec.nope_dim :].transpose(1, 2)
         """[heads, kv_rank, value_dim]"""
+        out = (hidden, spec.heads * spec.value_dim)
+        self._out = row_parallel(checkpoint, f"{prefix}o_proj", out, tp, bias=spec.bias)
+        self._spec = replace(spec, heads=spec.heads // tp.size)
+        """Of this rank's heads."""
 
     def heads_out(self, normed: Tensor, kv: KVLayer, step: Step) -> Tensor:
         """Write the new KV to the pool; return the heads' outputs [tokens, heads × value_dim]."""
-        spec, angles, batch = self._spec, step.angles[self._spec.rope], step.batch[None]
+        spec, angles = self._spec, step.angles[self._spec.rope]
         tokens = normed.shape[0]
         latent = self._kv(normed)
         latent[:, : spec.kv_rank] = self._kv_norm(latent[:, : spec.kv_rank])
         rope_(latent[:, None, spec.kv_rank :], angles)
-        write_kv(kv, batch.slots, latent)
         q = self._queries(normed).view(tokens, spec.heads, -1)
         rope_(q[..., spec.nope_dim :], angles)
         carried = q.new_empty(tokens, spec.heads, latent.shape[1])
         plain = torch.matmul(q[..., : spec.nope_dim].transpose(0, 1), self._key)
         carried[..., : spec.kv_rank] = plain.transpose(0, 1)
         carried[..., spec.kv_rank :] = q[..., spec.nope_dim :]
-        seen = attend(carried, kv, batch, self._scoring, step.workspace).view(carried.shape)
+        seen = step.attend(carried, latent[:, None], kv, None, self._scoring).view(carried.shape)
         values = torch.matmul(seen[..., : spec.kv_rank].transpose(0, 1), self._value)
         return values.transpose(0, 1).reshape(tokens, -1)
 
@@ -91,7 +98,7 @@ class LatentAttention:
         return self._q(normed)
 
     def mix(self, heads_out: Tensor) -> Tensor:
-        """Return [tokens, hidden] of the heads' outputs."""
+        """Return this rank's part of the sum [tokens, hidden] of all heads' outputs."""
         return self._out(heads_out)
 
 
@@ -99,7 +106,16 @@ def _matrix(
     checkpoint: Checkpoint, name: str, shape: tuple[int, int], bias: bool
 ) -> tuple[Tensor, Tensor | None]:
     rows, width = shape
-    return checkpoint.take_fused("", [(name, rows)], width=width, bias=bias)
+    return checkpoint.take_fused("", [Rows(name, rows)], width=width, bias=bias)
+
+
+def _by_head(
+    checkpoint: Checkpoint, name: str, shape: tuple[int, int, int], heads: slice
+) -> Tensor:
+    """Return the rows [heads, rows, width] of some of a matrix's heads."""
+    count, rows, width = shape
+    cut = (slice(heads.start * rows, heads.stop * rows),)
+    return checkpoint.take(f"{name}.weight", count * rows, width, cut=cut).view(-1, rows, width)
 
 
 def _halves(matrix: Tensor, turned: int, interleaved: bool) -> Tensor:

@@ -10,7 +10,10 @@ from baton.models.blocks.moe import Moe
 from baton.models.blocks.norms import Norm, load_norm
 from baton.models.blocks.step import Step
 from baton.models.decoder_spec import AttentionSpec, DecoderSpec, MlpSpec
+from baton.models.share import Share
 from baton.models.weights import Checkpoint
+from baton.parallel.expert_placement import Placement
+from baton.parallel.token_rows import TokenRows
 
 
 class DecoderLayer:
@@ -20,19 +23,25 @@ class DecoderLayer:
     """
 
     def __init__(
-        self, decoder: DecoderSpec, index: int, checkpoint: Checkpoint, hidden: int
+        self,
+        decoder: DecoderSpec,
+        index: int,
+        checkpoint: Checkpoint,
+        hidden: int,
+        share: Share,
     ) -> None:
-        spec, prefix = decoder.layers[index], f"model.layers.{index}."
+        spec, prefix, tp = decoder.layers[index], f"model.layers.{index}.", share.ranks.tp
         self._attention: Attention | LatentAttention
         at = f"{prefix}self_attn."
         if isinstance(spec.attention, AttentionSpec):
-            self._attention = Attention(spec.attention, decoder, checkpoint, at, hidden)
+            self._attention = Attention(spec.attention, decoder, checkpoint, at, hidden, tp)
         else:
-            self._attention = LatentAttention(spec.attention, checkpoint, at, hidden)
+            self._attention = LatentAttention(spec.attention, checkpoint, at, hidden, tp)
         if isinstance(spec.mlp, MlpSpec):
-            self._mlp: Mlp | Moe = load_mlp(spec.mlp, checkpoint, f"{prefix}mlp.", hidden)
+            self._mlp: Mlp | Moe = load_mlp(spec.mlp, checkpoint, f"{prefix}mlp.", hidden, tp)
         else:
-            self._mlp = Moe(spec.mlp, checkpoint, prefix, hidden)
+            placement = share.placement(index, spec.mlp.routing.experts)
+            self._mlp = Moe(spec.mlp, checkpoint, prefix, hidden, share.ranks, placement)
         names = ["input_layernorm", "post_attention_layernorm"]
         if spec.sandwich:
             names += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
@@ -43,17 +52,36 @@ class DecoderLayer:
         if spec.sandwich:
             self._attention_out_norm, self._mlp_norm, self._mlp_out_norm = norms[1:]
 
+    @property
+    def expert_loads(self) -> Tensor | None:
+        """How often this place's tokens have chosen each expert [experts]; None without any."""
+        return self._mlp.loads if isinstance(self._mlp, Moe) else None
+
+    def place_experts(self, placement: Placement, checkpoint: Checkpoint) -> None:
+        """See Moe.place; nothing to do without experts."""
+        if isinstance(self._mlp, Moe):
+            self._mlp.place(placement, checkpoint)
+
+    def join(self, nothing: Tensor) -> None:
+        """Compute what other places need of the experts here, with no tokens [0, hidden] to add."""
+        if isinstance(self._mlp, Moe):
+            self._mlp(nothing)
+
     def heads_out(self, hidden: Tensor, kv: KVLayer, step: Step) -> Tensor:
         """Write the new KV to the pool; return what the heads saw [tokens, heads × dims]."""
-        return self._attention.heads_out(self._attention_norm(hidden), kv, step)
+        normed = step.rows.gather(self._attention_norm(hidden))
+        return self._attention.heads_out(normed, kv, step)
 
-    def finish(self, hidden: Tensor, heads_out: Tensor) -> Tensor:
-        """Return the stream after the layer; both inputs are cut to the same rows."""
-        mixed = self._attention.mix(heads_out)
+    def finish(self, hidden: Tensor, heads_out: Tensor, rows: TokenRows) -> Tensor:
+        """Return the stream after the layer, of which `rows` says where it is; so is `hidden`.
+
+        What the heads saw is of all the tokens whose rows they are.
+        """
+        mixed = rows.reduce(self._attention.mix(heads_out))
         if self._attention_out_norm is not None:
             mixed = self._attention_out_norm(mixed)
         hidden = hidden + mixed
-        fed = self._mlp(self._mlp_norm(hidden))
+        fed = rows.reduce(self._mlp(rows.gather(self._mlp_norm(hidden))))
         if self._mlp_out_norm is not None:
             fed = self._mlp_out_norm(fed)
         return hidden.add_(fed)

@@ -7,8 +7,11 @@ from torch import Tensor
 from baton.kernels.gelu_mul import gelu_mul
 from baton.kernels.linear import Linear
 from baton.kernels.silu_mul import silu_mul
+from baton.models.blocks.linears import column_parallel, row_parallel
 from baton.models.decoder_spec import MlpSpec
-from baton.models.weights import Checkpoint
+from baton.models.weights import Checkpoint, Rows
+from baton.parallel.group import Group
+from baton.parallel.split import even
 
 Gate = Callable[[Tensor], Tensor]
 
@@ -16,7 +19,7 @@ _GATES: dict[str, Gate] = {"silu": silu_mul, "gelu_tanh": gelu_mul}
 
 
 class Mlp:
-    """Gate and up by one matrix, the gate, and down."""
+    """Gate and up by one matrix, the gate, and down; a rank has some of the columns in between."""
 
     def __init__(self, gate_up: Linear, gate: Gate, down: Linear) -> None:
         self._gate_up = gate_up
@@ -24,7 +27,7 @@ class Mlp:
         self._down = down
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return [tokens, hidden] for x [tokens, hidden]."""
+        """Return this rank's part of the sum [tokens, hidden] for x [tokens, hidden]."""
         return self._down(self._gate(self._gate_up(x)))
 
 
@@ -33,12 +36,14 @@ def load_mlp(
     checkpoint: Checkpoint,
     prefix: str,
     hidden: int,
+    tp: Group,
     names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
 ) -> Mlp:
-    """Read the matrices below `prefix`, by the names of gate, up and down."""
+    """Read this rank's part of the matrices below `prefix`, by the names of gate, up and down."""
     gate, up, down = (prefix + name for name in names)
-    parts = [(gate, spec.intermediate), (up, spec.intermediate)]
-    whole = f"{prefix}gate_up_proj"
-    gate_up = checkpoint.take_fused(whole, parts, width=hidden, bias=spec.bias)
-    back = checkpoint.take_fused("", [(down, hidden)], width=spec.intermediate, bias=spec.bias)
-    return Mlp(Linear(*gate_up), _GATES[spec.activation], Linear(*back))
+    wide = spec.intermediate
+    own = even(wide, tp.rank, tp.size)
+    parts, whole = [Rows(gate, wide, own), Rows(up, wide, own)], f"{prefix}gate_up_proj"
+    gate_up = column_parallel(checkpoint, whole, parts, width=hidden, bias=spec.bias)
+    back = row_parallel(checkpoint, down, (hidden, wide), tp, bias=spec.bias)
+    return Mlp(gate_up, _GATES[spec.activation], back)

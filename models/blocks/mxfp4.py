@@ -7,6 +7,9 @@ group has a scale that is a power of two, kept as a byte with a bias of 127.
 import torch
 from torch import Tensor
 
+GROUP = 32
+"""Values of a row that share a scale."""
+
 _POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _VALUES = torch.tensor([*_POSITIVE, *(-value for value in _POSITIVE)])
 

@@ -38,7 +38,7 @@ class Router:
         A group is as good as its best expert, or, with a correction, as its two best together.
         """
         spec = self._spec
-        groups = choice.view(choice.shape[0], spec.groups, -1)
+        groups = choice.view(choice.shape[0], spec.groups, spec.experts // spec.groups)
         counted = 1 if self._correction is None else 2
         quality = groups.topk(counted, dim=-1).values.sum(-1)
         best = quality.topk(spec.top_groups, dim=-1).indices

@@ -25,7 +25,9 @@ class StandIn:
         self.info = info
 
     @classmethod
-    async def start(cls, config: WorkerConfig, *, on_progress: Callable[[str], None]) -> Self:
+    async def start(
+        cls, config: WorkerConfig, *, on_progress: Callable[[str], None], **_: object
+    ) -> Self:
         on_progress("standing in")
         return cls(
             InstanceInfo(
@@ -54,7 +56,9 @@ class Hanging(StandIn):
     """Never gets ready."""
 
     @classmethod
-    async def start(cls, config: WorkerConfig, *, on_progress: Callable[[str], None]) -> Self:
+    async def start(
+        cls, config: WorkerConfig, *, on_progress: Callable[[str], None], **_: object
+    ) -> Self:
         on_progress("hanging")
         log_line("a line in the log")
         await asyncio.Event().wait()
@@ -65,7 +69,9 @@ class Refusing(StandIn):
     """Refuses its config."""
 
     @classmethod
-    async def start(cls, config: WorkerConfig, *, on_progress: Callable[[str], None]) -> Self:
+    async def start(
+        cls, config: WorkerConfig, *, on_progress: Callable[[str], None], **_: object
+    ) -> Self:
         raise InvalidConfig("kv_memory_mib", 7, "8 or more")
 
 
@@ -73,7 +79,9 @@ class Crashing(StandIn):
     """Its process ends while it starts."""
 
     @classmethod
-    async def start(cls, config: WorkerConfig, *, on_progress: Callable[[str], None]) -> Self:
+    async def start(
+        cls, config: WorkerConfig, *, on_progress: Callable[[str], None], **_: object
+    ) -> Self:
         on_progress("about to crash")
         log_line("last words")
         os._exit(3)
@@ -83,5 +91,7 @@ class Failing(StandIn):
     """Raises an error that is not Baton's."""
 
     @classmethod
-    async def start(cls, config: WorkerConfig, *, on_progress: Callable[[str], None]) -> Self:
+    async def start(
+        cls, config: WorkerConfig, *, on_progress: Callable[[str], None], **_: object
+    ) -> Self:
         raise ValueError("no luck")

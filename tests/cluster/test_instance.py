@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from baton.cluster import instance as module
-from baton.cluster import ray_calls
+from baton.cluster import rank_process, ray_calls
 from baton.cluster.instance import Instance
 from baton.core.config import WorkerConfig
 from baton.core.errors import InstanceLost, InternalError
@@ -20,7 +19,7 @@ MakeInstance = Callable[..., Instance]
 @pytest.fixture
 def make_instance(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MakeInstance:
     """Make an instance whose actor answers each method by an async function of the same name."""
-    monkeypatch.setattr(module, "_PROBE_EVERY_S", 0.01)
+    monkeypatch.setattr(rank_process, "_PROBE_EVERY_S", 0.01)
 
     def make(**answers: Callable[[], Any]) -> Instance:
         async def call(actor: object, method: str, *_: object, timeout_s: float = 0.0) -> Any:

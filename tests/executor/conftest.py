@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +27,11 @@ from baton.models.decoder import Decoder
 from baton.models.loader import Model, load_model
 from baton.models.native import NativeDecoder
 from baton.models.tokenizer import load_tokenizer
+
+# The ranks' processes import the tests by their full names.
+sys.path.append(str(Path(__file__).parents[2]))
+
+from tests.parallel.ranks import RankProcesses
 
 GREEDY = SamplingParams(temperature=0.0)
 PROMPT_LENGTHS = (1, 5, 16, 33, 100, 17)
@@ -177,6 +183,13 @@ def _prompt_ids(folder: Path, vocabulary: int) -> Iterator[int]:
     chosen = random.Random(7)
     while True:
         yield chosen.randrange(1, vocabulary)
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[RankProcesses]:
+    """Runs functions on ranks; its processes are started once and used by all tests of a file."""
+    with RankProcesses() as processes:
+        yield processes
 
 
 class MakeDriver(Protocol):

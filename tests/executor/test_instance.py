@@ -6,8 +6,9 @@ import pytest
 from baton.core.config import EngineConfig, HandoverConfig, WorkerConfig
 from baton.core.errors import InvalidConfig, TransportError
 from baton.core.topology import Role
-from baton.executor.instance import Instance, _executor
+from baton.executor.instance import Instance
 from baton.executor.late_device import LateDevice
+from baton.executor.rank import executor_of
 from baton.kv_transfer import choose
 from baton.kv_transfer.transport import Region, Transport
 
@@ -41,17 +42,17 @@ async def test_what_the_scheduler_refuses_leaves_no_transport_open(
 
 
 def test_batch_invariance_is_refused_where_it_cannot_be_had() -> None:
-    assert _executor(EngineConfig(batch_invariant=True)) == "native"
-    assert _executor(EngineConfig(executor="torch")) == "torch"
+    assert executor_of(EngineConfig(batch_invariant=True)) == "native"
+    assert executor_of(EngineConfig(executor="torch")) == "torch"
     for more in ({"executor": "torch"}, {"kv_dtype": "bfloat16"}):
         with pytest.raises(InvalidConfig, match="batch_invariant: 'true'"):
-            _executor(EngineConfig(batch_invariant=True, **more))
+            executor_of(EngineConfig(batch_invariant=True, **more))
 
 
 def test_rounded_kv_takes_torch() -> None:
-    assert _executor(EngineConfig(kv_dtype="bfloat16")) == "torch"
+    assert executor_of(EngineConfig(kv_dtype="bfloat16")) == "torch"
     with pytest.raises(InvalidConfig, match="kv_dtype: 'bfloat16'"):
-        _executor(EngineConfig(kv_dtype="bfloat16", executor="native"))
+        executor_of(EngineConfig(kv_dtype="bfloat16", executor="native"))
 
 
 @pytest.mark.parametrize("role", [Role.PREFILL, Role.DECODE])

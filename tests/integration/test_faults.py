@@ -82,7 +82,7 @@ async def test_prefill_goes_away_in_the_middle_of_a_handover(
     monkeypatch.setattr(HandoverAttempt, "_read", read_one_and_wait)
     answers = [await pair.session.submit(p, [doomed.ref]) for p in prompts]
     read = pair.decode.stats
-    await tools.eventually(lambda: read().get("bytes_read_cma", 0) > 0, "a first read")
+    await tools.eventually(lambda: read().get("bytes_read_shm", 0) > 0, "a first read")
     doomed.send(number)
     gone.set()
     done = [await answer.wait() for answer in answers]

@@ -25,9 +25,17 @@ def test_the_least_page_holds_a_block_of_any_peer() -> None:
     size = least_page(MODEL)
     assert size == 3 * 2 * 2 * 32 * 16 * 4
     assert not landing_plan(THEIRS, OURS, Landing(page_bytes=size)).in_place
-    with pytest.raises(Incompatible, match=f"pages of {size - 1} bytes .* {size} bytes must fit"):
-        landing_plan(THEIRS, OURS, Landing(page_bytes=size - 1))
     assert least_page(replace(MODEL, block_size=64)) == 2 * size
+    large = ShardedLayout(replace(MODEL, dtype="float32", block_size=64))
+    with pytest.raises(Incompatible, match=f"pages of {size} bytes .* {2 * size} bytes must fit"):
+        landing_plan(large, OURS, Landing(page_bytes=size))
+    assert not landing_plan(large, OURS, Landing(page_bytes=2 * size)).in_place
+
+
+def test_other_ranks_have_pages_that_fit_their_own_layers() -> None:
+    uneven = ShardedLayout(MODEL, stages=(1,))
+    page = least_page(replace(MODEL, layers=1))
+    assert not landing_plan(THEIRS, uneven, Landing(page_bytes=page)).in_place
 
 
 @pytest.mark.parametrize("in_pool", [True, False])

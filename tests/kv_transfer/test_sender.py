@@ -28,7 +28,7 @@ from baton.kv_transfer.sender import Sender, SenderState
 
 Refs = Callable[..., tuple[BlockRef, ...]]
 LAYOUT = KVLayout(layers=4, kv_heads=2, block_size=8, head_dim=16, dtype="float32")
-ACCEPTED = Accepted(Incarnation(9), ShardedLayout(LAYOUT), b"metadata")
+ACCEPTED = Accepted(Incarnation(9), ShardedLayout(LAYOUT), (b"metadata",))
 
 
 @pytest.fixture
@@ -226,7 +226,6 @@ def test_offers_end_where_larger_blocks_of_decode_do(
         ({"compatibility": "other"}, "incompatible"),
         ({"layout": ShardedLayout(replace(LAYOUT, head_dim=8))}, "incompatible"),
         ({"layout": ShardedLayout(replace(LAYOUT, dtype="float16"))}, "incompatible"),
-        ({"layout": ShardedLayout(LAYOUT, tp=2)}, "incompatible"),
     ],
 )
 def test_a_peer_that_does_not_fit_is_refused_before_anything_is_queued(

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from baton.core.errors import InvalidConfig
 from baton.models.loader import load_model
-from baton.models.weights import Checkpoint
+from baton.models.weights import ALL, Checkpoint, Rows
 
 INDEX = "model.safetensors.index.json"
 
@@ -113,6 +113,57 @@ def test_weights_in_the_wanted_type_are_mapped_and_not_copied(single: Path) -> N
     assert any(start <= taken.data_ptr() < end for start, end in mapped)
     other = Checkpoint(single, torch.bfloat16).take(name, 1024, 128)
     assert not any(start <= other.data_ptr() < end for start, end in mapped)
+
+
+def test_a_cut_of_a_tensor_is_copied_and_its_mapping_gone(single: Path) -> None:
+    name = "model.embed_tokens.weight"
+    written = load_file(single / "model.safetensors")[name]
+    before = Path("/proc/self/maps").read_text().count(str(single))
+    checkpoint = Checkpoint(single, torch.float32)
+    found = checkpoint.take(name, 1024, 128, cut=(slice(3, 700), slice(64, 96)))
+    assert torch.equal(found, written[3:700, 64:96])
+    assert found.is_contiguous()
+    rows = checkpoint.take(name, 1024, 128, cut=(slice(3, 700),))
+    assert torch.equal(rows, written[3:700])
+    del checkpoint
+    assert Path("/proc/self/maps").read_text().count(str(single)) == before
+    half = Checkpoint(single, torch.bfloat16).take(name, 1024, 128, cut=(slice(5),))
+    assert torch.equal(half, written[:5].bfloat16())
+
+
+def test_wanted_rows_of_several_matrices_as_one(single: Path, copy: Path) -> None:
+    at = "model.layers.0.self_attn."
+    written = load_file(single / "model.safetensors")
+    q, k = (written[f"{at}{name}_proj.weight"] for name in "qk")
+    (q_rows, _), (k_rows, _) = q.shape, k.shape
+    parts = [
+        Rows(f"{at}q_proj", q_rows, slice(16, 32)),
+        Rows(f"{at}k_proj", k_rows, slice(0, 16)),
+    ]
+    expected = torch.cat([q[16:32], k[:16]])
+    found, _ = Checkpoint(single, torch.float32).take_fused("", parts, width=128, bias=False)
+    assert torch.equal(found, expected)
+    edit(copy, lambda tensors: tensors.update({f"{at}qk_proj.weight": torch.cat([q, k])}))
+    checkpoint, whole = Checkpoint(copy, torch.float32), f"{at}qk_proj"
+    found, _ = checkpoint.take_fused(whole, parts, width=128, bias=False)
+    assert torch.equal(found, expected)
+    complete = [part._replace(wanted=ALL) for part in parts]
+    found, _ = checkpoint.take_fused(whole, complete, width=128, bias=False)
+    assert torch.equal(found, torch.cat([q, k]))
+
+
+def test_tensors_of_other_ranks_are_not_missed(single: Path) -> None:
+    """Of other layers nothing is; within the own layers, and of no layer, everything is."""
+    taken = [name for name in load_file(single / "model.safetensors") if ".layers.0." in name]
+    ends = ["model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"]
+    checkpoint = Checkpoint(single, torch.float32)
+    checkpoint.leave(*taken)
+    with pytest.raises(InvalidConfig, match=r"unknown.*lm_head\.weight, model\.embed"):
+        checkpoint.finish(tie=False, layers=2, spare_layers=0, own=range(1))
+    checkpoint.leave(*ends)
+    checkpoint.finish(tie=False, layers=2, spare_layers=0, own=range(1))
+    with pytest.raises(InvalidConfig, match=r"unknown.*layers\.1\."):
+        checkpoint.finish(tie=False, layers=2, spare_layers=0, own=range(1, 2))
 
 
 def test_refuses_missing_tensors_by_name(copy: Path) -> None:

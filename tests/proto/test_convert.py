@@ -116,7 +116,7 @@ opens = st.builds(
     request=requests,
     bytes_per_s=seconds,
     cached_blocks=uint32,
-    transport=st.binary(max_size=50),
+    transports=st.lists(st.binary(max_size=50), max_size=3).map(tuple),
 )
 layers = st.tuples(uint32, uint32).filter(lambda pair: pair[0] != pair[1])
 offers = st.builds(

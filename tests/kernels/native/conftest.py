@@ -15,7 +15,6 @@ from baton.kernels.native.build import FLAGS, SOURCES, NoNativeCode, find_compil
 
 TARGETS = {
     "native": ["-march=native"],
-    "no amx": ["-march=native", "-U__AMX_TILE__"],
     "avx2": ["-mavx2", "-mfma"],
     "plain": [],
 }

@@ -1,4 +1,4 @@
-"""Reads through staging: pages come back, late or at once, whatever ends the read."""
+"""A rank's reads through staging: pages come back, late or at once, whatever ends the read."""
 
 import asyncio
 import itertools
@@ -10,53 +10,60 @@ from typing import Any
 import pytest
 import torch
 
-from baton.core.config import EngineConfig, HandoverConfig, WorkerConfig
+from baton.core.config import WorkerConfig
 from baton.core.errors import DeadlineExceeded, PeerLost, TransportError, WrongKV
-from baton.core.handover import PROTOCOL_VERSION, BlockRef, Offer, OfferedBlock, Open
-from baton.core.ids import (
-    Attempt,
-    BlockId,
-    Epoch,
-    Incarnation,
-    InstanceId,
-    RequestId,
-    Ticket,
-)
-from baton.core.moving_average import MovingAverage
-from baton.core.request import GenerateRequest
+from baton.core.handover import BlockRef, OfferedBlock
+from baton.core.ids import BlockId, Epoch, Incarnation, Ticket
+from baton.core.kv_layout import KVLayout
 from baton.core.sharded_layout import Rank, ShardedLayout
 from baton.core.topology import Role
-from baton.decode_worker.offer_reader import OfferReader
-from baton.decode_worker.worker import DecodeWorker
+from baton.executor.handover_memory import HandoverMemory
+from baton.executor.handover_orders import HandoverTerms, ReadOrder
 from baton.executor.kv_cache import KVCache
-from baton.kv_transfer.digest import DigestKey
+from baton.executor.rank_handover import RankHandover
 from baton.kv_transfer.loopback import LoopbackNetwork, LoopbackTransport
-from baton.kv_transfer.plan import TokenRange, plan_between
-from baton.kv_transfer.receiver_events import Read
-from baton.kv_transfer.transport import Region, Transfer, Transport
+from baton.kv_transfer.plan import TokenRange
+from baton.kv_transfer.transport import Region, Transfer
 
 SOON = 30.0
 TOKENS = 70
 PROMPT = tuple(range(TOKENS))
 THEIRS = (3, 0, 4, 1, 2)
 OURS = (6, 2, 5)
+LAYOUT = KVLayout(layers=4, kv_heads=2, block_size=32, head_dim=16, dtype="float32")
+WAIT_S = 0.2
+
+
+class Reader:
+    """Decode's only rank: its memory, with two pages for the bfloat16 of 32 tokens each."""
+
+    def __init__(self) -> None:
+        config = WorkerConfig(
+            instance_id="decode-0", role=Role.DECODE, model_dir=Path(), model_name="none"
+        )
+        self.network = LoopbackNetwork()
+        self.memory = HandoverMemory(config, LAYOUT, 8)
+        self.transport = LoopbackTransport(
+            self.memory.region,
+            owner="decode-0",
+            incarnation=Incarnation(1),
+            network=self.network,
+        )
+
+    async def close(self) -> None:
+        await self.transport.close()
+        self.transport.check()
+        assert self.memory.staging is not None
+        self.memory.staging.pool.check(idle=True)
+        self.memory.close()
 
 
 class World:
-    """A decode worker, and the memory of a peer that has a prompt's KV in blocks of 16."""
+    """A reader, and the memory of a peer that has a prompt's KV in blocks of 16."""
 
-    def __init__(
-        self,
-        worker: DecodeWorker,
-        network: LoopbackNetwork,
-        *,
-        dtype: str = "bfloat16",
-        tp: int = 1,
-    ) -> None:
-        self.worker, self.network = worker, network
-        self.instance = worker.instance
-        ours = ShardedLayout(self.instance.layout)
-        theirs = ShardedLayout(replace(ours.model, dtype=dtype, block_size=16), tp)
+    def __init__(self, reader: Reader, *, dtype: str = "bfloat16", tp: int = 1) -> None:
+        self.reader, self.transport, self.memory = reader, reader.transport, reader.memory
+        theirs = ShardedLayout(replace(LAYOUT, dtype=dtype, block_size=16), tp)
         self.source = KVCache(theirs.model, 6)
         self.source.tensor.copy_(torch.randn(self.source.tensor.shape))
         self.parts = {rank: self._part(theirs, rank) for rank in theirs.ranks}
@@ -65,33 +72,20 @@ class World:
                 Region(part.address, part.nbytes, part),
                 owner=f"prefill-{dtype}-{tp}-{rank.tp}",
                 incarnation=Incarnation(3),
-                network=network,
+                network=reader.network,
             )
             for rank, part in self.parts.items()
         }
-        open_ = Open(
-            PROTOCOL_VERSION,
-            "same",
-            ours,
-            InstanceId("decode-0"),
-            self.instance.incarnation,
-            Ticket(b"t" * 16),
-            Attempt(0),
-            GenerateRequest(RequestId("r"), PROMPT, 2),
-        )
-        plan = plan_between(theirs, ours)
-        self.reader = OfferReader(self.instance, plan, open_, MovingAverage())
-        key = DigestKey(plan, compatibility="same", ticket=open_.ticket, prompt=PROMPT)
+        ticket = Ticket(b"t" * 16)
+        terms = HandoverTerms(theirs, ShardedLayout(LAYOUT), "same", ticket, PROMPT)
+        self.handover = RankHandover(terms, Rank(), self.transport, self.memory, WAIT_S)
         refs = [BlockRef(BlockId(block), Epoch(0)) for block in THEIRS]
-        layers = theirs.model.all_layers
+        layers, key = LAYOUT.all_layers, terms.digests()
         by_rank = [key.offered(r, layers, 0, refs, p.memory) for r, p in self.parts.items()]
         digests = (b"".join(ranks) for ranks in zip(*by_rank, strict=True))
         offered = tuple(OfferedBlock(r, d) for r, d in zip(refs, digests, strict=True))
-        self.action = Read(
-            Offer(Attempt(0), 0, layers, 0, offered),
-            tuple(BlockRef(BlockId(block), Epoch(0)) for block in OURS),
-            TokenRange(0, TOKENS),
-        )
+        blocks = tuple(BlockId(block) for block in OURS)
+        self.order = ReadOrder(layers, TokenRange(0, TOKENS), offered, blocks)
 
     def _part(self, theirs: ShardedLayout, rank: Rank) -> KVCache:
         """Return what a rank of the peer has of the KV."""
@@ -101,24 +95,19 @@ class World:
         return part
 
     @property
-    def transport(self) -> Any:
-        return self.instance.transport
-
-    @property
     def pages(self) -> Any:
-        staging = self.instance.memory.staging
-        assert staging is not None
-        return staging.pool
+        assert self.memory.staging is not None
+        return self.memory.staging.pool
 
     async def connect(self) -> None:
-        await self.reader.connect({rank: peer.metadata() for rank, peer in self.peers.items()})
+        await self.handover.connect([peer.metadata() for peer in self.peers.values()])
 
     def converted(self) -> torch.Tensor:
         """What must be in decode's blocks [tokens, layers, parts, heads, dims]."""
         return by_token(self.source.tensor[list(THEIRS)]).to(torch.float32)
 
     def found(self) -> torch.Tensor:
-        return by_token(self.instance.kv.tensor[list(OURS)])
+        return by_token(self.memory.kv.tensor[list(OURS)])
 
 
 def by_token(blocks: torch.Tensor) -> torch.Tensor:
@@ -133,67 +122,57 @@ async def until(holds: Callable[[], Any]) -> None:
 
 
 @pytest.fixture
-async def world(tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    network = LoopbackNetwork()
-
-    async def loopback(region: Region, config: Any, **who: Any) -> Transport:
-        return LoopbackTransport(
-            region, owner=who["owner"], incarnation=who["incarnation"], network=network
-        )
-
-    # Two pages, each for the bfloat16 of 32 tokens, so that the prompt takes three turns.
+async def reader(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Reader]:
     monkeypatch.setattr(
         "baton.executor.handover_memory._pages",
         lambda config, layout, on_device: (layout.block_bytes // 2, 2),
     )
-    config = WorkerConfig(
-        instance_id="decode-0",
-        role=Role.DECODE,
-        model_dir=tiny_llama_dir,
-        model_name="tiny",
-        engine=EngineConfig(kv_memory_mib=8, block_size=32),
-        handover=HandoverConfig(read_timeout_s=0.2),
-    )
-    worker = await DecodeWorker.start(config, on_progress=lambda _: None, open_transport=loopback)
-    async with worker:
-        world = World(worker, network)
-        await world.connect()
-        yield world
-        world.pages.check(idle=True)
+    reader = Reader()
+    yield reader
+    await reader.close()
+
+
+@pytest.fixture
+async def world(reader: Reader) -> World:
+    world = World(reader)
+    await world.connect()
+    return world
 
 
 async def test_an_offer_goes_through_staging_a_page_at_a_time(world: World) -> None:
-    report = await world.reader.read(world.action)
+    report = await world.handover.read(world.order)
     assert world.found().equal(world.converted())
     assert (report.bytes, report.transport) == (5 * world.source.layout.block_bytes, "loopback")
     assert world.transport.stats().transfers_done == 3
-    assert "prefill-bfloat16-1-0" in repr(world.reader)
+    assert "prefill-bfloat16-1-0" in repr(world.handover)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-async def test_one_attempt_reads_from_several_ranks(world: World, dtype: str) -> None:
-    two = World(world.worker, world.network, dtype=dtype, tp=2)
+async def test_one_attempt_reads_from_several_ranks(reader: Reader, dtype: str) -> None:
+    two = World(reader, dtype=dtype, tp=2)
     await two.connect()
-    report = await two.reader.read(two.action)
+    report = await two.handover.read(two.order)
     assert two.found().equal(two.converted())
     assert report.bytes == 5 * two.source.layout.block_bytes
     assert two.transport.stats().transfers_done == (6 if dtype == "bfloat16" else 2)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-async def test_a_read_ends_only_when_all_ranks_have_been_heard_of(world: World, dtype: str) -> None:
-    two = World(world.worker, world.network, dtype=dtype, tp=2)
+async def test_a_read_ends_only_when_all_ranks_have_been_heard_of(
+    reader: Reader, dtype: str
+) -> None:
+    two = World(reader, dtype=dtype, tp=2)
     await two.connect()
     await two.peers[Rank(tp=1)].close()
     with pytest.raises(PeerLost):
-        await two.reader.read(two.action)
+        await two.handover.read(two.order)
     assert two.transport.stats().transfers_open == 0
 
 
 async def test_the_reads_before_one_that_cannot_be_posted_are_waited_for(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    two = World(world.worker, world.network, tp=2)
+    two = World(reader, tp=2)
     await two.connect()
     read, calls = two.transport.read, itertools.count()
 
@@ -205,7 +184,7 @@ async def test_the_reads_before_one_that_cannot_be_posted_are_waited_for(
 
     monkeypatch.setattr(two.transport, "read", refuse_the_second)
     with pytest.raises(TransportError, match="no more"):
-        await two.reader.read(two.action)
+        await two.handover.read(two.order)
     assert two.transport.stats().transfers_done == 1
     assert two.pages.stats().free == 2
 
@@ -213,17 +192,17 @@ async def test_the_reads_before_one_that_cannot_be_posted_are_waited_for(
 async def test_what_is_not_what_was_offered_never_reaches_the_pool(world: World) -> None:
     world.parts[Rank()].tensor[THEIRS[3]] += 1  # from token 48 on, in the second piece
     with pytest.raises(WrongKV, match="from token 48 on"):
-        await world.reader.read(world.action)
+        await world.handover.read(world.order)
     assert world.found()[:32].equal(world.converted()[:32])
     assert not world.found()[32:].any()
 
 
 async def test_a_lost_peer_gives_its_page_back(world: World) -> None:
     world.transport.hold()
-    reading = asyncio.create_task(world.reader.read(world.action))
+    reading = asyncio.create_task(world.handover.read(world.order))
     await until(lambda: world.transport.stats().transfers_open)
     assert world.pages.stats().free == 1
-    await world.reader.drop_peers()
+    await world.handover.drop()
     with pytest.raises(PeerLost):
         await reading
     assert world.pages.stats().free == 2
@@ -233,19 +212,19 @@ async def test_a_reader_that_is_cancelled_keeps_its_page_until_nothing_can_write
     world: World,
 ) -> None:
     world.transport.hold()
-    reading = asyncio.create_task(world.reader.read(world.action))
+    reading = asyncio.create_task(world.handover.read(world.order))
     await until(lambda: world.transport.stats().transfers_open)
     reading.cancel()
     await asyncio.gather(reading, return_exceptions=True)
     assert world.pages.stats().free == 1
-    await world.reader.fence()
+    await world.handover.fence()
     assert world.pages.stats().free == 2
 
 
 async def test_a_reader_that_is_cancelled_while_it_converts_keeps_its_page_until_that_is_done(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    staging = world.instance.memory.staging
+    staging = world.memory.staging
     assert staging is not None
     loop, begun = asyncio.get_running_loop(), asyncio.Event()
     go_on = asyncio.Event()
@@ -257,14 +236,14 @@ async def test_a_reader_that_is_cancelled_while_it_converts_keeps_its_page_until
         deposit(*arguments)
 
     monkeypatch.setattr(staging, "deposit", slow)
-    reading = asyncio.create_task(world.reader.read(world.action))
+    reading = asyncio.create_task(world.handover.read(world.order))
     async with asyncio.timeout(SOON):
         await begun.wait()
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
         assert world.pages.stats().free == 1
         go_on.set()
-        await world.reader.fence()
+        await world.handover.fence()
     assert world.pages.stats().free == 2
     assert world.found()[:32].equal(world.converted()[:32])
 
@@ -272,8 +251,8 @@ async def test_a_reader_that_is_cancelled_while_it_converts_keeps_its_page_until
 async def test_a_read_does_not_wait_for_a_page_for_ever(world: World) -> None:
     held = world.pages.claim(2, lambda _: None)
     with pytest.raises(DeadlineExceeded, match="staging memory"):
-        await world.reader.read(world.action)
-    waiting = asyncio.create_task(world.reader.read(world.action))
+        await world.handover.read(world.order)
+    waiting = asyncio.create_task(world.handover.read(world.order))
     await until(lambda: world.pages.stats().waiting)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
@@ -281,7 +260,13 @@ async def test_a_read_does_not_wait_for_a_page_for_ever(world: World) -> None:
     world.pages.give_back(held)
 
 
-async def test_without_a_peer_there_is_nothing_to_fence(world: World) -> None:
-    world.reader._peers.clear()
-    await world.reader.drop_peers()
-    await world.reader.fence()
+async def test_without_a_peer_there_is_nothing_to_fence(reader: Reader) -> None:
+    alone = World(reader)
+    await alone.handover.drop()
+    await alone.handover.fence()
+
+
+async def test_as_many_ranks_must_be_readable_as_there_are(reader: Reader) -> None:
+    two = World(reader, tp=2)
+    with pytest.raises(TransportError, match="1 ways to read 2 ranks"):
+        await two.handover.connect([b"metadata"])

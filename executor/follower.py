@@ -1,0 +1,283 @@
+"""A rank that follows its leader: computes its share of steps, moves its part of handovers' KV.
+
+    control connection ── steps ──▶ queue ──▶ the model's thread ── results ──▶ leader
+          (a thread)   ── calls ──▶ event loop ── answers ──▶ leader
+
+It decides nothing. Without its leader it has no use: it ends with the connection, and if it fails.
+"""
+
+import asyncio
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from baton.core.config import LeaderRef, WorkerConfig
+from baton.core.errors import InternalError, InvalidConfig
+from baton.core.ids import Incarnation, InstanceId
+from baton.core.log import get_logger
+from baton.core.tasks import TaskSet
+from baton.core.topology import RankInfo
+from baton.engine.step import StepPlan
+from baton.engine.step_diff import StepDecoder
+from baton.executor.control_link import TICK_S, ControlLink, connect
+from baton.executor.control_messages import packed_error, packed_result
+from baton.executor.handover_orders import DigestOrder, HandoverTerms, ReadOrder
+from baton.executor.rank import LoadedRank, RankParts, load_rank, meeting_of
+from baton.executor.rank_group import (
+    EXIT_CODE,
+    OnListening,
+    Progress,
+    nobody,
+    rank_name,
+    secret_of,
+)
+from baton.executor.rank_handover import RankHandover
+from baton.kv_transfer.choose import OpenTransport, open_transport
+from baton.kv_transfer.link.auth import Parties
+
+_MAX_STEPS = 1024
+"""Steps that may wait for the model's thread; the leader begins a few at once."""
+
+_log = get_logger("rank")
+
+
+class Follower:
+    """One rank but the leader; made by `start`, ended by the leader or by `close`."""
+
+    def __init__(self, config: WorkerConfig, leader: LeaderRef, parts: RankParts) -> None:
+        self._config = config
+        self._leader = leader
+        self._parts = parts
+        self._started = time.monotonic()
+        self._loop = asyncio.get_running_loop()
+        self._tasks = TaskSet()
+        self._steps: queue.Queue[StepPlan | None] = queue.Queue(_MAX_STEPS)
+        self._diffs = StepDecoder()
+        self._done = -1
+        """The last step that was computed."""
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        """Who waits for a step to have been computed."""
+        self._handovers: dict[int, RankHandover] = {}
+        """By the number that the leader gave it."""
+        self._rank: LoadedRank | None = None
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._closed = asyncio.Event()
+        self._closing = False
+        self._link: ControlLink | None = None
+        self._model = threading.Thread(target=self._run_steps, name="model", daemon=True)
+
+    def __repr__(self) -> str:
+        return f"<Follower {self.info.rank} of {self._config.instance_id}, {self._done} steps>"
+
+    @classmethod
+    async def start(
+        cls,
+        config: WorkerConfig,
+        *,
+        on_progress: Progress,
+        on_listening: OnListening = nobody,
+        open_transport: OpenTransport = open_transport,
+    ) -> Self:
+        """Connect to the leader and load this rank's share; returns once it is ready for steps.
+
+        It listens to nobody, and does not call `on_listening`.
+
+        Raises TransportError if the leader is not there, InvalidConfig for what is not right.
+        """
+        leader, rank = config.leader, config.rank
+        if leader is None or not 0 < rank < config.parallel.size:
+            allowed = f"1 to {config.parallel.size - 1}, and a leader, for a rank that follows"
+            raise InvalidConfig("rank", rank, allowed)
+        follower = cls(config, leader, RankParts(on_progress, open_transport))
+        parties = Parties(
+            rank_name(config.instance_id, rank),
+            leader.incarnation,
+            config.instance_id,
+            leader.incarnation,
+        )
+        address, secret = (leader.host, leader.port), secret_of(config)
+        connection = await asyncio.to_thread(connect, address, secret, parties)
+        link = ControlLink(
+            connection,
+            silence_s=config.parallel.silence_s,
+            on_message=follower._heard,
+            on_end=lambda reason: follower._die(f"the leader is lost: {reason}"),
+        )
+        follower._link = link
+        threading.Thread(target=link.run, name="control", daemon=True).start()
+        follower._tasks.start(follower._beat())
+        await follower._ready
+        on_progress(f"rank {rank} of {config.instance_id} ready")
+        return follower
+
+    @property
+    def info(self) -> RankInfo:
+        """What it says of itself."""
+        return RankInfo(InstanceId(self._config.instance_id), self._config.rank, os.getpid())
+
+    def stats(self) -> dict[str, float | int | str]:
+        """Return its counters by name."""
+        return {"rank": self._config.rank, "pid": os.getpid(), "steps": self._done}
+
+    async def close(self) -> None:
+        """Give everything back, and check that nothing was held. Safe to repeat."""
+        if not self._closing:
+            self._closing = True
+            self._steps.put(None)
+            if self._model.is_alive():
+                await asyncio.to_thread(self._model.join)
+            for handover in list(self._handovers.values()):
+                await handover.fence()
+            if self._rank is not None:
+                await self._rank.close()
+            self._closed.set()
+        await self._closed.wait()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    # What the leader says, in the connection's thread.
+
+    def _heard(self, message: Any) -> None:
+        match message:
+            case ["step", packed]:
+                self._steps.put_nowait(self._diffs.decode(packed))
+            case ["call", number, method, arguments]:
+                self._loop.call_soon_threadsafe(self._called, number, method, arguments)
+            case _:
+                raise AssertionError(f"the leader said {message}")
+
+    def _called(self, number: int, method: str, arguments: list[Any]) -> None:
+        self._tasks.start(self._answer(number, method, arguments))
+
+    async def _answer(self, number: int, method: str, arguments: list[Any]) -> None:
+        result, error = None, None
+        try:
+            result = await _METHODS[method](self, *arguments)
+        except Exception as failure:
+            _log.warning("a call failed", method=method, exc_info=failure)
+            error = packed_error(failure)
+        assert self._link is not None, "a call before the connection"
+        self._link.send(["answer", number, result, error])
+
+    # Methods that the leader calls.
+
+    async def _load(self, port: int) -> bytes:
+        """Meet the other ranks and load; return how this rank's KV is read."""
+        try:
+            self._rank = await load_rank(
+                self._config,
+                meeting_of(self._config, port),
+                None,
+                Incarnation(self._leader.incarnation),
+                self._parts,
+            )
+        except BaseException as error:
+            if not self._ready.done():
+                self._ready.set_exception(error)
+                self._ready.exception()
+            raise
+        self._model.start()
+        self._ready.set_result(None)
+        transport = self._rank.transport
+        return b"" if transport is None else transport.metadata()
+
+    async def _close(self) -> None:
+        await self.close()
+
+    async def _handover_open(self, number: int, packed: list[Any]) -> None:
+        terms, rank = HandoverTerms.unpack(packed), self._rank
+        assert rank is not None, "a handover before loading"
+        self._handovers[number] = rank.handover(terms, self._config)
+
+    async def _handover_connect(self, number: int, sources: list[bytes]) -> None:
+        await self._handovers[number].connect(sources)
+
+    async def _handover_read(self, number: int, order: list[Any]) -> list[Any]:
+        report = await self._handovers[number].read(ReadOrder.unpack(order))
+        return [report.bytes, report.seconds, report.transport]
+
+    async def _handover_drop(self, number: int) -> None:
+        await self._handovers[number].drop()
+
+    async def _handover_digest(self, number: int, step: int, order: list[Any]) -> list[bytes]:
+        await self._until_computed(step)
+        return await self._handovers[number].digest(DigestOrder.unpack(order))
+
+    async def _handover_close(self, number: int) -> None:
+        handover = self._handovers.pop(number, None)
+        if handover is not None:
+            await handover.fence()
+
+    # How
+
+    async def _beat(self) -> None:
+        """Let the leader know that this event loop is alive."""
+        while not self._closed.is_set():
+            assert self._link is not None, "not connected"
+            self._link.beat()
+            await asyncio.sleep(TICK_S)
+
+    def _run_steps(self) -> None:
+        rank, link = self._rank, self._link
+        assert rank is not None, "steps before loading"
+        assert link is not None, "steps before the connection"
+        runner = rank.runner()
+        tells = rank.last_stage and rank.place.tp == 0
+        while (plan := self._steps.get()) is not None:
+            try:
+                result = runner.compute(plan)
+            except InternalError as error:  # all ranks of the stage have found it
+                if tells:
+                    link.send(["failed", plan.step, packed_error(error)])
+            except BaseException as error:
+                _log.error("a step failed", exc_info=error)
+                self._die(f"step {plan.step} failed: {error!r}")
+                raise
+            else:
+                if tells and result is not None:
+                    link.send(["result", packed_result(result)])
+            self._loop.call_soon_threadsafe(self._computed, plan.step)
+
+    def _computed(self, step: int) -> None:
+        self._done = step
+        for _, waits in (w for w in self._waiting if w[0] <= step):
+            waits.set_result(None)
+        self._waiting = [w for w in self._waiting if w[0] > step]
+
+    async def _until_computed(self, step: int) -> None:
+        """Wait until this rank has computed a step that the leader knows the result of."""
+        if step > self._done:
+            waits: asyncio.Future[None] = self._loop.create_future()
+            self._waiting.append((step, waits))
+            await waits
+
+    def _die(self, reason: str) -> None:
+        """End this process: the other ranks notice, and do the same."""
+        if not self._closing:
+            _log.error("this rank ends", rank=self._config.rank, reason=reason)
+            os._exit(EXIT_CODE)
+
+
+_METHODS: dict[str, Callable[..., Any]] = {
+    "load": Follower._load,
+    "close": Follower._close,
+    "handover_open": Follower._handover_open,
+    "handover_connect": Follower._handover_connect,
+    "handover_read": Follower._handover_read,
+    "handover_drop": Follower._handover_drop,
+    "handover_digest": Follower._handover_digest,
+    "handover_close": Follower._handover_close,
+}

@@ -1,0 +1,209 @@
+"""What every rank of an instance has, the one that leads too: weights, KV pool, transport."""
+
+import asyncio
+import socket
+from dataclasses import dataclass
+
+from baton.core.config import EngineConfig, ParallelConfig, WorkerConfig
+from baton.core.errors import InvalidConfig
+from baton.core.ids import Incarnation
+from baton.core.kv_layout import KVLayout
+from baton.core.memory import MIB
+from baton.core.sharded_layout import Rank, ShardedLayout
+from baton.core.topology import Role
+from baton.executor.device import Device
+from baton.executor.handover_memory import HandoverMemory
+from baton.executor.handover_orders import HandoverTerms
+from baton.executor.kv_cache import KVCache, blocks_that_fit, make_layout
+from baton.executor.rank_group import Progress, rank_name
+from baton.executor.rank_handover import RankHandover
+from baton.executor.runner import ModelRunner
+from baton.kernels.kv_digest import is_native
+from baton.kv_transfer.choose import OpenTransport
+from baton.kv_transfer.transport import Transport
+from baton.models.loader import Model, load_model
+from baton.models.mesh_plan import check_mesh, plan_stages
+from baton.models.share import Share
+from baton.models.spec import ModelSpec, read_spec
+from baton.parallel.group import Ranks
+from baton.parallel.join import Meeting, Membership, join_mesh
+from baton.parallel.mesh import Mesh
+
+
+@dataclass(frozen=True, slots=True)
+class RankParts:
+    """What a rank is given by who starts it."""
+
+    on_progress: Progress
+    open_transport: OpenTransport
+    device: Device | None = None
+    """Where the pool is to lie, if not in host memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRank:
+    """One rank, ready to compute its share of steps; made by `load_rank`, ended by `close`."""
+
+    layout: ShardedLayout
+    """Of the whole instance."""
+    place: Rank
+    """This rank's, in it."""
+    model: Model
+    kv: KVCache
+    host: KVCache | None
+    """Has the KV of preempted sequences, if the config wants it."""
+    memory: HandoverMemory | None
+    """What handovers read and write, the pool included; a mixed instance has none."""
+    transport: Transport | None
+    """Nor has it this."""
+    membership: Membership
+    """Of the groups of ranks."""
+
+    @property
+    def last_stage(self) -> bool:
+        """Whether the results of steps are here."""
+        return self.place.pp == self.layout.pp - 1
+
+    def runner(self) -> ModelRunner:
+        """Return what computes this rank's share of steps."""
+        return ModelRunner(self.model, self.kv, self.host, depth=self.layout.pp)
+
+    def handover(self, terms: HandoverTerms, config: WorkerConfig) -> RankHandover:
+        """Return this rank's part of an attempt."""
+        assert self.transport is not None, "a handover in a mixed instance"
+        assert self.memory is not None, "a handover in a mixed instance"
+        limit_s = config.handover.read_timeout_s
+        return RankHandover(terms, self.place, self.transport, self.memory, limit_s)
+
+    async def close(self) -> None:
+        """Give back what is open, and check that nothing was held."""
+        self.membership.leave()
+        if self.transport is not None:
+            await self.transport.close()
+            self.transport.check()
+        if self.memory is not None:
+            self.memory.close()
+
+    def check_idle(self) -> None:
+        """Assert that no handover holds anything here."""
+        if self.memory is not None and self.memory.staging is not None:
+            self.memory.staging.pool.check(idle=True)
+
+
+def mesh_of(parallel: ParallelConfig) -> Mesh:
+    """Return the mesh of an instance."""
+    return Mesh(pp=parallel.pp, ep=parallel.ep, cp=parallel.cp, tp=parallel.tp)
+
+
+def meeting_of(config: WorkerConfig, port: int) -> Meeting:
+    """Return where the ranks meet, given the port of the leader's listening socket."""
+    mesh, limit = mesh_of(config.parallel), config.parallel.step_timeout_s
+    host = config.host if config.leader is None else config.leader.host
+    return Meeting(mesh, host, port, "gloo", limit)
+
+
+async def load_rank(
+    config: WorkerConfig,
+    meeting: Meeting,
+    listener: socket.socket | None,
+    incarnation: Incarnation,
+    parts: RankParts,
+) -> LoadedRank:
+    """Meet the other ranks, load this one's share and open its transport.
+
+    `listener` is the leader's, which is given away. Raises InvalidConfig for what is not right.
+    """
+    spec = read_spec(config.model_dir, max_length=config.engine.max_model_len)
+    check_mesh(spec, meeting.mesh)
+    membership = Membership(None)
+    if meeting.mesh.size > 1:
+        membership = await asyncio.to_thread(join_mesh, meeting, config.rank, listener)
+    try:
+        layout, share = _layout(config, spec, membership.ranks)
+        parts.on_progress(f"loading {config.model_name} from {config.model_dir}")
+        model = await asyncio.to_thread(_load_model, config, share)
+        parts.on_progress(f"executor: {model.executor}")
+        place = Rank(membership.ranks.pp.rank, membership.ranks.tp.rank)
+        own, num_blocks = layout.shard(place).layout, _blocks(layout, config.engine.kv_memory_mib)
+        memory = None
+        if config.role is not Role.MIXED:
+            memory = HandoverMemory(config, own, num_blocks, parts.device)
+        kv = KVCache(own, num_blocks) if memory is None else memory.kv
+        host = _host_pool(config, layout, kv)
+        parts.on_progress(f"KV pool: {num_blocks} blocks of {config.engine.block_size} tokens")
+        transport = None
+        if memory is not None:
+            transport = await _open_transport(config, memory, incarnation, parts)
+    except BaseException:
+        membership.leave()
+        raise
+    return LoadedRank(layout, place, model, kv, host, memory, transport, membership)
+
+
+async def _open_transport(
+    config: WorkerConfig, memory: HandoverMemory, incarnation: Incarnation, parts: RankParts
+) -> Transport:
+    native = await asyncio.to_thread(is_native)  # now, lest the first handover compiles it
+    parts.on_progress(f"KV digests: {'native code' if native else 'numpy, slowly'}")
+    transport = await parts.open_transport(
+        memory.region,
+        config.handover,
+        host=config.host,
+        owner=rank_name(config.instance_id, config.rank),
+        incarnation=incarnation,
+    )
+    parts.on_progress(f"transport: {transport!r}")
+    return transport
+
+
+def _layout(config: WorkerConfig, spec: ModelSpec, ranks: Ranks) -> tuple[ShardedLayout, Share]:
+    """Return how KV lies on all ranks, and what of the model is computed on this one."""
+    engine = config.engine
+    whole = make_layout(spec, engine.block_size, engine.kv_dtype or engine.dtype)
+    kv_bytes = engine.kv_memory_mib * MIB * config.parallel.pp
+    stages = plan_stages(spec, config.parallel.pp, dtype=engine.dtype, kv_bytes=kv_bytes)
+    return ShardedLayout(whole, config.parallel.tp, stages), Share(ranks, stages)
+
+
+def _load_model(config: WorkerConfig, share: Share) -> Model:
+    return load_model(
+        config.model_dir,
+        dtype=config.engine.dtype,
+        threads=config.threads,
+        max_length=config.engine.max_model_len,
+        executor=executor_of(config.engine),
+        share=share,
+    )
+
+
+def executor_of(config: EngineConfig) -> str:
+    """Return who is to compute.
+
+    Raises InvalidConfig if that cannot keep KV so, or cannot be batch invariant and must be.
+    """
+    executor = config.executor
+    if config.kv_dtype not in (None, config.dtype):
+        if executor == "native":
+            allowed = f"{config.dtype} with the executor native"
+            raise InvalidConfig("kv_dtype", config.kv_dtype, allowed)
+        executor = "torch"
+    if not config.batch_invariant:
+        return executor
+    if executor == "torch":
+        raise InvalidConfig("batch_invariant", "true", "false with the executor torch")
+    return "native"
+
+
+def _host_pool(config: WorkerConfig, layout: ShardedLayout, kv: KVCache) -> KVCache | None:
+    """Return the pool for preempted sequences, if the config wants one."""
+    memory_mib = config.engine.host_memory_mib
+    if memory_mib == 0:
+        return None
+    blocks = _blocks(layout, memory_mib, "host_memory_mib")
+    return KVCache(kv.layout, blocks, pinned=kv.tensor.is_cuda)
+
+
+def _blocks(layout: ShardedLayout, memory_mib: int, field: str = "kv_memory_mib") -> int:
+    """Return the blocks of every rank's pool: those of the rank that has room for the fewest."""
+    shards: set[KVLayout] = {layout.shard(rank).layout for rank in layout.ranks}
+    return min(blocks_that_fit(shard, memory_mib, field) for shard in shards)

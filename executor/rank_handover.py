@@ -1,0 +1,264 @@
+"""One rank's part of one attempt of a handover: reads into its own blocks, digests of its own.
+
+The leader decides what is read and when (kv_transfer/receiver.py). Each rank finds out by the
+transfer plan what of it is its own, reads that from the source ranks that have it, and verifies it,
+on one of two ways:
+
+    in place     transport ─▶ blocks, verified there
+    staged       transport ─▶ a page of staging, verified there ─▶ blocks; a piece of the offer at
+                 a time, so that a page is held no longer than that takes
+
+Whatever ends a read, a page is given back only once nothing can write it any more.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from baton.core.errors import DeadlineExceeded, PeerLost, TransportError, WrongKV
+from baton.core.handover import OfferedBlock
+from baton.core.kv_layout import LayerRange
+from baton.core.sharded_layout import Rank
+from baton.executor.handover_memory import HandoverMemory
+from baton.executor.handover_orders import DigestOrder, HandoverTerms, ReadOrder
+from baton.executor.staging import Staging
+from baton.kv_transfer.landing import pieces
+from baton.kv_transfer.plan import TokenRange
+from baton.kv_transfer.staging_pool import Claim
+from baton.kv_transfer.transport import Peer, Transfer, TransferReport, Transport
+
+
+class RankHandover:
+    """One rank, one attempt. One event loop only; hashing and copying run in threads."""
+
+    def __init__(
+        self,
+        terms: HandoverTerms,
+        place: Rank,
+        transport: Transport,
+        memory: HandoverMemory,
+        read_timeout_s: float,
+    ) -> None:
+        """`place` is this rank's in its instance."""
+        self._plan = terms.plan
+        self._turn = self._plan.turn(terms.ticket)
+        self._digests = terms.digests()
+        self._place = place
+        self._transport = transport
+        self._memory = memory
+        self._timeout_s = read_timeout_s
+        self._peers: dict[Rank, Peer] = {}
+        self._transfers: set[Transfer] = set()
+        self._jobs: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"RankHandover({self._place}, from {[str(peer) for peer in self._peers.values()]})"
+
+    async def connect(self, sources: Sequence[bytes]) -> None:
+        """Make the source ranks readable that have something for this one.
+
+        `sources` is how each is read, in the order of the layout's ranks. Raises TransportError.
+        """
+        ranks = self._plan.source.ranks
+        if len(sources) != len(ranks):
+            raise TransportError(f"{len(sources)} ways to read {len(ranks)} ranks")
+        links = self._plan.links(self._place, self._plan.source.model.all_layers, self._turn)
+        for rank in dict.fromkeys(link.source for link in links):
+            self._peers[rank] = await self._transport.add_peer(sources[ranks.index(rank)])
+
+    async def read(self, order: ReadOrder) -> TransferReport:
+        """Read and verify this rank's part; when this returns, nothing of it is written any more.
+
+        Raises TransportError if it cannot be read, DeadlineExceeded if staging stays full, WrongKV
+        if it is not what was offered.
+        """
+        if not len(self._plan.target.layers(self._place).within(order.layers)):
+            return TransferReport(0, 0.0, "none")
+        try:
+            if self._plan.in_place:
+                return await self._read_in_place(order)
+            staging = self._memory.staging
+            assert staging is not None, "a plan with staging, and none there"
+            parts = pieces(self._plan, self._place, order.layers, order.tokens, staging.page_bytes)
+            reports = [await self._read_staged(order, part, staging) for part in parts]
+        except PeerLost:
+            await self.drop()
+            raise
+        total = sum(report.seconds for report in reports)
+        return TransferReport(sum(r.bytes for r in reports), total, reports[-1].transport)
+
+    async def drop(self) -> None:
+        """Close the peers' endpoints by force, so that reads under way end."""
+        for peer in self._peers.values():
+            await self._transport.remove_peer(peer)
+
+    async def fence(self) -> None:
+        """Return once nothing of this attempt is read or written any more; reads have no caller."""
+        if any(not transfer.completed for transfer in self._transfers):
+            await self.drop()
+        ends = (transfer.wait() for transfer in self._transfers)
+        await asyncio.gather(*ends, *self._jobs, return_exceptions=True)
+
+    async def digest(self, order: DigestOrder) -> list[bytes]:
+        """Return, for each block, the digests of what this rank has of it; copies it out first."""
+        return await asyncio.to_thread(self._digest, order)
+
+    def _digest(self, order: DigestOrder) -> list[bytes]:
+        refs, memory = order.refs, self._memory
+        shard = self._plan.source.shard(self._place)
+        held = shard.layers.within(order.layers)
+        if order.pages and len(held):
+            assert memory.staging is not None, "a pool that cannot be read, and no staging"
+            own = held.counted_from(shard.layers.start)
+            memory.staging.copy_out(refs, own, order.pages)
+        if order.pages:
+            assert memory.staging is not None, "pages of no staging"
+            refs, readable = order.pages, memory.staging.memory
+        else:
+            readable = memory.kv.memory
+        first = order.first_block
+        return self._digests.offered(self._place, order.layers, first, refs, readable)
+
+    async def _read_in_place(self, order: ReadOrder) -> TransferReport:
+        transfers = self._post(order.layers, order.tokens, order.offered, order.blocks, 0)
+        report = await self._done(transfers)
+        await asyncio.to_thread(
+            self._verify,
+            order.layers,
+            order.tokens,
+            order.offered,
+            order.blocks,
+            self._memory.kv.memory,
+        )
+        return report
+
+    async def _read_staged(
+        self, order: ReadOrder, part: TokenRange, staging: Staging
+    ) -> TransferReport:
+        offered, blocks = order.part(part, self._plan)
+        layers, units = order.layers, range(self._plan.num_units(part))
+        claim = await self._claim(staging)
+        page = claim.pages[0].block
+        transfers: list[Transfer] = []
+        job: asyncio.Task[None] | None = None
+
+        def take() -> None:
+            self._verify(layers, part, offered, units, staging.page(page))
+            staging.deposit(page, self._plan.conversion(self._place, layers, part, blocks))
+
+        try:
+            transfers = self._post(layers, part, offered, units, staging.offset(page))
+            report = await self._done(transfers)
+            job = asyncio.create_task(asyncio.to_thread(take))
+            self._jobs.add(job)
+            job.add_done_callback(self._jobs.discard)
+            await asyncio.shield(job)
+            return report
+        finally:
+            self._give_back(staging, claim, transfers, job)
+
+    def _give_back(
+        self,
+        staging: Staging,
+        claim: Claim,
+        transfers: Sequence[Transfer],
+        job: "asyncio.Task[None] | None",
+    ) -> None:
+        """Give a page back once nothing writes it any more."""
+        writers = sum(not transfer.completed for transfer in transfers)
+        writers += job is not None and not job.done()
+        if not writers:
+            staging.pool.give_back(claim)
+            return
+
+        def ended(_: object) -> None:
+            nonlocal writers
+            writers -= 1
+            if not writers:
+                staging.pool.give_back(claim)
+
+        for transfer in transfers:
+            if not transfer.completed:
+                transfer.then(ended)
+        if job is not None and not job.done():
+            job.add_done_callback(ended)
+
+    async def _claim(self, staging: Staging) -> Claim:
+        """Wait for a page of staging."""
+        granted = asyncio.Event()
+        claim = staging.pool.claim(1, lambda _: granted.set())
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await granted.wait()
+        except BaseException as error:
+            staging.pool.give_back(claim)
+            if isinstance(error, TimeoutError):
+                raise DeadlineExceeded("decode waited too long for staging memory") from None
+            raise
+        return claim
+
+    def _post(
+        self,
+        layers: LayerRange,
+        tokens: TokenRange,
+        offered: Sequence[OfferedBlock],
+        landing_blocks: Sequence[int],
+        landing_offset: int,
+    ) -> list[Transfer]:
+        """Begin to read from every source rank that has a part; what is refused has failed."""
+        runs = self._plan.reads(
+            self._place,
+            layers,
+            tokens,
+            [block.ref.block for block in offered],
+            landing_blocks,
+            landing_offset=landing_offset,
+            turn=self._turn,
+        )
+        posted = []
+        for rank, table in runs.items():
+            try:
+                transfer = self._transport.read(self._peers[rank], table)
+            except TransportError as error:
+                transfer = Transfer(self._peers[rank], 0)
+                transfer.finish("none", error)
+            self._transfers.add(transfer)
+            posted.append(transfer)
+        return posted
+
+    async def _done(self, transfers: Sequence[Transfer]) -> TransferReport:
+        """Wait for all to complete; then raise the first error, if there is one."""
+        waits = (transfer.wait() for transfer in transfers)
+        outcomes = await asyncio.gather(*waits, return_exceptions=True)
+        reports = []
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+            reports.append(outcome)
+        return joined(reports)
+
+    def _verify(
+        self,
+        layers: LayerRange,
+        tokens: TokenRange,
+        offered: Sequence[OfferedBlock],
+        landing_blocks: Sequence[int],
+        memory: memoryview,
+    ) -> None:
+        """Compare the digests of what has landed in `memory` with what was offered."""
+        wrong = self._digests.first_wrong(
+            self._place, layers, tokens, offered, landing_blocks, memory
+        )
+        if wrong is not None:
+            raise WrongKV(f"KV of the prompt from token {wrong} on is not what prefill offered")
+
+
+def joined(reports: Sequence[TransferReport]) -> TransferReport:
+    """Return the report of reads that were under way together."""
+    if len(reports) == 1:
+        return reports[0]
+    carriers = sorted({report.transport for report in reports if report.bytes})
+    return TransferReport(
+        sum(report.bytes for report in reports),
+        max((report.seconds for report in reports), default=0.0),
+        "+".join(carriers) or "none",
+    )

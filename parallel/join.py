@@ -1,0 +1,176 @@
+"""How a process becomes a rank: it meets the others at one address and gets its groups."""
+
+import socket
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from types import TracebackType
+from typing import Literal
+
+from torch._C import _distributed_c10d as c10d
+
+from baton.core.errors import InvalidConfig, RankLost
+from baton.parallel.counted_group import CountedGroup, Traffic
+from baton.parallel.group import Group, Ranks
+from baton.parallel.mesh import AXES, Axis, Mesh
+from baton.parallel.one_shot_group import OneShotGroup, one_shot
+from baton.parallel.quantised_group import QuantisedGroup
+from baton.parallel.torch_group import TorchGroup
+
+Library = Literal["gloo", "nccl"]
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Where and how the ranks of one instance meet; the same on all of them."""
+
+    mesh: Mesh
+    host: str
+    """The leader's address, which the other ranks can reach; it listens on no other."""
+    port: int
+    library: Library
+    deadline_s: float
+    """For all to have come, and then for every call of a group."""
+    int8_from_bytes: int | None = None
+    """All-reduces along tp of so many bytes or more travel as int8, at the cost of the error that
+    QuantisedGroup states; None: none do."""
+
+
+class Membership:
+    """One rank's groups, and what they stand on; leave it when no call is under way."""
+
+    def __init__(self, store: c10d.Store | None) -> None:
+        self.ranks = Ranks()
+        self.traffic: dict[Axis, Traffic] = {}
+        """What the groups of more than one rank have moved."""
+        self._store = store  # NCCL asks it again when two ranks first talk
+        self._leavable: list[TorchGroup | OneShotGroup] = []
+
+    def __enter__(self) -> "Membership":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.leave()
+
+    def _add(self, axis: Axis, group: Group) -> None:
+        self.ranks = replace(self.ranks, **{axis: group})
+
+    def leave(self) -> None:
+        """Cut all connections, without waiting for anybody.
+
+        A rank that loses one of its groups leaves all: who waits for it elsewhere in the mesh
+        learns of it now and not after the deadline.
+        """
+        groups, self._leavable = self._leavable, []
+        for group in groups:
+            group.leave()
+        self._store = None
+
+
+def listen(host: str, port: int = 0) -> socket.socket:
+    """Return the leader's listening socket, for join_mesh; port 0 takes a free one."""
+    return socket.create_server((host, port), family=_family(host), backlog=128)
+
+
+def join_mesh(meeting: Meeting, rank: int, listener: socket.socket | None = None) -> Membership:
+    """Meet the other ranks and return this one's groups; rank 0 gives its `listener` away.
+
+    Raises RankLost if not all have come within the deadline.
+    """
+    assert (listener is not None) == (rank == 0), "the leader listens, and nobody else"
+    if meeting.mesh.size == 1:
+        return Membership(None)
+    try:
+        store = _store(meeting, rank, listener)
+        membership = Membership(store)
+        try:
+            device = _gloo_device(meeting) if meeting.library == "gloo" else None
+            for axis in AXES:
+                if meeting.mesh.length(axis) > 1:
+                    group = _library_group(membership, meeting, rank, axis, store, device)
+                    membership._add(axis, _with_layers(membership, meeting, axis, group))
+        except BaseException:
+            membership.leave()
+            raise
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise RankLost(
+            f"rank {rank} of {meeting.mesh} met not all others at {meeting.host}:{meeting.port} "
+            f"in {meeting.deadline_s:g} s: {reason}"
+        ) from error
+    return membership
+
+
+def _store(meeting: Meeting, rank: int, listener: socket.socket | None) -> c10d.Store:
+    """Return the store over which the groups' ranks find each other; rank 0 serves it."""
+    return c10d.TCPStore(
+        meeting.host,
+        meeting.port,
+        meeting.mesh.size,
+        is_master=rank == 0,
+        timeout=timedelta(seconds=meeting.deadline_s),
+        # Left to itself torch would listen on all addresses.
+        master_listen_fd=listener.detach() if listener else None,
+    )
+
+
+def _gloo_device(meeting: Meeting) -> object:
+    """Return Gloo's event loop on the address from which this rank reaches the leader."""
+    with socket.socket(_family(meeting.host), socket.SOCK_DGRAM) as probe:
+        probe.connect((meeting.host, meeting.port))  # sends nothing
+        own = probe.getsockname()[0]
+    return c10d.ProcessGroupGloo.create_device(hostname=own)
+
+
+def _library_group(
+    membership: Membership,
+    meeting: Meeting,
+    rank: int,
+    axis: Axis,
+    store: c10d.Store,
+    device: object | None,
+) -> TorchGroup:
+    line = meeting.mesh.line(rank, axis)
+    name = f"{axis} group {','.join(map(str, line))}"
+    place, deadline = line.index(rank), timedelta(seconds=meeting.deadline_s)
+    own_store = c10d.PrefixStore(name, store)
+    backend: object
+    if meeting.library == "gloo":
+        gloo = c10d.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+        gloo._timeout, gloo._devices, gloo._threads = deadline, [device], 1
+        backend = c10d.ProcessGroupGloo(own_store, place, len(line), gloo)
+    else:
+        nccl = c10d.ProcessGroupNCCL.Options()
+        nccl._timeout = deadline
+        backend = c10d.ProcessGroupNCCL(own_store, place, len(line), nccl)
+    group = TorchGroup(backend, place, len(line), name, membership.leave)
+    membership._leavable.append(group)
+    return group
+
+
+def _with_layers(
+    membership: Membership, meeting: Meeting, axis: Axis, library: TorchGroup
+) -> Group:
+    """Put upon the library's group what does better, and what counts."""
+    group: Group = library
+    if meeting.library == "gloo":
+        shared = one_shot(library, meeting.deadline_s, membership.leave)
+        if shared is not None:
+            membership._leavable.append(shared)
+            group = shared
+    membership.traffic[axis] = Traffic()
+    group = CountedGroup(group, membership.traffic[axis])
+    if axis == "tp" and meeting.int8_from_bytes is not None:
+        group = QuantisedGroup(group, meeting.int8_from_bytes)
+    return group
+
+
+def _family(host: str) -> socket.AddressFamily:
+    try:
+        return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
+    except OSError:
+        raise InvalidConfig("host", host, "an address or a name that resolves to one") from None

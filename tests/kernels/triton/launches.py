@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from baton.kernels.attention_scores import Scoring
+from baton.kernels.triton.add_rms_norm import add_rms_norm_, add_rms_norm_fp8_
 from baton.kernels.triton.decode_attention import decode_attention, decode_programs
 from baton.kernels.triton.decode_plan import plan_decode
+from baton.kernels.triton.gate_mul import gate_mul, gate_mul_fp8
 from baton.kernels.triton.prefill_attention import prefill_attention
+from baton.kernels.triton.rope_kv_write import rope_kv_write_
 
 BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
 INT32, FLOAT32 = torch.int32, torch.float32
@@ -66,6 +69,21 @@ def prefill(
     prefill_attention(q, kv, tables, starts, lengths, scoring, window=window, kv_scales=scales)
 
 
+def rope(
+    heads: int, kv_heads: int, head_dim: int, half: int, dtype: torch.dtype, *, normed: bool
+) -> None:
+    """Launch rope and the write of KV for 4096 tokens."""
+    rope_kv_write_(
+        meta(4096, heads + 2 * kv_heads, head_dim),
+        pool_layer(kv_heads, head_dim, dtype),
+        meta(4096, dtype=torch.int64),
+        meta(4096, half, dtype=FLOAT32),
+        meta(4096, half, dtype=FLOAT32),
+        norm_weights=meta(heads + kv_heads, head_dim) if normed else None,
+        kv_scales=meta(2, kv_heads, dtype=FLOAT32) if dtype == FP8 else None,
+    )
+
+
 LAUNCHES = {
     "decode_attention/8b": lambda: decode(32, 8, 128),
     "decode_attention/8b fp8": lambda: decode(32, 8, 128, dtype=FP8),
@@ -80,5 +98,16 @@ LAUNCHES = {
     "prefill_attention/gemma2": lambda: prefill(16, 8, 256, window=4096, softcap=50.0),
     "prefill_attention/gpt-oss": lambda: prefill(64, 8, 64, window=128, sinks=True),
     "prefill_attention/phi3": lambda: prefill(32, 32, 96),
+    "rope_kv_write/8b": lambda: rope(32, 8, 128, 64, BF16, normed=False),
+    "rope_kv_write/normed fp8": lambda: rope(32, 8, 128, 64, FP8, normed=True),
+    "rope_kv_write/partial": lambda: rope(32, 32, 96, 36, BF16, normed=False),
+    "add_rms_norm/8b": lambda: add_rms_norm_(meta(256, 4096), meta(256, 4096), meta(4096), 1e-5),
+    "add_rms_norm/70b fp8": lambda: add_rms_norm_fp8_(
+        meta(256, 8192), meta(256, 8192), meta(8192), 1e-5
+    ),
+    "gate_mul/8b": lambda: gate_mul(meta(256, 2 * 14336), "silu"),
+    "gate_mul/70b fp8": lambda: gate_mul_fp8(meta(256, 2 * 28672), "silu"),
+    "gate_mul/gemma2": lambda: gate_mul(meta(256, 2 * 14336), "gelu_tanh"),
+    "gate_mul/gpt-oss": lambda: gate_mul(meta(256, 2 * 2880), "clamped", alpha=1.702, limit=7.0),
 }
 """By kernel and case."""

@@ -1,8 +1,8 @@
 """The gates of feed-forward layers, gate and up side by side; perhaps the result is quantised too.
 
-    silu       silu(g) × u                         kernels/silu_mul.py
-    gelu_tanh  gelu(g) × u, by tanh                kernels/gelu_mul.py
-    clamped    g × sigmoid(alpha × g) × (u + 1)    kernels/clamped_swiglu.py
+silu       silu(g) × u                         kernels/silu_mul.py
+gelu_tanh  gelu(g) × u, by tanh                kernels/gelu_mul.py
+clamped    g × sigmoid(alpha × g) × (u + 1)    kernels/clamped_swiglu.py
 """
 
 from typing import Literal

@@ -116,13 +116,13 @@ def _rope_kv_write(
         scale = tl.where(is_v, 1.0, tl.rsqrt(squares / D + eps)[:, None])
         weight = norm_weights + row[:, None] * D
         x *= scale * tl.load(weight + d[None, :], mask=turned & ~is_v, other=1.0).to(tl.float32)
-        y *= scale * tl.load(
-            weight + HALF + d[None, :], mask=turned & ~is_v, other=1.0
-        ).to(tl.float32)
+        y *= scale * tl.load(weight + HALF + d[None, :], mask=turned & ~is_v, other=1.0).to(
+            tl.float32
+        )
         if REST > 0:
-            z *= scale * tl.load(
-                weight + 2 * HALF + r[None, :], mask=kept & ~is_v, other=1.0
-            ).to(tl.float32)
+            z *= scale * tl.load(weight + 2 * HALF + r[None, :], mask=kept & ~is_v, other=1.0).to(
+                tl.float32
+            )
     c = tl.load(cos + token * s_cos + d, mask=d < HALF, other=0.0)[None, :]
     s = tl.load(sin + token * s_sin + d, mask=d < HALF, other=0.0)[None, :]
     first = tl.where(is_v, x, x * c - y * s)
@@ -156,7 +156,4 @@ def _rope_kv_write(
 
 @triton.jit
 def _stored(x, kv, FP8: tl.constexpr):
-    if FP8:
-        return to_fp8(x)
-    else:
-        return x.to(kv.dtype.element_ty)
+    return to_fp8(x) if FP8 else x.to(kv.dtype.element_ty)

@@ -14,6 +14,8 @@ from baton.kernels.triton.decode_plan import plan_decode
 from baton.kernels.triton.gate_mul import gate_mul, gate_mul_fp8
 from baton.kernels.triton.prefill_attention import prefill_attention
 from baton.kernels.triton.rope_kv_write import rope_kv_write_
+from baton.kernels.triton.sampling import Penalties, SamplingTensors, change_logits_, sample
+from baton.kernels.triton.skinny_linear import skinny_linear
 
 BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
 INT32, FLOAT32 = torch.int32, torch.float32
@@ -84,6 +86,36 @@ def rope(
     )
 
 
+def sampled(rows: int, vocabulary: int, *, penalised: bool) -> None:
+    """Launch the sampling of a batch."""
+    one = meta(rows, dtype=FLOAT32)
+    params = SamplingTensors(
+        one,
+        meta(rows, dtype=INT32),
+        one,
+        one,
+        meta(rows, dtype=torch.int64),
+        meta(rows, dtype=torch.int64),
+    )
+    if not penalised:
+        sample(meta(rows, vocabulary), params)
+        return
+    seen, sequences = meta(512, vocabulary, dtype=INT32), meta(rows, dtype=INT32)
+    logits = meta(rows, vocabulary, dtype=FLOAT32)
+    change_logits_(logits, meta(64, dtype=INT32), meta(64, dtype=INT32), meta(64, dtype=FLOAT32))
+    sample(logits, params, Penalties(seen, sequences, one, one, one))
+
+
+def skinny(rows: int, outputs: int, inputs: int, dtype: torch.dtype = BF16) -> None:
+    """Launch a linear layer of few rows; uint8 stands for int4."""
+    four = dtype == torch.uint8
+    scales = None
+    if dtype != BF16:
+        scales = meta(outputs, inputs // 128 if four else 1, dtype=FLOAT32)
+    weight = meta(outputs, inputs // 2 if four else inputs, dtype=dtype)
+    skinny_linear(meta(rows, inputs), weight, scales)
+
+
 LAUNCHES = {
     "decode_attention/8b": lambda: decode(32, 8, 128),
     "decode_attention/8b fp8": lambda: decode(32, 8, 128, dtype=FP8),
@@ -105,6 +137,16 @@ LAUNCHES = {
     "add_rms_norm/70b fp8": lambda: add_rms_norm_fp8_(
         meta(256, 8192), meta(256, 8192), meta(8192), 1e-5
     ),
+    "sampling/8b": lambda: sampled(256, 128256, penalised=False),
+    "sampling/penalised": lambda: sampled(256, 128256, penalised=True),
+    "skinny_linear/8b o": lambda: skinny(1, 4096, 4096),
+    "skinny_linear/8b gate_up": lambda: skinny(64, 28672, 4096),
+    "skinny_linear/70b tp8 down": lambda: skinny(32, 8192, 3584),
+    "skinny_linear/8b fp8": lambda: skinny(16, 28672, 4096, FP8),
+    "skinny_linear/8b fp8 64 rows": lambda: skinny(64, 4096, 4096, FP8),
+    "skinny_linear/8b int8": lambda: skinny(32, 28672, 4096, torch.int8),
+    "skinny_linear/8b int4": lambda: skinny(1, 28672, 4096, torch.uint8),
+    "skinny_linear/8b int4 64 rows": lambda: skinny(64, 4096, 14336, torch.uint8),
     "gate_mul/8b": lambda: gate_mul(meta(256, 2 * 14336), "silu"),
     "gate_mul/70b fp8": lambda: gate_mul_fp8(meta(256, 2 * 28672), "silu"),
     "gate_mul/gemma2": lambda: gate_mul(meta(256, 2 * 14336), "gelu_tanh"),

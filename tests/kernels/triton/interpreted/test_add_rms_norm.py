@@ -8,9 +8,7 @@ EPS = 1e-5
 
 
 @pytest.mark.parametrize("hidden", [64, 576, 1024])
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)]
-)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
 def test_the_stream_grows_and_is_normed(hidden, dtype, tolerance):
     random = torch.Generator().manual_seed(0)
     x, stream = (torch.randn((3, hidden), generator=random).to(dtype) for _ in range(2))

@@ -16,9 +16,7 @@ REFERENCES = {
 
 @pytest.mark.parametrize("gate", sorted(REFERENCES))
 @pytest.mark.parametrize("columns", [96, 1500])
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)]
-)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
 def test_gates(gate, columns, dtype, tolerance):
     random = torch.Generator().manual_seed(0)
     gate_up = (2 * torch.randn((3, 2 * columns), generator=random)).to(dtype)

@@ -9,9 +9,13 @@ from torch import Tensor
 
 from baton.kernels.attention_scores import Scoring
 from baton.kernels.triton.add_rms_norm import add_rms_norm_, add_rms_norm_fp8_
+from baton.kernels.triton.block_copy import gather_blocks, scatter_blocks
 from baton.kernels.triton.decode_attention import decode_attention, decode_programs
 from baton.kernels.triton.decode_plan import plan_decode
 from baton.kernels.triton.gate_mul import gate_mul, gate_mul_fp8
+from baton.kernels.triton.grouped_linear import grouped_linear, tile_rows
+from baton.kernels.triton.mla_decode import mla_decode, mla_programs
+from baton.kernels.triton.moe_routing import Routing, order_by_expert, route
 from baton.kernels.triton.prefill_attention import prefill_attention
 from baton.kernels.triton.rope_kv_write import rope_kv_write_
 from baton.kernels.triton.sampling import Penalties, SamplingTensors, change_logits_, sample
@@ -116,6 +120,45 @@ def skinny(rows: int, outputs: int, inputs: int, dtype: torch.dtype = BF16) -> N
     skinny_linear(meta(rows, inputs), weight, scales)
 
 
+def mla(heads: int, dtype: torch.dtype = BF16) -> None:
+    """Plan and launch MLA decode of DeepSeek-V3's shape."""
+    plan = plan_decode(meta(128, dtype=INT32), mla_programs(heads, dtype))
+    kv = pool_layer(1, 576, dtype, parts=1)
+    tables = meta(128, 512, dtype=INT32)
+    scale = meta(1, dtype=FLOAT32) if dtype == FP8 else None
+    q = meta(128, heads, 576)
+    mla_decode(q, kv, tables, plan, Scoring(0.07), rank=512, kv_scale=scale)
+
+
+def routed(tokens: int, experts: int, routing: Routing, *, corrected: bool = False) -> None:
+    """Launch routing and the order of a batch."""
+    correction = meta(experts, dtype=FLOAT32) if corrected else None
+    chosen, _ = route(meta(tokens, experts, dtype=FLOAT32), routing, correction)
+    order_by_expert(chosen, experts, tile_rows(chosen.numel(), experts))
+
+
+def grouped(
+    tokens: int, experts: int, inputs: int, outputs: int, top_k: int, dtype: torch.dtype = BF16
+) -> None:
+    """Launch the second linear layer of experts: its rows are slots, and weighted."""
+    chosen = meta(tokens, top_k, dtype=INT32)
+    order = order_by_expert(chosen, experts, tile_rows(chosen.numel(), experts))
+    scales = meta(experts, outputs, dtype=FLOAT32) if dtype != BF16 else None
+    weight = meta(experts, outputs, inputs, dtype=dtype)
+    weights = meta(tokens, top_k, dtype=FLOAT32)
+    grouped_linear(meta(tokens * top_k, inputs), weight, order, scales=scales, weights=weights)
+
+
+def block_copies(dtype: torch.dtype) -> None:
+    """Launch the staging of 8 layers and half of the heads of 64 blocks, both ways."""
+    part = meta(4096, 32, 2, 8, 16, 128, dtype=dtype)[:, 8:16, :, 4:]
+    staged = meta(64, 8, 2, 4, 16, 128, dtype=dtype)
+    gather_blocks(part, meta(64, dtype=INT32), staged)
+    scatter_blocks(part, meta(64, dtype=INT32), staged)
+
+
+_DEEPSEEK = Routing("sigmoid", 8, 8, 4, True, 2.5)
+
 LAUNCHES = {
     "decode_attention/8b": lambda: decode(32, 8, 128),
     "decode_attention/8b fp8": lambda: decode(32, 8, 128, dtype=FP8),
@@ -147,6 +190,18 @@ LAUNCHES = {
     "skinny_linear/8b int8": lambda: skinny(32, 28672, 4096, torch.int8),
     "skinny_linear/8b int4": lambda: skinny(1, 28672, 4096, torch.uint8),
     "skinny_linear/8b int4 64 rows": lambda: skinny(64, 4096, 14336, torch.uint8),
+    "mla_decode/deepseek": lambda: mla(128),
+    "mla_decode/deepseek tp8": lambda: mla(16),
+    "mla_decode/deepseek fp8": lambda: mla(128, FP8),
+    "moe_routing/mixtral": lambda: routed(256, 8, Routing("softmax", 2, normalise=True)),
+    "moe_routing/deepseek": lambda: routed(8192, 256, _DEEPSEEK, corrected=True),
+    "grouped_linear/mixtral": lambda: grouped(32, 8, 14336, 4096, 2),
+    "grouped_linear/mixtral prefill": lambda: grouped(8192, 8, 14336, 4096, 2),
+    "grouped_linear/deepseek": lambda: grouped(2048, 256, 2048, 7168, 8),
+    "grouped_linear/deepseek fp8": lambda: grouped(128, 256, 2048, 7168, 8, FP8),
+    "grouped_linear/deepseek fp8 prefill": lambda: grouped(8192, 256, 2048, 7168, 8, FP8),
+    "block_copy/bf16": lambda: block_copies(BF16),
+    "block_copy/fp8": lambda: block_copies(FP8),
     "gate_mul/8b": lambda: gate_mul(meta(256, 2 * 14336), "silu"),
     "gate_mul/70b fp8": lambda: gate_mul_fp8(meta(256, 2 * 28672), "silu"),
     "gate_mul/gemma2": lambda: gate_mul(meta(256, 2 * 14336), "gelu_tanh"),

@@ -25,6 +25,7 @@ import numpy as np
 from transfer_peer import SIZE, GlooReader, RawReader, shared, transports
 
 from baton.core.hashing import hash_bytes
+from baton.kernels.kv_digest import Pieces, copy_and_hash, expand_key, hash_units
 from baton.kv_transfer.transport import Peer, Run, Transport
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -38,6 +39,10 @@ SHAPES = {
 BLOCK = 32 * KIB
 HANDOVERS, BLOCKS_EACH = 64, 16
 MEMCPY = "memcpy, shared memory"
+ON_THE_WAY = "the same, digested on the way"
+UNIT = MIB
+"""What has a digest of its own is at most so large."""
+KEY = expand_key(b"bench")
 AT_LEAST_S = 0.02
 """A figure is taken over repeated reads that take so long together."""
 
@@ -53,11 +58,20 @@ def runs_of(length: int, count: int, seed: int = 1) -> list[Run]:
     return [Run(a * length, b * length, length) for a, b in zip(local, remote, strict=True)]
 
 
+def units_of(runs: list[Run], *, local: bool) -> Pieces:
+    """Return runs as units of UNIT bytes at most, as they lie on one side."""
+    places = [(run.local_offset if local else run.remote_offset, run.length) for run in runs]
+    cut = [(at + i, min(UNIT, n - i)) for at, n in places for i in range(0, n, UNIT)]
+    offsets, lengths = np.ascontiguousarray(np.array(cut, np.int64).T)
+    return Pieces(offsets, lengths, np.arange(1, len(cut) + 1))
+
+
 class Ways:
     """Everything that can read from the other process."""
 
     def __init__(self, memory: np.ndarray, source: np.ndarray) -> None:
         self.memory = memory
+        self._source = source
         self._to, self._from = memory.ctypes.data, source.ctypes.data
         self.pairs: dict[str, tuple[Transport, Peer]] = {}
         self.others: dict[str, RawReader | GlooReader] = {}
@@ -73,10 +87,17 @@ class Ways:
         for run in runs:
             ctypes.memmove(self._to + run.local_offset, self._from + run.remote_offset, run.length)
 
-    def digest(self, runs: list[Run]) -> None:
-        """Hash what lies in the targets, as a receiver does."""
-        for run in runs:
-            hash_bytes(self.memory[run.local_offset : run.local_offset + run.length].data)
+    def hashing(self, runs: list[Run]) -> dict[str, Callable[[], object]]:
+        """Return what can be done to `runs` without the other process, by its name."""
+        memory, source = self.memory, self._source
+        here, there = units_of(runs, local=True), units_of(runs, local=False)
+        labels = np.zeros((here.ends.size, 64), np.uint8)
+        parts = [memory[at : at + n].data for at, n in zip(here.offsets, here.lengths, strict=True)]
+        return {
+            "digest": lambda: hash_units(KEY, memory, here, labels),
+            ON_THE_WAY: lambda: copy_and_hash(KEY, memory, here.offsets, source, there, labels),
+            "xxh3_128": lambda: [hash_bytes(part) for part in parts],
+        }
 
     async def close(self) -> None:
         """End every way, so that the other process can end."""
@@ -130,27 +151,45 @@ async def seconds(work: Callable[[], Awaitable[object]]) -> float:
     return spent / calls
 
 
-async def speeds(ways: Ways, rounds: int) -> tuple[Figures, Figures]:
-    """Return GB/s of every way in every shape, without and with the digest."""
+async def seconds_each(read: Read, runs: list[Run], then: Callable[[], object]) -> float:
+    """Return what `then` takes, in shares of the read that it follows each time."""
+    reading = following = 0.0
+    while reading < AT_LEAST_S:
+        began = time.perf_counter()
+        await read(runs)
+        ended = time.perf_counter()
+        then()
+        reading += ended - began
+        following += time.perf_counter() - ended
+    return following / reading
+
+
+async def speeds(ways: Ways, rounds: int) -> tuple[Figures, Figures, Figures]:
+    """Return, in every shape, GB/s of every way; of digests; and their share of a read's time."""
     plain: Figures = defaultdict(list)
-    checked: Figures = defaultdict(list)
+    hashed: Figures = defaultdict(list)
+    shares: Figures = defaultdict(list)
     reads = ways.reads()
     for number in range(rounds):
         for shape, (length, count) in SHAPES.items():
             runs = runs_of(length, count, number)
             size = length * count
-
+            hashing = ways.hashing(runs)
             for way, read in reads.items():
-
-                async def and_digest(read: Read = read, runs: list[Run] = runs) -> None:
-                    await read(runs)
-                    ways.digest(runs)
-
                 await read(runs)  # touches the pages
                 took = await seconds(lambda read=read, runs=runs: read(runs))
                 plain[way, shape].append(size / took / 1e9)
-                checked[way, shape].append(size / await seconds(and_digest) / 1e9)
-    return plain, checked
+                for name in ("digest", "xxh3_128"):
+                    share = await seconds_each(read, runs, hashing[name])
+                    shares[f"{way}, {name}", shape].append(share)
+            hashed[MEMCPY, shape] = plain[MEMCPY, shape]
+            for name, work in hashing.items():
+
+                async def call(work: Callable[[], object] = work) -> None:
+                    work()
+
+                hashed[name, shape].append(size / await seconds(call) / 1e9)
+    return plain, hashed, shares
 
 
 async def latencies(ways: Ways, reads: int) -> dict[str, list[float]]:
@@ -190,6 +229,21 @@ def cell(figures: Figures, way: str, column: str) -> str:
     return f"{statistics.median(mine):.1f} ({share:.2f})"
 
 
+def shares_table(shares: Figures, ways: list[str]) -> str:
+    """Return what a digest after the read costs, and in brackets what xxh3_128 would."""
+    rows = []
+    for way in ways:
+        row = [way]
+        for shape in SHAPES:
+            ours, xxh3 = (
+                statistics.median(shares[f"{way}, {name}", shape])
+                for name in ("digest", "xxh3_128")
+            )
+            row.append(f"{ours:.0%} ({xxh3:.0%})")
+        rows.append(row)
+    return table(["Digest after the read, share of its time (xxh3_128)", *SHAPES], rows)
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
     """Return a table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
@@ -199,14 +253,16 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 async def measure(rounds: int) -> str:
     """Return the report."""
     async with opened() as ways:
-        plain, checked = await speeds(ways, rounds)
+        plain, hashed, shares = await speeds(ways, rounds)
         latency = await latencies(ways, 200 * rounds)
         many = await together(ways, rounds)
         names = list(ways.reads())
     out = [f"{rounds} rounds, {os.cpu_count()} CPUs; GB/s (share of the memcpy beside it)."]
-    for title, figures in (("Read", plain), ("Read and digest (xxh3_128)", checked)):
-        rows = [[way, *(cell(figures, way, shape) for shape in SHAPES)] for way in names]
+    for title, figures in (("Read", plain), ("Digest alone", hashed)):
+        found = dict.fromkeys(way for way, _ in figures)
+        rows = [[way, *(cell(figures, way, shape) for shape in SHAPES)] for way in found]
         out.append(table([title, *SHAPES], rows))
+    out.append(shares_table(shares, names))
     rows = [
         [way, f"{statistics.median(times):.0f}", f"{np.percentile(times, 99):.0f}"]
         for way, times in latency.items()

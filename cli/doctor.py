@@ -163,7 +163,8 @@ def _native() -> Finding:
     except NoNativeCode as error:
         use = "torch computes, several times slower; install g++ or clang++ for native code"
         return Finding("executor", str(error), use, Verdict.NOTE)
-    return Finding("executor", f"compiled for {library.instructions}", "native code")
+    use = f"native code{', with AMX in bfloat16' * library.amx}"
+    return Finding("executor", f"compiled for {library.instructions}", use)
 
 
 def _ray() -> Finding:
@@ -175,7 +176,7 @@ def _ray() -> Finding:
 def _ucx() -> Finding:
     found = _describe_ucx()
     here = f"{found.version}, {found.library}: {', '.join(found.transports)}"
-    use = "UCX chooses the fastest that reaches the peer; each handover tells which it was"
+    use = "for RDMA between machines, or if it is asked for; else KV goes by shm and TCP"
     return Finding("UCX", here, use)
 
 
@@ -195,9 +196,9 @@ def _other_processes() -> Finding:
     yama = "no Yama" if scope is None else f"ptrace_scope {scope}"
     if machine.may_read_other_processes():
         return Finding(
-            "cma", f"allowed ({yama})", "one copy from process to process, by the kernel"
+            "cma", f"allowed ({yama})", "UCX, if asked for, reads through the kernel within a host"
         )
-    use = "KV goes over TCP, slower; sudo sysctl kernel.yama.ptrace_scope=0 allows it"
+    use = "UCX, if asked for, reads over TCP; sudo sysctl kernel.yama.ptrace_scope=0 allows it"
     return Finding("cma", f"not allowed ({yama})", use, Verdict.NOTE)
 
 

@@ -34,6 +34,9 @@ def serve(
     executor: Annotated[
         str, typer.Option(help="Who computes: native, torch, or auto: native if it can be had.")
     ] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="What to compute in, and the KV: float32 or bfloat16.")
+    ] = "float32",
     batch_invariant: Annotated[
         bool, typer.Option(help="Bitwise the same logits in any batch, or refuse to start.")
     ] = False,
@@ -74,6 +77,7 @@ def serve(
             start_timeout_s=start_timeout,
             engine=EngineConfig.checked(
                 executor=executor,
+                dtype=dtype,
                 batch_invariant=batch_invariant,
                 kv_memory_mib=kv_memory_mib,
                 block_size=block_size,

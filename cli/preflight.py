@@ -9,9 +9,6 @@ from baton.core.kv_layout import ITEM_BYTES
 from baton.core.memory import MIB, available_memory
 from baton.models.spec import ModelSpec, read_spec
 
-KV_DTYPE = "float32"
-"""What instances compute in and keep their KV in."""
-
 
 def check_before_start(config: ClusterConfig) -> ModelSpec:
     """Check model folder, limits, memory and ports; raises InvalidConfig for the first mistake."""
@@ -49,7 +46,7 @@ def _check_length(config: ClusterConfig, spec: ModelSpec) -> None:
 
 
 def _check_memory(config: ClusterConfig, spec: ModelSpec) -> None:
-    layout = spec.kv_layout(config.engine.block_size, KV_DTYPE)
+    layout = spec.kv_layout(config.engine.block_size, config.engine.dtype)
     kv = config.engine.kv_memory_mib
     if kv * MIB < layout.block_bytes:
         least = -(-layout.block_bytes // MIB)
@@ -57,8 +54,8 @@ def _check_memory(config: ClusterConfig, spec: ModelSpec) -> None:
             "--kv-memory-mib", kv, f"at least {least}: one block of this model's KV"
         )
     instances = config.prefill + config.decode
-    in_float32 = ITEM_BYTES[KV_DTYPE] // ITEM_BYTES[spec.dtype]
-    weights = in_float32 * weight_bytes(config.model_dir) // MIB
+    stored = weight_bytes(config.model_dir) // MIB
+    weights = stored * ITEM_BYTES[config.engine.dtype] // ITEM_BYTES[spec.dtype]
     room = available_memory() // MIB
     if instances * (kv + weights) > room:
         allowed = (

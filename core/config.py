@@ -31,11 +31,18 @@ class EngineConfig(Config):
 
     executor: Literal["auto", "native", "torch"] = "auto"
     """Who computes on the CPU: native code compiled here, or torch; auto is native if it can."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What linear layers and attention multiply in; both sides of a handover must have the same.
+    bfloat16 takes half the memory and on processors with AMX a fraction of the time, and its
+    tokens may differ from those of float32; weights in bfloat16 are exact in either."""
     batch_invariant: bool = False
     """Refuse to start unless a request's logits are bitwise the same whatever it is batched with
     and however its prompt is cut. The native executor always computes so; torch never does."""
     block_size: Literal[8, 16, 32] = 16
     """Tokens per KV block."""
+    kv_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What KV is kept as: auto is `dtype`; anything else takes the executor torch. Prefill and
+    decode may differ."""
     kv_memory_mib: int = Field(default=256, ge=1, le=1 << 20)
     """Memory of the KV pool per rank, in MiB."""
     max_batch_tokens: int = Field(default=512, ge=16, le=1 << 17)
@@ -60,6 +67,11 @@ class EngineConfig(Config):
     prefix_hash: Literal["xxh3_128", "sha256"] = "xxh3_128"
     """Names prefixes in the cache. sha256 is slower, and safe from users who look for collisions
     with the prompts of others."""
+
+    @property
+    def kv_stored(self) -> str:
+        """The dtype of the KV pool."""
+        return self.dtype if self.kv_dtype == "auto" else self.kv_dtype
 
 
 class HandoverConfig(Config):
@@ -92,9 +104,13 @@ class HandoverConfig(Config):
     """How long offered KV may go unread before prefill's health turns bad."""
     stall_budget_s: float = Field(default=15.0, gt=0)
     """How long reads may be under way before decode's health turns bad."""
+    staging_mib: int = Field(default=64, ge=0, le=1 << 20)
+    """Host memory per rank, in MiB, through which KV passes that cannot be read in place: in decode
+    what prefill has in another dtype (with 0 such peers are refused), and on both sides the KV of a
+    pool on a device. There, prefill must have room for every prompt that is being handed over."""
     transport: Literal["auto", "ucx", "shm", "tcp"] = "auto"
-    """What moves KV; auto takes, for each pair of instances, the first of ucx, shm and tcp that
-    both have and that works between them."""
+    """What moves KV; auto takes, for each pair of instances, the first of shm (on one host), ucx
+    (where it has RDMA) and tcp that both have and that works between them."""
     secret: SecretStr = SecretStr("")
     """Known to all instances of the cluster and to nobody else, at least 16 bytes; shm and tcp let
     only those read who prove that they know it, and are not there without."""

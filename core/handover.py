@@ -20,8 +20,8 @@ from baton.core.kv_layout import LayerRange
 from baton.core.request import GenerateRequest, TokenLogprobs
 from baton.core.sharded_layout import ShardedLayout
 
-PROTOCOL_VERSION = 4
-"""Both sides must speak the same version of the messages below."""
+PROTOCOL_VERSION = 5
+"""Both sides must speak the same version of the messages below, and of their digests."""
 
 
 @dataclass(frozen=True, slots=True)

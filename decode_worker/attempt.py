@@ -13,7 +13,6 @@ from baton.core.errors import (
     InternalError,
     PeerLost,
     TransportError,
-    WrongKV,
 )
 from baton.core.handover import (
     PROTOCOL_VERSION,
@@ -32,22 +31,21 @@ from baton.core.request import GenerateRequest
 from baton.core.sharded_layout import Rank, ShardedLayout
 from baton.core.tasks import TaskSet
 from baton.core.trace import HandoverTrace
+from baton.decode_worker.offer_reader import OfferReader
 from baton.decode_worker.placement import Placement
 from baton.decode_worker.prefill_channels import PrefillChannels, PrefillRef
 from baton.executor.instance import Instance
-from baton.kv_transfer import receiver as machine
+from baton.kv_transfer import receiver_events as machine
 from baton.kv_transfer.digest import DigestKey
-from baton.kv_transfer.plan import TransferPlan, plan_between
-from baton.kv_transfer.receiver import Receiver, ReceiverAction, ReceiverEvent
-from baton.kv_transfer.transport import Peer, Transfer
+from baton.kv_transfer.plan import plan_between
+from baton.kv_transfer.receiver import Receiver
+from baton.kv_transfer.receiver_events import ReceiverAction, ReceiverEvent
 from baton.proto import worker_pb2 as pb
 from baton.proto.convert import to_decode_core, to_prefill_proto
 from baton.proto.errors import from_rpc_error
 
 _QUEUE = 4096
 """Events of one attempt: one per offer, per read, and a few more."""
-_TELLING_BYTES = 1 << 16
-"""A smaller read says more of latency than of bandwidth."""
 _UNREAD = 256
 """Messages of prefill among them; the stream holds back what comes faster than it is handled."""
 _SEND_TIMEOUT_S = 5.0
@@ -106,17 +104,16 @@ class HandoverAttempt:
             attempt=attempt,
             request=request,
             bytes_per_s=host.bandwidth.value or 0.0,
-            cached_blocks=instance.engine.known_tokens(request) // instance.layout.block_size,
+            cached_blocks=_shareable_blocks(instance, request),
             transport=instance.transport.metadata(),
         )
-        self._machine = Receiver(self._open, config=instance.config.handover)
+        self._machine = Receiver(
+            self._open, config=instance.config.handover, landing=instance.memory.landing
+        )
         self._events: asyncio.Queue[ReceiverEvent] = asyncio.Queue(_QUEUE)
         self._unread = asyncio.Semaphore(_UNREAD)
-        self._plan: TransferPlan | None = None
-        self._digests: DigestKey | None = None
-        """Both known once prefill has said how its KV lies."""
-        self._peer: Peer | None = None
-        self._transfers: set[Transfer] = set()
+        self._reader: OfferReader | None = None
+        """Made once prefill has said how its KV lies."""
         self._stream: Stream | None = None
         self._pinned: SeqId | None = None
         self._outcome = "cancelled"
@@ -169,8 +166,8 @@ class HandoverAttempt:
         self._outcome = InternalError.code
         if self.seq_id is not None and self._host.attempts.pop(self.seq_id, None) is self:
             self._instance.engine.fence(self.seq_id)
-        if self._peer is not None and any(not t.completed for t in self._transfers):
-            await self._instance.transport.remove_peer(self._peer)
+        if self._reader is not None:
+            await self._reader.fence()
         if self.seq_id is not None:
             self._instance.engine.fence_passed(self.seq_id)
 
@@ -233,8 +230,8 @@ class HandoverAttempt:
             case machine.Send(message):
                 await self._send(message)
             case machine.Connect(transport, plan):
-                self._make_digests(plan)
-                tasks.create_task(self._connect(transport))
+                self._reader = OfferReader(self._instance, plan, self._open, self._host.bandwidth)
+                tasks.create_task(self._connect(self._reader, transport))
             case machine.Reserve():
                 self._reserve()
             case machine.Read():
@@ -320,70 +317,38 @@ class HandoverAttempt:
         if not (self._abandoned or self.landed.cancelled()):
             self.landed.set_exception(error)
 
-    def _make_digests(self, plan: TransferPlan) -> None:
-        self._plan = plan
-        self._digests = DigestKey(
-            plan,
-            compatibility=self._open.compatibility,
-            ticket=self._open.ticket,
-            prompt=self._open.request.prompt,
-        )
-
-    async def _connect(self, metadata: bytes) -> None:
+    async def _connect(self, reader: OfferReader, metadata: bytes) -> None:
         try:
-            self._peer = await self._instance.transport.add_peer(metadata)
+            reader.peer = await self._instance.transport.add_peer(metadata)
         except TransportError as error:
             self._events.put_nowait(machine.Connected(error))
         else:
             self._events.put_nowait(machine.Connected())
 
     async def _drop_peer(self) -> None:
-        if self._peer is not None:
-            _log.warning("peer dropped to fence its reads", peer=str(self._peer))
-            await self._instance.transport.remove_peer(self._peer)
+        if self._reader is not None:
+            _log.warning("peer dropped to fence its reads", reader=repr(self._reader))
+            await self._reader.drop_peer()
 
     async def _read(self, action: machine.Read) -> None:
         """Read an offer and verify it; ends in exactly one ReadEnded."""
-        assert self._peer is not None, "a read before the peer was connected"
-        assert self._plan is not None, "a read before prefill accepted"
-        offer = action.offer
-        runs = self._plan.reads(
-            Rank(),
-            offer.layers,
-            action.tokens,
-            [block.ref.block for block in offer.blocks],
-            [ref.block for ref in action.blocks],
-        )[Rank()]
-        error: BatonError | None = None
-        num_bytes, transport = 0, ""
+        assert self._reader is not None, "a read before prefill accepted"
+        index = action.offer.index
         try:
-            transfer = self._instance.transport.read(self._peer, runs)
-            self._transfers.add(transfer)
-            report = await transfer.wait()
-            num_bytes, transport = report.bytes, report.transport
-            if report.bytes >= _TELLING_BYTES:
-                self._host.bandwidth.add(report.bytes / report.seconds)
-            error = await asyncio.to_thread(self._verify, action)
-        except TransportError as failure:
-            error = failure
-        self._events.put_nowait(machine.ReadEnded(offer.index, num_bytes, transport, error))
-        if isinstance(error, PeerLost):
-            await self._instance.transport.remove_peer(self._peer)
+            report = await self._reader.read(action)
+        except BatonError as error:
+            self._events.put_nowait(machine.ReadEnded(index, 0, "", error))
+            if isinstance(error, PeerLost):
+                await self._reader.drop_peer()
+        else:
+            self._events.put_nowait(machine.ReadEnded(index, report.bytes, report.transport))
 
-    def _verify(self, action: machine.Read) -> WrongKV | None:
-        """Compare the digests of what now lies in our blocks with what was offered."""
-        assert self._digests is not None, "a read before prefill accepted"
-        wrong = self._digests.first_wrong(
-            Rank(),
-            action.offer.layers,
-            action.tokens,
-            action.offer.blocks,
-            [ref.block for ref in action.blocks],
-            self._instance.kv.memory,
-        )
-        if wrong is None:
-            return None
-        return WrongKV(f"KV of the prompt from token {wrong} on is not what prefill offered")
+
+def _shareable_blocks(instance: Instance, request: GenerateRequest) -> int:
+    """Return how many blocks of the prompt, from the first, prefill may read from the cache."""
+    if instance.memory.on_device:
+        return 0
+    return instance.engine.known_tokens(request) // instance.layout.block_size
 
 
 def _raise_if_cancelled() -> None:

@@ -208,14 +208,10 @@ class OwnerTable(dict[SeqId, RequestOwner]):
 
     host: AttemptHost | None = None
     """Set once the engine is there; no step runs before."""
-    _under_way: tuple[float, int] | None = None
-    """When the step under way began, and the tokens of prompts in it."""
 
     def step_started(self, plan: StepPlan) -> Sequence[int]:
         """A step is about to run; nobody waits for single layers."""
         assert self.host is not None, "a step before the engine was there"
-        prompt_tokens = sum(len(s.tokens) for s in plan.sequences if len(s.tokens) > 1)
-        self._under_way = self.host.clock(), prompt_tokens
         for scheduled in plan.sequences:
             if scheduled.seq_id in self:
                 self[scheduled.seq_id].stepped(scheduled.start)
@@ -224,13 +220,15 @@ class OwnerTable(dict[SeqId, RequestOwner]):
     def layers_done(self, plan: StepPlan, layers: int) -> None:
         """Never called: see `step_started`."""
 
+    def step_ran(self, plan: StepPlan, seconds: float) -> None:
+        """See Listener."""
+        assert self.host is not None, "a step before the engine was there"
+        prompt_tokens = sum(len(s.tokens) for s in plan.sequences if len(s.tokens) > 1)
+        self.host.placement.stepped(seconds, prompt_tokens)
+
     def step_done(self, events: Sequence[EngineEvent]) -> None:
         """A step has run, or room was granted: every gateway gets one message."""
         assert self.host is not None, "a step before the engine was there"
-        if self._under_way is not None and not self.host.instance.engine.in_step:
-            started, prompt_tokens = self._under_way
-            self._under_way = None
-            self.host.placement.stepped(self.host.clock() - started, prompt_tokens)
         touched: set[Outbox] = set()
         for event in events:
             owner = self.get(event.seq_id)

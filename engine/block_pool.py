@@ -45,18 +45,24 @@ class BlockPool:
     """Reference-counted blocks with epochs; every operation costs what it touches."""
 
     def __init__(
-        self, num_blocks: int, *, on_evict: Callable[[BlockId], None] = lambda _: None
+        self,
+        num_blocks: int,
+        *,
+        first: int = 0,
+        on_evict: Callable[[BlockId], None] = lambda _: None,
     ) -> None:
-        """`on_evict` is told of each kept block whose room is taken."""
+        """The blocks are numbered from `first`; `on_evict` is told of each kept block whose room
+        is taken.
+        """
         if num_blocks < 1:
             raise InvalidConfig("num_blocks", num_blocks, "1 or more")
         self._on_evict = on_evict
-        self._free = deque(BlockId(block) for block in range(num_blocks))
+        self._free = deque(BlockId(block) for block in range(first, first + num_blocks))
         self._references: dict[BlockId, int] = {}
         self._kept: set[BlockId] = set()
         self._cached: OrderedDict[BlockId, None] = OrderedDict()
         self._fencing: set[BlockId] = set()
-        self._epochs = [Epoch(0)] * num_blocks
+        self._epochs = dict.fromkeys(self._free, Epoch(0))
 
     def __repr__(self) -> str:
         s = self.stats()
@@ -154,7 +160,7 @@ class BlockPool:
     def check(self) -> None:
         """Assert that every block is in exactly one state and every reference count is positive."""
         states = [*self._free, *self._references, *self._cached, *self._fencing]
-        assert sorted(states) == list(range(len(self._epochs))), f"{self!r}: states {states}"
+        assert sorted(states) == list(self._epochs), f"{self!r}: states {states}"
         assert all(count > 0 for count in self._references.values()), self._references
         assert self._kept >= self._cached.keys(), "a cached block is not kept"
         assert self._kept <= self._cached.keys() | self._references.keys(), "kept, but gone"

@@ -1,4 +1,4 @@
-"""The KV memory of an engine's sequences: blocks of the pool, shared through the prefix cache.
+"""The KV memory of sequences: blocks of one part of the pool, shared through the prefix cache.
 
 A sequence's block table, from its first block on:
 
@@ -40,16 +40,20 @@ class MemoryStats:
 class KVMemory:
     """Gives blocks to sequences and takes them back."""
 
-    def __init__(self, config: EngineConfig, num_blocks: int, host_blocks: int) -> None:
+    def __init__(
+        self, config: EngineConfig, num_blocks: int, host_blocks: int, *, partition: int = 0
+    ) -> None:
+        """Blocks are numbered over all partitions, each of which has as many."""
+        first = partition * num_blocks
         self._block_size = config.block_size
         self._swap_block_cost = config.swap_block_cost
-        self._swap = SwapSpace(host_blocks)
+        self._swap = SwapSpace(host_blocks, first=partition * host_blocks)
         self._cache: PrefixCache | None = None
         if config.prefix_cache:
             self._cache = PrefixCache(config.block_size, config.prefix_hash)
-            self._pool = BlockPool(num_blocks, on_evict=self._cache.forget)
+            self._pool = BlockPool(num_blocks, first=first, on_evict=self._cache.forget)
         else:
-            self._pool = BlockPool(num_blocks)
+            self._pool = BlockPool(num_blocks, first=first)
         self._fenced: dict[SeqId, tuple[BlockRef, ...]] = {}
         self._prompt_tokens = self._cached_tokens = 0
 
@@ -67,6 +71,8 @@ class KVMemory:
         The next step copies what is in host memory into these. False, and nothing has changed, if
         blocks are lacking, or if `budget` tokens are too few for a first chunk.
         """
+        if seq.swapped and self._swap.is_leaving(seq):
+            return False  # the copy may yet fail
         if self._pool.room() < self._blocks_for(tokens) - self._shareable(seq):
             return False  # whatever the cache has; most often this is all that is to be said
         shared = self._find(seq)
@@ -99,7 +105,7 @@ class KVMemory:
         fresh = self._pool.allocate(need)
         assert fresh is not None
         seq.extend((*shared, *fresh))
-        seq.committed, seq.computed = len(shared), computed
+        seq.committed, seq.computed, seq.planned = len(shared), computed, computed
         self._count(seq, computed)
         return True
 
@@ -108,7 +114,8 @@ class KVMemory:
         shared = self._find(seq)[:blocks]
         self._pool.retain(shared)
         seq.extend(tuple(shared))
-        seq.committed, seq.computed = len(shared), len(shared) * self._block_size
+        seq.committed = len(shared)
+        seq.computed = seq.planned = len(shared) * self._block_size
 
     def take_one(self, seq: Sequence) -> bool:
         """Give `seq` one more block, if there is one."""
@@ -117,6 +124,10 @@ class KVMemory:
             return False
         seq.extend(fresh)
         return True
+
+    def cached_blocks(self, seq: Sequence) -> int:
+        """Return how many blocks of `seq`, from the first, the cache has now."""
+        return len(self._find(seq))
 
     def known_tokens(self, request: GenerateRequest) -> int:
         """Return how many tokens of a prompt, from the first, the cache has now."""
@@ -161,7 +172,7 @@ class KVMemory:
 
         How much of it the cache will still have then, nobody knows; memory is short, so: nothing.
         """
-        assert not seq.in_step, f"{seq} is in a step"
+        assert not seq.in_steps, f"{seq} is in a step"
         computed, table = seq.computed, seq.table[: self._blocks_for(seq.computed)]
         worth_it = 2 * len(table) * self._swap_block_cost < computed
         if worth_it and self._swap.put(seq, table):
@@ -173,8 +184,13 @@ class KVMemory:
         return self._swap.step_copies()
 
     def step_ended(self, *, copied: bool) -> None:
-        """End the step; what it did not copy, if it did not, is computed again."""
+        """End the oldest step; what it did not copy, if it did not, is computed again."""
         for seq in self._swap.step_ended(copied=copied):
+            self._forget_swapped(seq)
+
+    def no_step(self) -> None:
+        """There is no next step yet to make the copies: what they were for is computed again."""
+        for seq in self._swap.no_step():
             self._forget_swapped(seq)
 
     def fence(self, seq: Sequence) -> None:
@@ -214,6 +230,8 @@ class KVMemory:
             assert seq.table == tuple(ref.block for ref in seq.blocks), seq
             assert seq.computed <= len(seq.blocks) * self._block_size, seq
             assert seq.committed * self._block_size <= seq.computed, f"{seq} writes a shared block"
+            assert seq.computed <= seq.planned, f"{seq} is ahead of its plans"
+            assert seq.computed == seq.planned or seq.in_steps, f"{seq} lost a step"
             for ref in (*seq.blocks, *seq.offered):
                 holders[ref] = holders.get(ref, 0) + 1
             own = seq.blocks[seq.committed :]

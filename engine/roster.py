@@ -1,4 +1,4 @@
-"""Every sequence of an engine, its place, and the slot that it holds; its blocks: kv_memory.py.
+"""Every sequence of an engine, its place, and the slot that it holds; its blocks: partitions.py.
 
 The scheduler decides what moves; each move is one method here, so that blocks, slots and places
 change together or not at all.
@@ -10,7 +10,8 @@ from baton.core.config import EngineConfig
 from baton.core.errors import InvalidRequest, Overloaded
 from baton.core.ids import SeqId
 from baton.core.request import GenerateRequest
-from baton.engine.kv_memory import KVMemory, MemoryStats
+from baton.engine.kv_memory import MemoryStats
+from baton.engine.partitions import Partitions
 from baton.engine.policy import make_policy
 from baton.engine.sequence import Phase, RankOrder, Sequence
 
@@ -34,7 +35,7 @@ class RosterStats:
 class Roster:
     """The places of all sequences; `waiting`, `running` and `memory` are there to be read."""
 
-    def __init__(self, config: EngineConfig, memory: KVMemory, *, slots: int) -> None:
+    def __init__(self, config: EngineConfig, memory: Partitions, *, slots: int) -> None:
         self._block_size = config.block_size
         self._max_waiting = config.max_waiting
         self._slots = slots
@@ -113,14 +114,14 @@ class Roster:
         assert seq.phase is Phase.GRANTED, f"{seq} is not granted"
         self._granted -= 1
         seq.phase = Phase.RUNNING
-        seq.computed = seq.told = seq.prompt_len
+        seq.computed = seq.planned = seq.told = seq.prompt_len
         self.memory.commit(seq)
         self.running.add(seq)
 
     def adopt(self, seq: Sequence) -> None:
         """Granted → ended: the prompt's KV is in the blocks, and stays in the cache."""
         assert seq.phase is Phase.GRANTED, f"{seq} is not granted"
-        seq.computed = seq.prompt_len
+        seq.computed = seq.planned = seq.prompt_len
         self.memory.commit(seq)
         self.end(seq)
 
@@ -163,7 +164,7 @@ class Roster:
         self.end(seq)
 
     def end(self, seq: Sequence) -> None:
-        """Any place → ended; a step under way keeps the blocks until `left_step`."""
+        """Any place → ended; steps under way keep the blocks until the last `left_step`."""
         del self._sequences[seq.seq_id]
         match seq.phase:
             case Phase.QUEUED | Phase.RESERVING:
@@ -175,16 +176,20 @@ class Roster:
             case Phase.HELD:
                 self._held -= 1
         seq.phase = Phase.ENDED
-        if seq.in_step:
+        if seq.in_steps:
             self._leaving[seq.seq_id] = seq
         else:
             self.memory.give_back(seq)
 
     def left_step(self, seq: Sequence) -> None:
-        """The step no longer touches its blocks."""
-        seq.in_step = False
-        if self._leaving.pop(seq.seq_id, None) is not None:
+        """One step less touches its blocks."""
+        seq.in_steps -= 1
+        if not seq.in_steps and self._leaving.pop(seq.seq_id, None) is not None:
             self.memory.give_back(seq)
+
+    def in_steps(self) -> int:
+        """Return in how many steps all sequences are, one step counted for each of its own."""
+        return sum(s.in_steps for s in (*self._sequences.values(), *self._leaving.values()))
 
     def stats(self) -> RosterStats:
         """Return a snapshot."""
@@ -202,7 +207,7 @@ class Roster:
         """Assert that every block has the owners that it should and every sequence one place."""
         self.memory.check([*self._sequences.values(), *self._leaving.values()])
         assert len(self.running) + self._granted <= self._slots
-        assert all(seq.in_step for seq in self._leaving.values())
+        assert all(seq.in_steps for seq in self._leaving.values())
         self._check_places()
 
     def _check_places(self) -> None:
@@ -227,12 +232,13 @@ class Roster:
     def _last_after(self, seq: Sequence) -> Sequence | None:
         """Return the last in rank that may be preempted for `seq`.
 
-        Not one with `hold`: its blocks are on offer to a peer, and it never grows.
+        Not one with `hold`: its blocks are on offer to a peer, and it never grows. Nor one that a
+        step under way computes: its turn comes with a later plan. Nor one of another partition.
         """
         for other in self.running.last_first():
             if other is seq:
                 return None
-            if not other.hold:
+            if other.partition == seq.partition and not other.hold and not other.in_steps:
                 return other
         return None
 

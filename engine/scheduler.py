@@ -9,8 +9,14 @@ block that it lacks from the last, so it finishes; a prompt gets all its blocks 
 chunk, so no two half-computed prompts can wait for each other; and what cannot be preempted
 (granted, held, fenced) waits for peers, never for this engine. Why everybody's turn comes: ranks
 never change, and only so many who come later can have a better one (engine/policy.py).
+
+Several steps may be under way at once, for models that are computed in stages: the stages are kept
+busy if there are as many steps as stages. Every stage runs the steps in the order of their plans,
+so a prompt's next chunk may be planned before the last one is computed; a decode has to wait for
+its token. The sequences that decode are spread over the steps evenly.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,7 +26,7 @@ from baton.core.handover import BlockRef
 from baton.core.ids import SeqId
 from baton.core.request import GenerateRequest, TokenLogprobs
 from baton.engine.kv_events import KVEvents
-from baton.engine.kv_memory import KVMemory
+from baton.engine.partitions import Partitions
 from baton.engine.roster import Roster, RosterStats
 from baton.engine.sequence import Phase, Sequence
 from baton.engine.step import (
@@ -48,12 +54,25 @@ class SchedulerStats:
 class Scheduler:
     """The engine's state: events in, step plans and events out. No clock, thread or I/O.
 
-    One step is under way at a time: `plan` opens it, `apply` or `fail_step` ends it. All other
+    `plan` opens a step, `apply` or `fail_step` ends the oldest of those under way. All other
     methods may be called in between.
     """
 
-    def __init__(self, config: EngineConfig, num_blocks: int, *, host_blocks: int = 0) -> None:
-        """`host_blocks` are there for preempted sequences, in a pool of their own."""
+    def __init__(
+        self,
+        config: EngineConfig,
+        num_blocks: int,
+        *,
+        host_blocks: int = 0,
+        depth: int = 1,
+        partitions: int = 1,
+    ) -> None:
+        """`host_blocks` are there for preempted sequences, in a pool of their own.
+
+        Up to `depth` steps may be under way at once. Both pools are cut into `partitions`, of
+        which a sequence has one: see engine/partitions.py.
+        """
+        assert depth >= 1, depth
         if config.max_batch_tokens < config.block_size:
             allowed = f"at least one block of {config.block_size} tokens"
             raise InvalidConfig("max_batch_tokens", config.max_batch_tokens, allowed)
@@ -61,10 +80,12 @@ class Scheduler:
         self._max_batch_tokens = config.max_batch_tokens
         # With every other slot decoding, a prompt still gets a chunk of one block in each step.
         slots = min(config.max_sequences, config.max_batch_tokens - config.block_size + 1)
-        self._memory = KVMemory(config, num_blocks, host_blocks)
+        self._memory = Partitions(config, num_blocks, host_blocks, partitions)
         self._roster = Roster(config, self._memory, slots=slots)
-        self._under_way: StepPlan | None = None
+        self._depth = depth
+        self._under_way: deque[tuple[StepPlan, list[Sequence]]] = deque()
         self._in_step: list[Sequence] = []
+        """Of the step that is being planned."""
         self._steps = 0
 
     def __repr__(self) -> str:
@@ -95,7 +116,7 @@ class Scheduler:
         None while a step copies blocks to the host: a read into one of these would come too early.
         """
         granted: list[Reserved] = []
-        if self._under_way is not None and self._under_way.swap_out:
+        if any(plan.swap_out for plan, _ in self._under_way):
             return granted
         while (head := self._roster.waiting.first) is not None:
             if head.phase is not Phase.RESERVING or not self._roster.grant(head):
@@ -155,26 +176,31 @@ class Scheduler:
 
     def plan(self) -> StepPlan | None:
         """Open a step: decodes first, then chunks of prompts; None if nothing can run now."""
-        assert self._under_way is None, f"step {self._steps} is still under way"
+        assert len(self._under_way) < self._depth, f"step {self._steps} is still under way"
         batch: list[ScheduledSequence] = []
         prefilling = self._add_decodes(batch)
         self._add_chunks(batch, prefilling)
         if not batch:
-            self._memory.step_ended(copied=False)
+            self._memory.no_step()
             return None
         self._steps += 1
-        self._under_way = StepPlan(self._steps, tuple(batch), *self._memory.step_copies())
-        return self._under_way
+        plan = StepPlan(self._steps, tuple(batch), *self._memory.step_copies())
+        self._under_way.append((plan, self._in_step))
+        self._in_step = []
+        return plan
 
     def apply(self, result: StepResult) -> list[EngineEvent]:
-        """End the step: take in its tokens, and tell what came of it, in the plan's order."""
+        """End the oldest step: take in its tokens, and tell what came of it, in the plan's order.
+
+        Blocks go to the cache, which may exchange them, once no other step uses the sequence's.
+        """
         events: list[EngineEvent] = []
         size, ended, told = self._block_size, Phase.ENDED, result.logprobs
         for part, seq in self._close_step(result.step, copied=True):
             if seq.phase is ended:
                 continue
             computed = seq.computed = part.end
-            if computed // size > seq.committed:
+            if computed // size > seq.committed and not seq.in_steps:
                 self._memory.commit(seq)
             prompt_end = min(computed, seq.prompt_len)
             if prompt_end > seq.told:
@@ -186,7 +212,7 @@ class Scheduler:
         return events
 
     def fail_step(self, plan: StepPlan) -> list[SeqId]:
-        """End the step, which raised: what its blocks hold is unknown, so its sequences end too.
+        """End the oldest step, which raised: what its blocks hold is unknown, so its sequences end.
 
         Returns those that it ended, without those that were released meanwhile.
         """
@@ -226,8 +252,10 @@ class Scheduler:
         """Whether the block has been used or cached without a break since `ref` was made."""
         return self._memory.is_current(ref)
 
-    def drain_kv_events(self) -> KVEvents:
-        """Return what the prefix cache gained and lost since the last call; for the router."""
+    def drain_kv_events(self) -> tuple[KVEvents, ...]:
+        """Return what each partition's prefix cache gained and lost since the last call; for the
+        router.
+        """
         return self._memory.drain_events()
 
     @property
@@ -242,7 +270,10 @@ class Scheduler:
     def check(self) -> None:
         """Assert that every block has exactly one owner and every sequence one place."""
         self._roster.check()
-        assert (self._under_way is None) == (not self._in_step)
+        assert len(self._under_way) <= self._depth
+        assert not self._in_step
+        in_steps = sum(len(sequences) for _, sequences in self._under_way)
+        assert in_steps == self._roster.in_steps(), "a sequence counts its steps wrongly"
 
     # How
 
@@ -253,23 +284,31 @@ class Scheduler:
         most of what a step of a busy engine costs here: `_schedule` is written out in it.
         """
         prefilling = []
-        running, size = Phase.RUNNING, self._block_size
+        running, size, share = Phase.RUNNING, self._block_size, self._share()
         in_step, add, grow = self._in_step, batch.append, self._roster.grow
         for seq in tuple(self._roster.running):
             if seq.phase is not running:
                 continue  # just preempted, for one of a better rank
-            computed, tokens = seq.computed, seq.tokens
+            computed, tokens = seq.planned, seq.tokens
             if computed < seq.prompt_len or computed != len(tokens) - 1:
                 prefilling.append(seq)
                 continue
-            if computed % size == 0 and not grow(seq):
+            if seq.in_steps or len(batch) == share or (computed % size == 0 and not grow(seq)):
                 continue
-            seq.in_step = True
+            seq.planned = computed + 1
+            seq.in_steps = 1
             in_step.append(seq)
             last, sampling = (tokens[-1],), seq.sampling
-            context = None if seq.plain else self._context(seq, computed + 1)
+            context = None if seq.plain else self._context(seq, computed, computed + 1)
             add(ScheduledSequence(seq.seq_id, last, computed, seq.table, True, sampling, context))
         return prefilling
+
+    def _share(self) -> int:
+        """Return how many sequences may decode in the next step: an equal share of all."""
+        if self._depth == 1:
+            return -1  # there is no other step to leave any to
+        decoding = sum(len(seq.tokens) > seq.prompt_len for seq in self._roster.running)
+        return -(-decoding // self._depth)
 
     def _add_chunks(self, batch: list[ScheduledSequence], prefilling: list[Sequence]) -> None:
         """Spend the rest of the token budget on prompts: begun ones, then waiting ones."""
@@ -283,42 +322,45 @@ class Scheduler:
 
     def _add_chunk(self, batch: list[ScheduledSequence], seq: Sequence, budget: int) -> int:
         """Add what the budget allows of `seq`; return how many tokens that is."""
-        end = seq.chunk_end(seq.computed, budget, self._block_size)
-        if end <= seq.computed:
+        start = seq.planned
+        end = seq.chunk_end(start, budget, self._block_size)
+        if end <= start:
             return 0
         batch.append(self._schedule(seq, end))
-        return end - seq.computed
+        return end - start
 
     def _schedule(self, seq: Sequence, end: int) -> ScheduledSequence:
-        seq.in_step = True
+        start, seq.planned = seq.planned, end
+        seq.in_steps += 1
         self._in_step.append(seq)
         samples = end == len(seq.tokens)
         return ScheduledSequence(
             seq_id=seq.seq_id,
-            tokens=tuple(seq.tokens[seq.computed : end]),
-            start=seq.computed,
+            tokens=tuple(seq.tokens[start:end]),
+            start=start,
             blocks=seq.table,
             samples=samples,
             sampling=seq.sampling,
-            context=self._context(seq, end) if samples and not seq.plain else None,
+            context=self._context(seq, start, end) if samples and not seq.plain else None,
         )
 
-    def _context(self, seq: Sequence, end: int) -> SamplingContext:
+    def _context(self, seq: Sequence, start: int, end: int) -> SamplingContext:
         """Tell what sampling needs; the tokens so far only if the executor cannot know them."""
         before = None
-        if seq.sampling.looks_back and seq.sampled_at != (self._steps, seq.computed):
-            before = tuple(seq.tokens[: seq.computed])
+        step, known = seq.sampled_at
+        if seq.sampling.looks_back and (known != start or step <= self._steps - self._depth):
+            before = tuple(seq.tokens[:start])
         seq.sampled_at = (self._steps + 1, end)
         return SamplingContext(seq.prompt_len, seq.request.stop_token_ids, before)
 
     def _close_step(
         self, step: int, *, copied: bool
     ) -> Iterator[tuple[ScheduledSequence, Sequence]]:
-        """End the step under way, give back what was released in it, and return its sequences."""
-        plan, sequences = self._under_way, self._in_step
-        assert plan is not None, "no step is under way"
+        """End the oldest step, give back what was released in it, and return its sequences."""
+        assert self._under_way, "no step is under way"
+        plan, sequences = self._under_way[0]
         assert plan.step == step, f"step {plan.step} is under way, not {step}"
-        self._under_way, self._in_step = None, []
+        self._under_way.popleft()
         self._memory.step_ended(copied=copied)
         for seq in sequences:
             self._roster.left_step(seq)

@@ -52,6 +52,8 @@ class Sequence:
     sampling: SamplingParams = field(init=False, repr=False)
     computed: int = 0
     """Tokens, from the first, whose KV is in the blocks."""
+    planned: int = 0
+    """Tokens, from the first, whose KV is in the blocks once the steps under way have ended."""
     committed: int = 0
     """Blocks, from the first, that are in the prefix cache: they are read, and never written."""
     hashes: list[bytes] = field(default_factory=list, repr=False)
@@ -65,10 +67,12 @@ class Sequence:
     """The ids in `blocks`, kept because every step needs them."""
     offered: tuple[BlockRef, ...] = field(default=(), repr=False)
     """Blocks that the cache's took the place of, while a peer may still be reading them."""
+    partition: int | None = None
+    """The part of the pool that its blocks are of; None before it has any."""
     swapped: int = 0
     """Tokens, from the first, whose KV is in host memory; only while it waits."""
-    in_step: bool = False
-    """The step under way reads and writes its blocks."""
+    in_steps: int = 0
+    """How many of the steps under way read and write its blocks."""
     plain: bool = field(init=False)
     """Its sampling is `plain`: asked once, because every step needs to know."""
     sampled_at: tuple[int, int] = (-1, -1)
@@ -104,7 +108,7 @@ class Sequence:
     def drop_blocks(self) -> tuple[BlockRef, ...]:
         """Forget the blocks and what was computed into them, and return them."""
         blocks, self.blocks, self.table = self.blocks, (), ()
-        self.computed = self.committed = 0
+        self.computed = self.planned = self.committed = 0
         return blocks
 
     def chunk_end(self, start: int, budget: int, block_size: int) -> int:

@@ -18,7 +18,8 @@ class SamplingContext:
     stop_token_ids: tuple[int, ...]
     before: tuple[int, ...] | None
     """The sequence's tokens before those of this step. None if sampling does not look back, or if
-    the sequence sampled in the step before: then those are the tokens of that step and its own."""
+    the sequence sampled in one of the last steps, as many as may be under way at once: then those
+    are the tokens of that step and its own."""
 
 
 class ScheduledSequence(NamedTuple):

@@ -30,13 +30,18 @@ class SwapStats:
 class SwapSpace:
     """The host blocks of one engine; there may be none."""
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, *, first: int = 0) -> None:
+        """The blocks are numbered from `first`."""
         self._total = num_blocks
-        self._free = deque(BlockId(block) for block in range(num_blocks))
+        self._first = first
+        self._free = deque(BlockId(block) for block in range(first, first + num_blocks))
         self._held: dict[Sequence, tuple[BlockId, ...]] = {}
         self._out: list[BlockCopy] = []
         self._in: list[BlockCopy] = []
-        self._leaving: list[Sequence] = []
+        self._next: list[Sequence] = []
+        """Whose copies out the next step makes."""
+        self._under_way: deque[list[Sequence]] = deque()
+        """And each step under way, the oldest first."""
         self._copied_out = self._copied_in = 0
 
     def __repr__(self) -> str:
@@ -50,7 +55,7 @@ class SwapSpace:
         host = tuple(self._free.popleft() for _ in blocks)
         self._held[seq] = host
         self._out += map(BlockCopy, blocks, host)
-        self._leaving.append(seq)
+        self._next.append(seq)
         return True
 
     def take(self, seq: Sequence, table: tuple[BlockId, ...], *, skip: int) -> None:
@@ -71,18 +76,27 @@ class SwapSpace:
         out, back = tuple(self._out), tuple(self._in)
         self._out.clear()
         self._in.clear()
+        self._under_way.append(self._next)
+        self._next = []
         self._copied_out += len(out)
         self._copied_in += len(back)
         return out, back
 
     def step_ended(self, *, copied: bool) -> list[Sequence]:
-        """End the step; return the sequences whose copies out are worth nothing."""
-        leaving, self._leaving = self._leaving, []
-        if copied:
-            return []
+        """End the oldest step; return the sequences whose copies out are worth nothing."""
+        leaving = self._under_way.popleft()
+        return [] if copied else [seq for seq in leaving if seq in self._held]
+
+    def no_step(self) -> list[Sequence]:
+        """Give up the copies that the next step would make; return whose were to go out."""
+        leaving, self._next = self._next, []
         self._out.clear()
         self._in.clear()
         return [seq for seq in leaving if seq in self._held]
+
+    def is_leaving(self, seq: Sequence) -> bool:
+        """Whether a step under way makes its copies out."""
+        return any(seq in leaving for leaving in self._under_way)
 
     def stats(self) -> SwapStats:
         """Return a snapshot."""
@@ -92,7 +106,9 @@ class SwapSpace:
     def check(self, swapped: Iterable[Sequence]) -> None:
         """Assert that exactly these sequences hold the host blocks that are not free."""
         held = [block for blocks in self._held.values() for block in blocks]
-        assert sorted([*held, *self._free]) == list(range(self._total)), repr(self)
+        numbers = range(self._first, self._first + self._total)
+        assert sorted([*held, *self._free]) == list(numbers), repr(self)
         assert set(self._held) == set(swapped), "a host block has no owner"
+        assert not self._next
         assert not self._out
         assert not self._in

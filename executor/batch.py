@@ -55,9 +55,13 @@ def make_batch(
     device: str | torch.device = "cpu",
     *,
     windows: Collection[int | None] = (None,),
+    dtype: torch.dtype = torch.float32,
 ) -> Batch:
-    """Return the tensors of a plan for pools of `layout`, and for layers of each of `windows`."""
-    to = _Mover(device)
+    """Return the tensors of a plan for pools of `layout`, and for layers of each of `windows`.
+
+    `dtype` is what attention is computed in.
+    """
+    to = _Mover(device, dtype)
     sequences = _ordered(plan.sequences)
     starts = np.cumsum([0, *(len(s.tokens) for s in sequences)])
     positions = np.concatenate([np.arange(s.start, s.end) for s in sequences])
@@ -102,8 +106,10 @@ def _blocks_of_tokens(sequence: ScheduledSequence, block_size: int) -> Ints:
 class _Mover:
     """Brings whole numbers from numpy to the device."""
 
-    def __init__(self, device: str | torch.device) -> None:
+    def __init__(self, device: str | torch.device, dtype: torch.dtype) -> None:
         self.device = device
+        self.dtype = dtype
+        """What attention is computed in, and so what masks are of."""
 
     def __call__(self, values: Ints) -> Tensor:
         return torch.from_numpy(values.astype(np.int64, copy=False)).to(self.device)
@@ -145,7 +151,7 @@ def _decode_groups(
                 start=start,
                 end=end,
                 runs=run_index(to(padded), layout.layers, layout.runs_per_layer).flatten(),
-                mask=additive(beyond(distance, window), _torch_dtype(layout))[:, None, None, :],
+                mask=additive(beyond(distance, window), to.dtype)[:, None, None, :],
             )
         )
         start = end
@@ -204,9 +210,4 @@ def _chunk_mask(
     keys = sequence.end - first
     if window is not None:
         keys = min(keys, rows + window - 1)
-    return band_mask(rows, keys, window, dtype=_torch_dtype(layout), device=to.device)
-
-
-def _torch_dtype(layout: KVLayout) -> torch.dtype:
-    found: torch.dtype = getattr(torch, layout.dtype)
-    return found
+    return band_mask(rows, keys, window, dtype=to.dtype, device=to.device)

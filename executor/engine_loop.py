@@ -5,13 +5,17 @@
 
 Everything but the model runs on the event loop, so nothing is locked. The loop sleeps on one
 event, which every command and every finished step sets.
+
+A model that is computed in stages takes the next step while the last ones are still on their way
+through: up to `depth` of them, which end in the order in which they began.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from baton.core.clock import Clock, monotonic
 from baton.core.errors import DeadlineExceeded
@@ -25,8 +29,13 @@ from baton.engine.step import EngineEvent, LayerWatch, Outlook, StepPlan, StepRe
 class Runner(Protocol):
     """The model."""
 
-    def execute(self, plan: StepPlan, watch: LayerWatch | None = None) -> StepResult:
-        """Compute a step; blocks. Called from one thread, always the same."""
+    def execute(
+        self, plan: StepPlan, watch: LayerWatch | None = None
+    ) -> StepResult | Future[StepResult]:
+        """Compute a step; blocks. Called from one thread, always the same.
+
+        A model in stages returns as soon as it can take the next step, with a future of the result.
+        """
         ...
 
 
@@ -46,6 +55,10 @@ class Listener(Protocol):
 
     def layers_done(self, plan: StepPlan, layers: int) -> None:
         """The KV of all layers before `layers` is in the blocks of the plan under way."""
+        ...
+
+    def step_ran(self, plan: StepPlan, seconds: float) -> None:
+        """The model has computed `plan`; it took so long, not counting what ran before it."""
         ...
 
     def step_done(self, events: Sequence[EngineEvent]) -> None:
@@ -68,15 +81,19 @@ class EngineLoopStats:
     scheduler: SchedulerStats
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Step:
     plan: StepPlan
-    future: asyncio.Future[StepResult]
+    future: asyncio.Future[Any]
+    """Of the StepResult, or, from a model in stages, first of a future of it."""
     started: float
 
 
 class EngineLoop:
-    """Use it from one event loop: start `run()` as a task, give commands, then `close()`."""
+    """Use it from one event loop: start `run()` as a task, give commands, then `close()`.
+
+    `depth` is that of the scheduler.
+    """
 
     def __init__(
         self,
@@ -84,6 +101,7 @@ class EngineLoop:
         runner: Runner,
         listener: Listener,
         *,
+        depth: int = 1,
         clock: Clock = monotonic,
     ) -> None:
         self._scheduler = scheduler
@@ -95,13 +113,16 @@ class EngineLoop:
         self._idle = asyncio.Event()
         self._ended = asyncio.Event()
         self._ended.set()
-        self._step: _Step | None = None
+        self.depth = depth
+        """Steps that may be under way at once."""
+        self._under_way: deque[_Step] = deque()
+        self._last_end = clock()
         self._closing = False
         self._steps = self._failed_steps = 0
         self._busy_s = 0.0
 
     def __repr__(self) -> str:
-        state = "closing" if self._closing else "idle" if self._step is None else "in a step"
+        state = "closing" if self._closing else "in a step" if self._under_way else "idle"
         return f"<EngineLoop {state}, {self._scheduler!r}>"
 
     # Commands: see the methods of the same names in engine/scheduler.py
@@ -151,7 +172,7 @@ class EngineLoop:
     @property
     def in_step(self) -> bool:
         """Whether the model is computing."""
-        return self._step is not None
+        return bool(self._under_way)
 
     def expect_fits(self, request: GenerateRequest) -> None:
         """Raise InvalidRequest if the request can never fit the pool."""
@@ -172,17 +193,17 @@ class EngineLoop:
     # Life
 
     async def run(self) -> None:
-        """Run steps until `close` or cancellation; either way, the step under way ends first."""
+        """Run steps until `close` or cancellation; either way, steps under way end first."""
         assert self._ended.is_set(), "it runs already"
         self._ended.clear()
         try:
             self._wake.set()
-            while not (self._closing and self._step is None):
+            while self._under_way or not self._closing:
                 await self._wake.wait()
                 self._wake.clear()
                 self._turn()
         finally:
-            await self._abandon_step()
+            await self._abandon_steps()
             self._ended.set()
             self._idle.set()
 
@@ -191,7 +212,7 @@ class EngineLoop:
         await self._idle.wait()
 
     async def close(self, *, timeout_s: float = 60.0) -> None:
-        """Begin no more steps, wait for the one under way, and end the model thread.
+        """Begin no more steps, wait for those under way, and end the model thread.
 
         What has not ended stays in the scheduler, and no more is heard of it. Raises
         DeadlineExceeded if the step takes longer than `timeout_s`.
@@ -226,21 +247,22 @@ class EngineLoop:
     def _turn(self) -> None:
         """Do all that can be done without waiting."""
         events: list[EngineEvent] = []
-        if self._step is not None and self._step.future.done():
-            events += self._end_step(self._step)
+        while self._under_way and self._has_ended(self._under_way[0]):
+            events += self._end_step(self._under_way.popleft())
         if not self._closing:
             events += self._scheduler.grant()
         if events:
             self._listener.step_done(events)
-        if self._step is None and not self._closing:
-            self._begin_step()
+        while len(self._under_way) < self.depth and not self._closing and self._begin_step():
+            pass
+        if not self._under_way and not self._wake.is_set():
+            self._idle.set()
 
-    def _begin_step(self) -> None:
+    def _begin_step(self) -> bool:
+        """Begin one more step; False if there is nothing to run."""
         plan = self._scheduler.plan()
         if plan is None:
-            if not self._wake.is_set():
-                self._idle.set()
-            return
+            return False
         # Prompts that the plan has started may have been all that reservations waited behind.
         self._wake.set()
         loop = asyncio.get_running_loop()
@@ -256,20 +278,31 @@ class EngineLoop:
             self._thread, self._runner.execute, plan, watch if ends else None
         )
         future.add_done_callback(lambda _: self._wake.set())
-        self._step = _Step(plan, future, self._clock())
+        self._under_way.append(_Step(plan, future, self._clock()))
+        return True
+
+    def _has_ended(self, step: _Step) -> bool:
+        future = step.future
+        if future.done() and future.exception() is None and isinstance(future.result(), Future):
+            step.future = asyncio.wrap_future(future.result())  # the other stages
+            step.future.add_done_callback(lambda _: self._wake.set())
+        return step.future.done()
 
     def _layers_done(self, plan: StepPlan, layers: int) -> None:
         # Called before the step's own end: the event loop keeps the order of what threads tell it.
-        assert self._step is not None, "layers of a step that has ended"
+        assert any(step.plan is plan for step in self._under_way), "layers of an ended step"
         self._listener.layers_done(plan, layers)
 
     def _end_step(self, step: _Step) -> list[EngineEvent]:
-        self._step = None
+        began, self._last_end = max(step.started, self._last_end), self._clock()
+        seconds = self._last_end - began
         self._steps += 1
-        self._busy_s += self._clock() - step.started
+        self._busy_s += seconds
         error = step.future.exception()
         if error is None:
-            return self._scheduler.apply(step.future.result())
+            events = self._scheduler.apply(step.future.result())
+            self._listener.step_ran(step.plan, seconds)
+            return events
         self._failed_steps += 1
         seq_ids = self._scheduler.fail_step(step.plan)
         if not isinstance(error, Exception):
@@ -277,12 +310,14 @@ class EngineLoop:
         self._listener.step_failed(seq_ids, error)
         return []
 
-    async def _abandon_step(self) -> None:
-        """Wait for a step that was under way when `run` was cancelled or a callback raised.
+    async def _abandon_steps(self) -> None:
+        """Wait for steps that were under way when `run` was cancelled or a callback raised.
 
-        Nobody hears of it: its sequences just end.
+        Nobody hears of them: their sequences just end.
         """
-        if self._step is not None:
-            await asyncio.gather(self._step.future, return_exceptions=True)
-            self._scheduler.fail_step(self._step.plan)
-            self._step = None
+        while self._under_way:
+            step = self._under_way[0]
+            await asyncio.gather(step.future, return_exceptions=True)
+            if self._has_ended(step):
+                self._scheduler.fail_step(step.plan)
+                self._under_way.popleft()

@@ -4,6 +4,7 @@ Nothing here is state of its own: it is rebuilt from the plan whenever a sequenc
 in the step before, so that preemption, handover and retries change no token.
 """
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -53,13 +54,14 @@ class History:
 
 
 class Histories:
-    """The histories of the sequences of the last step whose sampling looks back."""
+    """The histories of the sequences of the last steps whose sampling looks back."""
 
-    def __init__(self) -> None:
-        self._kept: dict[SeqId, History] = {}
+    def __init__(self, depth: int = 1) -> None:
+        """`depth` is how many steps may be under way at once."""
+        self._kept: deque[dict[SeqId, History]] = deque(maxlen=depth)
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return sum(map(len, self._kept))
 
     def advance(self, rows: Iterable[SampledRow]) -> dict[SeqId, History]:
         """Take in a step; return the history of each row that looks back, up to its position."""
@@ -68,12 +70,18 @@ class Histories:
             if row.context is None or not row.sampling.looks_back:
                 continue
             if row.context.before is None:
-                history = self._kept[row.seq_id]
+                history = self._of(row.seq_id)
             else:
                 history = History(row.context.prompt_len)
                 history.extend(row.context.before)
             history.extend(row.tokens)
             assert len(history.tokens) == row.position, f"{history} before {row.position}"
             histories[row.seq_id] = history
-        self._kept = histories
+        self._kept.appendleft(histories)
         return histories
+
+    def _of(self, seq_id: SeqId) -> History:
+        for histories in self._kept:
+            if seq_id in histories:
+                return histories[seq_id]
+        raise KeyError(seq_id)

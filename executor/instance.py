@@ -12,11 +12,14 @@ from baton.core.ids import Incarnation, InstanceId, new_incarnation
 from baton.core.kv_layout import KVLayout
 from baton.core.topology import InstanceInfo, Role
 from baton.engine.scheduler import Scheduler
+from baton.executor.device import Device
 from baton.executor.engine_loop import EngineLoop, Listener
+from baton.executor.handover_memory import HandoverMemory
 from baton.executor.kv_cache import KVCache, blocks_that_fit, make_layout
 from baton.executor.runner import ModelRunner
-from baton.kv_transfer.choose import OpenTransport, allocate, open_transport
-from baton.kv_transfer.transport import Region, Transport
+from baton.kernels.kv_digest import is_native
+from baton.kv_transfer.choose import OpenTransport, open_transport
+from baton.kv_transfer.transport import Transport
 from baton.models.loader import Model, load_model
 from baton.models.revision import revision
 from baton.models.spec import ModelSpec
@@ -35,6 +38,7 @@ class Instance:
         host: KVCache | None,
         listener: Listener,
         transport: Transport | None,
+        memory: HandoverMemory | None,
         facts: "_Facts",
     ) -> None:
         self.config = config
@@ -45,6 +49,7 @@ class Instance:
         self._facts = facts
         self._executor = model.executor
         self._transport = transport
+        self._memory = memory
         host_blocks = host.num_blocks if host is not None else 0
         self._scheduler = Scheduler(config.engine, kv.num_blocks, host_blocks=host_blocks)
         self.engine = EngineLoop(self._scheduler, ModelRunner(model, kv, host), listener)
@@ -59,31 +64,38 @@ class Instance:
         listener: Listener,
         on_progress: Progress,
         open_transport: OpenTransport = open_transport,
+        device: Device | None = None,
     ) -> "Instance":
-        """Load the model and start the engine; raises InvalidConfig for what is not right."""
+        """Load the model and start the engine; raises InvalidConfig for what is not right.
+
+        `device` is where the pool is to lie, if not in host memory.
+        """
         started = time.monotonic()
         on_progress(f"loading {config.model_name} from {config.model_dir}")
         model = await asyncio.to_thread(
             load_model,
             config.model_dir,
+            dtype=config.engine.dtype,
             threads=config.threads,
             max_length=config.engine.max_model_len,
             executor=_executor(config.engine),
         )
         on_progress(f"executor: {model.executor}")
-        layout = make_layout(model.spec, config.engine.block_size, "float32")
+        layout = make_layout(model.spec, config.engine.block_size, config.engine.kv_stored)
         num_blocks = blocks_that_fit(layout, config.engine.kv_memory_mib)
-        shared = None
+        memory = None
         if config.role is not Role.MIXED:
-            shared = allocate(num_blocks * layout.block_bytes, config.handover)
-        kv = KVCache(layout, num_blocks, buffer=None if shared is None else shared.buffer)
+            memory = HandoverMemory(config, layout, num_blocks, device)
+        kv = KVCache(layout, num_blocks) if memory is None else memory.kv
         host = _host_pool(config, kv)
         on_progress(f"KV pool: {num_blocks} blocks of {config.engine.block_size} tokens")
         facts = await asyncio.to_thread(_Facts, config, model.spec, layout)
         transport = None
-        if config.role is not Role.MIXED:
+        if memory is not None:
+            native = await asyncio.to_thread(is_native)  # now, lest the first handover compiles it
+            on_progress(f"KV digests: {'native code' if native else 'numpy, slowly'}")
             transport = await open_transport(
-                Region(kv.address, kv.nbytes, kv) if shared is None else shared.region(kv),
+                memory.region,
                 config.handover,
                 host=config.host,
                 owner=config.instance_id,
@@ -92,10 +104,12 @@ class Instance:
             on_progress(f"transport: {transport!r}")
         facts.load_s = time.monotonic() - started
         try:
-            return cls(config, model, kv, host, listener, transport, facts)
+            return cls(config, model, kv, host, listener, transport, memory, facts)
         except BaseException:  # the scheduler may refuse its config
             if transport is not None:
                 await transport.close()
+            if memory is not None:
+                memory.close()
             raise
 
     @property
@@ -104,6 +118,12 @@ class Instance:
         if self._transport is None:
             raise InvalidConfig("role", str(self.config.role), "prefill or decode, for a handover")
         return self._transport
+
+    @property
+    def memory(self) -> HandoverMemory:
+        """What handovers read and write; a mixed instance has none."""
+        assert self._memory is not None, "a handover in a mixed instance"
+        return self._memory
 
     def info(self, address: str) -> InstanceInfo:
         """Return what the instance says of itself, reached at `address`."""
@@ -169,6 +189,8 @@ class Instance:
         if idle and not self.engine.in_step:
             pool = self._scheduler.stats().roster.memory.pool
             assert pool.used == pool.fencing == 0, f"blocks leaked: {pool}"
+            if self._memory is not None and self._memory.staging is not None:
+                self._memory.staging.pool.check(idle=True)
 
     def _engine_ended(self, task: "asyncio.Task[None]") -> None:
         """Die loudly if the engine loop dies: an instance without it would hang every request."""
@@ -190,6 +212,8 @@ class Instance:
         if self._transport is not None:
             await self._transport.close()
             self._transport.check()
+        if self._memory is not None:
+            self._memory.close()
 
 
 class _Facts:
@@ -201,7 +225,7 @@ class _Facts:
         self.compatibility = compatibility_hash(
             model=config.model_name,
             revision=revision(config.model_dir),
-            compute_dtype="float32",
+            compute_dtype=config.engine.dtype,
             rope=spec.rope_digest(),
             layout=layout,
         )
@@ -218,10 +242,19 @@ class _Facts:
 
 
 def _executor(config: EngineConfig) -> str:
-    """Return who is to compute; InvalidConfig if that cannot be batch invariant and must be."""
+    """Return who is to compute.
+
+    Raises InvalidConfig if that cannot keep KV so, or cannot be batch invariant and must be.
+    """
+    executor = config.executor
+    if config.kv_stored != config.dtype:
+        if executor == "native":
+            allowed = f"{config.dtype}, in which the native executor computes"
+            raise InvalidConfig("kv_dtype", config.kv_dtype, allowed)
+        executor = "torch"
     if not config.batch_invariant:
-        return config.executor
-    if config.executor == "torch":
+        return executor
+    if executor == "torch":
         raise InvalidConfig("batch_invariant", "true", "false with the executor torch")
     return "native"
 

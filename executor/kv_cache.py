@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from baton.core.errors import InvalidConfig
-from baton.core.hashing import Buffer
 from baton.core.ids import BlockId
 from baton.core.kv_layout import KVLayout
 from baton.core.memory import MIB, available_memory
@@ -49,21 +49,21 @@ class KVCache:
         device: str = "cpu",
         *,
         pinned: bool = False,
-        buffer: Buffer | None = None,
+        memory: Tensor | None = None,
     ) -> None:
         """`pinned`: in host memory that a GPU copies from and to by itself.
 
-        `buffer`: zeroed host memory of exactly the pool's size to lie in, and to keep alive.
+        `memory`: zeroed bytes (uint8) of exactly the pool's size to lie in, on any device.
         """
         assert num_blocks > 0
         self.layout = layout
         self.num_blocks = num_blocks
         shape = layout.shape(num_blocks)
         dtype = torch_dtype(layout.dtype)
-        if buffer is None:
+        if memory is None:
             self.tensor = torch.zeros(shape, dtype=dtype, device=device, pin_memory=pinned)
         else:
-            self.tensor = torch.frombuffer(buffer, dtype=dtype).view(shape)
+            self.tensor = memory.view(dtype).view(shape)
         self.layers: tuple[KVLayer, ...] = layer_views(self.tensor)
         """One view of the pool per layer, for the kernels."""
 
@@ -81,9 +81,14 @@ class KVCache:
         return self.num_blocks * self.layout.block_bytes
 
     @property
+    def bytes(self) -> Tensor:
+        """The pool's bytes [num_blocks × block_bytes] (uint8), as a view."""
+        return self.tensor.view(-1).view(torch.uint8)
+
+    @property
     def memory(self) -> memoryview:
         """The pool's bytes, read-only and without a copy; for pools in host memory."""
-        view: memoryview = self.tensor.view(-1).view(torch.uint8).numpy().data
+        view: memoryview = self.bytes.numpy().data
         return view.toreadonly()
 
 

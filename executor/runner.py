@@ -33,7 +33,9 @@ class ModelRunner:
 
     def __init__(self, model: Model, kv: KVCache, host: KVCache | None = None) -> None:
         """`host` has the KV of preempted sequences; without it no plan may copy."""
-        expected = make_layout(model.spec, kv.layout.block_size, model.dtype)
+        native = isinstance(model, NativeDecoder)
+        kv_dtype = model.dtype if native else kv.layout.dtype
+        expected = make_layout(model.spec, kv.layout.block_size, kv_dtype)
         assert kv.layout == expected, f"{kv.layout} is not {expected}"
         assert host is None or host.layout == expected, f"{host} is not of {expected}"
         self._model = model

@@ -25,8 +25,9 @@ _GREEDY_BELOW = 1e-5
 class Sampler:
     """Samples step after step; what it keeps in between only saves time (executor/history.py)."""
 
-    def __init__(self) -> None:
-        self._histories = Histories()
+    def __init__(self, depth: int = 1) -> None:
+        """`depth` is how many steps may be under way at once."""
+        self._histories = Histories(depth)
 
     def __repr__(self) -> str:
         return f"<Sampler, {len(self._histories)} histories>"

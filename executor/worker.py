@@ -10,6 +10,7 @@ from typing import Any, Generic, Self, TypeVar
 from baton.core.config import WorkerConfig
 from baton.core.log import get_logger
 from baton.core.topology import InstanceInfo
+from baton.executor.device import Device
 from baton.executor.engine_loop import Listener
 from baton.executor.instance import Instance
 from baton.kv_transfer.choose import OpenTransport, open_transport
@@ -61,10 +62,14 @@ class Worker(ABC, Generic[L]):
         *,
         on_progress: Callable[[str], None],
         open_transport: OpenTransport = open_transport,
+        device: Device | None = None,
     ) -> Self:
-        """Load the model, open the transport, serve; raises InvalidConfig for what is not right."""
+        """Load the model, open the transport, serve; raises InvalidConfig for what is not right.
+
+        `device` is where the KV pool is to lie, if not in host memory.
+        """
         listener = cls.new_listener()
-        instance = await Instance.load(config, listener, on_progress, open_transport)
+        instance = await Instance.load(config, listener, on_progress, open_transport, device)
         worker = cls(instance, listener)
         try:
             worker._server = await WorkerServer.start(config.host, config.port, worker.register)

@@ -105,28 +105,34 @@ def attend(
     for group in batch.decodes:
         rows = slice(group.start, group.end)
         shape = (group.end - group.start, group.mask.shape[-1], q.shape[-1])
-        kv = _keys_values(layer, group.runs, workspace, shape)
+        kv = _keys_values(layer, group.runs, workspace, shape, q.dtype)
         _decode(q[rows], kv, group.mask, scoring, out[rows])
     for chunk in batch.chunks:
         rows = slice(chunk.start, chunk.end)
         block_size = layer.runs.shape[1] // q.shape[-1]
         blocks = -(-(chunk.length - chunk.first) // block_size)
-        kv = _keys_values(layer, chunk.runs, workspace, (1, blocks * block_size, q.shape[-1]))
+        shape = (1, blocks * block_size, q.shape[-1])
+        kv = _keys_values(layer, chunk.runs, workspace, shape, q.dtype)
         _chunk(q[rows], kv, chunk, scoring, out[rows])
     return out.view(q.shape[0], -1)
 
 
 def _keys_values(
-    layer: KVLayer, runs: Tensor, workspace: Workspace, shape: tuple[int, int, int]
+    layer: KVLayer,
+    runs: Tensor,
+    workspace: Workspace,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
 ) -> _KV:
     """Gather runs; return K and V [sequences, kv_heads, length, head_dim], length in whole blocks.
 
-    They lie in the workspace; of a pool of one part they are the same tensor.
+    They lie in the workspace, unless `dtype` is not the pool's; of a pool of one part they are the
+    same tensor.
     """
     sequences, length, head_dim = shape
     gathered = workspace.take(layer.runs, runs.shape[0])
     torch.index_select(layer.runs, 0, runs, out=gathered)
-    kv = gathered.view(sequences, layer.parts, -1, length, head_dim)
+    kv = gathered.view(sequences, layer.parts, -1, length, head_dim).to(dtype)
     return kv[:, 0], kv[:, -1]
 
 

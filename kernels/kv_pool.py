@@ -42,8 +42,12 @@ def layer_views(pool: Tensor) -> tuple[KVLayer, ...]:
 
 
 def write_kv(layer: KVLayer, slots: Tensor, kv: Tensor) -> None:
-    """Write kv [tokens, parts, kv_heads, head_dim] to slots [tokens × parts × kv_heads]."""
-    layer.slots.index_copy_(0, slots, kv.reshape(slots.shape[0], -1))
+    """Write kv [tokens, parts, kv_heads, head_dim] to slots [tokens × parts × kv_heads].
+
+    Values are rounded to the pool's dtype.
+    """
+    values = kv.reshape(slots.shape[0], -1)
+    layer.slots.index_copy_(0, slots, values.to(layer.slots.dtype))
 
 
 def run_index(blocks: Tensor, layers: int, per_layer: int) -> Tensor:

@@ -1,6 +1,8 @@
 """Opens the transports that an instance is to use."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Protocol
 
 from baton.core.config import HandoverConfig
@@ -13,11 +15,15 @@ from baton.kv_transfer.shm.backend import ShmBackend
 from baton.kv_transfer.shm.memory import SharedMemory
 from baton.kv_transfer.tcp.backend import TcpBackend
 from baton.kv_transfer.transport import Region, Transport
+from baton.kv_transfer.ucx.capabilities import describe
 from baton.kv_transfer.ucx.config import UcxConfig
 from baton.kv_transfer.ucx.transport import UcxTransport
 
-_AUTO = ("ucx", "shm", "tcp")
-"""By preference: UCX has RDMA and GPU memory."""
+_AUTO = ("shm", "ucx", "tcp")
+"""By preference. UCX is for RDMA: within a host shm is faster, and where UCX has nothing but TCP a
+reader that dies takes the owner of the memory along; see docs/decisions/0010."""
+
+_RDMA_DEVICES = Path("/sys/class/infiniband")
 
 _log = get_logger(__name__)
 
@@ -56,15 +62,16 @@ async def open_transport(
 ) -> Transport:
     """Open what `config.transport` says, at `host`, the address by which peers reach this process.
 
-    With `auto`, what cannot be opened here is left out with a warning.
+    With `auto`, what cannot be opened here is left out with a warning; UCX is opened where it has
+    RDMA, and where nothing else can be opened, for want of a secret for example.
 
     Raises TransportError if nothing can be opened, InvalidConfig for a secret that is missing.
     """
     secret = config.secret.get_secret_value().encode()
+    ucx = UcxConfig(host=host, options=config.ucx_options)
 
     async def open_one(kind: str) -> Transport:
         if kind == "ucx":
-            ucx = UcxConfig(host=host, options=config.ucx_options)
             return await UcxTransport.open(region, owner=owner, incarnation=incarnation, config=ucx)
         backend = ShmBackend(region) if kind == "shm" else TcpBackend(region, host)
         try:
@@ -77,20 +84,28 @@ async def open_transport(
     if config.transport != "auto":
         opened = [await open_one(config.transport)]
     else:
-        opened = await _open_all(open_one)
+        opened = await _open_all(open_one, ucx)
     return NegotiatedTransport(opened, region, owner=owner, incarnation=incarnation)
 
 
-async def _open_all(open_one: Callable[[str], Awaitable[Transport]]) -> list[Transport]:
-    """Open each kind that works here; raises TransportError with the reasons if none does."""
-    opened: list[Transport] = []
+async def _open_all(
+    open_one: Callable[[str], Awaitable[Transport]], ucx: UcxConfig
+) -> list[Transport]:
+    """Open each kind that is of use here; raises TransportError with the reasons if none is."""
+    opened: dict[str, Transport] = {}
     reasons: list[str] = []
-    for kind in _AUTO:
+    for kind in sorted(_AUTO, key="ucx".__eq__):  # whether UCX is needed shows last
         try:
-            opened.append(await open_one(kind))
+            if kind != "ucx" or not opened or await asyncio.to_thread(_has_rdma, ucx):
+                opened[kind] = await open_one(kind)
         except (TransportError, InvalidConfig) as error:
             reasons.append(f"{kind}: {error}")
             _log.warning("transport.left_out", kind=kind, reason=str(error))
     if not opened:
         raise TransportError("no transport can be opened; " + "; ".join(reasons))
-    return opened
+    return [opened[kind] for kind in _AUTO if kind in opened]
+
+
+def _has_rdma(ucx: UcxConfig) -> bool:
+    """Return whether UCX can use an RDMA device; without one it is not even loaded."""
+    return any(_RDMA_DEVICES.glob("*")) and describe(ucx).has_verbs

@@ -6,25 +6,34 @@ offered under *this* ticket. Each unit (see units.py) has its own, so that a ran
 read and nothing else. A digest covers bytes as they were read, scales included, before any
 conversion, and slots beyond the end of the prompt where they travel.
 
-The hash is xxh3_128. It hashes about as fast as memory can be read, several times faster than any
-cryptographic hash, and 128 bits leave no room for chance: flipped bits, torn or late reads, and
-blocks of other requests are found. It is no signature: who can choose the bytes of both sides can
-make two that match. The ticket, which is unguessable and part of each digest, keeps a foreign
-block from matching by replay; peers themselves are kept out by the transport's authentication.
+A digest is the hash of kernels/kv_digest.py over the bytes and a label, under a key made for the
+attempt from model, revision, layouts and ticket; the label holds the hash of the prefix, block,
+epoch, layers, heads and slots. Whatever changed any of it without knowing the ticket (flipped bits,
+torn or late reads, blocks of other requests), it fits a digest for a share of at most 2⁻⁶² of all
+keys; the kernel has the proof. It is no signature: both sides know the key, and who can choose the
+bytes of both can make two that match. Peers themselves are kept out by the transport's
+authentication.
 """
 
-import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
 
 from baton.core.handover import BlockRef, OfferedBlock
 from baton.core.hashing import HASH_BYTES, chain_hashes, hash_bytes
 from baton.core.ids import Ticket
 from baton.core.kv_layout import LayerRange
 from baton.core.sharded_layout import Rank
+from baton.kernels.kv_digest import Digests, Labels, expand_key, hash_units
 from baton.kv_transfer.plan import TokenRange, TransferPlan
-from baton.kv_transfer.units import PlacedUnit, Unit, held_units, read_units, units_of_block
+from baton.kv_transfer.units import PlacedUnits, held_units, in_memory, read_units, units_of_block
 
-_HEADER = struct.Struct("<7IQ")
+_LABEL = np.dtype(
+    [("prefix", "V16"), ("block", "<u8"), ("epoch", "<u8"), ("unit", "<u4", 6), ("zeros", "V8")]
+)
+"""One line of the hash."""
 
 
 class DigestKey:
@@ -34,11 +43,21 @@ class DigestKey:
         self, plan: TransferPlan, *, compatibility: str, ticket: Ticket, prompt: Sequence[int]
     ) -> None:
         assert len(ticket) == HASH_BYTES, "a ticket has 128 bits"
-        root = hash_bytes(compatibility.encode(), plan.identity, ticket)
         self._plan = plan
-        self._prefixes = chain_hashes(prompt, plan.unit_tokens, root)
+        self._root = hash_bytes(compatibility.encode(), plan.identity, ticket)
+        self._prompt = prompt
         self._tokens = len(prompt)
         self._turn = plan.turn(ticket)
+
+    @cached_property
+    def _prefixes(self) -> NDArray[np.void]:
+        """A hash per unit of the prompt; made with the first digests, in their thread."""
+        hashes = chain_hashes(self._prompt, self._plan.unit_tokens, self._root)
+        return np.frombuffer(b"".join(hashes), "V16")
+
+    @cached_property
+    def _hash_key(self) -> bytes:
+        return expand_key(self._root)
 
     def offered(
         self,
@@ -54,19 +73,16 @@ class DigestKey:
         rank's pool. The digests of an OfferedBlock are those of all ranks, end to end in the order
         of the ranks.
         """
-        plan = self._plan
-        size = plan.source.model.block_size
-        block_bytes = plan.source.shard(rank).layout.block_bytes
-        digests = []
-        for number, ref in enumerate(refs, first_block):
-            begin = ref.block * block_bytes
-            block = memory[begin : begin + block_bytes]
-            held = held_units(plan, rank, layers, self._used_slots(number), self._turn)
-            units = (
-                self._digest(number * size + placed.unit.slots.start, ref, placed, block)
-                for placed in held
-            )
-            digests.append(b"".join(units))
+        block_bytes = self._plan.source.shard(rank).layout.block_bytes
+        digests: list[bytes] = []
+        for numbers in self._alike(range(first_block, first_block + len(refs))):
+            slots = self._used_slots(numbers[0])
+            held = held_units(self._plan, rank, layers, slots, self._turn)
+            theirs = [refs[number - first_block] for number in numbers]
+            begins = [ref.block * block_bytes for ref in theirs]
+            digests += [
+                of_block.tobytes() for of_block in self._hash(held, numbers, theirs, begins, memory)
+            ]
         return digests
 
     def first_wrong(
@@ -88,43 +104,80 @@ class DigestKey:
         landing = plan.landing(rank, layers).layout
         size = plan.source.model.block_size
         larger = plan.offer_tokens // plan.unit_tokens
-        for start in range(tokens.start, tokens.end, plan.unit_tokens):
-            ours = landing_blocks[start // landing.block_size - tokens.start // landing.block_size]
-            block = memory[ours * landing.block_bytes : (ours + 1) * landing.block_bytes]
-            theirs = offered[start // size - tokens.start // size]
-            promised = self._promised(layers, start // size, theirs.digest)
-            place = start // plan.unit_tokens % larger
-            for placed in read_units(plan, rank, layers, place, self._turn):
-                found = self._digest(start, theirs.ref, placed, block)
-                if found != promised.get(placed.unit):
-                    return start
-        return None
+        starts = range(tokens.start, tokens.end, plan.unit_tokens)
+        first_ours, first_theirs = tokens.start // landing.block_size, tokens.start // size
+        wrong: list[int] = []
+        for place in range(min(larger, len(starts))):
+            # Those at the same place of the larger block lie alike, each in another source block.
+            by_number = {start // size: start for start in starts[place::larger]}
+            read = read_units(
+                plan, rank, layers, starts[place] // plan.unit_tokens % larger, self._turn
+            )
+            for numbers in self._alike(list(by_number)):
+                alike = [by_number[number] for number in numbers]
+                theirs = [offered[number - first_theirs] for number in numbers]
+                ours = [landing_blocks[at // landing.block_size - first_ours] for at in alike]
+                begins = [block * landing.block_bytes for block in ours]
+                refs = [block.ref for block in theirs]
+                found = self._hash(read, numbers, refs, begins, memory)
+                promised = self._promised(layers, numbers[0], read, theirs)
+                differ = (found != promised).any(axis=(1, 2))
+                wrong += [at for at, differs in zip(alike, differ, strict=True) if differs]
+        return min(wrong, default=None)
+
+    def _alike(self, numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+        """Cut source blocks of the prompt, in order, into those with as many units each."""
+        last = numbers[-1:]
+        few = len(last) and self._used_slots(last[0]) < self._plan.source.model.block_size
+        parts = (numbers[:-1], last) if few else (numbers,)
+        return (part for part in parts if len(part))
 
     def _used_slots(self, number: int) -> int:
-        """Return how many slots of the prompt's source block `number` hold tokens of it."""
-        size = self._plan.source.model.block_size
-        return min(size, self._tokens - number * size)
+        """Return the slots of the prompt's source block `number` that have tokens, in units."""
+        size, step = self._plan.source.model.block_size, self._plan.unit_tokens
+        return min(size, -(-(self._tokens - number * size) // step) * step)
 
-    def _promised(self, layers: LayerRange, number: int, digests: bytes) -> dict[Unit, bytes]:
-        """Return what was offered for source block `number`, unit by unit; nothing if malformed."""
+    def _promised(
+        self, layers: LayerRange, number: int, read: PlacedUnits, offered: Sequence[OfferedBlock]
+    ) -> Digests:
+        """Return what was offered for the units that were read [blocks, units, 16].
+
+        The blocks have as many units as source block `number`. Where the length is wrong nothing
+        was offered: in its stead come bits that no digest has set.
+        """
         units = units_of_block(self._plan, layers, self._used_slots(number), self._turn)
-        if len(digests) != len(units) * HASH_BYTES:
-            return {}
-        starts = range(0, len(digests), HASH_BYTES)
-        return {unit: digests[at : at + HASH_BYTES] for unit, at in zip(units, starts, strict=True)}
+        place = {unit: index for index, unit in enumerate(units)}
+        size = len(units) * HASH_BYTES
+        malformed = b"\xff" * size
+        digests = (each.digest if len(each.digest) == size else malformed for each in offered)
+        table = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, len(units), HASH_BYTES)
+        return table[:, [place[unit] for unit in read.units]]
 
-    def _digest(self, start: int, ref: BlockRef, placed: PlacedUnit, block: memoryview) -> bytes:
-        """Return the digest (16 bytes) of the unit that begins with token `start` of the prompt."""
-        unit = placed.unit
-        header = _HEADER.pack(
-            unit.layers.start,
-            unit.layers.end,
-            unit.heads.start,
-            unit.heads.end,
-            unit.slots.start,
-            unit.slots.end,
-            ref.block,
-            ref.epoch,
-        )
-        data = (block[at : at + length] for at, length in placed.pieces)
-        return hash_bytes(self._prefixes[start // self._plan.unit_tokens], header, *data)
+    def _hash(
+        self,
+        placed: PlacedUnits,
+        numbers: Sequence[int],
+        refs: Sequence[BlockRef],
+        begins: Sequence[int],
+        memory: memoryview,
+    ) -> Digests:
+        """Return the digests of units of source blocks `numbers` [blocks, units, 16].
+
+        They lie alike in the memory from `begins` on: at the source or where they have landed.
+        """
+        labels = self._labels(placed, numbers, refs)
+        pieces = in_memory(placed, np.array(begins, np.int64))
+        hashes = hash_units(self._hash_key, memory, pieces, labels)
+        return hashes.reshape(len(refs), len(placed.units), HASH_BYTES)
+
+    def _labels(
+        self, placed: PlacedUnits, numbers: Sequence[int], refs: Sequence[BlockRef]
+    ) -> Labels:
+        size, step = self._plan.source.model.block_size, self._plan.unit_tokens
+        first = np.array(numbers, np.int64) * (size // step)
+        labels = np.zeros((len(refs), len(placed.units)), _LABEL)
+        labels["prefix"] = self._prefixes[first[:, None] + placed.facts[:, 4] // step]
+        labels["block"] = np.array([ref.block for ref in refs], np.uint64)[:, None]
+        labels["epoch"] = np.array([ref.epoch for ref in refs], np.uint64)[:, None]
+        labels["unit"] = placed.facts
+        return labels.view(np.uint8).reshape(-1, _LABEL.itemsize)

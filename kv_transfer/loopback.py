@@ -11,17 +11,10 @@ from dataclasses import dataclass
 
 from baton.core.errors import PeerLost, TransportError
 from baton.core.ids import Incarnation
+from baton.kv_transfer.base import NOTHING_TO_DO, BaseTransport, Done
 from baton.kv_transfer.faults import Fault, FaultPlan
-from baton.kv_transfer.transport import (
-    Metadata,
-    Peer,
-    PeerTable,
-    Region,
-    Run,
-    Transfer,
-    TransportStats,
-    checked_runs,
-)
+from baton.kv_transfer.runs import RunTable
+from baton.kv_transfer.transport import Metadata, Peer, Region, Run, Transfer
 
 _KIND = "loopback"
 _MAX_TURNS = 20
@@ -63,7 +56,7 @@ class _Job:
     copied: bool = False
 
 
-class LoopbackTransport:
+class LoopbackTransport(BaseTransport):
     """Implements `Transport`; `plan` says what goes wrong, `hold` and `release` when it goes on."""
 
     def __init__(
@@ -75,19 +68,13 @@ class LoopbackTransport:
         network: LoopbackNetwork,
         plan: FaultPlan = FaultPlan(),  # noqa: B008  (frozen)
     ) -> None:
-        self._region = region
-        self._own = Metadata(owner, incarnation, region.address, region.length, b"", b"")
+        own = Metadata(owner, incarnation, region.address, region.length, b"", b"")
+        super().__init__(_KIND, region, own)
         self._network = network
         self._plan = plan
-        self._peers = PeerTable()
         self._jobs: list[_Job] = []
         self._lost: set[Peer] = set()
         self._held = False
-        self._bytes_read: Counter[str] = Counter()
-        self._posted = 0
-        self._done = 0
-        self._failed = 0
-        self._closed = False
         self.faults: Counter[Fault] = Counter()
         """How often each fault has struck."""
         network._live[owner, incarnation] = self
@@ -95,11 +82,6 @@ class LoopbackTransport:
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self._peers)} peers, {len(self._jobs)} open"
         return f"<LoopbackTransport of {self._own.owner}, {self._region.length} bytes, {state}>"
-
-    @property
-    def name(self) -> str:
-        """`loopback`."""
-        return _KIND
 
     def hold(self) -> None:
         """Let reads stay open until `release`."""
@@ -111,71 +93,39 @@ class LoopbackTransport:
         for job in list(self._jobs):
             self._turn(job)
 
-    # Transport.
-
-    def metadata(self) -> bytes:
+    def check(self) -> None:
         """See Transport."""
-        return self._own.pack(_KIND)
+        super().check()
+        assert not self._jobs, self
 
-    async def add_peer(self, metadata: bytes) -> Peer:
-        """See Transport."""
-        self._ensure_open()
-        theirs = Metadata.unpack(metadata, _KIND)
-        peer = self._peers.find(metadata, theirs)
-        if peer is None or peer in self._lost:
-            peer, old = self._peers.add(metadata, theirs)
-            if old is not None:
-                self._fence(old)
-        return peer
+    def _connect(self, peer: Peer, theirs: Metadata) -> Done:
+        return NOTHING_TO_DO
 
-    def read(self, peer: Peer, runs: Sequence[Run]) -> Transfer:
-        """See Transport."""
-        self._ensure_open()
-        wanted = checked_runs(runs, self._region.length, peer.length)
-        transfer = Transfer(peer, sum(run.length for run in wanted))
-        if not wanted:
-            transfer.finish("none")
-            return transfer
-        job = self._job(transfer, wanted)
+    def _disconnect(self, peer: Peer) -> Done:
+        self._lost.add(peer)
+        for job in [job for job in self._jobs if job.transfer.peer == peer]:
+            self._finish(job, PeerLost(f"{peer} was removed"))
+        return NOTHING_TO_DO
+
+    def _usable(self, peer: Peer) -> bool:
+        return peer not in self._lost
+
+    def _post(self, transfer: Transfer, runs: RunTable) -> None:
+        peer = transfer.peer
+        job = self._job(transfer, list(runs))
         self._jobs.append(job)
         if peer in self._lost or self._network._find(peer) is None:
             self._lose(peer.owner, peer.incarnation)
         elif not self._held:
             asyncio.get_running_loop().call_soon(self._turn, job)
-        return transfer
 
-    async def remove_peer(self, peer: Peer) -> None:
-        """See Transport."""
-        self._peers.discard(peer)
-        self._fence(peer)
-
-    async def close(self) -> None:
-        """See Transport."""
-        if not self._closed:
+    async def _shut(self) -> None:
+        if (self._own.owner, self._own.incarnation) in self._network._live:
             self._network._end(self._own.owner, self._own.incarnation)
 
-    def check(self) -> None:
-        """See Transport."""
-        assert not self._jobs, self
-        assert not len(self._peers), self
-
-    def stats(self) -> TransportStats:
-        """See Transport."""
-        return TransportStats(
-            bytes_read=dict(self._bytes_read),
-            transfers_open=len(self._jobs),
-            transfers_done=self._done,
-            transfers_failed=self._failed,
-            peers=len(self._peers),
-        )
-
-    def _ensure_open(self) -> None:
-        if self._closed:
-            raise TransportError("the transport is closed")
-
     def _job(self, transfer: Transfer, runs: list[Run]) -> _Job:
-        number, fault = self._posted, self._plan.fault(self._posted)
-        self._posted += 1
+        number = self._counters.posted
+        fault = self._plan.fault(number)
         turns = 0
         if fault is not None:
             self.faults[fault] += 1
@@ -205,7 +155,7 @@ class LoopbackTransport:
 
     def _overtaken(self, job: _Job) -> bool:
         """Whether a read posted after `job` has completed, if that is what it waits for."""
-        later = self._posted - 1 - job.number
+        later = self._counters.posted - 1 - job.number
         still_open = sum(other.number > job.number for other in self._jobs)
         return job.fault is Fault.OUT_OF_ORDER and still_open < later
 
@@ -225,17 +175,7 @@ class LoopbackTransport:
 
     def _finish(self, job: _Job, error: TransportError | None) -> None:
         self._jobs.remove(job)
-        if error is None:
-            self._done += 1
-            self._bytes_read[_KIND] += job.transfer.size
-        else:
-            self._failed += 1
-        job.transfer.finish(_KIND, error)
-
-    def _fence(self, peer: Peer) -> None:
-        self._lost.add(peer)
-        for job in [job for job in self._jobs if job.transfer.peer == peer]:
-            self._finish(job, PeerLost(f"{peer} was removed"))
+        self._counters.ended(job.transfer, _KIND, error)
 
     def _lose(self, owner: str, incarnation: int) -> None:
         for job in list(self._jobs):
@@ -247,5 +187,6 @@ class LoopbackTransport:
     def _died(self) -> None:
         self._closed = True
         self._peers.clear()
+        self._connected.clear()
         for job in list(self._jobs):
             self._finish(job, PeerLost(f"{self._own.owner} itself was closed"))

@@ -14,6 +14,7 @@ import msgpack
 from baton.core.errors import PeerLost, TransportError
 from baton.core.ids import Incarnation
 from baton.core.log import get_logger
+from baton.kv_transfer.runs import checked_runs
 from baton.kv_transfer.shm.backend import host_id
 from baton.kv_transfer.transport import (
     Metadata,
@@ -25,7 +26,6 @@ from baton.kv_transfer.transport import (
     TransferReport,
     Transport,
     TransportStats,
-    checked_runs,
 )
 
 _KIND = "negotiated"
@@ -42,7 +42,6 @@ class _Way:
     transport: Transport
     peer: Peer
     """In the words of `transport`."""
-    same_host: bool
     proved: bool = False
     """A read has succeeded. Not every library says when it connects that the peer is reached."""
 
@@ -71,8 +70,8 @@ class NegotiatedTransport:
         self._own = Metadata(owner, incarnation, region.address, region.length, host, offers)
         self._peers = PeerTable()
         self._ways: dict[Peer, _Way] = {}
-        self._unreachable: set[tuple[str, int, str]] = set()
-        """(owner, incarnation, kind) whose connection was lost before any read succeeded."""
+        self._unfit: dict[tuple[str, int, str], str] = {}
+        """By (owner, incarnation, kind): why others are tried first, as the first reads showed."""
         self._adding: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._refused = 0
         self._fallbacks = 0
@@ -128,8 +127,7 @@ class NegotiatedTransport:
             if not way.proved:
                 transfer.then(lambda outcome: self._ended(peer, way, outcome))
             return transfer
-        checked_runs(runs, self._region.length, peer.length)
-        transfer = Transfer(peer, sum(run.length for run in runs))
+        transfer = Transfer(peer, checked_runs(runs, self._region.length, peer.length).nbytes)
         self._refused += 1
         transfer.finish("none", PeerLost(f"{peer} was removed"))
         return transfer
@@ -187,7 +185,7 @@ class NegotiatedTransport:
         reasons: list[str] = []
 
         def failed_before(transport: Transport) -> bool:
-            return (theirs.owner, theirs.incarnation, transport.name) in self._unreachable
+            return (theirs.owner, theirs.incarnation, transport.name) in self._unfit
 
         possible = [t for t in self._transports if offer.same_host or t.name not in _ONE_HOST]
         for transport in sorted(possible, key=failed_before):
@@ -200,10 +198,10 @@ class NegotiatedTransport:
             except TransportError as error:
                 reasons.append(f"{transport.name}: {error}")
                 continue
-            if transport is not possible[0]:
-                lost = f"{possible[0].name}: reads by it failed"
-                self._fell_back(theirs.owner, transport.name, reasons or [lost])
-            return _Way(transport, peer, offer.same_host)
+            if transport is not (first := possible[0]):
+                why = self._unfit.get((theirs.owner, theirs.incarnation, first.name))
+                self._fell_back(theirs.owner, transport.name, reasons or [f"{first.name}: {why}"])
+            return _Way(transport, peer)
         raise TransportError(f"no transport reaches {theirs.owner}; " + "; ".join(reasons))
 
     def _ended(self, peer: Peer, way: _Way, outcome: TransferReport | TransportError) -> None:
@@ -211,12 +209,15 @@ class NegotiatedTransport:
         if way.proved or self._ways.get(peer) is not way:
             return
         kind = way.transport.name
+        key = (peer.owner, peer.incarnation, kind)
         if isinstance(outcome, PeerLost):
-            self._unreachable.add((peer.owner, peer.incarnation, kind))
+            self._unfit[key] = "reads by it failed"
         elif isinstance(outcome, TransferReport):
             way.proved = True
-            if way.same_host and kind == "ucx" and "tcp" in outcome.transport.split("+"):
-                reason = "UCX has no shared memory to a peer on the same host"
+            if kind == "ucx" and "tcp" in outcome.transport.split("+"):
+                # From the next `add_peer` on this peer is read by another kind, if there is one.
+                self._unfit[key] = "it has nothing better than TCP"
+                reason = "UCX has nothing better to this peer"
                 self._fell_back(peer.owner, f"ucx over {outcome.transport}", [reason])
 
     def _fell_back(self, owner: str, to: str, reasons: Sequence[str]) -> None:

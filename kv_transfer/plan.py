@@ -13,9 +13,9 @@ in common is a *link*. It is read in *units* of as many tokens as the smaller bl
 All units of a link have one of a few patterns of runs, by their place in the larger block. The
 patterns are worked out once; an offer only adds to them the places of its blocks.
 
-Where bytes cannot land in place, because the dtype differs, or because source blocks with a scale
-each would have to share one, the units land in a staging buffer as they are, one after the other,
-and are converted once they are verified: see Conversion.
+Where bytes cannot land in place, because the dtype differs, because source blocks with a scale each
+would have to share one, or because no transport can write the target's memory, the units land in
+staging as they are, one after the other, and are converted once they are verified: see Conversion.
 """
 
 import json
@@ -73,27 +73,29 @@ class Conversion:
     """Where in the first block the first unit begins; 0 if the target has scales."""
 
 
-@lru_cache(64)
-def plan_between(source: ShardedLayout, target: ShardedLayout) -> "TransferPlan":
+def plan_between(
+    source: ShardedLayout, target: ShardedLayout, *, staged: bool = False
+) -> "TransferPlan":
     """Return the plan of a pair of layouts, which all handovers between them share.
 
     Raises Incompatible as TransferPlan does.
     """
-    return TransferPlan(source, target)
+    return _plan(source, target, staged)
 
 
-def readable_plan(source: ShardedLayout, target: ShardedLayout) -> "TransferPlan":
-    """Return the plan between instances that have one rank each and no staging memory.
+@lru_cache(64)
+def _plan(source: ShardedLayout, target: ShardedLayout, staged: bool) -> "TransferPlan":
+    return TransferPlan(source, target, staged=staged)
+
+
+def readable_plan(
+    source: ShardedLayout, target: ShardedLayout, *, staged: bool = False
+) -> "TransferPlan":
+    """Return the plan between instances that have one rank each.
 
     Raises Incompatible, with both values, if KV cannot get from one to the other that way.
     """
-    plan = plan_between(source, target)
-    if not plan.in_place:
-        raise Incompatible(
-            f"prefill has KV of {source.model.dtype} in blocks of {source.model.block_size}, "
-            f"decode of {target.model.dtype} in blocks of {target.model.block_size}, "
-            "and no staging memory to convert it in"
-        )
+    plan = plan_between(source, target, staged=staged)
     if len(source.ranks) > 1 or len(target.ranks) > 1:
         raise Incompatible(
             f"prefill has {len(source.ranks)} ranks, decode {len(target.ranks)}; "
@@ -108,7 +110,10 @@ class TransferPlan:
     Raises Incompatible, with both values, if KV of one side cannot become KV of the other.
     """
 
-    def __init__(self, source: ShardedLayout, target: ShardedLayout) -> None:
+    def __init__(
+        self, source: ShardedLayout, target: ShardedLayout, *, staged: bool = False
+    ) -> None:
+        """`staged`: the target's blocks are where no transport can write, as on some devices."""
         _check_pair(source.model, target.model)
         self.source = source
         self.target = target
@@ -118,11 +123,12 @@ class TransferPlan:
         self.offer_tokens = max(sizes)
         """Offers end at multiples of it, or with the prompt: none leaves a target block half."""
         same = source.model.dtype == target.model.dtype
-        self.in_place = same and (not source.model.scaled or sizes[0] >= sizes[1])
+        scales_fit = not source.model.scaled or sizes[0] >= sizes[1]
+        self.in_place = same and scales_fit and not staged
         """Whether bytes land in the target's blocks; else they land in staging."""
         sides = json.dumps([source.describe(), target.describe()])
         self.identity = hash_bytes(sides.encode())
-        """Names both layouts; digests are bound to it."""
+        """Names both layouts, whatever lands where; digests are bound to it."""
         self._routes = lru_cache(_CACHED)(self._make_routes)
 
     def __repr__(self) -> str:

@@ -9,7 +9,7 @@ are under way goes through FENCING: blocks come back only after the last read ha
 until then it may still write them. No clock but the one passed in, no I/O.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 
 from baton.core.config import HandoverConfig
@@ -33,153 +33,33 @@ from baton.core.handover import (
     Received,
     Refused,
     ToDecode,
-    ToPrefill,
     Want,
 )
 from baton.core.trace import HandoverTrace
-from baton.kv_transfer.plan import TokenRange, TransferPlan, readable_plan
-from baton.kv_transfer.timeline import Timeline
-
-# --- events ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class PeerSaid:
-    """A message of the stream."""
-
-    message: ToDecode
-
-
-@dataclass(frozen=True, slots=True)
-class Connected:
-    """The peer's memory can be read (or not: `error`)."""
-
-    error: BatonError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Granted:
-    """Decode's pool has room: the blocks that the prompt will lie in, in order."""
-
-    blocks: tuple[BlockRef, ...]
-    cached: int = 0
-    """How many of them, from the first, hold their KV already."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReadEnded:
-    """The read of an offer has ended, and nothing of it can write any more."""
-
-    index: int
-    bytes: int
-    transport: str
-    error: BatonError | None = None
-    """WrongKV if the digests differ."""
-
-
-@dataclass(frozen=True, slots=True)
-class StreamEnded:
-    """The stream is gone."""
-
-    error: BatonError
-
-
-@dataclass(frozen=True, slots=True)
-class CancelRequested:
-    """Decode no longer wants it."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed; sent when `deadline` is reached."""
-
-
-ReceiverEvent = PeerSaid | Connected | Granted | ReadEnded | StreamEnded | CancelRequested | Tick
-
-# --- actions --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Write a message to the stream."""
-
-    message: ToPrefill
-
-
-@dataclass(frozen=True, slots=True)
-class Connect:
-    """Make the peer's memory readable; ends in Connected."""
-
-    transport: bytes
-    plan: TransferPlan
-    """How KV gets from there to here."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reserve:
-    """Ask decode's pool for the prompt's blocks; ends in Granted, or in nothing if we end first."""
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """Read an offer into `blocks` and verify its digests; ends in ReadEnded.
-
-    It has the offered blocks that decode lacks, one at least.
-    """
-
-    offer: Offer
-    blocks: tuple[BlockRef, ...]
-    """Decode's, from the one for the first of `tokens` on."""
-    tokens: TokenRange
-    """What decode lacks, and finds in the offered blocks."""
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """Pin what the cache has of these blocks, and offer it to prefill."""
-
-    want: Want
-
-
-@dataclass(frozen=True, slots=True)
-class Unshare:
-    """Unpin it."""
-
-
-@dataclass(frozen=True, slots=True)
-class DropPeer:
-    """Close the peer's endpoint by force, so that reads under way end: the fence of last resort."""
-
-
-@dataclass(frozen=True, slots=True)
-class Land:
-    """The prompt's KV is all here and verified: admit the sequence."""
-
-    first: FirstToken
-
-
-@dataclass(frozen=True, slots=True)
-class Fail:
-    """The attempt has failed; the owner may try another way at once.
-
-    With `fenced` unset, reads are still under way: the reserved blocks must be kept out of use
-    until FencePassed.
-    """
-
-    error: BatonError
-    fenced: bool
-
-
-@dataclass(frozen=True, slots=True)
-class FencePassed:
-    """Nothing of this attempt can be read or written any more."""
-
-
-ReceiverAction = (
-    Send | Connect | Reserve | Read | Share | Unshare | DropPeer | Land | Fail | FencePassed
+from baton.kv_transfer.landing import Landing, landing_plan
+from baton.kv_transfer.plan import TokenRange
+from baton.kv_transfer.receiver_events import (
+    CancelRequested,
+    Connect,
+    Connected,
+    DropPeer,
+    Fail,
+    FencePassed,
+    Granted,
+    Land,
+    PeerSaid,
+    Read,
+    ReadEnded,
+    ReceiverAction,
+    ReceiverEvent,
+    Reserve,
+    Send,
+    Share,
+    StreamEnded,
+    Tick,
+    Unshare,
 )
+from baton.kv_transfer.timeline import Timeline
 
 
 class ReceiverState(StrEnum):
@@ -193,13 +73,14 @@ class ReceiverState(StrEnum):
     FAILED = "failed"
 
 
+_IN_POOL = Landing()
 _OVER = (ReceiverState.LANDED, ReceiverState.FAILED)
 
 
 class Receiver:
     """One attempt, seen from decode."""
 
-    def __init__(self, open_: Open, *, config: HandoverConfig) -> None:
+    def __init__(self, open_: Open, *, config: HandoverConfig, landing: Landing = _IN_POOL) -> None:
         self.state = ReceiverState.OPENING
         self.deadline = float("inf")
         """When to send Tick, on the clock of `now`."""
@@ -211,6 +92,7 @@ class Receiver:
         self._source_size = 0
         """Tokens in one of them."""
         self._config = config
+        self._landing = landing
         self._shared = False
         self._connected = False
         self._blocks: tuple[BlockRef, ...] | None = None
@@ -295,7 +177,7 @@ class Receiver:
         if self.state is not ReceiverState.OPENING:
             return self._fail(HandoverError("prefill accepted twice"), now)
         try:
-            plan = readable_plan(message.layout, self._open.layout)
+            plan = landing_plan(message.layout, self._open.layout, self._landing)
         except Incompatible as error:
             return self._fail(error, now)
         self.state = ReceiverState.WAITING

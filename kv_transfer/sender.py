@@ -8,7 +8,7 @@ No clock but the one passed in, no I/O. Whatever ends it, the machine emits Rele
 if a sequence was submitted, and End exactly once; after that every event is ignored.
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 from enum import StrEnum
 
 from baton.core.config import HandoverConfig
@@ -23,7 +23,6 @@ from baton.core.handover import (
     Pulled,
     Received,
     Refused,
-    ToDecode,
     Want,
 )
 from baton.core.ids import Attempt
@@ -32,147 +31,28 @@ from baton.core.request import TokenLogprobs
 from baton.kv_transfer.layer_groups import min_offer_bytes
 from baton.kv_transfer.plan import TransferPlan, readable_plan
 from baton.kv_transfer.pull import blocks_to_pull
-
-# --- events ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """The stream's first message."""
-
-    message: Open
-    cached_blocks: int = 0
-    """Of the prompt, from the first, that the prefix cache has here."""
-    token_s: float | None = None
-    """What computing a token of a prompt takes here, if that was measured."""
-
-
-@dataclass(frozen=True, slots=True)
-class PullEnded:
-    """What was read from decode is in the cache, or it is given up."""
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """The engine has planned a chunk of the sequence."""
-
-    cached_tokens: int = 0
-    """Where the first chunk starts: KV up to there was in the prefix cache, and is in `blocks`."""
-    blocks: tuple[BlockRef, ...] = ()
-    """The prompt's block table."""
-
-
-@dataclass(frozen=True, slots=True)
-class LayersReady:
-    """KV of the layers before `layers`, of the prompt up to `end` tokens, is in the blocks."""
-
-    end: int
-    layers: int
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkReady:
-    """KV of the prompt up to `end` tokens is in `blocks`, its whole block table."""
-
-    end: int
-    blocks: tuple[BlockRef, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """The first token."""
-
-    token: int
-    logprobs: TokenLogprobs | None = None
-    """Set if the request asked for them."""
-
-
-@dataclass(frozen=True, slots=True)
-class PeerSaid:
-    """A later message of the stream."""
-
-    message: Offer | Received | Abort
-
-
-@dataclass(frozen=True, slots=True)
-class StreamEnded:
-    """The stream is gone: the peer closed it, died, or was cut off."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The engine refused the prompt or lost it."""
-
-    error: BatonError
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed; sent when `deadline` is reached."""
-
-
-SenderEvent = (
-    Opened
-    | PullEnded
-    | Started
-    | LayersReady
-    | ChunkReady
-    | Sampled
-    | PeerSaid
-    | StreamEnded
-    | Failed
-    | Tick
+from baton.kv_transfer.sender_events import (
+    ChunkReady,
+    End,
+    Failed,
+    LayersReady,
+    Opened,
+    PeerSaid,
+    Pull,
+    PullEnded,
+    Release,
+    Sampled,
+    Send,
+    SenderAction,
+    SenderEvent,
+    SendOffer,
+    Stage,
+    Staged,
+    Started,
+    StreamEnded,
+    Submit,
+    Tick,
 )
-
-# --- actions --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Submit:
-    """Queue the prompt in the engine and hold its blocks; its events follow, or Failed."""
-
-    message: Open
-
-
-@dataclass(frozen=True, slots=True)
-class Pull:
-    """Read into the cache what decode offers; ends in PullEnded, however it goes."""
-
-    offer: Offer
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Write a message to the stream."""
-
-    message: ToDecode
-
-
-@dataclass(frozen=True, slots=True)
-class SendOffer:
-    """Compute the blocks' digests and write an Offer with them to the stream."""
-
-    attempt: Attempt
-    index: int
-    layers: LayerRange
-    first_block: int
-    blocks: tuple[BlockRef, ...]
-    first: FirstToken | None
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """Give the sequence's blocks back."""
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """Close the stream; `outcome` is `ok` or the code of the error that ended it."""
-
-    outcome: str
-
-
-SenderAction = Submit | Pull | Send | SendOffer | Release | End
 
 
 class SenderState(StrEnum):
@@ -196,7 +76,9 @@ class Sender:
         accepted: Accepted,
         config: HandoverConfig,
         now: float,
+        staged: bool = False,
     ) -> None:
+        """`staged`: nobody can read our blocks; they are copied to pages, which are offered."""
         self.state = SenderState.NEW
         self.deadline = now + config.accept_timeout_s
         """When to send Tick, on the clock of `now`; infinite while the engine has the prompt."""
@@ -222,6 +104,11 @@ class Sender:
         self._chunks = 0
         self._cached_tokens = 0
         self._blocks: tuple[BlockRef, ...] = ()
+        self._staged = staged
+        self._pages: tuple[BlockRef, ...] = ()
+        """One for each block of the prompt, once there is room for all of them."""
+        self._unstaged: list[SendOffer] = []
+        """Offers that wait for that."""
 
     def __repr__(self) -> str:
         return f"Sender({self.state}, offers={self._offers}, blocks={self._offered_blocks})"
@@ -243,6 +130,8 @@ class Sender:
                 return self._pulled()
             case Started(cached_tokens, blocks):
                 return self._started(cached_tokens, blocks, now)
+            case Staged(pages):
+                return self._have_pages(pages, now)
             case LayersReady(end, layers):
                 return self._layers_ready(end, layers)
             case ChunkReady(end, blocks):
@@ -289,8 +178,8 @@ class Sender:
 
     def _worth_pulling(self, event: Opened) -> range:
         message = event.message
-        if message.layout != self._accepted.layout:
-            return range(0)  # what is read must land as it is
+        if self._staged or message.layout != self._accepted.layout:
+            return range(0)  # what is read must land as it is, and where it is
         return blocks_to_pull(
             self._config,
             self._layout,
@@ -333,7 +222,33 @@ class Sender:
         self._started_at = now
         self._cached_tokens = cached_tokens
         self._blocks = blocks
-        return self._offer(self._complete_blocks(cached_tokens), self._layout.layers)
+        offers = self._offer(self._complete_blocks(cached_tokens), self._layout.layers)
+        if not self._staged:
+            return offers
+        self.deadline = now + self._config.room_timeout_s
+        return [Stage(self._layout.blocks_for(self._prompt_tokens)), *offers]
+
+    def _have_pages(self, pages: tuple[BlockRef, ...], now: float) -> list[SenderAction]:
+        """Make the offers that waited for pages.
+
+        All pages at once, as decode reserves all blocks at once: who has some of either never
+        waits for more of it while holding what another waits for.
+        """
+        assert len(pages) == self._layout.blocks_for(self._prompt_tokens), "all or nothing"
+        self._pages = pages
+        self.deadline = float("inf")
+        if self.state is SenderState.OFFERED:
+            self._await_received(now)
+        offers, self._unstaged = self._unstaged, []
+        return [self._to_pages(offer) for offer in offers]
+
+    def _to_pages(self, offer: SendOffer) -> SendOffer:
+        end = offer.first_block + len(offer.blocks)
+        return replace(offer, pages=self._pages[offer.first_block : end])
+
+    def _await_received(self, now: float) -> None:
+        self.deadline = now + self._config.received_timeout_s
+        self.unread_since = now
 
     def _layers_ready(self, end: int, layers: int) -> list[SenderAction]:
         """Offer what the chunk has so far, if that is enough for a read of its own."""
@@ -365,8 +280,8 @@ class Sender:
     ) -> list[SenderAction]:
         assert self.state is SenderState.COMPUTING, f"a token in state {self.state}"
         self.state = SenderState.OFFERED
-        self.deadline = now + self._config.received_timeout_s
-        self.unread_since = now
+        if self._pages or not self._staged:
+            self._await_received(now)
         first = FirstToken(
             token=token,
             queue_s=self._started_at - self._opened_at,
@@ -400,7 +315,12 @@ class Sender:
         self._offered_layers = layers
         if layers == self._layout.layers:
             self._offered_blocks, self._offered_layers = upto, 0
-        return [offer]
+        if not self._staged:
+            return [offer]
+        if self._pages:
+            return [self._to_pages(offer)]
+        self._unstaged.append(offer)
+        return []
 
     def _peer_said(self, message: Offer | Received | Abort) -> list[SenderAction]:
         if message.attempt != self._attempt:
@@ -419,7 +339,12 @@ class Sender:
         if self.state is SenderState.PULLING:
             assert self._open is not None, "a pull before Open"
             return [self._queue(self._open)]  # decode says nothing: compute it
-        what = "an Open" if self.state is SenderState.NEW else "the offered KV to be read"
+        if self.state is SenderState.NEW:
+            what = "an Open"
+        elif self._staged and not self._pages:
+            what = "room in staging memory"
+        else:
+            what = "the offered KV to be read"
         return self._refuse(DeadlineExceeded(f"prefill waited too long for {what}"))
 
     def _refuse(self, error: BatonError) -> list[SenderAction]:

@@ -12,7 +12,7 @@ Only the reader acts: the owner of the memory posts nothing and is told nothing.
 import asyncio
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -266,29 +266,6 @@ def _metadata_from(fields: Any) -> Metadata:
         if not isinstance(getattr(metadata, name), kind):
             raise TransportError(f"transport metadata: {name} must be {kind.__name__}")
     return metadata
-
-
-def checked_runs(runs: Iterable[Run], local_length: int, remote_length: int) -> list[Run]:
-    """Return `runs`, neighbours merged where one goes on where the other ends on both sides.
-
-    Raises TransportError if a run leaves the local or the remote region.
-    """
-    merged: list[Run] = []
-    begin_local = begin_remote = end_local = end_remote = -1
-    for run in runs:
-        local, remote, length = run.local_offset, run.remote_offset, run.length
-        if length <= 0 or local < 0 or local + length > local_length:
-            raise TransportError(f"{run} leaves the local region of {local_length} bytes")
-        if remote < 0 or remote + length > remote_length:
-            raise TransportError(f"{run} leaves the remote region of {remote_length} bytes")
-        if local == end_local and remote == end_remote:
-            length += local - begin_local
-            merged[-1] = Run(begin_local, begin_remote, length)
-        else:
-            begin_local, begin_remote = local, remote
-            merged.append(run)
-        end_local, end_remote = begin_local + length, begin_remote + length
-    return merged
 
 
 class PeerTable:

@@ -6,15 +6,18 @@ whoever reads only some heads, or only a part of a block, can check just what it
 equal layouts a unit is a whole block of a group of layers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+from numpy.typing import NDArray
+
 from baton.core.kv_layout import HeadRange, LayerRange, SlotRange
 from baton.core.sharded_layout import Rank, Shard
+from baton.kernels.kv_digest import Pieces
 from baton.kv_transfer.plan import TransferPlan
-
-Pieces = tuple[tuple[int, int], ...]
-"""(offset, length) in bytes from the start of a block; none continues the one before it."""
+from baton.kv_transfer.runs import Ints
 
 _CACHED = 1024
 
@@ -33,11 +36,18 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True)
-class PlacedUnit:
-    """A unit, and where its bytes lie in the memory of one side, in an order both sides share."""
+class PlacedUnits:
+    """Units of a block, and where their bytes lie in it, in an order that both sides share."""
 
-    unit: Unit
-    pieces: Pieces
+    units: tuple[Unit, ...]
+    offsets: Ints
+    """Of pieces, in bytes from the start of the block; none continues the one before it."""
+    lengths: Ints
+    """Of pieces, in bytes."""
+    counts: Ints
+    """Pieces of each unit."""
+    facts: NDArray[np.uint32]
+    """Where layers, heads and slots of each unit start and end [units, 6]."""
 
 
 @lru_cache(_CACHED)
@@ -55,20 +65,18 @@ def units_of_block(
 @lru_cache(_CACHED)
 def held_units(
     plan: TransferPlan, rank: Rank, layers: LayerRange, used_slots: int, turn: int
-) -> tuple[PlacedUnit, ...]:
+) -> PlacedUnits:
     """Return those of them that a source rank holds, as they lie in its blocks, in order."""
     shard = plan.source.shard(rank)
-    return tuple(
-        PlacedUnit(unit, _pieces(shard, unit, unit.slots))
-        for unit in units_of_block(plan, layers, used_slots, turn)
-        if unit.source == rank
-    )
+    whole = units_of_block(plan, layers, used_slots, turn)
+    units = tuple(unit for unit in whole if unit.source == rank)
+    return _placed(shard, [(unit, unit.slots) for unit in units])
 
 
 @lru_cache(_CACHED)
 def read_units(
     plan: TransferPlan, rank: Rank, layers: LayerRange, place: int, turn: int
-) -> tuple[PlacedUnit, ...]:
+) -> PlacedUnits:
     """Return what a target rank reads of a prompt's unit number `place`, as it lies where it lands.
 
     The same for all numbers that differ by a multiple of the units of the larger block.
@@ -80,14 +88,41 @@ def read_units(
         Unit(link.source, of_source, link.layers, link.heads)
         for link in plan.links(rank, layers, turn)
     ]
-    return tuple(PlacedUnit(unit, _pieces(shard, unit, slots)) for unit in units)
+    return _placed(shard, [(unit, slots) for unit in units])
 
 
-def _pieces(shard: Shard, unit: Unit, slots: SlotRange) -> Pieces:
+def in_memory(placed: PlacedUnits, begins: Ints) -> Pieces:
+    """Return where units lie in memory, block after block that they lie alike in."""
+    counts = np.tile(placed.counts, begins.size)
+    return Pieces(
+        (begins[:, None] + placed.offsets).ravel(),
+        np.tile(placed.lengths, begins.size),
+        np.cumsum(counts),
+    )
+
+
+def _placed(shard: Shard, units: Sequence[tuple[Unit, SlotRange]]) -> PlacedUnits:
+    pieces = [_pieces(shard, unit, slots) for unit, slots in units]
+    columns = np.array([piece for of_unit in pieces for piece in of_unit], np.int64).reshape(-1, 2)
+    counts = np.array([len(of_unit) for of_unit in pieces], np.int64)
+    facts = [
+        [each for part in (unit.layers, unit.heads, unit.slots) for each in (part.start, part.end)]
+        for unit, _ in units
+    ]
+    return PlacedUnits(
+        tuple(unit for unit, _ in units),
+        columns[:, 0],
+        columns[:, 1],
+        counts,
+        np.array(facts, np.uint32).reshape(-1, 6),
+    )
+
+
+def _pieces(shard: Shard, unit: Unit, slots: SlotRange) -> list[tuple[int, int]]:
     pieces: list[tuple[int, int]] = []
     for offset, length in shard.pieces(unit.layers, unit.heads, slots):
         if pieces and sum(pieces[-1]) == offset:
             pieces[-1] = pieces[-1][0], pieces[-1][1] + length
         else:
             pieces.append((offset, length))
-    return tuple(pieces)
+    return pieces

@@ -9,6 +9,7 @@ from baton.kernels.native.build import NoNativeCode
 from baton.kernels.native.library import load_library
 from baton.models.decoder import Decoder
 from baton.models.native import NativeDecoder
+from baton.models.native_weights import NATIVE_DTYPES
 from baton.models.spec import ModelSpec, read_spec
 from baton.models.weights import Checkpoint, torch_dtype
 
@@ -42,7 +43,7 @@ def load_model(
     why = "as asked for"
     if executor != "torch":
         try:
-            return _native(spec, checkpoint, dtype, threads)
+            return _native(spec, model_dir, dtype, threads)
         except NoNativeCode as error:
             why = str(error)
     if executor == "native":
@@ -50,8 +51,10 @@ def load_model(
     return Decoder(spec, checkpoint, dtype=dtype, threads=threads, why=why)
 
 
-def _native(spec: ModelSpec, checkpoint: Checkpoint, dtype: str, threads: int) -> NativeDecoder:
+def _native(spec: ModelSpec, model_dir: Path, dtype: str, threads: int) -> NativeDecoder:
     """Return the model for the native step; raises NoNativeCode before anything is read."""
-    if dtype != "float32":
-        raise NoNativeCode(f"native code computes in float32, not in {dtype}")
-    return NativeDecoder(spec, checkpoint, load_library(), threads=threads)
+    if dtype not in NATIVE_DTYPES:
+        raise NoNativeCode(f"native code computes in {' or '.join(NATIVE_DTYPES)}, not in {dtype}")
+    library = load_library()
+    checkpoint = Checkpoint(model_dir, torch.float32)
+    return NativeDecoder(spec, checkpoint, library, threads=threads, dtype=dtype)

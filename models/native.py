@@ -20,19 +20,30 @@ from baton.models.weights import Checkpoint
 class NativeDecoder:
     """A model with frozen weights whose forward pass is one call (kernels/native)."""
 
-    dtype = "float32"
-
     def __init__(
-        self, spec: ModelSpec, checkpoint: Checkpoint, library: Library, *, threads: int
+        self,
+        spec: ModelSpec,
+        checkpoint: Checkpoint,
+        library: Library,
+        *,
+        threads: int,
+        dtype: str = "float32",
     ) -> None:
-        """Take all tensors of the checkpoint; raises InvalidConfig that names what is not right."""
+        """Take all tensors of the checkpoint; raises InvalidConfig that names what is not right.
+
+        `dtype` is that of the products in linear layers and attention, and of the KV: float32, or
+        bfloat16, whose sums are float32 all the same (kernels/native/bfloat16.h). The checkpoint's
+        is float32 in both cases, which is what norms and biases are used in.
+        """
         self.spec = spec
+        self.dtype = dtype
         self.library = library
         self.threads = threads
         count = f"{threads} thread{'s' * (threads > 1)}"
-        self.executor = f"native, {library.instructions}, {count}"
+        computes = dtype if dtype == "float32" else f"{dtype}{' with AMX' * library.amx}"
+        self.executor = f"native, {library.instructions}, {computes}, {count}"
         """Which executor this is, in words."""
-        self.weights = NativeWeights(library)
+        self.weights = NativeWeights(library, dtype=dtype)
         ops = Operations(spec, checkpoint, self.weights)
         _forward(ops, spec)
         decoder = spec.decoder

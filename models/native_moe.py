@@ -50,7 +50,10 @@ def mixture(ops: Operations, spec: MoeSpec, prefix: str) -> None:
 
 
 def _route(ops: Operations, spec: MoeSpec, prefix: str) -> None:
-    """Append what finds each token's experts and brings tokens of one expert together."""
+    """Append what finds each token's experts and brings tokens of one expert together.
+
+    Scores are computed in float32 whatever the dtype: another expert is another result.
+    """
     name, routing = prefix + spec.names.router, spec.routing
     experts, top_k = routing.experts, routing.top_k
     weight = ops.checkpoint.take_stored(f"{name}.weight", experts, ops.hidden)
@@ -58,7 +61,7 @@ def _route(ops: Operations, spec: MoeSpec, prefix: str) -> None:
     correction = None
     if routing.correction:
         correction = ops.checkpoint.take(f"{name}.e_score_correction_bias", experts)
-    ops.product("normed", "router", ops.weights.matrix([weight]), bias)
+    ops.product("normed", "router", ops.weights.matrix([weight], exact=True), bias)
     how = Routing(
         experts=experts,
         top_k=top_k,

@@ -16,6 +16,8 @@ STORED = {
     torch.bfloat16: Stored.BFLOAT16,
     torch.float16: Stored.FLOAT16,
 }
+NATIVE_DTYPES = ("float32", "bfloat16")
+"""What products can be computed in."""
 # A tensor of fewer values than this is packed before another thread has started.
 _ALONE = 1 << 16
 _MOST_THREADS = 16
@@ -24,8 +26,11 @@ _MOST_THREADS = 16
 class NativeWeights:
     """Packs matrices, and owns the memory of all that operations point to."""
 
-    def __init__(self, library: Library) -> None:
+    def __init__(self, library: Library, *, dtype: str = "float32") -> None:
+        """`dtype` is what products are computed in: float32 or bfloat16."""
+        assert dtype in NATIVE_DTYPES, dtype
         self._library = library
+        self._dtype = dtype
         self._kept: list[object] = []
         self._threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
         self.nbytes = 0
@@ -34,15 +39,18 @@ class NativeWeights:
     def __repr__(self) -> str:
         return f"<NativeWeights of {self.nbytes >> 20} MiB>"
 
-    def matrix(self, parts: Sequence[Tensor]) -> Matrix:
+    def matrix(self, parts: Sequence[Tensor], *, exact: bool = False) -> Matrix:
         """Pack tensors [rows, inputs], one below the other; strides are free.
 
-        If all are bfloat16 they stay so: their values become floats exactly when they are used.
-        Others become float32.
+        For products in float32, which are computed with `exact` whatever the dtype, tensors stay
+        bfloat16 if all are: their values become floats exactly when they are used. Others become
+        float32. For products in bfloat16 all become bfloat16.
         """
         inputs, outputs = parts[0].shape[1], sum(part.shape[0] for part in parts)
-        narrow = all(part.dtype == torch.bfloat16 for part in parts)
-        form = Format.BFLOAT16 if narrow else Format.FLOAT32
+        form = Format.PAIRS
+        if exact or self._dtype == "float32":
+            narrow = all(part.dtype == torch.bfloat16 for part in parts)
+            form = Format.BFLOAT16 if narrow else Format.FLOAT32
         matrix = Matrix(self._room(inputs, outputs, form), inputs, outputs, form)
         first = 0
         for part in parts:

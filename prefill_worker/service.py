@@ -56,6 +56,7 @@ class PrefillService(pb_grpc.PrefillServicer):
             ),
             config=instance.config.handover,
             now=self._clock(),
+            staged=instance.memory.on_device,
         )
 
 

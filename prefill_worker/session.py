@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from baton.core.clock import Clock
-from baton.core.errors import BatonError, DeadlineExceeded, InternalError
+from baton.core.errors import BatonError, DeadlineExceeded, InternalError, Unavailable
 from baton.core.handover import Abort, Offer, OfferedBlock, Open, Received, ToDecode, ToPrefill
 from baton.core.ids import SeqId
 from baton.core.log import get_logger
@@ -13,10 +13,13 @@ from baton.core.sharded_layout import Rank
 from baton.core.tasks import TaskSet
 from baton.engine.step import ChunkComputed, EngineEvent, Reserved, StepPlan, TokenSampled
 from baton.executor.instance import Instance
-from baton.kv_transfer import sender as machine
+from baton.executor.staging import Staging
+from baton.kv_transfer import sender_events as machine
 from baton.kv_transfer.digest import DigestKey
 from baton.kv_transfer.layer_groups import group_ends
-from baton.kv_transfer.sender import Sender, SenderAction, SenderEvent, SenderState
+from baton.kv_transfer.sender import Sender, SenderState
+from baton.kv_transfer.sender_events import SenderAction, SenderEvent
+from baton.kv_transfer.staging_pool import Claim
 from baton.prefill_worker.prefix_pull import PrefixPull, PullTable
 
 _QUEUE = 4096
@@ -53,6 +56,8 @@ class HandoverSession:
         self._open: Open | None = None
         self._digests: DigestKey | None = None
         self._seq_id: SeqId | None = None
+        self._pages: Claim | None = None
+        self._copying: asyncio.Task[tuple[OfferedBlock, ...]] | None = None
 
     def __repr__(self) -> str:
         return f"HandoverSession(seq={self._seq_id}, {self._sender!r})"
@@ -128,6 +133,8 @@ class HandoverSession:
                 self._submit(action)
             case machine.Pull(offer):
                 self._pull(offer)
+            case machine.Stage(blocks):
+                self._stage(blocks)
             case machine.Send(message):
                 await self._send(message)
             case machine.SendOffer():
@@ -152,6 +159,20 @@ class HandoverSession:
             return
         self._table[self._seq_id] = self
 
+    def _stage(self, blocks: int) -> None:
+        try:
+            self._pages = self._staging.pool.claim(
+                blocks, lambda pages: self.post(machine.Staged(pages))
+            )
+        except Unavailable as error:
+            self.post(machine.Failed(error))
+
+    @property
+    def _staging(self) -> Staging:
+        staging = self._instance.memory.staging
+        assert staging is not None, "a pool that cannot be read, and no staging"
+        return staging
+
     def _pull(self, offer: Offer) -> None:
         assert self._open is not None, "a pull before Open"
         pull = PrefixPull(self._instance, self._open, offer, self._table.pulls)
@@ -159,7 +180,9 @@ class HandoverSession:
         task.add_done_callback(lambda _: self.post(machine.PullEnded()))
 
     async def _send_offer(self, action: machine.SendOffer) -> None:
-        offered = await asyncio.to_thread(self._digest, action)
+        # Pages are being written until the thread is done, whatever becomes of this session.
+        self._copying = self._table.tasks.start(asyncio.to_thread(self._digest, action))
+        offered = await asyncio.shield(self._copying)
         await self._send(
             Offer(
                 attempt=action.attempt,
@@ -177,16 +200,26 @@ class HandoverSession:
 
     def _digest(self, action: machine.SendOffer) -> tuple[OfferedBlock, ...]:
         assert self._digests is not None, "an offer before Open"
-        digests = self._digests.offered(
-            Rank(), action.layers, action.first_block, action.blocks, self._instance.kv.memory
-        )
-        return tuple(map(OfferedBlock, action.blocks, digests))
+        refs, memory = action.blocks, self._instance.memory
+        if action.pages:
+            self._staging.copy_out(action.blocks, action.layers, action.pages)
+            refs = action.pages
+        readable = memory.kv.memory if not memory.on_device else self._staging.memory
+        digests = self._digests.offered(Rank(), action.layers, action.first_block, refs, readable)
+        return tuple(map(OfferedBlock, refs, digests))
 
     def _release(self) -> None:
         if self._seq_id is not None:
             self._table.pop(self._seq_id, None)
             self._instance.engine.release(self._seq_id)
             self._seq_id = None
+        pages, self._pages = self._pages, None
+        if pages is None:
+            return
+        if self._copying is None or self._copying.done():
+            self._staging.pool.give_back(pages)
+        else:
+            self._copying.add_done_callback(lambda _: self._staging.pool.give_back(pages))
 
 
 class SessionTable(dict[SeqId, HandoverSession]):
@@ -195,21 +228,23 @@ class SessionTable(dict[SeqId, HandoverSession]):
     instance: Instance | None = None
     """Set once it is there; no step runs before."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.tasks = TaskSet()
         """Pulls outlive their sessions, to pass their fence."""
         self.pulls = PullTable()
         self.token_s = MovingAverage()
         """What computing a token of a prompt takes."""
-        self._clock = clock
-        self._under_way: tuple[float, int] | None = None
 
     def step_started(self, plan: StepPlan) -> Sequence[int]:
-        """A step is about to run; return after which layers `layers_done` is to be called."""
+        """A step is about to run; return after which layers `layers_done` is to be called.
+
+        After none where several steps are under way: there, chunks overlap as groups of layers do.
+        """
         assert self.instance is not None, "a step before the instance was there"
+        if self.instance.engine.depth > 1:
+            return ()
         layout = self.instance.layout
-        self._under_way = self._clock(), plan.num_tokens
         ends: tuple[int, ...] = ()
         for scheduled in plan.sequences:
             session = self.get(scheduled.seq_id)
@@ -228,13 +263,13 @@ class SessionTable(dict[SeqId, HandoverSession]):
             if session is not None:
                 session.post(machine.LayersReady(scheduled.end, layers))
 
+    def step_ran(self, plan: StepPlan, seconds: float) -> None:
+        """See Listener."""
+        self.token_s.add(seconds / plan.num_tokens)
+
     def step_done(self, events: Sequence[EngineEvent]) -> None:
         """A step has run."""
         assert self.instance is not None, "a step before the instance was there"
-        if self._under_way is not None and not self.instance.engine.in_step:
-            started, tokens = self._under_way
-            self._under_way = None
-            self.token_s.add((self._clock() - started) / tokens)
         for event in events:
             session = self.get(event.seq_id)
             match event:

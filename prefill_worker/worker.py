@@ -25,7 +25,7 @@ class PrefillWorker(Worker[SessionTable]):
     @classmethod
     def new_listener(cls) -> SessionTable:
         """See Worker."""
-        return SessionTable(monotonic)
+        return SessionTable()
 
     def register(self, server: grpc.aio.Server) -> None:
         """See Worker."""

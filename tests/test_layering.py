@@ -20,7 +20,7 @@ LEVELS = {
     "parallel": 1,
     "kernels": 1,
     "engine": 1,
-    "kv_transfer": 1,
+    "kv_transfer": 2,
     "models": 2,
     "router": 2,
     "executor": 3,

@@ -1,8 +1,7 @@
 """Baton: a mixed instance in this process, as `baton serve` would load it, without its network.
 
-It computes in float32 with whatever executor it chooses. For float32 the checkpoint is one of
-float32 weights; `best` is the bfloat16 checkpoint, whose weights the native executor keeps as they
-are and widens, exactly, as it uses them.
+It computes with whatever executor it chooses. For float32 the checkpoint is one of float32 weights;
+`best` is the bfloat16 checkpoint, computed in bfloat16 with sums in float32 and KV in bfloat16.
 """
 
 import asyncio
@@ -10,6 +9,7 @@ import importlib.metadata
 import json
 import shutil
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from protocol import Job, Run, Waves, serve
@@ -36,11 +36,9 @@ class InProcess:
         loading = Instance.load(_config(job), self._listener, lambda _: None)
         self._instance = self._loop.run_until_complete(loading)
         executor = str(self._instance.stats()["executor"])
-        narrow = not job.exact and executor.startswith("native")
-        self.weight_bytes = 2.0 if narrow else 4.0
-        weights = "bfloat16 weights" if narrow else "float32 weights"
+        self.weight_bytes = 4.0 if job.exact else 2.0
         version = importlib.metadata.version("baton-serve")
-        self.label = f"Baton {version} ({executor}), {weights}, float32 arithmetic and KV"
+        self.label = f"Baton {version} ({executor}), {_dtype(job)} weights, arithmetic and KV"
 
     def generate(self, prompts: Sequence[Sequence[int]], outputs: Sequence[int]) -> Run:
         """Submit the requests and run the loop until all have ended."""
@@ -69,6 +67,9 @@ class _Listener:
         self.finished = asyncio.Event()
         self.waves = Waves(outputs)
 
+    def step_ran(self, plan: StepPlan, seconds: float) -> None:
+        """See Listener."""
+
     def step_started(self, plan: StepPlan) -> Sequence[int]:
         """Nothing is measured here, and nobody waits for single layers."""
         return ()
@@ -89,8 +90,13 @@ class _Listener:
         raise error
 
 
+def _dtype(job: Job) -> Literal["float32", "bfloat16"]:
+    return "float32" if job.exact else "bfloat16"
+
+
 def _config(job: Job) -> WorkerConfig:
     engine = EngineConfig(
+        dtype=_dtype(job),
         kv_memory_mib=KV_MEMORY_MIB,
         max_sequences=job.most_sequences,
         prefix_cache=False,

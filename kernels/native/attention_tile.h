@@ -74,33 +74,35 @@ static inline Vec last_halves(Vec a, Vec b) {  // Of every 4 lanes: a2 a3 b2 b3
 #endif
 }
 
-// Transposes 4 * kQuads values of each of kWidth rows, from `at` on.
+// Transposes 4 * kQuads values of each of kWidth rows, from `at` on; columns become `step` apart.
 template <int kQuads>
-static inline void pack_columns(const float* const* rows, int64_t at, float* packed) {
+static inline void pack_columns(const float* const* rows, int64_t at, float* packed,
+                                int64_t step) {
   Vec joined[kQuads][4];
   for (int row = 0; row < 4; ++row) {
     for (int quad = 0; quad < kQuads; ++quad) joined[quad][row] = join(rows + row, at + 4 * quad);
   }
   for (int quad = 0; quad < kQuads; ++quad) {
     const Vec(&row)[4] = joined[quad];
-    float* to = packed + (at + 4 * quad) * kWidth;
+    float* to = packed + (at + 4 * quad) * step;
     const Vec first = first_pairs(row[0], row[1]), second = first_pairs(row[2], row[3]);
     const Vec third = last_pairs(row[0], row[1]), fourth = last_pairs(row[2], row[3]);
     store(to, first_halves(first, second));
-    store(to + kWidth, last_halves(first, second));
-    store(to + 2 * kWidth, first_halves(third, fourth));
-    store(to + 3 * kWidth, last_halves(third, fourth));
+    store(to + step, last_halves(first, second));
+    store(to + 2 * step, first_halves(third, fourth));
+    store(to + 3 * step, last_halves(third, fourth));
   }
 }
 
-// Transposes kWidth rows of `dim` values.
-static inline void pack_keys(const float* const* rows, int64_t dim, float* packed) {
+// Transposes kWidth rows of `dim` values, or words of as many bytes.
+static inline void pack_keys(const float* const* rows, int64_t dim, float* packed,
+                             int64_t step = kWidth) {
   constexpr int kQuads = kWidth == 16 ? 4 : 2;
   int64_t at = 0;
-  for (; at + 4 * kQuads <= dim; at += 4 * kQuads) pack_columns<kQuads>(rows, at, packed);
-  for (; at + 4 <= dim; at += 4) pack_columns<1>(rows, at, packed);
+  for (; at + 4 * kQuads <= dim; at += 4 * kQuads) pack_columns<kQuads>(rows, at, packed, step);
+  for (; at + 4 <= dim; at += 4) pack_columns<1>(rows, at, packed, step);
   for (; at < dim; ++at) {
-    for (int key = 0; key < kWidth; ++key) packed[at * kWidth + key] = rows[key][at];
+    for (int key = 0; key < kWidth; ++key) packed[at * step + key] = rows[key][at];
   }
 }
 
@@ -179,7 +181,7 @@ static inline float soften(float* scores, int begin, int end, float softcap, flo
   }
   const float fade = fade_of(before, after);
   *highest = after;
-  *total = *total * fade + sum_of(sum);
+  *total = multiply_add(*total, fade, sum_of(sum));
   return fade;
 }
 

@@ -35,16 +35,16 @@ class NoNativeCode(Exception):
     """There is no library to be had; the text says why."""
 
 
-def build(flags: Sequence[str] = FLAGS) -> Path:
-    """Return the path of the compiled library, compiled now or earlier.
+def build(flags: Sequence[str] = FLAGS, source: str = "step.cpp") -> Path:
+    """Return the path of the library that a source of this folder makes, compiled now or earlier.
 
     Raises NoNativeCode without a compiler, if it fails, or with nowhere to put the library.
     """
     compiler = find_compiler()
     folder = _cache_folder()
-    path = folder / f"native-{_key(compiler, flags)}.so"
+    path = folder / f"native-{_key(compiler, flags, source)}.so"
     if not path.is_file():
-        _compile(compiler, flags, path)
+        _compile(compiler, flags, SOURCES / source, path)
     return path
 
 
@@ -56,12 +56,12 @@ def find_compiler() -> str:
     raise NoNativeCode("no C++ compiler found")
 
 
-def _key(compiler: str, flags: Sequence[str]) -> str:
+def _key(compiler: str, flags: Sequence[str], source: str) -> str:
     digest = hashlib.sha256()
     for path in sorted([*SOURCES.glob("*.h"), *SOURCES.glob("*.cpp")]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     version = _run([compiler, "--version"])
-    digest.update(repr((version, tuple(flags), platform.machine(), _processor())).encode())
+    digest.update(repr((version, tuple(flags), source, platform.machine(), _processor())).encode())
     return digest.hexdigest()[:24]
 
 
@@ -89,12 +89,12 @@ def _cache_folder() -> Path:
     raise NoNativeCode(f"no folder for compiled code: neither {home}/baton nor {temporary}")
 
 
-def _compile(compiler: str, flags: Sequence[str], path: Path) -> None:
+def _compile(compiler: str, flags: Sequence[str], source: Path, path: Path) -> None:
     """Compile to a file of this process alone, then rename: others see all of it or nothing."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix="compiling-", suffix=".so")
     os.close(handle)
     try:
-        _run([compiler, *flags, "-o", name, str(SOURCES / "step.cpp")])
+        _run([compiler, *flags, "-o", name, str(source)])
         os.replace(name, path)
     except OSError as error:
         raise NoNativeCode(f"{path.parent}: {error}") from None

@@ -7,31 +7,10 @@
 #include <cmath>
 
 #include "batch.h"
+#include "bfloat16.h"
 #include "vec_math.h"
 
 namespace baton {
-
-// bfloat16 in memory.
-struct Bf16 {
-  uint16_t bits;
-};
-
-static inline float to_float(float value) { return value; }
-
-static inline float to_float(Bf16 value) {
-  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
-  float number;
-  std::memcpy(&number, &bits, sizeof number);
-  return number;
-}
-
-// Calls body(vector start, lanes) over [0, width); only the last call may have fewer than kWidth.
-template <class Body>
-static inline void for_vectors(int64_t width, Body body) {
-  int64_t at = 0;
-  for (; at + kWidth <= width; at += kWidth) body(at, kWidth);
-  if (at < width) body(at, static_cast<int>(width - at));
-}
 
 // ---- Root mean square norm (Zhang and Sennrich, 2019)
 
@@ -138,10 +117,17 @@ struct PrepareHeads {
   float eps;
   const float *cos, *sin;  // [tokens, pairs]
   int64_t pairs;           // The first 2 * pairs values of a head are turned.
-  float* pool;             // This layer's first value in block 0.
+  void* pool;              // This layer's first value in block 0.
+  bool narrow;             // The pool holds bfloat16, otherwise float32.
   PoolShape shape;         // Of two parts.
   const int64_t* slots;    // [tokens]
 };
+
+// Writes one token's vector of one head to the pool, `at` values from where a layer begins.
+static inline void store_kv(const float* from, int64_t dim, bool narrow, void* pool, int64_t at) {
+  if (narrow) return narrow_some(from, dim, static_cast<uint16_t*>(pool) + at);
+  std::memcpy(static_cast<float*>(pool) + at, from, static_cast<size_t>(dim) * sizeof(float));
+}
 
 // Norms and turns each head of q and k in place and writes k and v to the pool.
 static inline void prepare_heads(const PrepareHeads& job, int thread, int threads) {
@@ -155,11 +141,10 @@ static inline void prepare_heads(const PrepareHeads& job, int thread, int thread
       if (job.norm_weights) norm_row(x, job.norm_weights + head * dim, job.eps, dim, x);
       turn(x, job.cos + token * job.pairs, job.sin + token * job.pairs, job.pairs);
     }
-    float* slot = job.pool + job.slots[token];
     const float* k = row + job.q_heads * dim;
     for (int64_t head = 0; head < 2 * shape.kv_heads; ++head) {
-      std::memcpy(slot + head * shape.head_stride(), k + head * dim,
-                  static_cast<size_t>(dim) * sizeof(float));
+      store_kv(k + head * dim, dim, job.narrow, job.pool,
+               job.slots[token] + head * shape.head_stride());
     }
   }
 }

@@ -36,6 +36,8 @@ class Format(IntEnum):
 
     FLOAT32 = 0
     BFLOAT16 = 1
+    PAIRS = 2
+    """bfloat16 for products in bfloat16: see bfloat16.h."""
 
 
 class Stored(IntEnum):
@@ -164,6 +166,7 @@ class Plan(ctypes.Structure):
         ("blocks", c_int64),
         ("pool", PoolShape),
         ("layer_stride", c_int64),
+        ("pairs", c_int32),
     )
 
 
@@ -195,6 +198,7 @@ class StepInput(ctypes.Structure):
 
 _FUNCTIONS = {
     "baton_width": (c_int, ()),
+    "baton_amx": (c_int, ()),
     "baton_sizes": (None, (c_void_p,)),
     "baton_packed_bytes": (c_int64, (c_int64, c_int64, c_int)),
     "baton_pack": (c_int, (POINTER(Matrix), c_int64, POINTER(Source), c_int)),
@@ -227,6 +231,11 @@ class Library:
     def instructions(self) -> str:
         """Return which vector instructions it is made of."""
         return _INSTRUCTIONS[self._library.baton_width()]
+
+    @property
+    def amx(self) -> bool:
+        """Return whether products in bfloat16 use the tiles of AMX; the bits are the same."""
+        return bool(self._library.baton_amx())
 
     def packed_bytes(self, inputs: int, outputs: int, form: Format) -> int:
         """Return the size of a packed matrix."""

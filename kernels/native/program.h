@@ -83,13 +83,14 @@ struct Plan {
   int64_t blocks;  // Of the pool.
   PoolShape pool;
   int64_t layer_stride;  // Values from a layer to the next within a block.
+  int32_t pairs;  // 1: the pool holds bfloat16 and attention computes in it; 0: float32
 };
 
 struct StepInput {
   const int32_t* tokens;
   const Sequence* sequences;  // Together they have all tokens, in order.
   const int32_t* sampled;     // Rows whose logits are wanted.
-  float* pool;
+  void* pool;
   float* logits;  // [sampled_count, vocabulary]
   int32_t token_count, sequence_count, sampled_count;
 };

@@ -31,11 +31,12 @@ class Program:
         threads: int,
     ) -> None:
         """`widths` are the buffers' floats per row and `spreads` their rows per token; `pool` is of
-        float32, with its number of blocks.
+        float32 or bfloat16, which is also what attention computes in, with its number of blocks.
 
         What the operations point to must stay for as long as the program.
         """
         layout, blocks = pool
+        assert layout.dtype in ("float32", "bfloat16"), layout
         layer_stride = layout.runs_per_layer * layout.block_size * layout.head_dim
         plan = Plan(
             ops=operations,
@@ -55,6 +56,7 @@ class Program:
                 layout.head_dim,
             ),
             layer_stride=layer_stride,
+            pairs=layout.dtype == "bfloat16",
         )
         self._library = library
         self._count = len(operations)

@@ -9,7 +9,7 @@
 #include <cstring>
 #include <limits>
 
-#if defined(__AVX__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -42,6 +42,16 @@ static inline Vec load(const float* from) {
 }
 
 static inline void store(float* to, Vec value) { std::memcpy(to, &value, sizeof value); }
+
+// One rounding where the processor has it, said outright: compilers may see a product and a sum in
+// one place and not in another that is to have the same bits.
+static inline float multiply_add(float a, float b, float c) {
+#if defined(__FMA__) || defined(__aarch64__)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
 
 // The first `count` lanes, zeros after them; memory past them is not touched.
 static inline Vec load_some(const float* from, int count) {
@@ -126,5 +136,13 @@ static inline float sum_of(Vec v) {
 }
 
 static inline float largest_of(Vec v) { return fold_lanes(v, larger); }
+
+// Calls body(vector start, lanes) over [0, width); only the last call may have fewer than kWidth.
+template <class Body>
+static inline void for_vectors(int64_t width, Body body) {
+  int64_t at = 0;
+  for (; at + kWidth <= width; at += kWidth) body(at, kWidth);
+  if (at < width) body(at, static_cast<int>(width - at));
+}
 
 }  // namespace baton

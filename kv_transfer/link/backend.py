@@ -1,10 +1,11 @@
 """What a kind of link must bring: how to reach a process, how to serve it, how to read from it."""
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Protocol
 
-from baton.kv_transfer.transport import Metadata, Run
+from baton.kv_transfer.runs import RunTable
+from baton.kv_transfer.transport import Metadata
 
 MAX_RUNS = 512
 """Runs in one part of a transfer; the kernel takes 1,024 buffers in one call."""
@@ -23,10 +24,10 @@ class Channel(Protocol):
     def carrier(self) -> str:
         """What moves the bytes, for the report."""
 
-    def ask(self, part: Sequence[Run]) -> None:
+    def ask(self, part: RunTable) -> None:
         """Begin to read `part`; waits for the peer at most shortly."""
 
-    def receive(self, part: Sequence[Run]) -> None:
+    def receive(self, part: RunTable) -> None:
         """Return when `part`, the oldest asked for, is in local memory.
 
         Raises PeerLost if the peer has gone, TransportError or OSError if the read failed.
@@ -56,18 +57,13 @@ class Backend(Protocol):
         """Serve an authenticated reader until it goes; raises what went wrong."""
 
 
-def parts_of(runs: Sequence[Run]) -> Iterator[list[Run]]:
+def parts_of(runs: RunTable) -> Iterator[RunTable]:
     """Cut a transfer into parts of MAX_RUNS and MAX_BYTES at most, in order."""
-    part: list[Run] = []
-    room = MAX_BYTES
-    for run in runs:
-        local, remote, left = run.local_offset, run.remote_offset, run.length
-        while left:
-            if not room or len(part) == MAX_RUNS:
-                yield part
-                part, room = [], MAX_BYTES
-            size = min(left, room)
-            part.append(run if size == run.length else Run(local, remote, size))
-            local, remote, left, room = local + size, remote + size, left - size, room - size
-    if part:
-        yield part
+    size = runs.nbytes
+    for begin in range(0, size, MAX_BYTES):
+        part = runs if size <= MAX_BYTES else runs.between(begin, min(begin + MAX_BYTES, size))
+        if len(part) <= MAX_RUNS:
+            yield part
+        else:
+            for first in range(0, len(part), MAX_RUNS):
+                yield part[first : first + MAX_RUNS]

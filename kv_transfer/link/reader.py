@@ -9,14 +9,16 @@ import contextlib
 import socket
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from baton.core.errors import PeerLost, TransportError
+from baton.kv_transfer.base import Counters, Done
 from baton.kv_transfer.link.backend import Backend, Channel, parts_of
 from baton.kv_transfer.link.stream import STALL_S, limit_waits, wake
-from baton.kv_transfer.transport import Metadata, Peer, Run, Transfer
+from baton.kv_transfer.runs import RunTable
+from baton.kv_transfer.transport import Metadata, Peer, Transfer
 
 CONNECT_S = 5.0
 """To connect, and then again to prove who one is."""
@@ -24,34 +26,13 @@ PARTS_AHEAD = 4
 """Parts asked for before the oldest has arrived: the link never idles while the next request
 travels, and their requests (32 KiB) fit into the peer's socket, so that nobody waits in a ring."""
 
-Done = concurrent.futures.Future[None]
 Authenticate = Callable[[socket.socket, Metadata, float], None]
-
-
-@dataclass
-class Counters:
-    """What became of the transfers of all links of a transport."""
-
-    done: int = 0
-    failed: int = 0
-    bytes_read: Counter[str] = field(default_factory=Counter)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def ended(self, transfer: Transfer, carrier: str, error: TransportError | None) -> None:
-        """Count a transfer and complete it."""
-        with self.lock:
-            if error is None:
-                self.done += 1
-                self.bytes_read[carrier] += transfer.size
-            else:
-                self.failed += 1
-        transfer.finish(carrier, error)
 
 
 @dataclass(eq=False, slots=True)
 class _Job:
     transfer: Transfer
-    to_ask: deque[list[Run]]
+    to_ask: deque[RunTable]
     to_receive: int
     """Parts that have not arrived."""
 
@@ -88,7 +69,7 @@ class Reader:
         """Transfers that wait for the thread."""
         return len(self._jobs)
 
-    def post(self, transfer: Transfer, runs: Sequence[Run]) -> None:
+    def post(self, transfer: Transfer, runs: RunTable) -> None:
         """Start a transfer of at least one run."""
         parts = deque(parts_of(runs))
         with self._lock:
@@ -106,7 +87,7 @@ class Reader:
 
     def _main(self) -> None:
         carrier = "none"
-        under_way: deque[tuple[_Job, list[Run]]] = deque()
+        under_way: deque[tuple[_Job, RunTable]] = deque()
         try:
             with contextlib.closing(self._connect()) as channel:
                 carrier = channel.carrier
@@ -131,7 +112,7 @@ class Reader:
         limit_waits(connection, STALL_S)
         return self._backend.open(connection, self._theirs)
 
-    def _loop(self, channel: Channel, under_way: deque[tuple[_Job, list[Run]]]) -> None:
+    def _loop(self, channel: Channel, under_way: deque[tuple[_Job, RunTable]]) -> None:
         while True:
             while len(under_way) < PARTS_AHEAD:
                 asked = self._next(wait=not under_way)
@@ -146,7 +127,7 @@ class Reader:
             if not job.to_receive:
                 self._counters.ended(job.transfer, channel.carrier, None)
 
-    def _next(self, *, wait: bool) -> tuple[_Job, list[Run]] | None:
+    def _next(self, *, wait: bool) -> tuple[_Job, RunTable] | None:
         """Return the next part to ask for and whose it is; None if there is none and not `wait`."""
         with self._lock:
             while wait and not self._jobs and self._why is None:

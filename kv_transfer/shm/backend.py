@@ -9,7 +9,6 @@ import contextlib
 import secrets
 import socket
 import struct
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgpack
@@ -17,9 +16,10 @@ import msgpack
 from baton.core.errors import PeerLost, TransportError
 from baton.kv_transfer.link.backend import Channel
 from baton.kv_transfer.link.stream import hung_up
+from baton.kv_transfer.runs import RunTable
 from baton.kv_transfer.shm.copying import copy_mapped, read_process
 from baton.kv_transfer.shm.memory import Mapping
-from baton.kv_transfer.transport import Metadata, Region, Run
+from baton.kv_transfer.transport import Metadata, Region
 
 _TOLD = struct.Struct("@cQQ")
 """What the owner of the memory says first: how to read it, where it begins, how long it is."""
@@ -100,10 +100,10 @@ class _MappedChannel:
         self._local = region.address
         self._mapping = mapping
 
-    def ask(self, part: Sequence[Run]) -> None:
+    def ask(self, part: RunTable) -> None:
         """See Channel. Nobody must be asked."""
 
-    def receive(self, part: Sequence[Run]) -> None:
+    def receive(self, part: RunTable) -> None:
         """See Channel. The memory outlives its owner; what it held then is worth nothing."""
         copy_mapped(part, self._local, self._mapping.address)
         if hung_up(self._connection):
@@ -131,10 +131,10 @@ class _ProcessChannel:
         if self._pid == 0:
             raise TransportError("its process namespace cannot be seen from here")
 
-    def ask(self, part: Sequence[Run]) -> None:
+    def ask(self, part: RunTable) -> None:
         """See Channel. Nobody must be asked."""
 
-    def receive(self, part: Sequence[Run]) -> None:
+    def receive(self, part: RunTable) -> None:
         """See Channel. Once the owner is gone its number may be another process's."""
         read_process(part, self._pid, self._local, self._remote)
         if hung_up(self._connection):

@@ -7,11 +7,11 @@ costs up to 5 ms a run (measured: 512 runs of 32 KiB at 0.01 GB/s instead of 1.3
 import ctypes
 import errno
 import os
-from collections.abc import Sequence
 
 import numpy as np
 
 from baton.core.errors import PeerLost, TransportError
+from baton.kv_transfer.runs import Ints, RunTable
 from baton.kv_transfer.transport import Run
 
 _LONG = 4 << 20
@@ -25,31 +25,25 @@ _readv.argtypes = (
 )  # fmt: skip
 
 
-def copy_mapped(runs: Sequence[Run], local: int, mapped: int) -> None:
+def copy_mapped(runs: RunTable, local: int, mapped: int) -> None:
     """Copy `runs` from memory mapped at `mapped`; `local` is where one's own region begins."""
-    short = [run for run in runs if run.length < _LONG]
-    if len(short) < 2 or not _CAN_READ_ITSELF:
-        short = []
-    else:
-        read_process(short, os.getpid(), local, mapped)
-    for run in runs:
-        if not short or run.length >= _LONG:
-            ctypes.memmove(local + run.local_offset, mapped + run.remote_offset, run.length)
+    by_memmove = runs
+    if len(runs) > 1 and _CAN_READ_ITSELF:
+        short = runs.length < _LONG
+        if short.any():
+            read_process(runs.where(short), os.getpid(), local, mapped)
+            by_memmove = runs.where(~short)
+    for run in by_memmove:
+        ctypes.memmove(local + run.local_offset, mapped + run.remote_offset, run.length)
 
 
-def read_process(runs: Sequence[Run], pid: int, local: int, remote: int) -> None:
+def read_process(runs: RunTable, pid: int, local: int, remote: int) -> None:
     """Copy `runs` (at most 1,024) from process `pid`, whose region begins at `remote`.
 
     Raises PeerLost if the process is gone, TransportError if the kernel does not allow it.
     """
-    count = len(runs)
-    offsets = np.array(
-        [(run.local_offset, run.remote_offset, run.length) for run in runs], np.uint64
-    )
-    lengths = offsets[:, 2]
-    into = np.stack([offsets[:, 0] + np.uint64(local), lengths], axis=1)
-    source = np.stack([offsets[:, 1] + np.uint64(remote), lengths], axis=1)
-    wanted = int(lengths.sum())
+    into, source = _iovecs(runs.local + local, runs), _iovecs(runs.remote + remote, runs)
+    count, wanted = len(runs), runs.nbytes
     copied = _readv(pid, into.ctypes.data, count, source.ctypes.data, count, 0)
     if copied == wanted:
         return
@@ -59,10 +53,15 @@ def read_process(runs: Sequence[Run], pid: int, local: int, remote: int) -> None
     raise TransportError(f"process {pid} cannot be read: {os.strerror(code)}")
 
 
+def _iovecs(addresses: Ints, runs: RunTable) -> Ints:
+    """Return struct iovec for each run, [runs, (address, length)]."""
+    return np.stack([addresses, runs.length], axis=1)
+
+
 def _can_read_itself() -> bool:
     """Some sandboxes forbid the call altogether."""
     source, target = ctypes.create_string_buffer(b"x", 1), ctypes.create_string_buffer(1)
-    runs = [Run(0, 0, 1)]
+    runs = RunTable.of([Run(0, 0, 1)])
     try:
         read_process(runs, os.getpid(), ctypes.addressof(target), ctypes.addressof(source))
     except TransportError:

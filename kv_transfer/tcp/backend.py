@@ -10,14 +10,14 @@ a whole part in one system call on either side.
 import ctypes
 import socket
 import struct
-from collections.abc import Sequence
 
 import numpy as np
 
 from baton.core.errors import PeerLost, TransportError
 from baton.kv_transfer.link.backend import MAX_BYTES, MAX_RUNS, Channel
 from baton.kv_transfer.link.stream import STALL_S, receive_into, send_from
-from baton.kv_transfer.transport import Metadata, Region, Run
+from baton.kv_transfer.runs import RunTable
+from baton.kv_transfer.transport import Metadata, Region
 
 _COUNT = struct.Struct(">I")
 _OFFSETS = np.dtype(">u8")
@@ -81,15 +81,16 @@ class _TcpChannel:
         self._connection = connection
         self._memory = memory
 
-    def ask(self, part: Sequence[Run]) -> None:
+    def ask(self, part: RunTable) -> None:
         """See Channel."""
-        wanted = np.array([(run.remote_offset, run.length) for run in part], _OFFSETS)
+        wanted = np.stack([part.remote, part.length], axis=1).astype(_OFFSETS)
         self._connection.sendall(_COUNT.pack(len(part)) + wanted.tobytes())
 
-    def receive(self, part: Sequence[Run]) -> None:
+    def receive(self, part: RunTable) -> None:
         """See Channel."""
         memory = self._memory
-        into = [memory[run.local_offset : run.local_offset + run.length] for run in part]
+        begins, ends = part.local.tolist(), (part.local + part.length).tolist()
+        into = [memory[begin:end] for begin, end in zip(begins, ends, strict=True)]
         answer = bytearray(_NO_ANSWER)
         try:
             receive_into(self._connection, [memoryview(answer), *into])

@@ -2,17 +2,22 @@
 
 import ctypes as c
 import re
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from baton.core.errors import TransportError
-from baton.kv_transfer.transport import Metadata, Peer, Run, Transfer
+from baton.kv_transfer.runs import RunTable
+from baton.kv_transfer.transport import Metadata, Peer, Transfer
 from baton.kv_transfer.ucx import structs as s
 from baton.kv_transfer.ucx.libucp import LibUcp, error_of
 from baton.kv_transfer.ucx.session import Session
 
 Completed = tuple[Transfer, str, TransportError | None]
 """A transfer, what carried it, and its error if it failed."""
+
+DRAIN_S = 2.0
+"""How long reads may take to end after their endpoint was closed; then they are cut off."""
 
 _INFO_BYTES = 512
 _TRANSPORT = re.compile(r"\b([a-z][a-z0-9_]*)/")
@@ -70,7 +75,11 @@ class _Posting:
 
 
 class Endpoint:
-    """States: new → open → closing (lost, or asked to) → closed, with every transfer completed."""
+    """States: new → open → closing → cut off → closed, with every transfer completed.
+
+    An endpoint is closing once it is asked to, and takes no more reads; it is cut off as soon as
+    none is open, or when it is lost, or when DRAIN_S is over.
+    """
 
     def __init__(self, session: Session, peer: Peer) -> None:
         self.peer = peer
@@ -84,6 +93,8 @@ class Endpoint:
         self._base = 0
         self._postings: list[_Posting] = []
         self._closing = False
+        self._cut_at = 0.0
+        self._cut = False
         self._close_request: int | None = None
         mask, memory = s.OP_ATTR_FIELD_MEMH, session.memory
         self._params = s.RequestParam(op_attr_mask=mask, memh=memory)
@@ -124,7 +135,7 @@ class Endpoint:
         self._key = key
         self._base = metadata.base
 
-    def post(self, transfer: Transfer, runs: Sequence[Run]) -> None:
+    def post(self, transfer: Transfer, runs: RunTable) -> None:
         """Start the reads of `runs`, which are within both regions and not empty.
 
         It raises nothing: what fails is told by `reap`, once the reads that began have completed.
@@ -139,19 +150,21 @@ class Endpoint:
         except Exception as error:
             posting.error = as_transport_error(error)
 
-    def _post_runs(self, posting: _Posting, runs: Sequence[Run]) -> None:
-        local, get = self._session.region.address, self._lib.ucp_get_nbx
-        largest = max(runs, key=lambda run: run.length)
-        for run in runs:
-            params = self._witness_params if run is largest else self._params
-            source, target = self._base + run.remote_offset, local + run.local_offset
-            request = get(self._handle, target, run.length, source, self._key, params)
+    def _post_runs(self, posting: _Posting, runs: RunTable) -> None:
+        get = self._lib.ucp_get_nbx
+        largest = int(runs.length.argmax())
+        targets = (runs.local + self._session.region.address).tolist()
+        sources = (runs.remote + self._base).tolist()
+        rows = zip(targets, sources, runs.length.tolist(), strict=True)
+        for index, (target, source, length) in enumerate(rows):
+            params = self._witness_params if index == largest else self._params
+            request = get(self._handle, target, length, source, self._key, params)
             if error := error_of(request):
                 posting.status = error
                 return
             if request is not None:
                 posting.pending.append(request)
-            if run is largest:
+            if index == largest:
                 posting.witness = request
 
     def reap(self) -> list[Completed]:
@@ -163,15 +176,27 @@ class Endpoint:
         for posting in self._postings:
             (done if posting.reap(self._lib) else still).append(posting)
         self._postings = still
-        if self._closing and not still and not self.closed:
+        if self._closing and not self._cut and self._may_cut():
+            self._cut_off()
+        if self._cut and not still and not self.closed:
             self._finish_close()
         return [(p.transfer, p.transport, self._error_of(p)) for p in done]
 
     def close(self) -> None:
-        """Begin to close by force: open reads complete, as cancelled unless they are through."""
-        if self._closing:
-            return
-        self._closing = True
+        """Begin to close: open reads may end, and complete as cancelled if they take too long.
+
+        Where UCX emulates reads by messages (over TCP), the owner of the memory is sending, and
+        UCX 1.22 ends its process if the endpoint goes meanwhile; so they are not cut off at once.
+        """
+        if not self._closing:
+            self._closing = True
+            self._cut_at = time.monotonic() + DRAIN_S
+
+    def _may_cut(self) -> bool:
+        return not self._postings or self.status != s.OK or time.monotonic() > self._cut_at
+
+    def _cut_off(self) -> None:
+        self._cut = True
         if self._handle is not None:
             mask, force = s.OP_ATTR_FIELD_FLAGS, s.EP_CLOSE_FLAG_FORCE
             params = s.RequestParam(op_attr_mask=mask, flags=force)
@@ -179,7 +204,7 @@ class Endpoint:
             self._close_request = None if error_of(request) else request
 
     def abandon(self, error: TransportError) -> list[Completed]:
-        """Return the transfers that are still open, once UCX itself has been shut down."""
+        """Return the transfers that are still open, once the thread has ended."""
         postings, self._postings = self._postings, []
         self.closed = True
         return [(posting.transfer, posting.transport, error) for posting in postings]

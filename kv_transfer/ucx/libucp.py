@@ -31,6 +31,7 @@ _LONG: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ucp_worker_destroy": (None, (_VP,)),
     "ucp_worker_query": (s.Status, (_VP, c.POINTER(s.WorkerAttr))),
     "ucp_worker_release_address": (None, (_VP, _VP)),
+    "ucp_worker_flush_nbx": (_VP, (_VP, c.POINTER(s.RequestParam))),
     "ucp_worker_get_efd": (s.Status, (_VP, c.POINTER(c.c_int))),
     "ucp_mem_map": (s.Status, (_VP, c.POINTER(s.MemMapParams), _OUT)),
     "ucp_mem_unmap": (s.Status, (_VP, _VP)),

@@ -6,7 +6,10 @@ from contextlib import ExitStack
 from baton.kv_transfer.transport import Region
 from baton.kv_transfer.ucx import structs as s
 from baton.kv_transfer.ucx.config import UcxConfig
-from baton.kv_transfer.ucx.libucp import LibUcp
+from baton.kv_transfer.ucx.libucp import LibUcp, error_of
+
+_left: list["Session"] = []
+"""Sessions that could not be given back; kept, since UCX still knows their memory."""
 
 
 def open_context(lib: LibUcp, config: UcxConfig) -> c.c_void_p:
@@ -48,10 +51,39 @@ class Session:
             lib.expect_ok(lib.ucp_worker_get_efd(self.worker, fd), "give an event descriptor")
             self.event_fd = fd.value
             self._stack = stack.pop_all()
+        self._flush: int | None = None
+        self._settling = False
+        self._settled = False
+
+    def settle(self) -> bool:
+        """Return True once UCX has taken down all that closed endpoints left behind.
+
+        To be called again, with progress in between, until it is so. An endpoint that was closed
+        by force has lanes that UCX takes down later, and a worker that is destroyed before that
+        ends the process (`ucs_arbiter_group_is_empty(group)`); a flush waits for them.
+        """
+        if not self._settling:
+            self._settling = True
+            flush = self.lib.ucp_worker_flush_nbx(self.worker, s.RequestParam())
+            self._flush = None if error_of(flush) else flush
+        if self._flush is not None:
+            if self.lib.ucp_request_check_status(self._flush) == s.INPROGRESS:
+                return False
+            self.lib.ucp_request_free(self._flush)
+            self._flush = None
+        self._settled = True
+        return True
 
     def close(self) -> None:
-        """Give all back. After it UCX writes to the region no more, whatever was still open."""
-        self._stack.close()
+        """Give all back. If UCX has not settled, leave it and the region as they are instead.
+
+        Either way nothing is written to the region any more, as nobody makes progress: what is
+        left costs memory, whereas to destroy it could end the process.
+        """
+        if self._settled:
+            self._stack.close()
+        else:
+            _left.append(self)
 
     def _open_worker(self) -> c.c_void_p:
         params = s.WorkerParams(s.WORKER_PARAM_FIELD_THREAD_MODE, s.THREAD_MODE_SINGLE)

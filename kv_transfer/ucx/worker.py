@@ -1,31 +1,29 @@
 """The one thread that calls UCX: it takes commands, moves bytes, and sleeps when there are none."""
 
-import asyncio
 import concurrent.futures
 import contextlib
 import os
 import select
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 from baton.core.errors import PeerLost, TransportError
-from baton.kv_transfer.transport import Metadata, Peer, Region, Run, Transfer
+from baton.kv_transfer.base import Counters, Done, outcome
+from baton.kv_transfer.runs import RunTable
+from baton.kv_transfer.transport import Metadata, Peer, Region, Transfer
 from baton.kv_transfer.ucx import structs as s
 from baton.kv_transfer.ucx.config import UcxConfig
-from baton.kv_transfer.ucx.endpoint import Completed, Endpoint, as_transport_error
+from baton.kv_transfer.ucx.endpoint import Endpoint, as_transport_error
 from baton.kv_transfer.ucx.libucp import load
 from baton.kv_transfer.ucx.session import Session
 
 _NAP_S = 0.001
 """Longest sleep while something is under way: not every transport signals all that it does."""
-_DRAIN_S = 5.0
-"""How long `stop` lets endpoints close before UCX is shut down over them."""
-
-Done = concurrent.futures.Future[None]
+_SETTLE_S = 5.0
+"""How long `stop` lets endpoints close and UCX settle before it leaves them as they are."""
 
 
 class _Command(NamedTuple):
@@ -34,24 +32,14 @@ class _Command(NamedTuple):
     """Called instead of `run` if the thread has ended."""
 
 
-@dataclass
-class Counters:
-    """What became of the transfers posted; the thread alone writes it."""
-
-    bytes_read: Counter[str]
-    done: int = 0
-    failed: int = 0
-
-
 class UcxWorker:
     """Owns the thread, and through it the session and the endpoints.
 
     Public methods are for the event loop; what begins with an underscore runs in the thread.
     """
 
-    def __init__(self, region: Region, config: UcxConfig) -> None:
-        self.counters = Counters(Counter())
-        self.posted = 0
+    def __init__(self, region: Region, config: UcxConfig, counters: Counters) -> None:
+        self._counters = counters
         self.address = b""
         self.key = b""
         self._region = region
@@ -83,16 +71,15 @@ class UcxWorker:
             done.set_exception(error)
         return done
 
-    def post(self, transfer: Transfer, runs: Sequence[Run]) -> None:
+    def post(self, transfer: Transfer, runs: RunTable) -> None:
         """Start a transfer; raises TransportError if too many wait or the thread has ended."""
         if len(self._commands) >= self._config.max_queued:
             raise TransportError(f"{self._config.max_queued} transfers wait for the UCX thread")
 
         def refuse(error: TransportError) -> None:
-            self._report((transfer, "none", error))
+            self._counters.ended(transfer, "none", error)
 
         self._submit(_Command(lambda: self._post(transfer, runs), refuse))
-        self.posted += 1
 
     def disconnect(self, peer: Peer) -> Done:
         """Close the endpoint to `peer`; done when its transfers have completed."""
@@ -155,19 +142,25 @@ class UcxWorker:
             ended = TransportError(f"the UCX thread failed: {error!r}")
             raise
         finally:
-            session.close()
-            self._end(ended)
+            try:
+                session.close()
+            finally:  # whatever happens: nobody may wait for a thread that has ended
+                self._end(ended)
 
     def _loop(self, poll: select.epoll) -> None:
         lib, worker = self._session.lib, self._session.worker
         while True:
             self._run_commands()
-            if self._stopping and (not self._endpoints or time.monotonic() > self._give_up_at):
+            if self._stopping and self._may_end():
                 return
             busy = lib.progress(worker)
             self._reap()
             if not busy and not self._commands:
                 self._sleep(poll)
+
+    def _may_end(self) -> bool:
+        closed = not self._endpoints
+        return (closed and self._session.settle()) or time.monotonic() > self._give_up_at
 
     def _run_commands(self) -> None:
         while self._commands:
@@ -193,10 +186,11 @@ class UcxWorker:
         else:
             done.set_result(None)
 
-    def _post(self, transfer: Transfer, runs: Sequence[Run]) -> None:
+    def _post(self, transfer: Transfer, runs: RunTable) -> None:
         endpoint = self._endpoints.get(transfer.peer.number)
         if endpoint is None:
-            self._report((transfer, "none", PeerLost(f"{transfer.peer} was removed")))
+            lost = PeerLost(f"{transfer.peer} was removed")
+            self._counters.ended(transfer, "none", lost)
         else:
             endpoint.post(transfer, runs)
 
@@ -211,7 +205,7 @@ class UcxWorker:
     def _stop(self) -> None:
         if not self._stopping:
             self._stopping = True
-            self._give_up_at = time.monotonic() + _DRAIN_S
+            self._give_up_at = time.monotonic() + _SETTLE_S
         for endpoint in self._endpoints.values():
             self._disconnect(endpoint.peer, concurrent.futures.Future())
 
@@ -221,21 +215,12 @@ class UcxWorker:
     def _reap(self) -> None:
         for number, endpoint in list(self._endpoints.items()):
             for completed in endpoint.reap():
-                self._report(completed)
+                self._counters.ended(*completed)
             # A lost endpoint stays until it is removed, so that reads of it say so.
             if endpoint.closed and number in self._fences:
                 del self._endpoints[number]
                 for done in self._fences.pop(number):
                     done.set_result(None)
-
-    def _report(self, completed: Completed) -> None:
-        transfer, transport, error = completed
-        if error is None:
-            self.counters.done += 1
-            self.counters.bytes_read[transport] += transfer.size
-        else:
-            self.counters.failed += 1
-        transfer.finish(transport, error)
 
     def _end(self, why: TransportError) -> None:
         with self._lock:
@@ -245,15 +230,10 @@ class UcxWorker:
             command.refuse(why)
         for endpoint in self._endpoints.values():
             for completed in endpoint.abandon(why):
-                self._report(completed)
+                self._counters.ended(*completed)
         for fence in self._fences.values():
             for done in fence:
                 done.set_result(None)
         self._endpoints.clear()
         self._fences.clear()
         self._stopped.set_result(None)
-
-
-async def outcome(done: Done) -> None:
-    """Wait for the thread; cancelling the wait leaves what the thread does as it is."""
-    await asyncio.shield(asyncio.wrap_future(done))

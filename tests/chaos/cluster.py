@@ -124,7 +124,6 @@ def _config(world: World, name: str) -> WorkerConfig:
         min_read_kib=world.min_read_kib,
         transport=world.transport,
         secret=SecretStr("of all processes in tests/chaos"),
-        ucx_options={"TLS": world.tls} if world.tls else {},
     )
     return WorkerConfig(
         instance_id=name,

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from baton.core.errors import PeerLost, TransportError
+from baton.kv_transfer.runs import checked_runs
 from baton.kv_transfer.transport import (
     Peer,
     Region,
@@ -18,7 +19,6 @@ from baton.kv_transfer.transport import (
     Transfer,
     Transport,
     TransportStats,
-    checked_runs,
 )
 
 from .armed import Armed
@@ -63,7 +63,7 @@ class FaultyTransport:
         due = self._armed.happened("read") if runs else []
         if not due:
             return self._inner.read(peer, runs)
-        wanted = checked_runs(runs, self._region.length, peer.length)
+        wanted = list(checked_runs(runs, self._region.length, peer.length))
         transfer = Transfer(peer, sum(run.length for run in wanted))
         task = asyncio.create_task(
             self._struck_read(transfer, wanted, due[0]), name=f"read of {peer.number}"

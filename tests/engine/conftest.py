@@ -146,9 +146,23 @@ class FakeRunner:
 class Bench:
     """A scheduler, a runner, and the events so far."""
 
-    def __init__(self, num_blocks: int, *, host_blocks: int = 0, **config: Any) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        *,
+        host_blocks: int = 0,
+        depth: int = 1,
+        partitions: int = 1,
+        **config: Any,
+    ) -> None:
         self.config = EngineConfig(block_size=BLOCK_SIZE, **config)
-        self.scheduler = Scheduler(self.config, num_blocks, host_blocks=host_blocks)
+        self.scheduler = Scheduler(
+            self.config,
+            num_blocks,
+            host_blocks=host_blocks,
+            depth=depth,
+            partitions=partitions,
+        )
         self.runner = FakeRunner()
         self.events: list[EngineEvent] = []
 

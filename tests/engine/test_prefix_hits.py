@@ -42,7 +42,7 @@ def test_without_the_cache_everything_is_computed_again(bench, fake):
         seq = world.submit(fake.request(30, 3))
         assert first_start(world.run(), seq) == 0
     assert memory(world).pool.cached == memory(world).cached_tokens == 0
-    assert world.scheduler.drain_kv_events().events == ()
+    assert world.scheduler.drain_kv_events()[0].events == ()
 
 
 def test_a_conversation_goes_on_where_the_last_turn_ended(bench, fake):
@@ -136,12 +136,14 @@ def test_ends_are_evicted_before_beginnings(bench, fake):
     world.scheduler.drain_kv_events()
     world.submit(fake.request(25, 1, seed=1))
     world.run()
-    stored = world.scheduler.drain_kv_events().events
+    stored = world.scheduler.drain_kv_events()[0].events
     assert all(isinstance(event, BlockStored) for event in stored)
     assert [event.parent for event in stored[1:]] == [event.hash for event in stored[:-1]]
     world.submit(fake.request(9, 1, seed=2))
     world.run()
-    removed = [e for e in world.scheduler.drain_kv_events().events if isinstance(e, BlockRemoved)]
+    removed = [
+        e for e in world.scheduler.drain_kv_events()[0].events if isinstance(e, BlockRemoved)
+    ]
     assert [event.hash for event in removed] == [stored[2].hash]
     seq = world.submit(fake.request(25, 1, seed=1))
     assert first_start(world.run(), seq) == 16

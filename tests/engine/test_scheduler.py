@@ -411,6 +411,61 @@ def test_steps_are_one_at_a_time_and_results_are_matched(bench, request_of):
     world.run()
 
 
+# Several steps under way
+
+
+def test_the_chunks_of_a_prompt_follow_one_another_into_the_stages(bench, fake):
+    world = bench(8, max_batch_tokens=16, depth=3)
+    request = fake.request(40, 3)
+    seq = world.submit(request)
+    plans = [world.scheduler.plan() for _ in range(3)]
+    chunks = [plan.sequences[0] for plan in plans]
+    assert [(c.start, c.end, c.samples) for c in chunks] == [
+        (0, 16, False),
+        (16, 32, False),
+        (32, 40, True),
+    ]
+    for plan in plans:
+        world.events += world.scheduler.apply(world.runner.execute(plan))
+        world.scheduler.check()
+    world.run()
+    assert world.output(seq) == fake.expected(request)[0]
+
+
+def test_decodes_are_spread_over_the_steps(bench, fake):
+    world = bench(32, depth=3)
+    for seed in range(8):
+        world.submit(fake.request(4, 9, seed=seed))
+    world.step()
+    plans = [world.scheduler.plan() for _ in range(3)]
+    assert [len(plan.sequences) for plan in plans] == [3, 3, 2]
+    assert len({part.seq_id for plan in plans for part in plan.sequences}) == 8
+
+
+def test_a_decode_waits_for_its_token(bench, fake):
+    world = bench(8, depth=2)
+    world.submit(fake.request(4, 9))
+    plan = world.scheduler.plan()
+    assert world.scheduler.plan() is None
+    world.scheduler.apply(world.runner.execute(plan))
+    assert world.scheduler.plan() is not None
+    assert world.scheduler.plan() is None
+
+
+def test_what_a_step_under_way_computes_is_not_preempted(bench, fake):
+    world = bench(2, depth=2, prefix_cache=False)
+    a, b = (world.submit(fake.request(7, 5, seed=seed)) for seed in range(2))
+    world.step()
+    plans = [world.scheduler.plan(), world.scheduler.plan()]
+    assert [[part.seq_id for part in plan.sequences] for plan in plans] == [[a], [b]]
+    world.scheduler.apply(world.runner.execute(plans[0]))
+    assert world.scheduler.plan() is None, "a lacks a block, and b cannot give its own yet"
+    world.scheduler.apply(world.runner.execute(plans[1]))
+    plan = world.scheduler.plan()
+    assert [part.seq_id for part in plan.sequences] == [a]
+    assert world.scheduler.stats().roster.preemptions == 1
+
+
 # Refusals
 
 
@@ -463,8 +518,8 @@ def test_a_budget_below_one_block_is_refused():
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda r: r.memory._pool.allocate(1),
-        lambda r: r.memory._pool.release(r[1].blocks[:1]),
+        lambda r: r.memory._parts[0]._pool.allocate(1),
+        lambda r: r.memory._parts[0]._pool.release(r[1].blocks[:1]),
         lambda r: r.running.remove(r[1]),
         lambda r: setattr(r, "_granted", 1),
         lambda r: setattr(r[1], "computed", 1000),

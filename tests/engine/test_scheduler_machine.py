@@ -1,12 +1,13 @@
 """Any order of events, on pools so small that everything collides.
 
 The memory is as hostile as the contract allows: a step executes, copies included, only when it is
-applied; reads begin to write granted blocks at once, and late ones scribble over fenced blocks just
-before their fence passes.
+applied, in the order of the plans; reads begin to write granted blocks at once, and late ones
+scribble over fenced blocks just before their fence passes.
 """
 
 import random
-from dataclasses import dataclass, field
+from collections import deque
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -56,15 +57,27 @@ def make_machine(fake):
             host_blocks=st.sampled_from([0, 0, 2, 20]),
             policy=st.sampled_from(["fcfs", "priority", "sjf"]),
             max_overtakes=st.integers(1, 4),
+            depth=st.integers(1, 3),
+            partitions=st.sampled_from([1, 1, 2, 3]),
         )
-        def start(self, blocks: int, **config: Any) -> None:
-            self.world = fake.Bench(blocks, swap_block_cost=1.0, **config)
+        def start(self, blocks: int, host_blocks: int, partitions: int, **config: Any) -> None:
+            """`blocks` and `host_blocks` are those of one partition."""
+            self.world = fake.Bench(
+                blocks * partitions,
+                host_blocks=host_blocks * partitions,
+                partitions=partitions,
+                swap_block_cost=1.0,
+                **config,
+            )
+            self.depth: int = config["depth"]
+            self.partitions = partitions
             self.scheduler = self.world.scheduler
             self.total = blocks
             self.limits = config
             self.records: dict[int, Record] = {}
             self.fenced: dict[int, tuple[BlockRef, ...]] = {}
-            self.plan: StepPlan | None = None
+            self.plans: deque[StepPlan] = deque()
+            self.failed: set[int] = set()
             self.grants = 0
             self.places: dict[int, tuple[int, int]] = {}
 
@@ -112,9 +125,8 @@ def make_machine(fake):
             before = {seq: self.scheduler.blocks(seq) for seq in self.live()}
             taken = {ref.block for refs in before.values() for ref in refs}
             taken |= {ref.block for refs in self.fenced.values() for ref in refs}
-            taken |= (
-                {b for part in self.plan.sequences for b in part.blocks} if self.plan else set()
-            )
+            taken |= {b for plan in self.plans for part in plan.sequences for b in part.blocks}
+            taken |= {copy.device for plan in self.plans for copy in plan.swap_out}
             for event in self.scheduler.grant():
                 record = self.records[event.seq_id]
                 assert record.kind == "remote"
@@ -178,7 +190,7 @@ def make_machine(fake):
         @precondition(lambda self: self.records)
         @rule(data=st.data())
         def release(self, data: st.DataObject) -> None:
-            in_step = [part.seq_id for part in self.plan.sequences] if self.plan else []
+            in_step = self.in_steps()
             self.release_one(data.draw(st.sampled_from(in_step or sorted(self.records))))
 
         def release_one(self, seq: int) -> None:
@@ -212,22 +224,26 @@ def make_machine(fake):
 
         # Steps
 
-        @precondition(lambda self: self.plan is None)
+        @precondition(lambda self: len(self.plans) < self.depth)
         @rule()
         def begin(self) -> None:
-            self.plan = self.scheduler.plan()
-            if self.plan is None:
+            plan = self.scheduler.plan()
+            if plan is None:
                 return
-            assert 0 < self.plan.num_tokens <= self.limits["max_batch_tokens"]
-            assert len(self.plan.sequences) <= self.limits["max_sequences"]
-            ids = [part.seq_id for part in self.plan.sequences]
+            assert 0 < plan.num_tokens <= self.limits["max_batch_tokens"]
+            assert len(plan.sequences) <= self.limits["max_sequences"]
+            ids = [part.seq_id for part in plan.sequences]
             assert len(set(ids)) == len(ids)
             assert set(ids) <= set(self.live())
-            copied = {copy.device for copy in self.plan.swap_in}
+            sampling = {p.seq_id for before in self.plans for p in before.sequences if p.samples}
+            assert not sampling & set(ids), "planned before its token is known"
+            copied = {copy.device for copy in plan.swap_in}
             for seq in self.live():
                 theirs = {ref.block for ref in self.scheduler.blocks(seq)}
                 assert not copied & theirs or seq in ids, f"copies into blocks of {seq}"
-            for part in self.plan.sequences:
+            self.plans.append(plan)
+            for part in plan.sequences:
+                assert len({block // self.total for block in part.blocks}) == 1
                 record = self.records[part.seq_id]
                 known = [*record.request.prompt, *record.output]
                 assert list(part.tokens) == known[part.start : part.end]
@@ -236,11 +252,13 @@ def make_machine(fake):
                 record.state = "going"
                 self.see_written(part)
 
-        @precondition(lambda self: self.plan is not None)
+        @precondition(lambda self: self.plans)
         @rule()
         def end(self) -> None:
-            plan, self.plan = self.plan, None
-            result = self.world.runner.execute(plan)
+            plan = self.plans.popleft()
+            # What follows on a failed step computes garbage, in blocks that are still its own.
+            sound = tuple(part for part in plan.sequences if part.seq_id not in self.failed)
+            result = self.world.runner.execute(replace(plan, sequences=sound))
             sampling = {p.seq_id for p in plan.sequences if p.samples} & set(self.live())
             events = self.scheduler.apply(result)
             assert {e.seq_id for e in events if isinstance(e, TokenSampled)} == sampling
@@ -251,18 +269,23 @@ def make_machine(fake):
         def go(self, count: int) -> None:
             """Many steps in a row, or random rules would seldom fill a pool."""
             for _ in range(count):
-                if self.plan is None:
-                    self.grant()
-                    self.begin()
-                if self.plan is not None:
-                    self.end()
+                self.grant()
+                self.step()
 
-        @precondition(lambda self: self.plan is not None)
+        def step(self) -> None:
+            """Plan all that may be under way at once, then end the oldest."""
+            for _ in range(len(self.plans), self.depth):
+                self.begin()
+            if self.plans:
+                self.end()
+
+        @precondition(lambda self: self.plans)
         @rule()
         def fail(self) -> None:
-            plan, self.plan = self.plan, None
+            plan = self.plans.popleft()
             wanted = [p.seq_id for p in plan.sequences if p.seq_id in self.live()]
             assert self.scheduler.fail_step(plan) == wanted
+            self.failed |= {part.seq_id for part in plan.sequences}
             for seq in wanted:
                 self.records[seq].state = "ended"
 
@@ -309,8 +332,7 @@ def make_machine(fake):
 
         def see_freed(self, seq: int, refs: tuple[BlockRef, ...]) -> None:
             """Without the cache, blocks that nobody uses any more are stale at once."""
-            in_step = self.plan is not None and any(p.seq_id == seq for p in self.plan.sequences)
-            if in_step:
+            if seq in self.in_steps():
                 assert all(map(self.scheduler.is_current, refs))
             elif not self.limits["prefix_cache"]:
                 assert not any(map(self.scheduler.is_current, refs))
@@ -324,6 +346,9 @@ def make_machine(fake):
                     theirs = {ref.block for ref in self.scheduler.blocks(other)}
                     assert not written & theirs, f"{part} writes what {other} reads"
 
+        def in_steps(self) -> list[int]:
+            return [part.seq_id for plan in self.plans for part in plan.sequences]
+
         def live(self) -> list[int]:
             return [seq for seq, record in self.records.items() if record.state != "ended"]
 
@@ -335,7 +360,7 @@ def make_machine(fake):
             if not hasattr(self, "scheduler"):
                 return
             for _ in range(DRAIN_STEPS):
-                if self.plan is not None:
+                while self.plans:
                     self.end()
                 for seq in sorted(self.fenced):
                     self.pass_fence(seq)
@@ -350,12 +375,12 @@ def make_machine(fake):
                 before = self.grants
                 self.grant()
                 self.begin()
-                assert self.plan is not None or self.grants > before, "nothing moves"
+                assert self.plans or self.grants > before, "nothing moves"
             assert not self.live(), f"{self.live()} never ended"
             self.scheduler.check()
             stats = self.scheduler.stats().roster
             pool = stats.memory.pool
-            assert pool.available == self.total
+            assert pool.available == self.total * self.partitions
             assert pool.cached == 0 or self.limits["prefix_cache"]
             assert stats.memory.swap.used == 0
             assert (stats.waiting, stats.granted, stats.running, stats.held) == (0, 0, 0, 0)
@@ -388,6 +413,8 @@ def soak(machine, rng: random.Random) -> RosterStats:
         host_blocks=rng.choice([0, 3, 30]),
         policy=rng.choice(["fcfs", "priority", "sjf"]),
         max_overtakes=rng.randint(1, 8),
+        depth=rng.randint(1, 3),
+        partitions=rng.choice([1, 1, 1, 2]),
     )
     for _ in range(250):
         match rng.choices(["arrive", "grant", "admit", "step", "end"], [3, 2, 4, 12, 1])[0]:
@@ -409,7 +436,7 @@ def soak(machine, rng: random.Random) -> RosterStats:
                 if waiting := machine.having("granted"):
                     machine.admit_one(rng.choice(waiting))
             case "step":
-                machine.begin() if machine.plan is None else machine.end()
+                machine.step() if rng.random() < 0.8 or not machine.plans else machine.end()
             case "end":
                 if live := machine.live():
                     end_one(machine, rng, rng.choice(live))
@@ -421,7 +448,7 @@ def soak(machine, rng: random.Random) -> RosterStats:
 
 def end_one(machine, rng: random.Random, seq: int) -> None:
     """End a sequence in one of the ways in which they end before their time."""
-    if machine.plan is not None and rng.random() < 0.1:
+    if machine.plans and rng.random() < 0.1:
         machine.fail()
     elif machine.records[seq].state == "granted":
         machine.fence_one(seq)

@@ -107,6 +107,6 @@ def test_a_released_sequence_leaves_the_host(crowd):
 def test_check_finds(crowd, damage):
     world, *_ = crowd()
     world.scheduler.check()
-    damage(world.scheduler._memory._swap)
+    damage(world.scheduler._memory._parts[0]._swap)
     with pytest.raises(AssertionError):
         world.scheduler.check()

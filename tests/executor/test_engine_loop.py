@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import pytest
@@ -57,6 +58,17 @@ class Model:
         return state[0]
 
 
+class StagedModel(Model):
+    """Takes a step at once; computes it, after those before it, in a thread of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage = ThreadPoolExecutor(1)
+
+    def execute(self, plan: StepPlan, watch: LayerWatch | None = None) -> Future[StepResult]:
+        return self.stage.submit(super().execute, plan, watch)
+
+
 def expected(request: GenerateRequest) -> list[int]:
     state, output = b"", []
     for token in request.prompt:
@@ -73,15 +85,28 @@ class Ears:
     def __init__(self) -> None:
         self.events: list[EngineEvent] = []
         self.plans: list[StepPlan] = []
+        self.ran: list[StepPlan] = []
         self.failures: list[tuple[list[SeqId], Exception]] = []
         self.heard = asyncio.Event()
+        self.started = asyncio.Event()
         self.react: Callable[[EngineEvent], None] = lambda event: None
         self.on_start: Callable[[StepPlan], None] = lambda plan: None
         self.wanted: tuple[int, ...] = ()
         self.layers: list[tuple[int, int]] = []
 
+    def step_ran(self, plan: StepPlan, seconds: float) -> None:
+        assert seconds >= 0
+        self.ran.append(plan)
+
+    async def until_started(self, steps: int) -> None:
+        async with asyncio.timeout(20):
+            while len(self.plans) < steps:
+                self.started.clear()
+                await self.started.wait()
+
     def step_started(self, plan: StepPlan) -> tuple[int, ...]:
         self.plans.append(plan)
+        self.started.set()
         self.on_start(plan)
         return self.wanted
 
@@ -114,10 +139,11 @@ class Ears:
 
 
 class World:
-    def __init__(self, num_blocks: int = 16, **config: int) -> None:
-        self.scheduler = Scheduler(EngineConfig(block_size=BLOCK, **config), num_blocks)
-        self.model, self.ears = Model(), Ears()
-        self.loop = EngineLoop(self.scheduler, self.model, self.ears)
+    def __init__(self, num_blocks: int = 16, *, depth: int = 1, **config: int) -> None:
+        engine = EngineConfig(block_size=BLOCK, **config)
+        self.scheduler = Scheduler(engine, num_blocks, depth=depth)
+        self.model, self.ears = Model() if depth == 1 else StagedModel(), Ears()
+        self.loop = EngineLoop(self.scheduler, self.model, self.ears, depth=depth)
         self.total = num_blocks
 
     @asynccontextmanager
@@ -157,6 +183,42 @@ async def test_requests_run_to_their_end_in_one_thread():
         assert stats.failed_steps == 0
         assert stats.busy_s > 0
         assert world.free == world.total
+
+
+async def test_a_model_in_stages_has_several_steps_under_way():
+    async with World(max_batch_tokens=16, depth=3).running() as world:
+        world.model.gate.clear()
+        requests = [request_of(5 + 9 * i, 4 + i, seed=i) for i in range(4)]
+        seqs = [world.loop.submit(request) for request in requests]
+        await world.ears.until_started(3)
+        assert not world.ears.ran
+        world.model.gate.set()
+        await world.ears.until(lambda: all(map(world.ears.ended, seqs)))
+        assert [world.ears.output(seq) for seq in seqs] == [expected(r) for r in requests]
+        await world.loop.idle()
+        assert world.ears.ran == world.ears.plans
+        assert world.free == world.total
+
+
+async def test_a_failed_step_of_a_model_in_stages_ends_its_sequences_alone():
+    async with World(max_batch_tokens=16, depth=2).running() as world:
+        world.model.gate.clear()
+        lost, kept = (world.loop.submit(request_of(16, 3, seed=seed)) for seed in range(2))
+        await world.ears.until_started(2)
+        world.model.error = ValueError("numbers")
+        world.model.gate.set()
+        await world.ears.until(lambda: world.ears.ended(kept))
+        assert [ids for ids, _ in world.ears.failures] == [[lost]]
+        assert world.ears.output(kept) == expected(request_of(16, 3, seed=1))
+
+
+async def test_steps_under_way_end_before_the_loop_does():
+    async with World(max_batch_tokens=16, depth=3).running() as world:
+        world.model.gate.clear()
+        world.loop.submit(request_of(60, 3))
+        await world.ears.until_started(3)
+    assert not world.loop.in_step
+    assert len(world.ears.plans) == 3
 
 
 async def test_layers_that_are_waited_for_are_told_of_before_the_step_ends():

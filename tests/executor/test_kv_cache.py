@@ -83,7 +83,7 @@ def test_blocks_are_copied_whole_between_pools() -> None:
 
 def test_a_pool_may_lie_in_memory_that_others_map() -> None:
     shared = SharedMemory(5 * LAYOUT.block_bytes)
-    kv = KVCache(LAYOUT, 5, buffer=shared.buffer)
+    kv = KVCache(LAYOUT, 5, memory=torch.frombuffer(shared.buffer, dtype=torch.uint8))
     assert (kv.address, kv.nbytes) == (shared.address, len(shared.buffer))
     assert kv.tensor.shape == LAYOUT.shape(5)
     kv.tensor[4] = 1.5

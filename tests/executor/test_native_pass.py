@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from baton.kernels.native.build import FLAGS, NoNativeCode, build
 from baton.kernels.native.library import Library, load_library
 from baton.models import loader
 from baton.models.loader import load_model
+from baton.models.native_weights import NATIVE_DTYPES
 
+WITHOUT_AMX = (*FLAGS, "-U__AMX_TILE__")
 AVX2 = tuple("-march=haswell" if flag == "-march=native" else flag for flag in FLAGS)
 LENGTHS = (70, 1, 33, 90, 5)
 
@@ -60,8 +63,11 @@ def folder(
     return write_model(tmp_path_factory.mktemp("native") / "model", request.param, **config)
 
 
-def test_the_same_bits_in_any_batch(folder: Path, texts: list[list[int]], make_driver: Any) -> None:
-    model = load_model(folder, executor="native")
+@pytest.mark.parametrize("dtype", NATIVE_DTYPES)
+def test_the_same_bits_in_any_batch(
+    folder: Path, texts: list[list[int]], make_driver: Any, dtype: str
+) -> None:
+    model = load_model(folder, executor="native", dtype=dtype)
     alone = [make_driver(model).logits([text], chunk=1000)[0] for text in texts]
     for block_size, chunk in ((16, 1000), (8, 7), (32, 1)):
         together = make_driver(model, block_size=block_size).logits(texts, chunk=chunk)
@@ -69,16 +75,47 @@ def test_the_same_bits_in_any_batch(folder: Path, texts: list[list[int]], make_d
             assert torch.equal(found, expected), f"blocks of {block_size}, chunks of {chunk}"
 
 
+@pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 def test_the_same_bits_on_any_number_of_threads(
-    folder: Path, texts: list[list[int]], make_driver: Any
+    folder: Path, texts: list[list[int]], make_driver: Any, dtype: str
 ) -> None:
-    one, three = (load_model(folder, executor="native", threads=n) for n in (1, 3))
+    one, three = (load_model(folder, executor="native", threads=n, dtype=dtype) for n in (1, 3))
     for found, expected in zip(
         make_driver(three).logits(texts, chunk=40),
         make_driver(one).logits(texts, chunk=40),
         strict=True,
     ):
         assert torch.equal(found, expected)
+
+
+def test_the_same_bits_with_tiles_and_with_vectors(
+    folder: Path, texts: list[list[int]], make_driver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16, whether this processor has AMX or not."""
+    expected = make_driver(load_model(folder, executor="native", dtype="bfloat16"))
+    monkeypatch.setattr(loader, "load_library", lambda: Library(str(build(WITHOUT_AMX))))
+    model = load_model(folder, executor="native", dtype="bfloat16")
+    assert "AMX" not in model.executor
+    for found, wanted in zip(
+        make_driver(model).logits(texts, chunk=40), expected.logits(texts, chunk=40), strict=True
+    ):
+        assert torch.equal(found, wanted)
+
+
+def test_bfloat16_is_nearer_to_float32_than_in_transformers(
+    folder: Path, texts: list[list[int]], make_driver: Any
+) -> None:
+    """Both round the same weights; the norms, sums and the stream that stay float32 here do not."""
+    in_float32, in_bfloat16 = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    text = torch.tensor([texts[3]])
+    with torch.inference_mode():
+        exact, theirs = (model(text).logits[0].float() for model in (in_float32, in_bfloat16))
+    model = load_model(folder, executor="native", dtype="bfloat16")
+    (ours,) = make_driver(model).logits([texts[3]], chunk=40)
+    assert 0 < (ours - exact).abs().mean() < (theirs - exact).abs().mean()
 
 
 def test_avx2_computes_the_same(

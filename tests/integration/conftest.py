@@ -165,7 +165,9 @@ class Pair:
 
 def worker_config(role: Role, name: str, model_dir: Path, **options: Any) -> WorkerConfig:
     # Who names a prefill instance wants to see a handover, unless he says otherwise.
-    handover = HandoverConfig(**({"local_prefill": "fallback"} | options.pop("handover", {})))
+    # As in a cluster, all know one secret.
+    usual = {"local_prefill": "fallback", "secret": "the secret of the test cluster"}
+    handover = HandoverConfig(**(usual | options.pop("handover", {})))
     return WorkerConfig(
         instance_id=name,
         role=role,

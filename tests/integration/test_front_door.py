@@ -110,7 +110,7 @@ async def test_openai_client(build: Build, reference: Callable[[str, int], str])
         trace = house.gateway.trace(answer.id)
         assert trace is not None
         [handover] = trace.handovers
-        assert (handover.outcome, handover.transport) == ("ok", "cma")
+        assert (handover.outcome, handover.transport) == ("ok", "shm")
         assert trace.prompt_tokens == answer.usage.prompt_tokens
         assert trace.output_tokens == answer.usage.completion_tokens
         assert 0 < trace.ttft_s < trace.e2e_s
@@ -309,7 +309,7 @@ async def test_metrics_and_the_trace_by_http(build: Build) -> None:
         for family in text_string_to_metric_families(metrics)
         for sample in family.samples
     }
-    assert samples["baton_handover_bytes_total", "cma"] == moved
+    assert samples["baton_handover_bytes_total", "shm"] == moved
     assert samples["baton_handovers_total", "ok"] == 1
     assert samples["baton_output_tokens_total",] == answer.usage.completion_tokens
     assert trace["handovers"][0]["bytes"] == moved

@@ -120,7 +120,7 @@ async def test_handed_over(
     for prompt, answer in zip(prompts, answers, strict=True):
         [trace] = answer.finish.handovers
         assert trace.outcome == "ok"
-        assert trace.transport == "cma"
+        assert trace.transport == "shm"
         assert trace.blocks == -(-len(prompt.tokens) // 16)
         assert trace.bytes == trace.blocks * pair.decode.instance.layout.block_bytes
         assert not answer.finish.local_prefill

@@ -14,10 +14,12 @@ SENTENCE = list(range(5, 75))
     [
         ({"transport": "shm"}, "shm", 0),
         ({"transport": "tcp"}, "tcp", 0),
+        ({"transport": "auto"}, "shm", 0),
         ({"transport": "auto", "ucx_options": {"TLS": "none-such"}}, "shm", 0),
-        ({"transport": "auto", "ucx_options": {"TLS": "tcp,self"}}, "tcp", 1),
+        ({"transport": "ucx"}, "cma", 0),
+        ({"transport": "ucx", "ucx_options": {"TLS": "tcp,self"}}, "tcp", 1),
     ],
-    ids=["shm", "tcp", "auto without UCX", "UCX without shared memory"],
+    ids=["shm", "tcp", "auto", "auto without UCX", "UCX", "UCX over TCP"],
 )
 async def test_the_same_tokens_by_every_transport(
     start_pair: Any,

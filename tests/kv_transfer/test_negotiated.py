@@ -1,6 +1,8 @@
 """Which of several transports a pair of processes uses, and what is said about it."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
 
 import msgpack
 import numpy as np
@@ -10,15 +12,18 @@ from structlog.testing import capture_logs
 from baton.core.config import HandoverConfig
 from baton.core.errors import InvalidConfig, PeerLost, TransportError
 from baton.core.ids import Incarnation, new_incarnation
+from baton.kv_transfer import choose
 from baton.kv_transfer.choose import allocate, open_transport
 from baton.kv_transfer.shm.backend import host_id
 from baton.kv_transfer.transport import Metadata, Run, Transport
+from baton.kv_transfer.ucx.capabilities import UcxCapabilities, UcxDevice
 
 from .transport_worlds import SECRET, pattern, region_of, soon
 
 SIZE = 1 << 16
 WHOLE = [Run(0, 0, SIZE)]
 Open = Callable[..., Awaitable[Transport]]
+WITH_RDMA = UcxCapabilities("1.22.0", "libucp.so", (UcxDevice("rc_mlx5", "mlx5_0:1"),))
 
 
 @pytest.fixture
@@ -62,13 +67,11 @@ def source() -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
 @pytest.mark.parametrize(
     ("ours", "theirs", "carrier", "reason"),
     [
-        ("auto", "auto", "cma", None),
-        ("auto", "ucx", "cma", None),
-        ("ucx", "auto", "cma", None),
+        ("auto", "auto", "shm-cma", None),
+        ("auto", "shm", "shm-cma", None),
         ("shm", "auto", "shm-cma", None),
-        ("auto", "shm", "shm-cma", "ucx: the peer does not offer it"),
         ("tcp", "auto", "tcp", None),
-        ("auto", "tcp", "tcp", "ucx: the peer does not offer it; shm: the peer does not offer it"),
+        ("auto", "tcp", "tcp", "shm: the peer does not offer it"),
     ],
 )
 async def test_the_first_that_both_have_is_used(
@@ -88,6 +91,29 @@ async def test_the_first_that_both_have_is_used(
     assert said == ([] if reason is None else [reason])
 
 
+async def test_ucx_is_opened_where_it_has_rdma(
+    side: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """This machine's UCX has none, but it is asked as it would be there."""
+    with monkeypatch.context() as patched:
+        patch_rdma(patched, tmp_path)
+        reader = await side("decode", zeros())
+        target = await side("prefill", source())
+    offers = msgpack.unpackb(Metadata.unpack(target.metadata(), "negotiated").key)
+    assert [kind for kind, _ in offers] == ["shm", "ucx", "tcp"]
+    peer = await soon(reader.add_peer(target.metadata()))
+    assert (await soon(reader.read(peer, WHOLE).wait())).transport == "shm-cma"
+
+
+async def test_ucx_is_not_opened_without_rdma(
+    side: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(choose, "_RDMA_DEVICES", tmp_path)
+    target = await side("prefill", source())
+    offers = msgpack.unpackb(Metadata.unpack(target.metadata(), "negotiated").key)
+    assert [kind for kind, _ in offers] == ["shm", "tcp"]
+
+
 async def test_two_with_nothing_in_common_say_so(side: Open) -> None:
     reader = await side("decode", zeros(), transport="shm")
     target = await side("prefill", source(), transport="tcp")
@@ -96,14 +122,37 @@ async def test_two_with_nothing_in_common_say_so(side: Open) -> None:
     assert reader.stats().peers == 0
 
 
-async def test_ucx_on_tcp_within_a_host_is_a_fallback(side: Open) -> None:
+async def test_ucx_with_nothing_but_tcp_is_a_fallback(side: Open) -> None:
     options = {"transport": "ucx", "ucx_options": {"TLS": "tcp,self"}}
     reader = await side("decode", zeros(), **options)
     target = await side("prefill", source(), **options)
     peer = await soon(reader.add_peer(target.metadata()))
     for _ in range(3):
         assert (await soon(reader.read(peer, WHOLE).wait())).transport == "tcp"
+    assert await soon(reader.add_peer(target.metadata())) is peer
     assert reader.stats().fallbacks == 1
+
+
+async def test_ucx_with_nothing_but_tcp_gives_way_to_tcp(
+    side: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As where both have RDMA, but not to each other."""
+    memory = zeros()
+    with monkeypatch.context() as patched:
+        patch_rdma(patched, tmp_path)
+        reader = await side("decode", memory, ucx_options={"TLS": "tcp"})
+        target = await side("prefill", source(), ucx_options={"TLS": "tcp"})
+    theirs = elsewhere(target.metadata())
+    peer = await soon(reader.add_peer(theirs))
+    await soon(reader.read(peer, WHOLE).wait())
+    again = await soon(reader.add_peer(theirs))
+    assert again is not peer
+    memory[:] = 0
+    await soon(reader.read(again, WHOLE).wait())
+    assert (memory == source()).all()
+    assert reader.stats().bytes_read == {"tcp": 2 * SIZE}
+    assert reader.stats().fallbacks == 2
+    assert not reader.stats().transfers_failed
 
 
 async def test_without_a_secret_only_ucx_is_there(side: Open) -> None:
@@ -118,22 +167,39 @@ async def test_without_a_secret_only_ucx_is_there(side: Open) -> None:
         await side("other", zeros(), secret="", transport="tcp")
 
 
-async def test_a_kind_that_lost_every_read_is_tried_last(side: Open) -> None:
+async def test_a_kind_that_lost_every_read_is_tried_last(
+    side: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """UCX says only by a failing read that it does not reach a peer; this one cannot be reached."""
     memory = zeros()
     options = {"ucx_options": {"TLS": "tcp"}}
-    reader = await side("decode", memory, **options)
-    target = await side("prefill", source(), **options)
+    with monkeypatch.context() as patched:
+        patch_rdma(patched, tmp_path)
+        reader = await side("decode", memory, **options)
+        target = await side("prefill", source(), **options)
     gone = await side("prefill", source(), transport="ucx", **options)
     await soon(gone.close())
-    theirs = with_offer_of(target.metadata(), "ucx", gone.metadata())
+    theirs = elsewhere(with_offer_of(target.metadata(), "ucx", gone.metadata()))
     peer = await soon(reader.add_peer(theirs))
     with pytest.raises(PeerLost):
         await soon(reader.read(peer, WHOLE).wait())
     again = await soon(reader.add_peer(theirs))
-    assert (await soon(reader.read(again, WHOLE).wait())).transport == "shm-cma"
+    assert (await soon(reader.read(again, WHOLE).wait())).transport == "tcp"
     assert (memory == source()).all()
     assert reader.stats().fallbacks == 1
+
+
+def elsewhere(metadata: bytes) -> bytes:
+    """Return `metadata` as if its owner ran on another host."""
+    packed = Metadata.unpack(metadata, "negotiated")
+    return replace(packed, address=b"elsewhere").pack("negotiated")
+
+
+def patch_rdma(patched: pytest.MonkeyPatch, devices: Path) -> None:
+    """Let this machine have an RDMA device, and its UCX one that could use it."""
+    (devices / "mlx5_0").touch()
+    patched.setattr(choose, "_RDMA_DEVICES", devices)
+    patched.setattr(choose, "describe", lambda config: WITH_RDMA)
 
 
 def with_offer_of(metadata: bytes, kind: str, other: bytes) -> bytes:
@@ -165,11 +231,8 @@ async def test_shm_is_not_missed_on_another_host(side: Open) -> None:
     target = await side("prefill", source())
     packed = Metadata.unpack(target.metadata(), "negotiated")
     assert packed.address == host_id().encode()
-    elsewhere = Metadata(
-        packed.owner, packed.incarnation, packed.base, packed.length, b"elsewhere", packed.key
-    )
     with pytest.raises(TransportError, match="no transport reaches prefill"):
-        await soon(reader.add_peer(elsewhere.pack("negotiated")))
+        await soon(reader.add_peer(elsewhere(target.metadata())))
     assert reader.stats().fallbacks == 0
 
 

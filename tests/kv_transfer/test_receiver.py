@@ -35,7 +35,7 @@ from baton.core.ids import Attempt, BlockId, Epoch, Incarnation, InstanceId, Req
 from baton.core.kv_layout import KVLayout, LayerRange
 from baton.core.request import GenerateRequest
 from baton.core.sharded_layout import ShardedLayout
-from baton.kv_transfer import receiver as m
+from baton.kv_transfer import receiver_events as m
 from baton.kv_transfer.plan import TokenRange, plan_between
 from baton.kv_transfer.receiver import Receiver, ReceiverState
 

@@ -23,7 +23,7 @@ from baton.core.ids import Attempt, Incarnation
 from baton.core.kv_layout import KVLayout, LayerRange
 from baton.core.request import TokenLogprobs
 from baton.core.sharded_layout import ShardedLayout
-from baton.kv_transfer import sender as m
+from baton.kv_transfer import sender_events as m
 from baton.kv_transfer.sender import Sender, SenderState
 
 Refs = Callable[..., tuple[BlockRef, ...]]
@@ -225,7 +225,7 @@ def test_offers_end_where_larger_blocks_of_decode_do(
     [
         ({"compatibility": "other"}, "incompatible"),
         ({"layout": ShardedLayout(replace(LAYOUT, head_dim=8))}, "incompatible"),
-        ({"layout": ShardedLayout(replace(LAYOUT, dtype="bfloat16"))}, "incompatible"),
+        ({"layout": ShardedLayout(replace(LAYOUT, dtype="float16"))}, "incompatible"),
         ({"layout": ShardedLayout(LAYOUT, tp=2)}, "incompatible"),
     ],
 )

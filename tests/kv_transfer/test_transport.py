@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from baton.core.errors import PeerLost, TransportError
-from baton.kv_transfer.transport import METADATA_VERSION, Metadata, Run, checked_runs
+from baton.kv_transfer.transport import METADATA_VERSION, Metadata, Run
 
 from .transport_worlds import (
     SIZE,
@@ -82,27 +82,6 @@ async def test_nothing_to_read_completes_at_once(world: World) -> None:
     transfer = world.reader.read(peer, [])
     assert transfer.completed
     assert (await soon(transfer.wait())).transport == "none"
-
-
-@pytest.mark.parametrize(
-    ("run", "side"),
-    [
-        (Run(SIZE - 1, 0, 2), "local"),
-        (Run(-1, 0, 2), "local"),
-        (Run(0, SIZE - 1, 2), "remote"),
-        (Run(0, -1, 2), "remote"),
-        (Run(0, 0, 0), "local"),
-        (Run(0, 1 << 64, 1), "remote"),
-    ],
-)
-def test_a_run_that_leaves_a_region_is_refused(run: Run, side: str) -> None:
-    with pytest.raises(TransportError, match=f"leaves the {side} region"):
-        checked_runs([Run(0, 0, 1), run], SIZE, SIZE)
-
-
-def test_neighbours_on_both_sides_are_merged() -> None:
-    runs = [Run(0, 10, 5), Run(5, 15, 5), Run(10, 21, 1), Run(12, 22, 1), Run(13, 23, 2)]
-    assert checked_runs(runs, 100, 100) == [Run(0, 10, 10), Run(10, 21, 1), Run(12, 22, 3)]
 
 
 async def test_bounds_are_those_of_both_regions(world: World) -> None:

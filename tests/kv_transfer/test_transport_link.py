@@ -19,6 +19,7 @@ from baton.core.ids import new_incarnation
 from baton.kv_transfer.link import reader
 from baton.kv_transfer.link.backend import MAX_BYTES, MAX_RUNS, parts_of
 from baton.kv_transfer.link.transport import LinkTransport
+from baton.kv_transfer.runs import RunTable
 from baton.kv_transfer.shm import copying
 from baton.kv_transfer.shm.memory import Mapping, SharedMemory
 from baton.kv_transfer.tcp.backend import TcpBackend, notice_cuts
@@ -194,7 +195,7 @@ async def test_two_may_read_each_other(world: ProcessWorld) -> None:
 def test_parts_are_bounded_and_cover_all() -> None:
     runs = [Run(i * 10, i * 20, 10) for i in range(MAX_RUNS + 3)]
     runs.append(Run(1 << 20, 1 << 21, 2 * MAX_BYTES + 5))
-    parts = list(parts_of(runs))
+    parts = [list(part) for part in parts_of(RunTable.of(runs))]
     assert max(len(part) for part in parts) == MAX_RUNS
     assert max(sum(run.length for run in part) for part in parts) == MAX_BYTES
     flat = [run for part in parts for run in part]

@@ -12,6 +12,7 @@ import pytest
 from baton.core.errors import InvalidConfig, TransportError
 from baton.core.ids import new_incarnation
 from baton.kv_transfer.transport import Run
+from baton.kv_transfer.ucx import session, worker
 from baton.kv_transfer.ucx.capabilities import describe
 from baton.kv_transfer.ucx.config import UcxConfig
 from baton.kv_transfer.ucx.endpoint import Endpoint
@@ -83,6 +84,36 @@ async def test_a_bug_while_reads_are_posted_is_told_once_those_that_began_have_c
             await soon(ucx_tcp.reader.read(peer, [Run(0, half, half), Run(half, 0, half)]).wait())
     assert (ucx_tcp.memory[:half] == pattern(1)[half:]).all(), "it failed before its fence"
     await soon(ucx_tcp.reader.read(peer, WHOLE).wait())
+
+
+async def test_what_does_not_settle_is_left_and_not_destroyed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """UCX ends the process if its worker is destroyed over lanes that are still taken down."""
+    world = await ProcessWorld(*WORLDS["ucx-cma"]).open()
+    peer = await soon(world.reader.add_peer(await world.start_target(1)))
+    transfers = [world.reader.read(peer, WHOLE) for _ in range(50)]
+    left = len(session._left)
+    with monkeypatch.context() as patched:
+        patched.setattr(worker, "_SETTLE_S", 0.1)
+        patched.setattr(session.Session, "settle", lambda self: False)
+        await soon(world.reader.close())
+    assert all(transfer.completed for transfer in transfers)
+    assert len(session._left) == left + 1
+    await world.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_nobody_waits_for_a_session_that_cannot_be_closed(
+    ucx_tcp: ProcessWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise ValueError("a bug")
+
+    peer = await soon(ucx_tcp.reader.add_peer(await ucx_tcp.start_target(1)))
+    monkeypatch.setattr(session.Session, "close", broken)
+    await soon(ucx_tcp.reader.close())
+    await soon(ucx_tcp.reader.remove_peer(peer))
 
 
 @pytest.mark.parametrize("kind", ["ucx-cma", "ucx-tcp"])

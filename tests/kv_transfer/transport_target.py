@@ -30,7 +30,7 @@ def pattern(seed: int, size: int) -> Bytes:
 
 def memory_of(kind: str, size: int) -> tuple[Bytes, Region]:
     """Return zeroed memory as `kind` likes it best, and the same as a region."""
-    if kind == "shm":
+    if kind in ("auto", "shm"):
         shared = SharedMemory(size)
         memory = np.frombuffer(shared.buffer, np.uint8)
         return memory, shared.region(memory)

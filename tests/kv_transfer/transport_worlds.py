@@ -98,6 +98,9 @@ class ProcessWorld:
         self.kind = kind
         self.carrier = carrier
         self.options = options
+        self.owner_may_die = kind == "ucx" and carrier == "tcp"
+        """UCX over TCP ends the owner of the memory if it is cut off while it sends, as when it has
+        hung; that is UCX's own (docs/decisions/0010), and `auto` does not use it."""
         self.processes: list[subprocess.Popen[str]] = []
 
     async def open(self) -> "ProcessWorld":
@@ -154,7 +157,8 @@ class ProcessWorld:
         for process in self.processes:
             ended = process.poll() is not None
             process.communicate(timeout=10)
-            assert ended or process.returncode == 0, "the target did not end well"
+            well = process.returncode == 0 or self.owner_may_die
+            assert ended or well, "the target did not end well"
 
 
 WORLDS = {
@@ -163,7 +167,7 @@ WORLDS = {
     "shm": ("shm", "shm", {}),
     "shm-cma": ("cma", "shm-cma", {}),
     "tcp": ("tcp", "tcp", {}),
-    "auto": ("auto", "cma", {"TLS": "cma,tcp"}),
+    "auto": ("auto", "shm", {}),
 }
 """By name: the transport, what must carry the bytes, and options of UCX."""
 

@@ -46,10 +46,21 @@ def test_native_that_cannot_be_had_is_refused(tiny_llama_dir: Path) -> None:
     assert error.value.field == "executor"
 
 
-def test_torch_if_asked_for_or_in_half_precision(tiny_llama_dir: Path) -> None:
+def test_torch_if_asked_for_or_in_float16(tiny_llama_dir: Path) -> None:
     assert load_model(tiny_llama_dir, executor="torch").executor == "torch (as asked for)"
-    half = load_model(tiny_llama_dir, dtype="bfloat16")
-    assert half.executor == "torch (native code computes in float32, not in bfloat16)"
+    half = load_model(tiny_llama_dir, dtype="float16")
+    why = "native code computes in float32 or bfloat16, not in float16"
+    assert half.executor == f"torch ({why})"
+
+
+def test_native_in_bfloat16(tiny_llama_dir: Path) -> None:
+    try:
+        model = load_model(tiny_llama_dir, dtype="bfloat16", executor="native")
+    except InvalidConfig as error:
+        pytest.skip(str(error))
+    assert isinstance(model, NativeDecoder)
+    assert model.dtype == "bfloat16"
+    assert "bfloat16" in model.executor
 
 
 def test_an_executor_that_does_not_exist(tiny_llama_dir: Path) -> None:

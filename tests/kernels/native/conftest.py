@@ -13,7 +13,12 @@ from torch import Tensor
 
 from baton.kernels.native.build import FLAGS, SOURCES, NoNativeCode, find_compiler
 
-TARGETS = {"native": ["-march=native"], "avx2": ["-mavx2", "-mfma"], "plain": []}
+TARGETS = {
+    "native": ["-march=native"],
+    "no amx": ["-march=native", "-U__AMX_TILE__"],
+    "avx2": ["-mavx2", "-mfma"],
+    "plain": [],
+}
 
 
 def _record(**fields: Any) -> type[ctypes.Structure]:
@@ -49,6 +54,7 @@ _RECORDS = {
         q_stride=c_int64,
         pool=c_void_p,
         shape=_SHAPE,
+        pairs=c_bool,
         out=c_void_p,
         out_stride=c_int64,
         scratch=c_void_p,
@@ -88,6 +94,7 @@ _RECORDS = {
         sin=c_void_p,
         pairs=c_int64,
         pool=c_void_p,
+        narrow=c_bool,
         shape=_SHAPE,
         slots=c_void_p,
     ),
@@ -161,7 +168,8 @@ class Operations:
     def attend(self, threads: int, **fields: Any) -> None:
         """Run attention with memory of its own, which is NaN before."""
         dims = c_int64(fields["shape"].head_dim), c_int64(fields["value_dim"])
-        scratch = torch.empty(threads * self._library.test_attention_scratch(*dims))
+        pairs = c_bool(fields["pairs"])
+        scratch = torch.empty(threads * self._library.test_attention_scratch(*dims, pairs))
         fields["scratch"] = scratch.fill_(float("nan"))
         count = self._library.test_attention_partials(ctypes.byref(_job("attend", fields)), threads)
         fields["partials"] = torch.full((count,), float("nan"))
@@ -176,6 +184,15 @@ class Operations:
         pointers = [c_void_p(tensor.data_ptr()) for tensor in (x, exps, tanhs)]
         self._library.test_functions(*pointers, c_int64(len(x)))
         return exps, tanhs
+
+    def narrowed(self, x: Tensor) -> Tensor:
+        """Return x in bfloat16."""
+        found = torch.zeros(len(x) + 1, dtype=torch.bfloat16)
+        self._library.test_narrow(
+            c_void_p(x.data_ptr()), c_int64(len(x)), c_void_p(found.data_ptr())
+        )
+        assert found[-1] == 0, "more was written than asked for"
+        return found[:-1]
 
     @staticmethod
     def sequences(rows: Sequence[tuple[int, int]], tables: Sequence[Tensor]) -> ctypes.Array[Any]:

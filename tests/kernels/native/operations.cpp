@@ -39,12 +39,16 @@ OPERATION(test_route, Route, route)
 OPERATION(test_group_pairs, GroupPairs, group_pairs)
 OPERATION(test_combine, Combine, combine)
 
-extern "C" int64_t test_attention_scratch(int64_t head_dim, int64_t value_dim) {
-  return attention_scratch(head_dim, value_dim);
+extern "C" int64_t test_attention_scratch(int64_t head_dim, int64_t value_dim, bool pairs) {
+  return attention_scratch(head_dim, value_dim, pairs);
 }
 
 extern "C" int64_t test_attention_partials(const Attention* job, int threads) {
   return attention_partials(*job, threads);
+}
+
+extern "C" void test_narrow(const float* x, int64_t count, uint16_t* out) {
+  narrow_some(x, count, out);
 }
 
 extern "C" void test_functions(const float* x, float* exps, float* tanhs, int64_t count) {

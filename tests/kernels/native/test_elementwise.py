@@ -154,10 +154,11 @@ def angles_of(
 @pytest.mark.parametrize(("head_dim", "turned"), [(8, 8), (32, 32), (64, 16), (80, 20), (96, 96)])
 @pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_heads_before_attention(
-    operations: Any, head_dim: int, turned: int, normed: bool, threads: int
+    operations: Any, head_dim: int, turned: int, normed: bool, threads: int, dtype: torch.dtype
 ) -> None:
-    pool = torch.zeros(9, LAYERS, 2, KV_HEADS, BLOCK_SIZE, head_dim)
+    pool = torch.zeros(9, LAYERS, 2, KV_HEADS, BLOCK_SIZE, head_dim, dtype=dtype)
     slots, positions = places(operations, pool, threads)
     assert torch.equal(positions.long(), POSITIONS)
     cos, sin, angles = angles_of(operations, positions, turned // 2, threads)
@@ -184,11 +185,27 @@ def test_heads_before_attention(
         sin=sin,
         pairs=turned // 2,
         pool=pool[0, 1],
+        narrow=dtype == torch.bfloat16,
         shape=operations.shape(pool),
         slots=slots,
     )
     torch.testing.assert_close(qkv[:, :HEADS], expected[:, :HEADS])
     kv = pool[BLOCKS, 1, :, :, POSITIONS % BLOCK_SIZE]
-    torch.testing.assert_close(kv.flatten(1, 2), expected[:, HEADS:])
+    assert torch.equal(kv.flatten(1, 2), qkv[:, HEADS:].to(dtype))
+    torch.testing.assert_close(qkv, expected)
     pool[BLOCKS, 1, :, :, POSITIONS % BLOCK_SIZE] = 0
     assert not pool.any()
+
+
+@pytest.mark.parametrize("count", [1, 5, 16, 31, 32, 33, 100])
+def test_rounds_as_torch_does(operations: Any, count: int) -> None:
+    """To the nearest, of two the even one; and what is too small to be normal to 0."""
+    words = torch.randint(-(2**31), 2**31, (1000, count), dtype=torch.int64).to(torch.int32)
+    words[::3] = (words[::3] & -0x10000) | 0x8000  # halfway between two
+    special = torch.tensor([0.0, -0.0, float("inf"), float("-inf"), float("nan"), 3.4e38, 1.0])
+    x = torch.cat([words.view(torch.float32).flatten(), special])
+    found = torch.cat([operations.narrowed(row) for row in x.split(count)])
+    expected = torch.where(x.abs() < 2.0**-126, x * 0, x).to(torch.bfloat16)
+    assert torch.equal(found.isnan(), x.isnan())
+    known = ~x.isnan()
+    assert torch.equal(found[known].view(torch.int16), expected[known].view(torch.int16))

@@ -25,11 +25,16 @@ from baton.models.native_weights import NativeWeights
 LAYOUT = KVLayout(1, 1, 16, 8, "float32")
 BLOCKS = 64
 AVX2 = tuple("-march=haswell" if flag == "-march=native" else flag for flag in FLAGS)
+WITHOUT_AMX = (*FLAGS, "-U__AMX_TILE__")
 
 Compute = Callable[..., Tensor]
 
 
-@pytest.fixture(scope="module", params=[FLAGS, AVX2], ids=["this processor", "avx2"])
+@pytest.fixture(
+    scope="module",
+    params=[FLAGS, WITHOUT_AMX, AVX2],
+    ids=["this processor", "without AMX", "avx2"],
+)
 def library(request: pytest.FixtureRequest) -> Library:
     try:
         return Library(str(build(request.param)))
@@ -48,8 +53,9 @@ class Layer:
         *,
         bias: Tensor | None = None,
         threads: int = 1,
+        dtype: str = "float32",
     ) -> None:
-        weights = NativeWeights(library)
+        weights = NativeWeights(library, dtype=dtype)
         matrix = weights.matrix(parts)
         self.weights, self.outputs = weights, matrix.outputs
         self.table = table
@@ -169,3 +175,77 @@ def test_refuses_tokens_and_blocks_that_do_not_exist(library: Library) -> None:
     for token in (-1, 20):
         with pytest.raises(InternalError, match="vocabulary"):
             layer([token])
+
+
+# ---- Products in bfloat16
+
+
+def in_pairs(x: Tensor, weight: Tensor) -> Tensor:
+    """Return x Wᵀ to the bit, as kernels/native/bfloat16.h defines it.
+
+    A product of two bfloat16 values is exact in float32, so that torch's separate products and sums
+    round as multiply-adds do.
+    """
+    pad = -x.shape[1] % 32
+    x, weight = (
+        torch.nn.functional.pad(t.bfloat16().float(), (0, pad)).view(len(t), -1, 16, 2)
+        for t in (x, weight)
+    )
+    total = torch.zeros(len(x), len(weight))
+    for group in range(x.shape[1]):
+        chains = torch.zeros(2, len(x), len(weight))
+        for pair in range(16):
+            for place in range(2):
+                chains[place] += x[:, None, group, pair, place] * weight[:, group, pair, place]
+        total += chains[0] + chains[1]
+    return total
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [(1, 1), (7, 5), (32, 32), (40, 100), (256, 96), (515, 33), (1100, 70)]
+)
+def test_bfloat16_is_the_product_to_the_bit(
+    library: Library, dtype: torch.dtype, inputs: int, outputs: int
+) -> None:
+    """On every processor, of every number of rows, whatever the weights were stored as."""
+    weight, bias = random(outputs, inputs, dtype=dtype), random(outputs, seed=1)
+    table = random(outputs, inputs, seed=2)
+    rows = [row % outputs for row in range(40)]
+    expected = in_pairs(table[rows], weight) + bias
+    for threads in (1, 3):
+        layer = Layer(library, [weight], table, bias=bias, threads=threads, dtype="bfloat16")
+        for count in (*range(1, 9), 12, 13, 16, 17, 31, 32, 33, 40):
+            assert torch.equal(layer(rows[:count]), expected[:count]), f"{count} rows"
+
+
+def test_bfloat16_in_many_rows(library: Library) -> None:
+    """More than are rounded at a time."""
+    weight, table = random(70, 4100), random(300, 4100, seed=1)
+    layer = Layer(library, [weight.repeat(5, 1)], table, threads=2, dtype="bfloat16")
+    expected = in_pairs(table, weight).repeat(1, 5)
+    assert torch.equal(layer(range(300)), expected)
+    assert torch.equal(layer(range(299, 300)), expected[299:])
+
+
+def test_bfloat16_flushes_what_is_not_normal(library: Library) -> None:
+    """Before and after each operation, with tiles and with vectors."""
+    weight = torch.full((64, 64), 2.0**-100)
+    table = torch.full((64, 64), 2.0**-127)
+    table[32:] = 2.0**-27  # products of 2^-127
+    table[33, ::2] = 2.0**-20
+    layer = Layer(library, [weight], table, dtype="bfloat16")
+    expected = torch.zeros(64, 64)
+    expected[33] = 32 * 2.0**-120
+    assert torch.equal(layer(range(64)), expected)
+    for row in (0, 32, 33):
+        assert torch.equal(layer([row]), expected[row : row + 1])
+
+
+def test_bfloat16_parts_are_packed_whatever_their_strides(library: Library) -> None:
+    both = random(80, 64, dtype=torch.bfloat16)
+    turned = random(64, 45, dtype=torch.bfloat16, seed=1).T
+    parts = [both[:7], turned, both[0::2], both[1::2]]
+    table = random(132, 64, seed=2)
+    layer = Layer(library, parts, table, dtype="bfloat16")
+    assert torch.equal(layer(range(30)), in_pairs(table[:30], torch.cat(parts)))

@@ -1,0 +1,87 @@
+"""The memory of an instance that takes part in handovers: its pool, its staging, and the region.
+
+in host memory      │ pool: blocks …                  │ staging: pages … │   one region
+on a device         │ pool: blocks … │ (not registered)  │ staging: pages … │   the region
+"""
+
+import torch
+
+from baton.core.config import WorkerConfig
+from baton.core.kv_layout import KVLayout
+from baton.core.memory import MIB
+from baton.core.topology import Role
+from baton.executor.device import Device
+from baton.executor.kv_cache import KVCache
+from baton.executor.staging import Staging
+from baton.kv_transfer.choose import allocate
+from baton.kv_transfer.landing import Landing, least_page
+from baton.kv_transfer.transport import Region
+
+_PAGES = 8
+"""Reads that can have a page at a time, if pages of an eighth are large enough."""
+
+
+class HandoverMemory:
+    """Allocates all of it at once; it lives as long as the transport, which holds the region."""
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        layout: KVLayout,
+        num_blocks: int,
+        device: Device | None = None,
+    ) -> None:
+        """`device`: where the pool is to lie, if not in host memory."""
+        self.on_device = device is not None
+        """Whether no transport reaches the pool, so that all KV passes through staging."""
+        page_bytes, pages = _pages(config, layout, on_device=self.on_device)
+        pool_bytes = num_blocks * layout.block_bytes
+        ahead = 0 if self.on_device else pool_bytes
+        size = ahead + pages * page_bytes
+        shared = allocate(size, config.handover)
+        memory = (
+            torch.zeros(size, dtype=torch.uint8)
+            if shared is None
+            else torch.frombuffer(shared.buffer, dtype=torch.uint8)
+        )
+        pool = memory[:ahead] if device is None else device.allocate(pool_bytes)
+        self.kv = KVCache(layout, num_blocks, memory=pool)
+        """The pool."""
+        self.region = (
+            Region(memory.data_ptr(), size, memory) if shared is None else shared.region(memory)
+        )
+        """What transports are to register."""
+        self.staging: Staging | None = None
+        """What KV passes through where it cannot be read in place; none if that was not wanted."""
+        if pages:
+            self.staging = Staging(self.kv, memory[ahead:], page_bytes, offset=ahead, device=device)
+
+    @property
+    def landing(self) -> Landing:
+        """What decode can read into."""
+        return Landing(
+            in_pool=not self.on_device,
+            page_bytes=0 if self.staging is None else self.staging.page_bytes,
+        )
+
+    def close(self) -> None:
+        """End the staging; to be called after the transport has closed."""
+        if self.staging is not None:
+            self.staging.close()
+            self.staging.pool.check()
+
+
+def _pages(config: WorkerConfig, layout: KVLayout, *, on_device: bool) -> tuple[int, int]:
+    """Return (bytes of a page, pages).
+
+    In prefill a page is a block, and only pools on a device need any. In decode a page holds what
+    is read at a time, one block of any peer at least.
+    """
+    size = config.handover.staging_mib * MIB
+    if config.role is Role.PREFILL:
+        pages = max(1, size // layout.block_bytes) if on_device else 0
+        return layout.block_bytes, pages
+    if not (size or on_device):
+        return 0, 0
+    page_bytes = max(least_page(layout), size // _PAGES)
+    return page_bytes, max(1, size // page_bytes)

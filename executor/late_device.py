@@ -1,0 +1,110 @@
+"""A device made of host memory, whose copies are late and out of order; for tests of staging.
+
+A copy moves its bytes only when somebody waits, and then others may come first, in an order drawn
+from the seed. Who forgets to wait finds old bytes.
+"""
+
+import random
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+
+@dataclass(eq=False, slots=True)
+class _Copy:
+    device: "LateDevice"
+    source: Tensor
+    target: Tensor
+
+    def wait(self) -> None:
+        """See Event."""
+        self.device._complete(self)
+
+
+class LateDevice:
+    """Implements `Device`."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.copies_to_host = 0
+        self.copies_from_host = 0
+        self._random = random.Random(seed)
+        self._lock = Lock()
+        self._open: list[_Copy] = []
+        self._own: list[tuple[int, int]] = []
+        self._pinned: list[tuple[int, int]] = []
+
+    def __repr__(self) -> str:
+        return f"<LateDevice, {len(self._open)} copies open>"
+
+    def allocate(self, size: int) -> Tensor:
+        """See Device."""
+        memory = torch.zeros(size, dtype=torch.uint8)
+        self._own.append(_range(memory))
+        return memory
+
+    def pin(self, memory: Tensor) -> None:
+        """See Device."""
+        self._pinned.append(_range(memory))
+
+    def unpin(self, memory: Tensor) -> None:
+        """See Device."""
+        self._pinned.remove(_range(memory))
+
+    def copy_to_host(self, source: Tensor, target: Tensor) -> _Copy:
+        """See Device."""
+        assert _within(target, self._pinned), "a copy to host memory that is not pinned"
+        self.copies_to_host += 1
+        return self._begin(source, target)
+
+    def copy_from_host(self, source: Tensor, target: Tensor) -> _Copy:
+        """See Device."""
+        assert _within(source, self._pinned), "a copy from host memory that is not pinned"
+        assert _within(target, self._own), "a copy to memory that is not the device's"
+        self.copies_from_host += 1
+        return self._begin(source, target)
+
+    def stream(self, *, after_model: bool) -> AbstractContextManager[object]:
+        """See Device."""
+        return nullcontext()
+
+    def synchronize(self) -> None:
+        """See Device."""
+        with self._lock:
+            self._run(len(self._open))
+
+    def check(self) -> None:
+        """Assert that every copy was waited for, and that no host memory is pinned any more."""
+        assert not self._open, self
+        assert not self._pinned, "host memory is still pinned"
+
+    def _begin(self, source: Tensor, target: Tensor) -> _Copy:
+        assert source.shape == target.shape, "a copy between unequal sizes"
+        copy = _Copy(self, source, target)
+        with self._lock:
+            self._open.append(copy)
+        return copy
+
+    def _complete(self, copy: _Copy) -> None:
+        """Let some of the open copies complete, `copy` among them."""
+        with self._lock:
+            if copy in self._open:
+                self._open.remove(copy)
+                self._run(self._random.randint(0, len(self._open)))
+                copy.target.copy_(copy.source)
+
+    def _run(self, count: int) -> None:
+        for _ in range(count):
+            copy = self._open.pop(self._random.randrange(len(self._open)))
+            copy.target.copy_(copy.source)
+
+
+def _range(memory: Tensor) -> tuple[int, int]:
+    return memory.data_ptr(), memory.data_ptr() + memory.nbytes
+
+
+def _within(memory: Tensor, ranges: list[tuple[int, int]]) -> bool:
+    start, end = _range(memory)
+    return any(low <= start and end <= high for low, high in ranges)

@@ -1,0 +1,143 @@
+"""KV that no transport reaches: out through staging, in through staging, or both; same tokens."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from baton.core.topology import Role
+from baton.decode_worker.worker import DecodeWorker
+from baton.executor.late_device import LateDevice
+from baton.kv_transfer.faults import Fault, FaultPlan
+from baton.kv_transfer.loopback import LoopbackNetwork, LoopbackTransport
+from baton.kv_transfer.transport import Region, Transport
+from baton.prefill_worker.worker import PrefillWorker
+
+NEW = 8
+DRAW = random.Random(13)
+PROMPTS = [tuple(DRAW.randrange(5, 900) for _ in range(n)) for n in (1, 16, 40, 150, 270)]
+LAYERWISE = {"min_read_kib": 0, "offer_cost_s": 0}
+
+
+@pytest.fixture
+async def start(tools: Any, demo_model_dir: Path) -> AsyncIterator[Callable[..., Any]]:
+    """Start a worker; at the end each closes, which checks pools, pages and copies."""
+    async with AsyncExitStack() as stack:
+
+        async def start_worker(
+            role: Role, device: LateDevice | None, *, open_transport: Any = None, **options: Any
+        ) -> Any:
+            kind = PrefillWorker if role is Role.PREFILL else DecodeWorker
+            config = tools.worker_config(role, f"{role}-0", demo_model_dir, **options)
+            chosen = {} if open_transport is None else {"open_transport": open_transport}
+            if device is not None:
+                stack.callback(device.check)
+            return await stack.enter_async_context(
+                await kind.start(config, on_progress=lambda _: None, device=device, **chosen)
+            )
+
+        yield start_worker
+
+
+@pytest.fixture
+async def alone(start: Any, tools: Any) -> list[list[int]]:
+    """The tokens of one process."""
+    worker = await start(Role.MIXED, None)
+    async with tools.open_session(worker.info.address) as session:
+        return [a.tokens for a in await session.run([tools.prompt(p, NEW) for p in PROMPTS])]
+
+
+async def run(tools: Any, prefill: Any, decode: Any) -> list[Any]:
+    async with tools.open_session(decode.info.address) as session:
+        prompts = [tools.prompt(p, NEW) for p in PROMPTS]
+        answers: list[Any] = await session.run(prompts, [tools.ref_of(prefill.info)])
+        return answers
+
+
+@pytest.mark.parametrize(
+    ("out", "into", "blocks"),
+    [(True, True, (16, 16)), (True, False, (8, 32)), (False, True, (32, 8))],
+    ids=["both", "prefill", "decode"],
+)
+async def test_the_same_tokens_when_a_pool_lies_on_a_device(
+    start: Any, tools: Any, alone: list[list[int]], out: bool, into: bool, blocks: tuple[int, int]
+) -> None:
+    theirs, ours = LateDevice(seed=1) if out else None, LateDevice(seed=2) if into else None
+    prefill = await start(
+        Role.PREFILL, theirs, block_size=blocks[0], max_batch_tokens=64, handover=LAYERWISE
+    )
+    decode = await start(Role.DECODE, ours, block_size=blocks[1])
+    for _ in range(2):  # the second time, blocks come from the caches of both
+        answers = await run(tools, prefill, decode)
+        assert [a.tokens for a in answers] == alone
+        assert [t.outcome for a in answers for t in a.finish.handovers] == ["ok"] * len(PROMPTS)
+    assert theirs is None or theirs.copies_to_host > len(PROMPTS)
+    assert ours is None or ours.copies_from_host >= len(PROMPTS)
+
+
+async def test_prompts_wait_for_pages_and_those_that_never_fit_are_computed_in_decode(
+    start: Any, tools: Any, alone: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Room for the blocks of 150 tokens: one such prompt at a time, and none of 270.
+    layout = (await start(Role.MIXED, None)).instance.layout
+    monkeypatch.setattr(
+        "baton.executor.handover_memory._pages",
+        lambda config, layout, on_device: (layout.block_bytes, 10) if on_device else (0, 0),
+    )
+    prefill = await start(Role.PREFILL, LateDevice(seed=3), handover=LAYERWISE)
+    decode = await start(Role.DECODE, None)
+    answers = await run(tools, prefill, decode)
+    assert [a.tokens for a in answers] == alone
+    outcomes = [t.outcome for a in answers for t in a.finish.handovers]
+    assert outcomes == ["ok", "ok", "ok", "ok", "unavailable"]
+    assert answers[-1].finish.local_prefill
+    assert prefill.instance.memory.staging.pool.stats().total * layout.block_size == 160
+
+
+@pytest.mark.parametrize("fault", list(Fault), ids=str)
+async def test_faults_of_the_transport_cost_no_token_and_no_page(
+    start: Any, tools: Any, alone: list[list[int]], fault: Fault
+) -> None:
+    network = LoopbackNetwork()
+    plan = FaultPlan(seed=7, share=0.3, faults=(fault,))
+
+    async def faulty(region: Region, config: Any, *, owner: str, **who: Any) -> Transport:
+        incarnation = who["incarnation"]
+        here = plan if owner == "decode-0" else FaultPlan()
+        return LoopbackTransport(
+            region, owner=owner, incarnation=incarnation, network=network, plan=here
+        )
+
+    short = LAYERWISE | {"read_timeout_s": 0.5}
+    prefill = await start(
+        Role.PREFILL, LateDevice(seed=4), open_transport=faulty, handover=LAYERWISE
+    )
+    decode = await start(Role.DECODE, LateDevice(seed=5), open_transport=faulty, handover=short)
+    answers = await run(tools, prefill, decode)
+    assert [a.tokens for a in answers] == alone
+    assert decode._host.attempts == {}
+
+
+async def test_an_abort_in_the_middle_gives_every_page_back(start: Any, tools: Any) -> None:
+    prefill = await start(Role.PREFILL, LateDevice(seed=6), max_batch_tokens=16, handover=LAYERWISE)
+    decode = await start(Role.DECODE, LateDevice(seed=7))
+    async with tools.open_session(decode.info.address) as session:
+        keys = []
+        for prompt in PROMPTS:
+            key, _ = await session.submit_keyed(
+                tools.prompt(prompt, 200), [tools.ref_of(prefill.info)]
+            )
+            keys.append(key)
+        staging = prefill.instance.memory.staging.pool
+        await tools.eventually(lambda: staging.stats().free < staging.stats().total, "pages held")
+        for key in keys:
+            await session.cancel(key)
+        await tools.eventually(lambda: decode.stats()["open_requests"] == 0, "all cancelled")
+    for worker in (prefill, decode):
+        pool = worker.instance.memory.staging.pool
+        await tools.eventually(lambda p=pool: p.stats().free == p.stats().total, "pages back")
+    assert asyncio.get_running_loop().is_running()

@@ -103,7 +103,7 @@ def _head_block(group: int) -> int:
     return min(max(16, power_of_2(group)), _MOST_HEADS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window"])
 def _attend(
     q,
     kv,

@@ -82,7 +82,7 @@ def partials(plan: DecodePlan, heads: int, head_dim: int) -> tuple[Tensor, Tenso
     return found, torch.empty(items, heads, dtype=torch.float32, device=device)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "count", "programs", "window"])
 def _plan(
     lengths,
     items,

@@ -89,7 +89,7 @@ def _head_block(heads: int, stored: torch.dtype) -> int:
     return min(max(16, power_of_2(heads)), 32 if stored.itemsize == 1 else 64)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window"])
 def _attend(
     q,
     kv,

@@ -173,7 +173,7 @@ def _route(
     tl.store(weights + place, found * scale, mask=rank < TOP_K)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots"])
 def _count(chosen, counts, slots, CHUNK: tl.constexpr):
     expert = tl.program_id(0)
     seen = tl.zeros([CHUNK], tl.int32)
@@ -183,7 +183,7 @@ def _count(chosen, counts, slots, CHUNK: tl.constexpr):
     tl.store(counts + expert, tl.sum(seen, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots", "tiles"])
 def _place(
     chosen,
     counts,

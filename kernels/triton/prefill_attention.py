@@ -101,7 +101,7 @@ def _find(starts, sequences, tile, BLOCK_M: tl.constexpr):
     return low
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sequences", "window"])
 def _attend(
     q,
     kv,

@@ -86,7 +86,7 @@ def split_inputs(columns: int, inputs: int) -> int:
     return ceil_div(tiles, ceil_div(tiles, splits))  # so that none is empty
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _skinny(
     x,
     weight,
@@ -144,7 +144,7 @@ def _skinny(
     tl.store(sums + place, acc.to(sums.dtype.element_ty), mask=(m < rows) & (n < outputs))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _add_splits(
     sums,
     scales,

@@ -14,6 +14,7 @@ from baton.kernels.triton.decode_attention import decode_attention, decode_progr
 from baton.kernels.triton.decode_plan import plan_decode
 from baton.kernels.triton.gate_mul import gate_mul, gate_mul_fp8
 from baton.kernels.triton.grouped_linear import grouped_linear, tile_rows
+from baton.kernels.triton.kv_digest import chunk_sums
 from baton.kernels.triton.mla_decode import mla_decode, mla_programs
 from baton.kernels.triton.moe_routing import Routing, order_by_expert, route
 from baton.kernels.triton.prefill_attention import prefill_attention
@@ -65,13 +66,16 @@ def prefill(
     window: int | None = None,
     softcap: float | None = None,
     sinks: bool = False,
+    sequences: int = 16,
 ) -> None:
-    """Launch prefill attention of 16 chunks."""
+    """Launch prefill attention of some chunks."""
     scoring = Scoring(head_dim**-0.5, softcap, meta(heads) if sinks else None)
     scales = meta(2, kv_heads, dtype=FLOAT32) if dtype == FP8 else None
     q = meta(tokens, heads + 2 * kv_heads, head_dim)[:, :heads]
     kv = pool_layer(kv_heads, head_dim, dtype)
-    tables, starts, lengths = (meta(*shape, dtype=INT32) for shape in ((16, 512), (17,), (16,)))
+    tables, starts, lengths = (
+        meta(*shape, dtype=INT32) for shape in ((sequences, 512), (sequences + 1,), (sequences,))
+    )
     prefill_attention(q, kv, tables, starts, lengths, scoring, window=window, kv_scales=scales)
 
 
@@ -157,6 +161,13 @@ def block_copies(dtype: torch.dtype) -> None:
     scatter_blocks(part, meta(64, dtype=INT32), staged)
 
 
+def digests() -> None:
+    """Launch the digests of 8 layers of 64 blocks."""
+    part = meta(4096, 32, 2, 8, 16, 128)[:, 8:16]
+    labels, key = meta(64, 16, dtype=INT32), meta(66 * 16, dtype=INT32)
+    chunk_sums(part, meta(64, dtype=INT32), labels, key)
+
+
 _DEEPSEEK = Routing("sigmoid", 8, 8, 4, True, 2.5)
 
 LAUNCHES = {
@@ -167,11 +178,13 @@ LAUNCHES = {
     "decode_attention/gemma2 fp8": lambda: decode(16, 8, 256, dtype=FP8, softcap=50.0),
     "decode_attention/gpt-oss": lambda: decode(64, 8, 64, window=128, sinks=True),
     "decode_attention/phi3": lambda: decode(32, 32, 96),
+    "decode_attention/one row": lambda: decode(8, 1, 128, rows=1),
     "decode_attention/head 192": lambda: decode(32, 8, 192),
     "prefill_attention/8b": lambda: prefill(32, 8, 128),
     "prefill_attention/8b fp8": lambda: prefill(32, 8, 128, dtype=FP8),
     "prefill_attention/gemma2": lambda: prefill(16, 8, 256, window=4096, softcap=50.0),
     "prefill_attention/gpt-oss": lambda: prefill(64, 8, 64, window=128, sinks=True),
+    "prefill_attention/one row": lambda: prefill(8, 1, 128, tokens=1, sequences=1),
     "prefill_attention/phi3": lambda: prefill(32, 32, 96),
     "rope_kv_write/8b": lambda: rope(32, 8, 128, 64, BF16, normed=False),
     "rope_kv_write/normed fp8": lambda: rope(32, 8, 128, 64, FP8, normed=True),
@@ -181,6 +194,7 @@ LAUNCHES = {
         meta(256, 8192), meta(256, 8192), meta(8192), 1e-5
     ),
     "sampling/8b": lambda: sampled(256, 128256, penalised=False),
+    "sampling/one row": lambda: sampled(1, 4096, penalised=True),
     "sampling/penalised": lambda: sampled(256, 128256, penalised=True),
     "skinny_linear/8b o": lambda: skinny(1, 4096, 4096),
     "skinny_linear/8b gate_up": lambda: skinny(64, 28672, 4096),
@@ -194,14 +208,17 @@ LAUNCHES = {
     "mla_decode/deepseek tp8": lambda: mla(16),
     "mla_decode/deepseek fp8": lambda: mla(128, FP8),
     "moe_routing/mixtral": lambda: routed(256, 8, Routing("softmax", 2, normalise=True)),
+    "moe_routing/one row": lambda: routed(1, 32, Routing("top_softmax", 4)),
     "moe_routing/deepseek": lambda: routed(8192, 256, _DEEPSEEK, corrected=True),
     "grouped_linear/mixtral": lambda: grouped(32, 8, 14336, 4096, 2),
     "grouped_linear/mixtral prefill": lambda: grouped(8192, 8, 14336, 4096, 2),
+    "grouped_linear/one row": lambda: grouped(1, 8, 14336, 4096, 1),
     "grouped_linear/deepseek": lambda: grouped(2048, 256, 2048, 7168, 8),
     "grouped_linear/deepseek fp8": lambda: grouped(128, 256, 2048, 7168, 8, FP8),
     "grouped_linear/deepseek fp8 prefill": lambda: grouped(8192, 256, 2048, 7168, 8, FP8),
     "block_copy/bf16": lambda: block_copies(BF16),
     "block_copy/fp8": lambda: block_copies(FP8),
+    "kv_digest/8b": digests,
     "gate_mul/8b": lambda: gate_mul(meta(256, 2 * 14336), "silu"),
     "gate_mul/70b fp8": lambda: gate_mul_fp8(meta(256, 2 * 28672), "silu"),
     "gate_mul/gemma2": lambda: gate_mul(meta(256, 2 * 14336), "gelu_tanh"),

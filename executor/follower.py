@@ -137,6 +137,10 @@ class Follower:
             self._closed.set()
         await self._closed.wait()
 
+    async def wait_closed(self) -> None:
+        """Wait until the leader, or somebody here, has closed it."""
+        await self._closed.wait()
+
     async def __aenter__(self) -> Self:
         return self
 

@@ -36,6 +36,7 @@ from baton.core.kv_layout import KVLayout, LayerRange
 from baton.core.request import GenerateRequest
 from baton.core.sharded_layout import ShardedLayout
 from baton.kv_transfer import receiver_events as m
+from baton.kv_transfer.landing import Landing
 from baton.kv_transfer.plan import TokenRange, plan_between
 from baton.kv_transfer.receiver import Receiver, ReceiverState
 
@@ -421,6 +422,24 @@ def test_kv_that_cannot_be_read_is_refused_before_anything_is_held(
     assert fail.error.code == "incompatible"
     assert what in fail.error.message
     assert fail.fenced
+
+
+@pytest.mark.parametrize(
+    ("theirs", "page_bytes"),
+    [
+        (ShardedLayout(replace(LAYOUT, dtype="bfloat16")), 1 << 20),
+        (ShardedLayout(LAYOUT, tp=2), 0),
+    ],
+    ids=["another dtype", "more ranks"],
+)
+def test_other_layouts_are_read_where_they_can_land(
+    open_message: Open, config: HandoverConfig, theirs: ShardedLayout, page_bytes: int
+) -> None:
+    landing = Landing(page_bytes=page_bytes)
+    receiver = Receiver(open_message, config=config, landing=landing)
+    receiver.start(0.0)
+    [connect] = receiver.handle(accepted(theirs), 0.0)
+    assert connect == m.Connect((b"metadata",), plan_between(theirs, ShardedLayout(LAYOUT)))
 
 
 SELDOM = st.integers(0, 11).map(lambda number: number == 7)

@@ -112,7 +112,12 @@ def start_instance(tools: Any, model_dir: Path) -> Any:
             kv_memory_mib=16,
             max_batch_tokens=64,
             executor="torch",
-            handover={"secret": SECRET, "transport": "shm"},
+            handover={
+                "secret": SECRET,
+                "transport": "shm",
+                "min_read_kib": 0,
+                "offer_cost_s": 0,
+            },
         )
         parallel = ParallelConfig(**(MESHES[mesh] | limits))
         started.append(RankProcesses(config.model_copy(update={"parallel": parallel})))

@@ -3,7 +3,6 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -140,23 +139,32 @@ async def test_all_ranks_get_every_plan_and_one_has_the_result(
     world = make_world(2)
     rank = await world.add(1)
     await world.group.join()
-    results: list[Future[StepResult] | None] = [
-        world.group.begin(plan(step), result_elsewhere=True) for step in range(3)
-    ]
+    results = [world.group.begin(plan(step)) for step in range(3)]
     await world.group.call_all("answer, now that you have all plans")
     told = StepResult(0, {SeqId(1): 9}, {SeqId(1): TokenLogprobs(-0.5, ((9, -0.5), (2, -1.0)))})
     rank.link.send(["result", packed_result(told)])
     rank.link.send(["failed", 1, packed_error(WrongKV("not finite"))])
     first, second, third = results
-    assert first is not None
-    assert second is not None
     assert await asyncio.wait_for(asyncio.wrap_future(first), PATIENCE_S) == told
     with pytest.raises(WrongKV, match="not finite"):
         await asyncio.wait_for(asyncio.wrap_future(second), PATIENCE_S)
-    assert third is not None
     assert not third.done()
     assert world.group.completed == 1
     assert rank.plans == [plan(0), plan(1), plan(2)]
+
+
+async def test_the_result_of_a_step_comes_from_all_places_along_ep(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(1, ep=2)
+    rank = await world.add(1)
+    await world.group.join()
+    future = world.group.begin(plan(0))
+    world.group.tell(0, StepResult(0, {SeqId(1): 9}))
+    assert not future.done()
+    rank.link.send(["result", packed_result(StepResult(0, {SeqId(2): 8}))])
+    result = await asyncio.wait_for(asyncio.wrap_future(future), PATIENCE_S)
+    assert result.tokens == {SeqId(1): 9, SeqId(2): 8}
 
 
 async def test_a_rank_that_ends_ends_the_instance(make_world: Callable[..., World]) -> None:
@@ -183,7 +191,7 @@ async def test_a_step_without_progress_ends_the_instance(
     world = make_world(2, step_timeout_s=0.05)
     await world.add(1)
     await world.group.join()
-    world.group.begin(plan(4), result_elsewhere=True)
+    world.group.begin(plan(4))
     assert "step 4 has made no progress for 0.05 s" in await world.why()
 
 
@@ -204,5 +212,4 @@ async def test_an_instance_of_one_rank_has_nobody_to_wait_for() -> None:
     group = RankGroup(config(1), Incarnation(7))
     await group.join()
     assert await group.call_all("anything") == []
-    assert group.begin(plan(0), result_elsewhere=False) is None
     await group.close()

@@ -20,7 +20,7 @@ from baton.core.topology import Role
 from baton.executor.handover_memory import HandoverMemory
 from baton.executor.handover_orders import HandoverTerms, ReadOrder
 from baton.executor.kv_cache import KVCache
-from baton.executor.rank_handover import RankHandover
+from baton.executor.rank_handover import KVPlace, RankHandover
 from baton.kv_transfer.loopback import LoopbackNetwork, LoopbackTransport
 from baton.kv_transfer.plan import TokenRange
 from baton.kv_transfer.transport import Region, Transfer
@@ -78,7 +78,9 @@ class World:
         }
         ticket = Ticket(b"t" * 16)
         terms = HandoverTerms(theirs, ShardedLayout(LAYOUT), "same", ticket, PROMPT)
-        self.handover = RankHandover(terms, Rank(), self.transport, self.memory, WAIT_S)
+        self.handover = RankHandover(
+            terms, KVPlace(Rank(), 0, 8, copy=False), self.transport, self.memory, WAIT_S
+        )
         refs = [BlockRef(BlockId(block), Epoch(0)) for block in THEIRS]
         layers, key = LAYOUT.all_layers, terms.digests()
         by_rank = [key.offered(r, layers, 0, refs, p.memory) for r, p in self.parts.items()]
@@ -100,7 +102,7 @@ class World:
         return self.memory.staging.pool
 
     async def connect(self) -> None:
-        await self.handover.connect([peer.metadata() for peer in self.peers.values()])
+        await self.handover.connect([peer.metadata() for peer in self.peers.values()], 6)
 
     def converted(self) -> torch.Tensor:
         """What must be in decode's blocks [tokens, layers, parts, heads, dims]."""
@@ -269,4 +271,12 @@ async def test_without_a_peer_there_is_nothing_to_fence(reader: Reader) -> None:
 async def test_as_many_ranks_must_be_readable_as_there_are(reader: Reader) -> None:
     two = World(reader, tp=2)
     with pytest.raises(TransportError, match="1 ways to read 2 ranks"):
-        await two.handover.connect([b"metadata"])
+        await two.handover.connect([b"metadata"], 6)
+
+
+def test_a_rank_has_the_blocks_of_its_place_and_a_copy_offers_none() -> None:
+    place = KVPlace(Rank(), ep=1, blocks=8, copy=False)
+    assert [place.has(BlockId(block)) for block in (7, 8, 15, 16)] == [False, True, True, False]
+    copy = replace(place, copy=True)
+    assert copy.has(BlockId(8))
+    assert not copy.offers(BlockId(8))

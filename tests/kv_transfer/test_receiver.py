@@ -79,7 +79,7 @@ def read_of(offer: Offer, blocks: tuple[BlockRef, ...]) -> m.Read:
 
 def test_two_offers_land(receiver: Receiver, refs: Refs, make_offer: Offers) -> None:
     theirs, ours = refs(4, 9, 2), refs(0, 5, 6)
-    assert receiver.handle(ACCEPTED, 1.0) == [m.Connect((b"metadata",), EQUAL)]
+    assert receiver.handle(ACCEPTED, 1.0) == [m.Connect((b"metadata",), 0, EQUAL)]
     one, two = make_offer(0, 0, theirs[:2]), make_offer(1, 2, theirs[2:], token=42)
     assert receiver.handle(m.PeerSaid(one), 2.0) == [m.Reserve()]  # and not before: no block held
     assert receiver.handle(m.Connected(), 2.5) == []

@@ -118,6 +118,7 @@ opens = st.builds(
     bytes_per_s=seconds,
     cached_blocks=uint32,
     transports=ways,
+    place_blocks=uint32,
 )
 layers = st.tuples(uint32, uint32).filter(lambda pair: pair[0] != pair[1])
 offers = st.builds(
@@ -141,7 +142,7 @@ to_decode = st.one_of(
     offers,
     wants,
     st.builds(Pulled, uint32),
-    st.builds(Accepted, nonzero64, layouts, ways),
+    st.builds(Accepted, nonzero64, layouts, ways, uint32),
     st.builds(Refused, names, st.text(max_size=50)),
 )
 by_type = {str: st.text(max_size=20), int: uint32, float: seconds}

@@ -439,7 +439,7 @@ def test_other_layouts_are_read_where_they_can_land(
     receiver = Receiver(open_message, config=config, landing=landing)
     receiver.start(0.0)
     [connect] = receiver.handle(accepted(theirs), 0.0)
-    assert connect == m.Connect((b"metadata",), plan_between(theirs, ShardedLayout(LAYOUT)))
+    assert connect == m.Connect((b"metadata",), 0, plan_between(theirs, ShardedLayout(LAYOUT)))
 
 
 SELDOM = st.integers(0, 11).map(lambda number: number == 7)

@@ -26,7 +26,7 @@ from transfer_peer import SIZE, GlooReader, RawReader, shared, transports
 
 from baton.core.hashing import hash_bytes
 from baton.kernels.kv_digest import Pieces, copy_and_hash, expand_key, hash_units
-from baton.kv_transfer.transport import Peer, Run, Transport
+from baton.kv_transfer.transport import Peer, ReadUnits, Run, Transport
 
 KIB, MIB = 1 << 10, 1 << 20
 SHAPES = {
@@ -66,6 +66,12 @@ def units_of(runs: list[Run], *, local: bool) -> Pieces:
     return Pieces(offsets, lengths, np.arange(1, len(cut) + 1))
 
 
+def read_units(runs: list[Run]) -> ReadUnits:
+    """Return what is to be hashed of `runs` on the way."""
+    there, here = units_of(runs, local=False), units_of(runs, local=True)
+    return ReadUnits(KEY, np.zeros((here.ends.size, 64), np.uint8), there, here.offsets)
+
+
 class Ways:
     """Everything that can read from the other process."""
 
@@ -86,6 +92,17 @@ class Ways:
     async def _copy(self, runs: list[Run]) -> None:
         for run in runs:
             ctypes.memmove(self._to + run.local_offset, self._from + run.remote_offset, run.length)
+
+    def hashed_reads(self) -> dict[str, Read]:
+        """Return reads by the transport that hashes on the way, by the name of the plain ones."""
+        transport, peer = self.pairs["shm, mapped"]
+
+        async def read(runs: list[Run]) -> None:
+            transfer = transport.read(peer, runs, lambda: read_units(runs))
+            await transfer.wait()
+            assert transfer.hashes is not None, "not hashed on the way"
+
+        return {"shm, mapped": read}
 
     def hashing(self, runs: list[Run]) -> dict[str, Callable[[], object]]:
         """Return what can be done to `runs` without the other process, by its name."""

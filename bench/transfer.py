@@ -39,6 +39,8 @@ SHAPES = {
 BLOCK = 32 * KIB
 HANDOVERS, BLOCKS_EACH = 64, 16
 MEMCPY = "memcpy, shared memory"
+HASHES = "shm, mapped"
+"""The transport that digests on the way, if it is asked to."""
 ON_THE_WAY = "the same, digested on the way"
 UNIT = MIB
 """What has a digest of its own is at most so large."""
@@ -93,16 +95,17 @@ class Ways:
         for run in runs:
             ctypes.memmove(self._to + run.local_offset, self._from + run.remote_offset, run.length)
 
-    def hashed_reads(self) -> dict[str, Read]:
-        """Return reads by the transport that hashes on the way, by the name of the plain ones."""
-        transport, peer = self.pairs["shm, mapped"]
+    def hashed_read(self, runs: list[Run]) -> Callable[[], Awaitable[object]]:
+        """Return the read of `runs` by the transport that hashes on the way."""
+        transport, peer = self.pairs[HASHES]
+        units = read_units(runs)
 
-        async def read(runs: list[Run]) -> None:
-            transfer = transport.read(peer, runs, lambda: read_units(runs))
+        async def read() -> None:
+            transfer = transport.read(peer, runs, lambda: units)
             await transfer.wait()
             assert transfer.hashes is not None, "not hashed on the way"
 
-        return {"shm, mapped": read}
+        return read
 
     def hashing(self, runs: list[Run]) -> dict[str, Callable[[], object]]:
         """Return what can be done to `runs` without the other process, by its name."""
@@ -196,6 +199,9 @@ async def speeds(ways: Ways, rounds: int) -> tuple[Figures, Figures, Figures]:
                 await read(runs)  # touches the pages
                 took = await seconds(lambda read=read, runs=runs: read(runs))
                 plain[way, shape].append(size / took / 1e9)
+                if way == HASHES:
+                    took = await seconds(ways.hashed_read(runs))
+                    plain[f"{way}, digested on the way", shape].append(size / took / 1e9)
                 for name in ("digest", "xxh3_128"):
                     share = await seconds_each(read, runs, hashing[name])
                     shares[f"{way}, {name}", shape].append(share)

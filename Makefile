@@ -1,4 +1,4 @@
-# All there is to learn: make setup | demo | serve | test | chaos | check | format | bench
+# All there is to learn: make setup | demo | serve | test | pairs | chaos | check | format | bench
 # Options for the command behind a target go into ARGS: make serve ARGS="--port 9000"
 
 BIN := .venv/bin
@@ -6,13 +6,14 @@ ARGS ?=
 SEEDS ?= 0-499
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test chaos check format bench
+.PHONY: help setup demo serve test pairs chaos check format bench
 
 help:
 	@echo "make setup    install Baton into .venv (the other targets do it first if need be)"
 	@echo "make demo     watch requests go from a prefill process to a decode process"
 	@echo "make serve    serve the demo model (ARGS=\"--model DIR\" for yours)"
 	@echo "make test     run all tests"
+	@echo "make pairs    run every sharding of prefill with every one of decode (about five minutes)"
 	@echo "make chaos    run 500 seeded schedules of faults (SEEDS=137 replays one)"
 	@echo "make check    lint, format, types, layers, generated code"
 	@echo "make format   put the code into its standard format"
@@ -31,6 +32,9 @@ serve: setup
 
 test: setup
 	$(BIN)/pytest $(ARGS)
+
+pairs: setup
+	$(BIN)/pytest -m slow $(ARGS)
 
 chaos: setup
 	$(BIN)/python -m tests.chaos.run $(SEEDS)

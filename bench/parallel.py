@@ -3,10 +3,11 @@
     python bench/parallel.py --ranks 2 4 --rounds 30
 
 Every rank is a process with one thread of torch. In a round each way does one call of each size,
-so that all meet the same machine; shown is the median of rank 0. The ways: Gloo over 127.0.0.1,
-shared memory on one host (OneShotGroup), and int8 over Gloo (QuantisedGroup). The last columns are
-what follows an all-reduce in a layer, the residual's add and the norm on rows of 2048, by torch's
-operations one by one and as in all_reduce_add_norm.
+begun by all ranks at once, every other round in reverse order, so that all meet the same machine;
+shown is the median of rank 0. The ways are Gloo over 127.0.0.1, shared memory on one host
+(OneShotGroup), and int8 over Gloo (QuantisedGroup). The last columns are what follows an all-reduce
+in a layer, the residual's add and the norm on rows of 2048, by torch's operations one by one and as
+in all_reduce_add_norm.
 
 With more ranks than cores the figures tell of correctness and overhead, not of speed-up. The bytes
 per token and layer are baton.parallel.cost, which tests compare with the counters.
@@ -106,12 +107,15 @@ def be_rank(mesh: Mesh, rank: int, rounds: int, pipe: Connection) -> None:
     times: dict[tuple[str, str, int], list[float]] = {}
     with join_mesh(meeting, rank, listener) as membership:
         ways = ways_of(membership.ranks.tp)
+        calls = list(calls_of(ways))
         for round_ in range(-2, rounds):
-            for kind, way, size, call in calls_of(ways):
+            for kind, way, size, call in calls:
+                ways["shared"].all_reduce_(torch.zeros(1))  # all begin at once
                 since = perf_counter()
                 call()
                 if round_ >= 0:  # in the first ones pages are touched
                     times.setdefault((kind, way, size), []).append(perf_counter() - since)
+            calls.reverse()
     pipe.send({at: statistics.median(found) for at, found in times.items()})
 
 

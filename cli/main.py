@@ -34,10 +34,19 @@ def serve(
         int, typer.Option(help="Ranks over which each matrix of a prefill instance is split.")
     ] = 1,
     prefill_pp: Annotated[int, typer.Option(help="Stages of layers of a prefill instance.")] = 1,
+    prefill_ep: Annotated[
+        int, typer.Option(help="Places over which a prefill instance spreads experts.")
+    ] = 1,
+    prefill_cp: Annotated[
+        int, typer.Option(help="Ranks over which a prefill instance spreads a long prompt.")
+    ] = 1,
     decode_tp: Annotated[
         int, typer.Option(help="Ranks over which each matrix of a decode instance is split.")
     ] = 1,
     decode_pp: Annotated[int, typer.Option(help="Stages of layers of a decode instance.")] = 1,
+    decode_ep: Annotated[
+        int, typer.Option(help="Places over which a decode instance spreads experts.")
+    ] = 1,
     threads: Annotated[int, typer.Option(help="CPU threads per rank.")] = 1,
     executor: Annotated[
         str, typer.Option(help="Who computes: native, torch, or auto: native if it can be had.")
@@ -87,8 +96,10 @@ def serve(
             model_name=name or name_of(model),
             prefill=prefill,
             decode=decode,
-            prefill_parallel=ParallelConfig.checked(tp=prefill_tp, pp=prefill_pp),
-            decode_parallel=ParallelConfig.checked(tp=decode_tp, pp=decode_pp),
+            prefill_parallel=ParallelConfig.checked(
+                tp=prefill_tp, pp=prefill_pp, ep=prefill_ep, cp=prefill_cp
+            ),
+            decode_parallel=ParallelConfig.checked(tp=decode_tp, pp=decode_pp, ep=decode_ep),
             threads=threads,
             start_timeout_s=start_timeout,
             engine=EngineConfig.checked(

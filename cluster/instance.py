@@ -93,6 +93,10 @@ class Instance:
         """Return the worker's counters."""
         return await self._ranks[0].stats(timeout_s)
 
+    async def rank_stats(self, timeout_s: float) -> list[dict[str, float | int | str]]:
+        """Return the counters of every rank, the leader's first."""
+        return [await process.stats(timeout_s) for process in self._ranks]
+
     async def kill(self) -> None:
         """End its processes at once."""
         await asyncio.gather(*(process.kill() for process in self._ranks))

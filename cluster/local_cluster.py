@@ -164,6 +164,13 @@ class LocalCluster:
             raise InstanceLost(f"{name} is not running")
         return await instance.stats(_PLACE_TIMEOUT_S)
 
+    async def rank_stats(self, name: InstanceId) -> list[dict[str, float | int | str]]:
+        """Return the counters of all ranks of an instance; InstanceLost if it is not there."""
+        instance = self._instances.get(name)
+        if instance is None:
+            raise InstanceLost(f"{name} is not running")
+        return await instance.rank_stats(_PLACE_TIMEOUT_S)
+
     # ---- start -----------------------------------------------------------------------------
 
     async def _start(self) -> None:

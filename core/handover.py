@@ -52,6 +52,8 @@ class Open:
     """Blocks of the prompt, from the first, that decode's prefix cache has."""
     transports: tuple[bytes, ...] = ()
     """How prefill may read them: what Transport.metadata() gave on each of decode's ranks."""
+    place_blocks: int = 0
+    """Blocks in the pool of each of decode's ranks: see Accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,11 @@ class Accepted:
     layout: ShardedLayout
     """How KV lies on prefill's ranks."""
     transports: tuple[bytes, ...]
-    """What Transport.metadata() gave on each of prefill's ranks, in the order of the layout's."""
+    """What Transport.metadata() gave on each of prefill's ranks: by stage, then by place along ep,
+    then by rank along tp."""
+    place_blocks: int = 0
+    """Blocks in the pool of each rank. Block b is number b % place_blocks at place
+    b // place_blocks along ep, where other ranks have other sequences."""
 
 
 @dataclass(frozen=True, slots=True)

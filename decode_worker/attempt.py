@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import grpc
@@ -108,6 +107,7 @@ class HandoverAttempt:
             bytes_per_s=host.bandwidth.value or 0.0,
             cached_blocks=_shareable_blocks(instance, request),
             transports=instance.transports,
+            place_blocks=instance.kv.num_blocks,
         )
         self._machine = Receiver(
             self._open, config=instance.config.handover, landing=instance.memory.landing
@@ -231,9 +231,9 @@ class HandoverAttempt:
         match action:
             case machine.Send(message):
                 await self._send(message)
-            case machine.Connect(transports, plan):
-                self._handover = self._new_handover(plan)
-                tasks.create_task(self._connect(self._handover, transports))
+            case machine.Connect():
+                self._handover = self._new_handover(action.plan)
+                tasks.create_task(self._connect(self._handover, action))
             case machine.Reserve():
                 self._reserve()
             case machine.Read():
@@ -324,9 +324,9 @@ class HandoverAttempt:
         if not (self._abandoned or self.landed.cancelled()):
             self.landed.set_exception(error)
 
-    async def _connect(self, handover: MeshHandover, transports: Sequence[bytes]) -> None:
+    async def _connect(self, handover: MeshHandover, action: machine.Connect) -> None:
         try:
-            await handover.connect(transports)
+            await handover.connect(action.transports, action.place_blocks)
         except TransportError as error:
             self._events.put_nowait(machine.Connected(error))
         else:

@@ -137,6 +137,10 @@ class Follower:
             self._closed.set()
         await self._closed.wait()
 
+    async def wait_closed(self) -> None:
+        """Wait until the leader, or somebody here, has closed it."""
+        await self._closed.wait()
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -192,7 +196,7 @@ class Follower:
         self._model.start()
         self._ready.set_result(None)
         transport = self._rank.transport
-        return b"" if transport is None else transport.metadata()
+        return b"" if transport is None or self._rank.place.copy else transport.metadata()
 
     async def _close(self) -> None:
         await self.close()
@@ -202,8 +206,8 @@ class Follower:
         assert rank is not None, "a handover before loading"
         self._handovers[number] = rank.handover(terms, self._config)
 
-    async def _handover_connect(self, number: int, sources: list[bytes]) -> None:
-        await self._handovers[number].connect(sources)
+    async def _handover_connect(self, number: int, sources: list[bytes], blocks: int) -> None:
+        await self._handovers[number].connect(sources, blocks)
 
     async def _handover_read(self, number: int, order: list[Any]) -> list[Any]:
         report = await self._handovers[number].read(ReadOrder.unpack(order))
@@ -235,7 +239,7 @@ class Follower:
         assert rank is not None, "steps before loading"
         assert link is not None, "steps before the connection"
         runner = rank.runner()
-        tells = rank.last_stage and rank.place.tp == 0
+        tells = rank.tells
         while (plan := self._steps.get()) is not None:
             try:
                 result = runner.compute(plan)

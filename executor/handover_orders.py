@@ -1,7 +1,7 @@
 """What the leader tells the other ranks of a handover: terms once, then what to read or digest."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from baton.core.handover import BlockRef, OfferedBlock
@@ -62,6 +62,14 @@ class ReadOrder:
     blocks: tuple[BlockId, ...]
     """The reader's, from the one for the first of `tokens` on."""
 
+    def counted_in(self, blocks: int, source_blocks: int) -> "ReadOrder":
+        """Return the same with blocks numbered within the pools, of so many blocks, they are in."""
+        offered = tuple(
+            OfferedBlock(_within(block.ref, source_blocks), block.digest) for block in self.offered
+        )
+        ours = tuple(BlockId(block % blocks) for block in self.blocks)
+        return replace(self, offered=offered, blocks=ours)
+
     def part(
         self, tokens: TokenRange, plan: TransferPlan
     ) -> tuple[Sequence[OfferedBlock], Sequence[BlockId]]:
@@ -101,6 +109,10 @@ class DigestOrder:
     pages: tuple[BlockRef, ...] = ()
     """Of staging, to copy the blocks to and to offer instead; none if blocks are read in place."""
 
+    def counted_in(self, blocks: int) -> "DigestOrder":
+        """Return the same with blocks numbered within the pool, of so many, that they are in."""
+        return replace(self, refs=tuple(_within(ref, blocks) for ref in self.refs))
+
     def pack(self) -> list[Any]:
         """Return it as lists and numbers."""
         refs, pages = _numbers(self.refs), _numbers(self.pages)
@@ -111,6 +123,10 @@ class DigestOrder:
         """Return the order that was packed."""
         first, last, first_block, refs, pages = packed
         return cls(LayerRange(first, last), first_block, _refs(refs), _refs(pages))
+
+
+def _within(ref: BlockRef, blocks: int) -> BlockRef:
+    return BlockRef(BlockId(ref.block % blocks), ref.epoch)
 
 
 def _numbers(refs: Sequence[BlockRef]) -> list[int]:

@@ -51,19 +51,23 @@ class Instance:
         self.kv = rank.kv
         """The leader's part of it."""
         self.transports = transports
-        """How each rank's KV is read, in the order of the layout's ranks; none if it is mixed."""
+        """How each rank's KV is read, as Accepted has it; none if it is mixed."""
         self._rank = rank
         self._ranks = ranks
         self._facts = facts
         host_blocks = rank.host.num_blocks if rank.host is not None else 0
-        depth = rank.layout.pp
+        depth, places = rank.layout.pp, config.parallel.ep
         self._scheduler = Scheduler(
-            config.engine, rank.kv.num_blocks, host_blocks=host_blocks, depth=depth
+            config.engine,
+            places * rank.kv.num_blocks,
+            host_blocks=places * host_blocks,
+            depth=depth,
+            partitions=places,
         )
         own = rank.runner()
         runner: Runner = own
         if not self.alone:
-            runner = MeshRunner(own, ranks, last_stage=rank.last_stage)
+            runner = MeshRunner(own, ranks, tells=rank.tells)
         self.engine = EngineLoop(self._scheduler, runner, listener, depth=depth)
         self._running = asyncio.create_task(self.engine.run())
         self._running.add_done_callback(self._engine_ended)
@@ -134,7 +138,7 @@ class Instance:
             model=config.model_name,
             compatibility=self.compatibility,
             max_model_len=facts.max_model_len(self.kv),
-            kv_tokens=self.kv.num_blocks * self.layout.block_size,
+            kv_tokens=config.parallel.ep * self.kv.num_blocks * self.layout.block_size,
             max_sequences=config.engine.max_sequences,
             load_s=facts.load_s,
         )
@@ -237,7 +241,7 @@ async def _load_all(
         raise
     if rank.transport is None:
         return rank, ()
-    return rank, (rank.transport.metadata(), *transports)
+    return rank, (rank.transport.metadata(), *filter(None, transports))
 
 
 class _Facts:

@@ -27,9 +27,10 @@ class MeshHandover:
     def __repr__(self) -> str:
         return f"MeshHandover({self._own!r}, {self._ranks!r})"
 
-    async def connect(self, sources: Sequence[bytes]) -> None:
+    async def connect(self, sources: Sequence[bytes], source_blocks: int) -> None:
         """Make the source ranks readable; raises TransportError. See RankHandover.connect."""
-        await self._all(self._own.connect(sources), "connect", list(sources))
+        own = self._own.connect(sources, source_blocks)
+        await self._all(own, "connect", list(sources), source_blocks)
 
     async def read(self, order: ReadOrder) -> TransferReport:
         """Read and verify; returns or raises once nothing of it can be written on any rank.
@@ -48,7 +49,8 @@ class MeshHandover:
         own, others = await self._all(
             self._own.digest(order), "digest", self._ranks.completed, order.pack()
         )
-        return [b"".join(parts) for parts in zip(own, *others, strict=True)]
+        told = [digests for digests in (own, *others) if digests]
+        return [b"".join(parts) for parts in zip(*told, strict=True)]
 
     async def close(self) -> None:
         """Return once nothing of this attempt can be written any more; it is forgotten then."""

@@ -16,7 +16,7 @@ from baton.executor.handover_memory import HandoverMemory
 from baton.executor.handover_orders import HandoverTerms
 from baton.executor.kv_cache import KVCache, blocks_that_fit, make_layout
 from baton.executor.rank_group import Progress, rank_name
-from baton.executor.rank_handover import RankHandover
+from baton.executor.rank_handover import KVPlace, RankHandover
 from baton.executor.runner import ModelRunner
 from baton.kernels.kv_digest import is_native
 from baton.kv_transfer.choose import OpenTransport
@@ -46,8 +46,8 @@ class LoadedRank:
 
     layout: ShardedLayout
     """Of the whole instance."""
-    place: Rank
-    """This rank's, in it."""
+    place: KVPlace
+    """Which of it this rank has."""
     model: Model
     kv: KVCache
     host: KVCache | None
@@ -60,9 +60,10 @@ class LoadedRank:
     """Of the groups of ranks."""
 
     @property
-    def last_stage(self) -> bool:
-        """Whether the results of steps are here."""
-        return self.place.pp == self.layout.pp - 1
+    def tells(self) -> bool:
+        """Whether this rank tells the leader the result of a step, for its place along ep."""
+        last = self.place.rank.pp == self.layout.pp - 1
+        return last and self.place.rank.tp == 0 and not self.place.copy
 
     def runner(self) -> ModelRunner:
         """Return what computes this rank's share of steps."""
@@ -123,8 +124,10 @@ async def load_rank(
         parts.on_progress(f"loading {config.model_name} from {config.model_dir}")
         model = await asyncio.to_thread(_load_model, config, share)
         parts.on_progress(f"executor: {model.executor}")
-        place = Rank(membership.ranks.pp.rank, membership.ranks.tp.rank)
-        own, num_blocks = layout.shard(place).layout, _blocks(layout, config.engine.kv_memory_mib)
+        ranks, num_blocks = membership.ranks, _blocks(layout, config.engine.kv_memory_mib)
+        rank = Rank(ranks.pp.rank, ranks.tp.rank)
+        place = KVPlace(rank, ranks.ep.rank, num_blocks, copy=ranks.cp.rank > 0)
+        own = layout.shard(rank).layout
         memory = None
         if config.role is not Role.MIXED:
             memory = HandoverMemory(config, own, num_blocks, parts.device)

@@ -89,10 +89,10 @@ class RankGroup:
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._last_call = 0
         self._encoder = StepEncoder()
-        self._steps: dict[int, Future[StepResult]] = {}
-        """Steps under way whose result another rank has."""
+        self._steps: dict[int, _Gathered] = {}
+        """The steps under way."""
         self.completed = -1
-        """The last step whose result is here; set by whoever has it."""
+        """The last step whose result is here."""
         self._lock = threading.Lock()
         self._ended = False
         self._server: Server | None = None
@@ -156,18 +156,26 @@ class RankGroup:
                 raise answer
         return list(answers)
 
-    def begin(self, plan: StepPlan, *, result_elsewhere: bool) -> Future[StepResult] | None:
-        """Let all ranks compute a plan; return a future of its result if another rank has that.
+    def begin(self, plan: StepPlan) -> Future[StepResult]:
+        """Let all ranks compute a plan; return a future of its result, which some of them tell.
 
         Called from the model's thread, and for every plan.
         """
-        future: Future[StepResult] | None = None
-        if result_elsewhere:
-            future = self._steps[plan.step] = Future()
+        gathered = self._steps[plan.step] = _Gathered(plan.step, self._limits.ep)
         message = ["step", self._encoder.encode(plan)]
         for link in self._links.values():
             link.send(message)
-        return future
+        return gathered.future
+
+    def tell(self, step: int, told: StepResult | BatonError) -> None:
+        """Take the result of a step for one place along ep, or why there is none; any thread."""
+        with self._lock:
+            gathered = self._steps[step]
+            if not gathered.take(told):
+                return
+            del self._steps[step]
+        self.completed = step
+        gathered.settle()
 
     def lose(self, reason: str) -> None:
         """End the instance; from any thread."""
@@ -236,11 +244,9 @@ class RankGroup:
                 self._loop.call_soon_threadsafe(self._answered, number, result, error)
             case ["result", result]:
                 found = result_from(result)
-                self.completed = found.step
-                self._steps.pop(found.step).set_result(found)
+                self.tell(found.step, found)
             case ["failed", step, error]:
-                self.completed = step
-                self._steps.pop(step).set_exception(error_from(error))
+                self.tell(step, error_from(error))
             case _:
                 raise AssertionError(f"rank {rank} said {message}")
 
@@ -252,3 +258,30 @@ class RankGroup:
             answer.set_result(result)
         else:
             answer.set_exception(error_from(error))
+
+
+class _Gathered:
+    """The result of a step, told place by place along ep."""
+
+    def __init__(self, step: int, places: int) -> None:
+        self.future: Future[StepResult] = Future()
+        self._missing = places
+        self._result = StepResult(step, {})
+        self._error: BatonError | None = None
+
+    def take(self, told: StepResult | BatonError) -> bool:
+        """Take one place's part; return whether it was the last."""
+        if isinstance(told, BatonError):
+            self._error = told
+        else:
+            self._result.tokens.update(told.tokens)
+            self._result.logprobs.update(told.logprobs)
+        self._missing -= 1
+        return self._missing == 0
+
+    def settle(self) -> None:
+        """Let whoever waits have the result, or the error."""
+        if self._error is not None:
+            self.future.set_exception(self._error)
+        else:
+            self.future.set_result(self._result)

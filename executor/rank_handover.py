@@ -13,10 +13,12 @@ Whatever ends a read, a page is given back only once nothing can write it any mo
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from baton.core.errors import DeadlineExceeded, PeerLost, TransportError, WrongKV
 from baton.core.handover import OfferedBlock
+from baton.core.ids import BlockId
 from baton.core.kv_layout import LayerRange
 from baton.core.sharded_layout import Rank
 from baton.executor.handover_memory import HandoverMemory
@@ -29,43 +31,84 @@ from baton.kv_transfer.staging_pool import Claim
 from baton.kv_transfer.transport import Peer, Transfer, TransferReport, Transport
 
 
+@dataclass(frozen=True, slots=True)
+class KVPlace:
+    """Which of the instance's KV a rank has."""
+
+    rank: Rank
+    """Its layers and heads, of all sequences at its place along ep."""
+    ep: int
+    """Its place along ep."""
+    blocks: int
+    """In its pool."""
+    copy: bool
+    """Whether another rank along cp, before it, has the same."""
+
+    def has(self, block: BlockId) -> bool:
+        """Return whether one of the instance's blocks is in this rank's pool."""
+        return block // self.blocks == self.ep
+
+    def offers(self, block: BlockId) -> bool:
+        """Return whether others read it from this rank."""
+        return self.has(block) and not self.copy
+
+
 class RankHandover:
     """One rank, one attempt. One event loop only; hashing and copying run in threads."""
 
     def __init__(
         self,
         terms: HandoverTerms,
-        place: Rank,
+        place: KVPlace,
         transport: Transport,
         memory: HandoverMemory,
         read_timeout_s: float,
     ) -> None:
-        """`place` is this rank's in its instance."""
         self._plan = terms.plan
         self._turn = self._plan.turn(terms.ticket)
         self._digests = terms.digests()
-        self._place = place
+        self._place = place.rank
+        self._kv_place = place
         self._transport = transport
         self._memory = memory
         self._timeout_s = read_timeout_s
+        self._sources: Sequence[bytes] = ()
+        self._source_blocks = 0
+        """In the pool of each source rank."""
         self._peers: dict[Rank, Peer] = {}
+        """At the source's place along ep that the prompt's KV is at."""
         self._transfers: set[Transfer] = set()
         self._jobs: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         return f"RankHandover({self._place}, from {[str(peer) for peer in self._peers.values()]})"
 
-    async def connect(self, sources: Sequence[bytes]) -> None:
+    async def connect(self, sources: Sequence[bytes], source_blocks: int) -> None:
         """Make the source ranks readable that have something for this one.
 
-        `sources` is how each is read, in the order of the layout's ranks. Raises TransportError.
+        `sources` is how each is read, `source_blocks` how many blocks it has; see Accepted. With
+        several places along ep, the first offer says which it is. Raises TransportError.
         """
-        ranks = self._plan.source.ranks
-        if len(sources) != len(ranks):
-            raise TransportError(f"{len(sources)} ways to read {len(ranks)} ranks")
-        links = self._plan.links(self._place, self._plan.source.model.all_layers, self._turn)
-        for rank in dict.fromkeys(link.source for link in links):
-            self._peers[rank] = await self._transport.add_peer(sources[ranks.index(rank)])
+        ranks = len(self._plan.source.ranks)
+        if not sources or len(sources) % ranks:
+            raise TransportError(f"{len(sources)} ways to read {ranks} ranks")
+        if source_blocks < 1:
+            raise TransportError(f"ranks of {source_blocks} blocks")
+        self._sources, self._source_blocks = sources, source_blocks
+        if len(sources) == ranks:
+            await self._connect(0)
+
+    async def _connect(self, place: int) -> None:
+        """Connect to the ranks at one of the source's places along ep."""
+        source = self._plan.source
+        places = len(self._sources) // len(source.ranks)
+        if not 0 <= place < places:
+            raise TransportError(f"a block at place {place} of {places}")
+        for link in self._plan.links(self._place, source.model.all_layers, self._turn):
+            rank = link.source
+            if rank not in self._peers:
+                way = self._sources[(rank.pp * places + place) * source.tp + rank.tp]
+                self._peers[rank] = await self._transport.add_peer(way)
 
     async def read(self, order: ReadOrder) -> TransferReport:
         """Read and verify this rank's part; when this returns, nothing of it is written any more.
@@ -73,8 +116,12 @@ class RankHandover:
         Raises TransportError if it cannot be read, DeadlineExceeded if staging stays full, WrongKV
         if it is not what was offered.
         """
-        if not len(self._plan.target.layers(self._place).within(order.layers)):
+        held = self._plan.target.layers(self._place).within(order.layers)
+        if not len(held) or not self._kv_place.has(order.blocks[0]):
             return TransferReport(0, 0.0, "none")
+        if not self._peers:
+            await self._connect(order.offered[0].ref.block // self._source_blocks)
+        order = order.counted_in(self._kv_place.blocks, self._source_blocks)
         try:
             if self._plan.in_place:
                 return await self._read_in_place(order)
@@ -101,8 +148,13 @@ class RankHandover:
         await asyncio.gather(*ends, *self._jobs, return_exceptions=True)
 
     async def digest(self, order: DigestOrder) -> list[bytes]:
-        """Return, for each block, the digests of what this rank has of it; copies it out first."""
-        return await asyncio.to_thread(self._digest, order)
+        """Return, for each block, the digests of what this rank has of it; copies it out first.
+
+        Nothing, if the sequence is at another place along ep, or another rank along cp has it too.
+        """
+        if not order.refs or not self._kv_place.offers(order.refs[0].block):
+            return []
+        return await asyncio.to_thread(self._digest, order.counted_in(self._kv_place.blocks))
 
     def _digest(self, order: DigestOrder) -> list[bytes]:
         refs, memory = order.refs, self._memory

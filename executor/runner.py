@@ -12,6 +12,7 @@ from baton.engine.step import LayerWatch, StepPlan, StepResult
 from baton.executor.batch import SampledRow
 from baton.executor.kv_cache import KVCache, copy_blocks
 from baton.executor.native_pass import NativePass
+from baton.executor.own_part import own_part
 from baton.executor.sampler import Sampler
 from baton.executor.sharded_sampler import ShardedSampler
 from baton.executor.torch_pass import TorchPass
@@ -92,6 +93,10 @@ class ModelRunner:
         """
         began = time.perf_counter()
         self._use_threads()
+        ep = self._share.ranks.ep
+        if ep.size > 1:
+            host_blocks = 0 if self._host is None else self._host.num_blocks
+            plan = own_part(plan, ep.rank, self._kv.num_blocks, host_blocks)
         assert self._host is not None or not plan.swap_out, "no pool to copy blocks to"
         if self._host is not None:
             copy_blocks(self._kv, self._host, [(c.device, c.host) for c in plan.swap_out])

@@ -35,6 +35,9 @@ class TorchPass:
         model, kv = self._model, self._kv
         windows, dtype = model.spec.windows, torch_dtype(model.dtype)
         pp, cp = model.share.ranks.pp, model.share.ranks.cp
+        if not plan.sequences:  # all are at other places along ep
+            model.join()
+            return (torch.empty(0, 0), ()) if model.share.last and cp.rank == 0 else None
         place = ContextPlace(cp.rank, cp.size)
         batch = make_context_batch(
             plan, kv.layout, place, kv.tensor.device, windows=windows, dtype=dtype

@@ -24,7 +24,10 @@ class Landing:
     in_pool: bool = True
     """Whether transports can write its blocks."""
     page_bytes: int = 0
-    """Size of a page of its staging memory; 0 if there is none."""
+    """Size of a page of the leader's staging memory; 0 if no rank has any.
+
+    Other ranks may have pages of other sizes, each of its own `least_page` at least.
+    """
 
 
 def least_page(layout: KVLayout) -> int:
@@ -54,10 +57,10 @@ def landing_plan(source: ShardedLayout, target: ShardedLayout, landing: Landing)
     for rank in target.ranks:
         unit = plan.landing(rank, source.model.all_layers).layout
         needed = unit.block_bytes * plan.offer_tokens // plan.unit_tokens
-        if needed > landing.page_bytes:
+        page_bytes = max(landing.page_bytes, least_page(target.shard(rank).layout))
+        if needed > page_bytes:
             raise Incompatible(
-                f"{sides}pages of {landing.page_bytes} bytes of staging memory; "
-                f"{needed} bytes must fit"
+                f"{sides}pages of {page_bytes} bytes of staging memory; {needed} bytes must fit"
             )
     return plan
 

@@ -185,7 +185,7 @@ class Receiver:
         self._num_blocks = plan.source.model.blocks_for(self._tokens)
         self._times.accepted(now)
         self.deadline = now + self._config.offer_timeout_s
-        return [Connect(message.transports, plan)]
+        return [Connect(message.transports, message.place_blocks, plan)]
 
     def _wanted(self, want: Want, now: float) -> list[ReceiverAction]:
         if self.state is not ReceiverState.WAITING or self._shared:

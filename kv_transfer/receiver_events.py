@@ -82,6 +82,8 @@ class Connect:
     """Make the peer's memory readable; ends in Connected."""
 
     transports: tuple[bytes, ...]
+    place_blocks: int
+    """Both as Accepted has them."""
     plan: TransferPlan
     """How KV gets from there to here."""
 

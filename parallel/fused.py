@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from baton.parallel.group import Group
-from baton.parallel.passes import passes
+from baton.parallel.passes import PASS_BYTES, passes
 
 
 def all_reduce_add_norm(
@@ -17,12 +17,11 @@ def all_reduce_add_norm(
     operations one by one.
     """
     group.all_reduce_(partial)
-    row_bytes = residual.shape[1] * residual.itemsize
-    parts = list(passes(residual.shape[0], row_bytes, residual.device))
-    if len(parts) == 1:
+    if residual.device.type != "cpu" or residual.nbytes <= PASS_BYTES:
         residual += partial
         return functional.rms_norm(residual, weight.shape, weight, eps)
-    for rows in parts:
+    row_bytes = residual.shape[1] * residual.itemsize
+    for rows in passes(residual.shape[0], row_bytes, residual.device):
         some = residual[rows]
         some += partial[rows]
         partial[rows] = functional.rms_norm(some, weight.shape, weight, eps)

@@ -86,7 +86,7 @@ class PrefixPull:
         )
         try:
             async with asyncio.timeout(self._timeout_s):
-                await handover.connect(open_.transports)
+                await handover.connect(open_.transports, open_.place_blocks)
                 await handover.read(
                     ReadOrder(self._offer.layers, self._tokens, self._offer.blocks, ours)
                 )

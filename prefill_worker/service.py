@@ -52,6 +52,7 @@ class PrefillService(pb_grpc.PrefillServicer):
                 instance.incarnation,
                 instance.sharded,
                 instance.transports,
+                instance.kv.num_blocks,
             ),
             config=instance.config.handover,
             now=self._clock(),

@@ -138,6 +138,7 @@ def to_decode_proto(message: ToDecode) -> pb.ToDecode:
                 incarnation=message.incarnation,
                 transports=message.transports,
                 layout=layout_proto(message.layout),
+                place_blocks=message.place_blocks,
             )
             return pb.ToDecode(accepted=accepted)
         case Offer():
@@ -156,7 +157,8 @@ def to_decode_core(message: pb.ToDecode) -> ToDecode:
         case "accepted":
             incarnation = _incarnation("Accepted.incarnation", message.accepted.incarnation)
             layout = layout_core("Accepted.layout", message.accepted.layout)
-            return Accepted(incarnation, layout, tuple(message.accepted.transports))
+            transports = tuple(message.accepted.transports)
+            return Accepted(incarnation, layout, transports, message.accepted.place_blocks)
         case "offer":
             return _offer_core(message.offer)
         case "want":
@@ -188,6 +190,7 @@ def _open_proto(message: Open) -> pb.Open:
         layout=layout_proto(message.layout),
         cached_blocks=message.cached_blocks,
         transports=message.transports,
+        place_blocks=message.place_blocks,
     )
 
 
@@ -216,6 +219,7 @@ def _open_core(message: pb.Open) -> Open:
         bytes_per_s=message.bytes_per_s,
         cached_blocks=message.cached_blocks,
         transports=tuple(message.transports),
+        place_blocks=message.place_blocks,
     )
 
 

@@ -87,6 +87,9 @@ def parts_of(runs: RunTable) -> Iterator[RunTable]:
 def parts_of_units(units: ReadUnits) -> Iterator[ReadUnits]:
     """Cut a transfer between units, into parts of MAX_BYTES or one unit at most, in order."""
     offsets, lengths, ends = units.pieces
+    if int(np.add.reduce(lengths)) <= MAX_BYTES:
+        yield units
+        return
     done = np.cumsum(lengths)[ends - 1]
     """Bytes up to the end of each unit, which has a piece at least."""
     first = piece = before = 0

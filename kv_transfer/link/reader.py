@@ -48,22 +48,13 @@ class _Job:
     """Parts that have not arrived; 0 until they are cut."""
     hashes: list[Digests] = field(default_factory=list)
 
-    def cut(self, channel: Channel) -> None:
-        """Cut it into parts, which a channel that can hashes on the way."""
-        if self.units is not None and isinstance(channel, HashingChannel):
+    def cut(self, *, hashes: bool) -> None:
+        """Cut it into parts: of units, if the channel hashes and they are wanted."""
+        if self.units is not None and hashes:
             self.to_ask.extend(parts_of_units(self.units()))
         else:
             self.to_ask.extend(parts_of(self.runs))
         self.to_receive = len(self.to_ask)
-
-    def receive(self, channel: Channel, part: RunTable | ReadUnits) -> None:
-        """Wait for a part."""
-        if isinstance(part, RunTable):
-            channel.receive(part)
-        else:
-            assert isinstance(channel, HashingChannel), "cut for another channel"
-            self.hashes.append(channel.receive_units(part))
-        self.to_receive -= 1
 
     def all_hashes(self) -> Digests | None:
         """Return what was hashed on the way."""
@@ -148,21 +139,27 @@ class Reader:
         return self._backend.open(connection, self._theirs)
 
     def _loop(self, channel: Channel, under_way: "deque[_Asked]") -> None:
+        hashing = channel if isinstance(channel, HashingChannel) else None
         while True:
             while len(under_way) < PARTS_AHEAD:
-                asked = self._next(channel, wait=not under_way)
+                asked = self._next(wait=not under_way, hashes=hashing is not None)
                 if asked is None:
                     break
                 under_way.append(asked)
                 if isinstance(asked[1], RunTable):
                     channel.ask(asked[1])
             job, part = under_way[0]
-            job.receive(channel, part)
+            if isinstance(part, RunTable):
+                channel.receive(part)
+            else:
+                assert hashing is not None, "cut for another channel"
+                job.hashes.append(hashing.receive_units(part))
             under_way.popleft()
+            job.to_receive -= 1
             if not job.to_receive:
                 self._counters.ended(job.transfer, channel.carrier, None, job.all_hashes())
 
-    def _next(self, channel: Channel, *, wait: bool) -> "_Asked | None":
+    def _next(self, *, wait: bool, hashes: bool) -> "_Asked | None":
         """Return the next part to ask for and whose it is; None if there is none and not `wait`."""
         with self._lock:
             while wait and not self._jobs and self._why is None:
@@ -173,7 +170,7 @@ class Reader:
                 return None
             job = self._jobs[0]  # stays there meanwhile: nobody else takes it
         if not job.to_receive:
-            job.cut(channel)  # takes a while, if it makes labels
+            job.cut(hashes=hashes)  # takes a while, if it makes labels
         part = job.to_ask.popleft()
         if not job.to_ask:
             with self._lock:

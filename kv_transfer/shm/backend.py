@@ -99,7 +99,7 @@ class _MappedChannel:
 
     def __init__(self, connection: socket.socket, region: Region, mapping: Mapping) -> None:
         self._connection = connection
-        self._region = region
+        self._local = region.address
         self._mapping = mapping
 
     def ask(self, part: RunTable) -> None:
@@ -107,7 +107,7 @@ class _MappedChannel:
 
     def receive(self, part: RunTable) -> None:
         """See Channel. The memory outlives its owner; what it held then is worth nothing."""
-        copy_mapped(part, self._region.address, self._mapping.address)
+        copy_mapped(part, self._local, self._mapping.address)
         self._ensure_live()
 
     def close(self) -> None:
@@ -122,11 +122,16 @@ class _MappedChannel:
 class _HashingChannel(_MappedChannel):
     """Hashes while it copies, if it is asked to; see HashingChannel."""
 
+    def __init__(self, connection: socket.socket, region: Region, mapping: Mapping) -> None:
+        super().__init__(connection, region, mapping)
+        self._target = bytes_at(region.address, region.length)
+        self._source = bytes_at(mapping.address, mapping.length)
+
     def receive_units(self, units: ReadUnits) -> Digests:
         """See HashingChannel. One call of native code, as of copies without hashes."""
-        target = bytes_at(self._region.address, self._region.length)
-        source = bytes_at(self._mapping.address, self._mapping.length)
-        hashes = copy_and_hash(units.key, target, units.into, source, units.pieces, units.labels)
+        hashes = copy_and_hash(
+            units.key, self._target, units.into, self._source, units.pieces, units.labels
+        )
         self._ensure_live()
         return hashes
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from baton.cluster import rank_process, ray_calls
-from baton.cluster.instance import Instance
-from baton.core.config import WorkerConfig
+from baton.cluster.instance import Instance, Place
+from baton.core.config import ParallelConfig, WorkerConfig
 from baton.core.errors import InstanceLost, InternalError
 from baton.core.topology import Role
 
@@ -21,13 +21,17 @@ def make_instance(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MakeInstan
     """Make an instance whose actor answers each method by an async function of the same name."""
     monkeypatch.setattr(rank_process, "_PROBE_EVERY_S", 0.01)
 
-    def make(**answers: Callable[[], Any]) -> Instance:
+    def make(ranks: int = 1, **answers: Callable[[], Any]) -> Instance:
         async def call(actor: object, method: str, *_: object, timeout_s: float = 0.0) -> Any:
             return await answers[method]()
 
         monkeypatch.setattr(ray_calls, "call", call)
         config = WorkerConfig(
-            instance_id="mixed-0", role=Role.MIXED, model_dir=tmp_path, model_name="none"
+            instance_id="mixed-0",
+            role=Role.MIXED,
+            model_dir=tmp_path,
+            model_name="none",
+            parallel=ParallelConfig(tp=ranks),
         )
         return Instance(config, tmp_path / "log", lambda line: None)
 
@@ -66,3 +70,26 @@ async def test_an_instance_that_answers_lives_until_its_process_ends(
         with pytest.raises(InstanceLost, match="its process ended"):
             await make_instance(wait_closed=wait_closed, stats=stats).ended()
     assert len(answers) >= 5
+
+
+async def test_the_end_of_one_rank_is_that_of_the_instance(make_instance: MakeInstance) -> None:
+    waits = 0
+
+    async def wait_closed() -> None:
+        nonlocal waits
+        waits += 1
+        if waits == 2:
+            raise InstanceLost("its process ended")
+        await silent()
+
+    async def stats() -> dict[str, int]:
+        return {}
+
+    async with asyncio.timeout(20):
+        with pytest.raises(InstanceLost, match="rank 1: its process ended"):
+            await make_instance(2, wait_closed=wait_closed, stats=stats).ended()
+
+
+def test_each_stage_has_a_place_with_room_for_its_ranks() -> None:
+    assert Place.sizes(ParallelConfig()) == [1]
+    assert Place.sizes(ParallelConfig(tp=2, pp=3, ep=2)) == [4, 4, 4]

@@ -1,6 +1,7 @@
 """What a decode leader does with sessions that misbehave."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -50,11 +51,11 @@ def submit(key: int, max_tokens: int = 4, **request: Any) -> pb.GatewayFrame:
     return pb.GatewayFrame(submit=message)
 
 
-async def finishes(call: Any, count: int) -> dict[int, pb.Finish]:
-    """The first `count` requests that end, by key."""
+async def finishes(call: Any, count: int, *, last: int = 0) -> dict[int, pb.Finish]:
+    """The requests that end, by key: the first `count`, and on until the one with key `last`."""
     found: dict[int, pb.Finish] = {}
     async with asyncio.timeout(TIMEOUT_S):
-        while len(found) < count:
+        while len(found) < count or (last and last not in found):
             for update in (await call.read()).updates:
                 if update.HasField("finish"):
                     assert update.key not in found
@@ -102,11 +103,21 @@ async def test_a_deadline_that_makes_no_sense_is_refused(call: Any, timeout_s: f
 
 
 async def test_requests_beyond_engine_and_queue_are_refused(
-    call: Any, worker: DecodeWorker
+    call: Any, worker: DecodeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    runner, all_there = worker.instance.engine._runner, threading.Event()
+    execute = runner.execute
+
+    def wait_for_all(plan: Any, watch: Any) -> Any:
+        assert all_there.wait(TIMEOUT_S)
+        return execute(plan, watch)
+
+    monkeypatch.setattr(runner, "execute", wait_for_all)
     for key in range(1, 9):
         await call.write(submit(key, max_tokens=40))
-    found = await finishes(call, 8)
+    found = await finishes(call, 1, last=8)
+    all_there.set()
+    found |= await finishes(call, 8 - len(found))
     refused = {key for key, finish in found.items() if finish.error.code == "overloaded"}
     # Five fit engine and queue; of these, how many the queue takes at once depends on the step.
     assert {6, 7, 8} <= refused

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from baton.decode_worker.attempt import HandoverAttempt
+from baton.executor.rank_handover import RankHandover
 
 
 async def test_a_bug_after_the_reservation_gives_it_back(
@@ -22,7 +22,7 @@ async def test_a_bug_after_the_reservation_gives_it_back(
     def broken(*_: Any) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(HandoverAttempt, "_verify", broken)
+    monkeypatch.setattr(RankHandover, "_verify", broken)
     answers = await pair.session.run(prompts, [pair.ref])
     assert [a.tokens for a in answers] == expected
     assert all(a.finish.local_prefill for a in answers)

@@ -130,8 +130,8 @@ async def test_wrong_kv_never_reaches_a_token(
     pair = await start_pair(demo_model_dir, prefill={"max_batch_tokens": 64})
     digest = HandoverSession._digest
 
-    def digest_then_fault(session: HandoverSession, action: Any) -> Any:
-        offered = digest(session, action)
+    async def digest_then_fault(session: HandoverSession, action: Any) -> Any:
+        offered = await digest(session, action)
         fault(session, action, offered)
         return offered
 

@@ -20,23 +20,34 @@ DRAW = random.Random(5)
 LENGTHS = (1, 8, 33, 100, 257)
 PROMPTS = [tuple(DRAW.randrange(5, 900) for _ in range(length)) for length in LENGTHS]
 GREEDY = SamplingParams(temperature=0.0)
-BLOCK = 16
-TABLE = tuple(BlockId(block) for block in range(24))
+ROOM = 384
+"""Tokens in a pool of the reference."""
 
 
-def in_one_process(model_dir: Path, prompt: tuple[int, ...], theirs: str, ours: str) -> list[int]:
-    """Compute a prompt on KV of one dtype, round it to the other, and decode on that."""
+def in_one_process(
+    model_dir: Path, prompt: tuple[int, ...], dtypes: tuple[str, str], blocks: tuple[int, int]
+) -> list[int]:
+    """Compute a prompt on KV of one dtype, round it to the other, and decode on that.
+
+    With the blocks of either side, since torch adds up in another order where they are others.
+    """
     model = load_model(model_dir, executor="torch")
     assert isinstance(model, Decoder)
-    pools = [KVCache(make_layout(model.spec, BLOCK, d), len(TABLE)) for d in (theirs, ours)]
+    pools = [
+        KVCache(make_layout(model.spec, size, dtype), ROOM // size)
+        for dtype, size in zip(dtypes, blocks, strict=True)
+    ]
     first, then = (ModelRunner(model, pool) for pool in pools)
 
     def step(runner: ModelRunner, start: int, tokens: tuple[int, ...]) -> int:
-        sequence = ScheduledSequence(SeqId(0), tokens, start, TABLE, True, GREEDY)
+        size = blocks[runner is then]
+        table = tuple(BlockId(block) for block in range(-(-(start + len(tokens)) // size)))
+        sequence = ScheduledSequence(SeqId(0), tokens, start, table, True, GREEDY)
         return runner.execute(StepPlan(0, (sequence,))).tokens[SeqId(0)]
 
     output = [step(first, 0, prompt)]
-    pools[1].tensor.copy_(pools[0].tensor)
+    rounded = pools[1].tensor.movedim(4, 1)
+    rounded.copy_(pools[0].tensor.movedim(4, 1).flatten(0, 1).view(rounded.shape))
     while len(output) < NEW:
         output.append(step(then, len(prompt) + len(output) - 1, (output[-1],)))
     return output
@@ -73,7 +84,7 @@ async def test_the_tokens_of_one_process_that_rounds_alike(
         [answer] = await pair.session.run([tools.prompt(prompt, NEW)], [pair.ref])
         [trace] = answer.finish.handovers
         assert trace.outcome == "ok"
-        assert answer.tokens == in_one_process(demo_model_dir, prompt, theirs, ours)
+        assert answer.tokens == in_one_process(demo_model_dir, prompt, (theirs, ours), blocks)
     assert pair.decode.stats()["blocks_cached"] > 0
 
 
@@ -97,7 +108,11 @@ async def test_many_prompts_through_a_single_page(
 ) -> None:
     monkeypatch.setattr("baton.executor.handover_memory._PAGES", 1)
     config = {"kv_dtype": "bfloat16", "handover": {"min_read_kib": 0, "offer_cost_s": 0}}
-    pair = await start_pair(demo_model_dir, prefill=config, decode={"handover": {"staging_mib": 1}})
+    pair = await start_pair(
+        demo_model_dir,
+        prefill=config,
+        decode={"handover": {"staging_mib": 1, "read_timeout_s": 100}},
+    )
     staging = pair.decode.instance.memory.staging
     assert staging.pool.stats().total == 1
     answers = await pair.session.run([tools.prompt(p, NEW) for p in PROMPTS], [pair.ref])

@@ -8,7 +8,7 @@ import pytest
 
 from baton.core.moving_average import MovingAverage
 from baton.core.request import SamplingParams
-from baton.decode_worker.attempt import HandoverAttempt
+from baton.executor.rank_handover import RankHandover
 
 NEW = 20
 DRAW = random.Random(11)
@@ -106,14 +106,14 @@ async def test_prefill_reads_from_decode_what_it_lacks(
     pair.prefill._table.token_s = MovingAverage(weight=1e-9)
     pair.prefill._table.token_s.add(1.0)
     if wrong:
-        own = HandoverAttempt._own_digests
+        digest = RankHandover._digest
 
-        def other_prompt(attempt: HandoverAttempt) -> Any:
-            digests = own(attempt)
-            digests._prefixes = digests._prefixes[::-1]
-            return digests
+        def of_other_kv(handover: RankHandover, order: Any) -> list[bytes]:
+            digests = digest(handover, order)
+            decodes = handover._memory is pair.decode.instance.memory
+            return [each[::-1] for each in digests] if decodes else digests
 
-        monkeypatch.setattr(HandoverAttempt, "_own_digests", other_prompt)
+        monkeypatch.setattr(RankHandover, "_digest", of_other_kv)
     [second] = await pair.session.run([tools.prompt(prompt, NEW)], [pair.ref])
     assert second.tokens == await plain(prompt)
     assert not second.finish.local_prefill

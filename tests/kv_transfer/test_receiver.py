@@ -36,6 +36,7 @@ from baton.core.kv_layout import KVLayout, LayerRange
 from baton.core.request import GenerateRequest
 from baton.core.sharded_layout import ShardedLayout
 from baton.kv_transfer import receiver_events as m
+from baton.kv_transfer.landing import Landing
 from baton.kv_transfer.plan import TokenRange, plan_between
 from baton.kv_transfer.receiver import Receiver, ReceiverState
 
@@ -78,7 +79,7 @@ def read_of(offer: Offer, blocks: tuple[BlockRef, ...]) -> m.Read:
 
 def test_two_offers_land(receiver: Receiver, refs: Refs, make_offer: Offers) -> None:
     theirs, ours = refs(4, 9, 2), refs(0, 5, 6)
-    assert receiver.handle(ACCEPTED, 1.0) == [m.Connect((b"metadata",), EQUAL)]
+    assert receiver.handle(ACCEPTED, 1.0) == [m.Connect((b"metadata",), 0, EQUAL)]
     one, two = make_offer(0, 0, theirs[:2]), make_offer(1, 2, theirs[2:], token=42)
     assert receiver.handle(m.PeerSaid(one), 2.0) == [m.Reserve()]  # and not before: no block held
     assert receiver.handle(m.Connected(), 2.5) == []
@@ -412,7 +413,6 @@ def test_smaller_blocks_share_one(
     [
         (ShardedLayout(replace(LAYOUT, layers=5)), "prefill has 5, decode 4"),
         (ShardedLayout(replace(LAYOUT, dtype="bfloat16")), "bfloat16 in blocks of 8, decode of f"),
-        (ShardedLayout(LAYOUT, tp=2), "prefill has 2 ranks, decode 1"),
     ],
 )
 def test_kv_that_cannot_be_read_is_refused_before_anything_is_held(
@@ -422,6 +422,24 @@ def test_kv_that_cannot_be_read_is_refused_before_anything_is_held(
     assert fail.error.code == "incompatible"
     assert what in fail.error.message
     assert fail.fenced
+
+
+@pytest.mark.parametrize(
+    ("theirs", "page_bytes"),
+    [
+        (ShardedLayout(replace(LAYOUT, dtype="bfloat16")), 1 << 20),
+        (ShardedLayout(LAYOUT, tp=2), 0),
+    ],
+    ids=["another dtype", "more ranks"],
+)
+def test_other_layouts_are_read_where_they_can_land(
+    open_message: Open, config: HandoverConfig, theirs: ShardedLayout, page_bytes: int
+) -> None:
+    landing = Landing(page_bytes=page_bytes)
+    receiver = Receiver(open_message, config=config, landing=landing)
+    receiver.start(0.0)
+    [connect] = receiver.handle(accepted(theirs), 0.0)
+    assert connect == m.Connect((b"metadata",), plan_between(theirs, ShardedLayout(LAYOUT)))
 
 
 SELDOM = st.integers(0, 11).map(lambda number: number == 7)

@@ -226,7 +226,6 @@ def test_offers_end_where_larger_blocks_of_decode_do(
         ({"compatibility": "other"}, "incompatible"),
         ({"layout": ShardedLayout(replace(LAYOUT, head_dim=8))}, "incompatible"),
         ({"layout": ShardedLayout(replace(LAYOUT, dtype="float16"))}, "incompatible"),
-        ({"layout": ShardedLayout(LAYOUT, tp=2)}, "incompatible"),
     ],
 )
 def test_a_peer_that_does_not_fit_is_refused_before_anything_is_queued(
@@ -282,11 +281,16 @@ def test_opened_twice(sender: Sender, open_message: Open) -> None:
     assert refusal(sender.handle(m.Opened(open_message), 0.0)) == "handover_failed"
 
 
+def blocks_of(action: m.SenderAction) -> tuple[BlockRef, ...]:
+    return action.blocks if isinstance(action, m.SendOffer) else ()
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     chunks=st.lists(st.integers(1, 20), max_size=12),
     groups=st.sets(st.integers(1, 3)),
     stop_at=st.integers(0, 40),
+    pages_at=st.none() | st.integers(2, 20),
 )
 def test_any_chunking_and_any_end_offers_each_layer_of_each_block_once_and_releases_once(
     config: HandoverConfig,
@@ -296,8 +300,11 @@ def test_any_chunking_and_any_end_offers_each_layer_of_each_block_once_and_relea
     chunks: list[int],
     groups: set[int],
     stop_at: int,
+    pages_at: int | None,
 ) -> None:
-    sender = Sender(compatibility="same", accepted=ACCEPTED, config=config, now=0)
+    """`pages_at`: when there is room in staging; None if blocks are read where they are."""
+    staged = pages_at is not None
+    sender = Sender(compatibility="same", accepted=ACCEPTED, config=config, now=0, staged=staged)
     ends = sorted({min(sum(chunks[: i + 1]), 20) for i in range(len(chunks))} | {20})
     table = refs(7, 8, 9)
     events: list[m.SenderEvent] = [m.Opened(open_message)]
@@ -305,7 +312,11 @@ def test_any_chunking_and_any_end_offers_each_layer_of_each_block_once_and_relea
         events.append(m.Started(0, table))
         events += [m.LayersReady(end, layers) for layers in sorted(groups)]
         events.append(m.ChunkReady(end, table))
-    events += [m.Sampled(1), m.PeerSaid(Received(Attempt(3)))]
+    events.append(m.Sampled(1))
+    pages = refs(3, 1, 6)
+    if pages_at is not None:
+        events.insert(pages_at, m.Staged(pages))
+    events.append(m.PeerSaid(Received(Attempt(3))))
     done = [a for event in events[:stop_at] for a in sender.handle(event, 0.0)]
     done += sender.handle(m.StreamEnded(), 0.0)
 
@@ -317,6 +328,11 @@ def test_any_chunking_and_any_end_offers_each_layer_of_each_block_once_and_relea
         for layer in range(a.layers.start, a.layers.end)
     ]
     assert len(set(offered)) == len(offered)
+    of_pages = [page for a in done if isinstance(a, m.SendOffer) for page in a.pages]
+    page_of = dict(zip(table, pages, strict=True))
+    assert of_pages == ([page_of[ref] for a in done for ref in blocks_of(a)] if staged else [])
+    indices = [a.index for a in done if isinstance(a, m.SendOffer)]
+    assert indices == list(range(len(indices)))
     assert sum(isinstance(a, m.End) for a in done) == 1
     assert done.count(m.Release()) == (1 if stop_at >= 1 else 0)
     if m.End("ok") in done:
@@ -342,3 +358,57 @@ def test_a_prompt_that_is_offered_whole_before_its_first_token_ends_with_an_empt
     [last] = sender.handle(m.Sampled(42), 1.0)
     assert isinstance(last, m.SendOffer)
     assert (last.blocks, last.layers.start, last.layers.end) == ((), 0, 4)
+
+
+@pytest.fixture
+def staged(config: HandoverConfig, open_message: Open) -> Sender:
+    """Nobody can read prefill's blocks, and there is no room in staging yet."""
+    sender = Sender(compatibility="same", accepted=ACCEPTED, config=config, now=0.0, staged=True)
+    sender.handle(m.Opened(open_message), 0.0)
+    return sender
+
+
+def test_offers_wait_for_pages_and_are_made_in_their_order(staged: Sender, refs: Refs) -> None:
+    table, pages = refs(4, 9, 2), refs(0, 1, 7, epoch=5)
+    assert staged.handle(m.Started(8, table), 1.0) == [m.Stage(3)]
+    assert staged.deadline == 5.0
+    assert staged.handle(m.Started(16, table), 1.5) == []  # the second chunk asks for no more
+    assert staged.handle(m.ChunkReady(16, table), 2.0) == []
+    one, two = staged.handle(m.Staged(pages), 3.0)
+    assert isinstance(one, m.SendOffer)
+    assert isinstance(two, m.SendOffer)
+    assert (one.index, one.blocks, one.pages) == (0, table[:1], pages[:1])
+    assert (two.index, two.blocks, two.pages) == (1, table[1:2], pages[1:2])
+    assert staged.deadline == float("inf")
+    [last] = staged.handle(m.Sampled(42), 4.0)
+    assert isinstance(last, m.SendOffer)
+    assert (last.blocks, last.pages) == (table[2:], pages[2:])
+    assert (staged.deadline, staged.unread_since) == (14.0, 4.0)
+
+
+def test_a_prompt_may_be_computed_before_there_are_pages(staged: Sender, refs: Refs) -> None:
+    table, pages = refs(4, 9, 2), refs(0, 1, 7)
+    staged.handle(m.Started(0, table), 1.0)
+    staged.handle(m.ChunkReady(20, table), 2.0)
+    assert staged.handle(m.Sampled(42), 2.0) == []
+    assert (staged.deadline, staged.unread_since) == (5.0, float("inf"))
+    [whole] = staged.handle(m.Staged(pages), 4.0)
+    assert isinstance(whole, m.SendOffer)
+    assert (whole.pages, whole.first is not None) == (pages, True)
+    assert (staged.deadline, staged.unread_since) == (14.0, 4.0)
+
+
+def test_nobody_gives_pages_back_in_time(staged: Sender, refs: Refs) -> None:
+    staged.handle(m.Started(0, refs(4, 9, 2)), 1.0)
+    actions = staged.handle(m.Tick(), 5.0)
+    assert refusal(actions) == "deadline_exceeded"
+    assert "room in staging memory" in str(actions[0])
+    assert m.Release() in actions
+
+
+def test_what_nobody_can_write_in_place_is_not_pulled(
+    config: HandoverConfig, open_message: Open
+) -> None:
+    sender = Sender(compatibility="same", accepted=ACCEPTED, config=config, now=0.0, staged=True)
+    opened = m.Opened(replace(open_message, cached_blocks=2, bytes_per_s=1e9), 1, token_s=1.0)
+    assert sender.handle(opened, 1.0) == [m.Submit(opened.message), m.Send(ACCEPTED)]

@@ -104,6 +104,7 @@ layouts = st.builds(
     ),
     stages=st.sampled_from([(), (1,), (1, 2)]),
 )
+ways = st.lists(st.binary(max_size=200), max_size=3).map(tuple)
 opens = st.builds(
     Open,
     layout=layouts,
@@ -116,7 +117,8 @@ opens = st.builds(
     request=requests,
     bytes_per_s=seconds,
     cached_blocks=uint32,
-    transports=st.lists(st.binary(max_size=50), max_size=3).map(tuple),
+    transports=ways,
+    place_blocks=uint32,
 )
 layers = st.tuples(uint32, uint32).filter(lambda pair: pair[0] != pair[1])
 offers = st.builds(
@@ -140,7 +142,7 @@ to_decode = st.one_of(
     offers,
     wants,
     st.builds(Pulled, uint32),
-    st.builds(Accepted, nonzero64, layouts, st.binary(max_size=200)),
+    st.builds(Accepted, nonzero64, layouts, ways, uint32),
     st.builds(Refused, names, st.text(max_size=50)),
 )
 by_type = {str: st.text(max_size=20), int: uint32, float: seconds}

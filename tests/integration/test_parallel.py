@@ -1,0 +1,195 @@
+"""Any sharding of prefill meets any sharding of decode, and a rank's death is its instance's.
+
+Every rank is a process. Whatever the meshes, the tokens are those of one process.
+"""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from baton.core.config import HandoverConfig, ParallelConfig, WorkerConfig
+from baton.core.topology import Role
+from baton.decode_worker.worker import DecodeWorker
+
+PATIENCE_S = 100.0
+SCRIPT = Path(__file__).with_name("rank_process.py")
+SECRET = "only this cluster knows it"
+
+MESHES = {
+    "tp1": {},
+    "tp2": {"tp": 2},
+    "pp2": {"pp": 2},
+    "tp2pp2": {"tp": 2, "pp": 2},
+    "ep2": {"ep": 2},
+    "cp2": {"cp": 2},
+}
+QUICK = [("tp2", "pp2"), ("pp2", "tp2")]
+"""Together they cut and join heads and layers, and have every rank read from several others."""
+PAIRS = [*product(("tp1", "tp2", "pp2", "tp2pp2", "ep2"), repeat=2), ("cp2", "pp2")]
+"""Decode has no long prompts to spread along cp."""
+SLOW = [pair for pair in PAIRS if pair not in QUICK]
+
+pytestmark = pytest.mark.timeout(300)
+
+
+class RankProcesses:
+    """An instance whose ranks are all processes; the leader's is started here."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(SCRIPT), config.model_dump_json()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.others: list[int] = []
+        self.ref: Any = None
+        self.address = ""
+
+    async def ready(self, tools: Any) -> "RankProcesses":
+        assert self._process.stdout is not None
+        line = await asyncio.to_thread(self._process.stdout.readline)
+        assert line, "the instance did not start"
+        facts = json.loads(line)
+        self.others = facts.pop("others")
+        self.address = facts["address"]
+        self.ref = tools.ref_of(type("Info", (), facts))
+        return self
+
+    async def exit_code(self) -> int:
+        return await asyncio.to_thread(self._process.wait, PATIENCE_S)
+
+    async def close(self) -> None:
+        """Close it in good order: every rank checks that it holds nothing."""
+        await asyncio.to_thread(self._process.communicate, "close\n", PATIENCE_S)
+        assert self._process.returncode == 0
+
+    def end(self) -> None:
+        """End what is left of it."""
+        for pid in self.others:
+            try:
+                os.kill(pid, signal.SIGKILL)  # one that was stopped does not end by itself
+            except ProcessLookupError:
+                continue
+        self.others.clear()
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait(timeout=10)
+
+
+@pytest.fixture(scope="module")
+def model_dir(write_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with experts, whose every matrix can be cut in two."""
+    folder = tmp_path_factory.mktemp("parallel") / "mixtral"
+    written: Path = write_model(folder, "mixtral", num_local_experts=4)
+    return written
+
+
+StartInstance = Callable[..., RankProcesses]
+
+
+@pytest.fixture
+def start_instance(tools: Any, model_dir: Path) -> Any:
+    """Start instances as processes; whatever is left of them at the end is killed by its pid."""
+    started: list[RankProcesses] = []
+
+    def start(role: Role, mesh: str, **limits: float) -> RankProcesses:
+        config = tools.worker_config(
+            role,
+            f"{role.value}-0",
+            model_dir,
+            kv_memory_mib=16,
+            max_batch_tokens=64,
+            executor="torch",
+            handover={"secret": SECRET, "transport": "shm"},
+        )
+        parallel = ParallelConfig(**(MESHES[mesh] | limits))
+        started.append(RankProcesses(config.model_copy(update={"parallel": parallel})))
+        return started[-1]
+
+    yield start
+    for instance in started:
+        instance.end()
+
+
+@pytest.fixture
+async def alone(tools: Any, model_dir: Path) -> AsyncIterator[Any]:
+    """A decode instance of one rank, in this process, and a session with it."""
+    config = tools.worker_config(
+        Role.DECODE,
+        "decode-1",
+        model_dir,
+        kv_memory_mib=16,
+        executor="torch",
+        handover=HandoverConfig(secret=SECRET, transport="shm").model_dump(),
+    )
+    async with AsyncExitStack() as stack:
+        worker = await DecodeWorker.start(config, on_progress=lambda line: None)
+        await stack.enter_async_context(worker)
+        yield await stack.enter_async_context(tools.open_session(worker.info.address))
+
+
+@pytest.fixture
+def prompts(tools: Any) -> list[Any]:
+    """Prompts of one block, of several, and of several chunks; some drawn, some greedy."""
+    draw = random.Random(3)
+    return [
+        tools.prompt(
+            tuple(draw.randrange(1, 1000) for _ in range(n)), 12, temperature=0.9 * (n % 2), seed=n
+        )
+        for n in (1, 16, 45, 130)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode"), QUICK + [pytest.param(*p, marks=pytest.mark.slow) for p in SLOW]
+)
+async def test_any_sharding_meets_any(
+    start_instance: StartInstance,
+    alone: Any,
+    tools: Any,
+    prompts: list[Any],
+    prefill: str,
+    decode: str,
+) -> None:
+    one, two = start_instance(Role.PREFILL, prefill), start_instance(Role.DECODE, decode)
+    expected = [answer.tokens for answer in await alone.run(prompts)]
+    await one.ready(tools)
+    await two.ready(tools)
+    async with tools.open_session(two.address) as session:
+        answers = await session.run(prompts, [one.ref])
+    assert [answer.tokens for answer in answers] == expected
+    for answer in answers:
+        assert [trace.outcome for trace in answer.finish.handovers] == ["ok"]
+        assert not answer.finish.local_prefill
+    await two.close()
+    await one.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
+async def test_the_death_of_a_rank_is_that_of_its_instance(
+    start_instance: StartInstance,
+    alone: Any,
+    tools: Any,
+    prompts: list[Any],
+    number: signal.Signals,
+) -> None:
+    doomed = await start_instance(Role.PREFILL, "tp2", silence_s=2.0).ready(tools)
+    expected = [answer.tokens for answer in await alone.run(prompts)]
+    os.kill(doomed.others[0], number)
+    answers = await alone.run(prompts, [doomed.ref])
+    assert [answer.tokens for answer in answers] == expected
+    assert all(answer.finish.local_prefill for answer in answers)
+    assert await doomed.exit_code() == 70
+    doomed.end()  # or whoever closes waits for what was stopped

@@ -21,16 +21,18 @@ from baton.core.ids import Incarnation, InstanceId
 from baton.core.log import get_logger
 from baton.core.tasks import TaskSet
 from baton.core.topology import RankInfo
-from baton.engine.step import StepPlan
+from baton.engine.step import LayerWatch, StepPlan
 from baton.engine.step_diff import StepDecoder
 from baton.executor.control_link import TICK_S, ControlLink, connect
 from baton.executor.control_messages import packed_error, packed_result
 from baton.executor.handover_orders import DigestOrder, HandoverTerms, ReadOrder
 from baton.executor.rank import LoadedRank, RankParts, load_rank, meeting_of
 from baton.executor.rank_group import (
+    ALL_LAYERS,
     EXIT_CODE,
     OnListening,
     Progress,
+    Say,
     nobody,
     rank_name,
     secret_of,
@@ -55,12 +57,11 @@ class Follower:
         self._started = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self._tasks = TaskSet()
-        self._steps: queue.Queue[StepPlan | None] = queue.Queue(_MAX_STEPS)
+        self._steps: queue.Queue[tuple[StepPlan, list[int]] | None] = queue.Queue(_MAX_STEPS)
         self._diffs = StepDecoder()
-        self._done = -1
-        """The last step that was computed."""
-        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
-        """Who waits for a step to have been computed."""
+        self._progress: Progress = (-1, 0)
+        self._waiting: list[tuple[Progress, asyncio.Future[None]]] = []
+        """Who waits for this rank to have come so far."""
         self._handovers: dict[int, RankHandover] = {}
         """By the number that the leader gave it."""
         self._rank: LoadedRank | None = None
@@ -71,14 +72,14 @@ class Follower:
         self._model = threading.Thread(target=self._run_steps, name="model", daemon=True)
 
     def __repr__(self) -> str:
-        return f"<Follower {self.info.rank} of {self._config.instance_id}, {self._done} steps>"
+        return f"<Follower {self.info.rank} of {self._config.instance_id}, at {self._progress}>"
 
     @classmethod
     async def start(
         cls,
         config: WorkerConfig,
         *,
-        on_progress: Progress,
+        on_progress: Say,
         on_listening: OnListening = nobody,
         open_transport: OpenTransport = open_transport,
     ) -> Self:
@@ -121,7 +122,7 @@ class Follower:
 
     def stats(self) -> dict[str, float | int | str]:
         """Return its counters by name."""
-        return {"rank": self._config.rank, "pid": os.getpid(), "steps": self._done}
+        return {"rank": self._config.rank, "pid": os.getpid(), "steps": self._progress[0] + 1}
 
     async def close(self) -> None:
         """Give everything back, and check that nothing was held. Safe to repeat."""
@@ -156,8 +157,8 @@ class Follower:
 
     def _heard(self, message: Any) -> None:
         match message:
-            case ["step", packed]:
-                self._steps.put_nowait(self._diffs.decode(packed))
+            case ["step", packed, ends]:
+                self._steps.put_nowait((self._diffs.decode(packed), ends))
             case ["call", number, method, arguments]:
                 self._loop.call_soon_threadsafe(self._called, number, method, arguments)
             case _:
@@ -216,8 +217,11 @@ class Follower:
     async def _handover_drop(self, number: int) -> None:
         await self._handovers[number].drop()
 
-    async def _handover_digest(self, number: int, step: int, order: list[Any]) -> list[bytes]:
-        await self._until_computed(step)
+    async def _handover_digest(
+        self, number: int, progress: list[int], order: list[Any]
+    ) -> list[bytes]:
+        step, layers = progress
+        await self._until_computed((step, layers))
         return await self._handovers[number].digest(DigestOrder.unpack(order))
 
     async def _handover_close(self, number: int) -> None:
@@ -240,9 +244,10 @@ class Follower:
         assert link is not None, "steps before the connection"
         runner = rank.runner()
         tells = rank.tells
-        while (plan := self._steps.get()) is not None:
+        while (given := self._steps.get()) is not None:
+            plan, ends = given
             try:
-                result = runner.compute(plan)
+                result = runner.compute(plan, self._watch(plan.step, ends) if ends else None)
             except InternalError as error:  # all ranks of the stage have found it
                 if tells:
                     link.send(["failed", plan.step, packed_error(error)])
@@ -253,19 +258,23 @@ class Follower:
             else:
                 if tells and result is not None:
                     link.send(["result", packed_result(result)])
-            self._loop.call_soon_threadsafe(self._computed, plan.step)
+            self._loop.call_soon_threadsafe(self._computed, (plan.step, ALL_LAYERS))
 
-    def _computed(self, step: int) -> None:
-        self._done = step
-        for _, waits in (w for w in self._waiting if w[0] <= step):
+    def _watch(self, step: int, ends: list[int]) -> LayerWatch:
+        tell = self._loop.call_soon_threadsafe
+        return LayerWatch(tuple(ends), lambda layers: tell(self._computed, (step, layers)))
+
+    def _computed(self, progress: Progress) -> None:
+        self._progress = progress
+        for _, waits in (w for w in self._waiting if w[0] <= progress):
             waits.set_result(None)
-        self._waiting = [w for w in self._waiting if w[0] > step]
+        self._waiting = [w for w in self._waiting if w[0] > progress]
 
-    async def _until_computed(self, step: int) -> None:
-        """Wait until this rank has computed a step that the leader knows the result of."""
-        if step > self._done:
+    async def _until_computed(self, progress: Progress) -> None:
+        """Wait until this rank has computed what the leader knows to be computed, or nearly."""
+        if progress > self._progress:
             waits: asyncio.Future[None] = self._loop.create_future()
-            self._waiting.append((step, waits))
+            self._waiting.append((progress, waits))
             await waits
 
     def _die(self, reason: str) -> None:

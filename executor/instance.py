@@ -19,7 +19,7 @@ from baton.executor.kv_cache import KVCache
 from baton.executor.mesh_handover import MeshHandover
 from baton.executor.mesh_runner import MeshRunner
 from baton.executor.rank import LoadedRank, RankParts, load_rank, meeting_of
-from baton.executor.rank_group import OnListening, Progress, RankGroup, nobody
+from baton.executor.rank_group import OnListening, RankGroup, Say, nobody
 from baton.kv_transfer.choose import OpenTransport, open_transport
 from baton.kv_transfer.transport import Transport
 from baton.models.revision import revision
@@ -78,7 +78,7 @@ class Instance:
         cls,
         config: WorkerConfig,
         listener: Listener,
-        on_progress: Progress,
+        on_progress: Say,
         open_transport: OpenTransport = open_transport,
         on_listening: OnListening = nobody,
         device: Device | None = None,
@@ -114,6 +114,11 @@ class Instance:
     def handover(self, terms: HandoverTerms) -> MeshHandover:
         """Return all ranks' parts of an attempt; it must be closed."""
         return MeshHandover(terms, self._rank.handover(terms, self.config), self._ranks)
+
+    @property
+    def tells_layers(self) -> bool:
+        """Whether the leader knows of layers when they are computed: not of those elsewhere."""
+        return self.config.parallel.pp == 1
 
     @property
     def alone(self) -> bool:

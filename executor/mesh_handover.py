@@ -47,7 +47,7 @@ class MeshHandover:
     async def digest(self, order: DigestOrder) -> list[bytes]:
         """Return the digests of each block, those of all ranks end to end, in order."""
         own, others = await self._all(
-            self._own.digest(order), "digest", self._ranks.completed, order.pack()
+            self._own.digest(order), "digest", self._ranks.progress, order.pack()
         )
         told = [digests for digests in (own, *others) if digests]
         return [b"".join(parts) for parts in zip(*told, strict=True)]

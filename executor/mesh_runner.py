@@ -32,10 +32,10 @@ class MeshRunner:
         InternalError if no token of the step is right: all ranks know it, and go on. What else goes
         wrong ends the instance, since it leaves ranks waiting for each other.
         """
-        future = self._group.begin(plan)
+        future = self._group.begin(plan, () if watch is None else watch.ends)
         told: StepResult | BatonError | None
         try:
-            told = self._own.compute(plan, watch)
+            told = self._own.compute(plan, watch and self._watched(plan.step, watch))
         except InternalError as error:
             told = error
         except BaseException as error:
@@ -45,3 +45,10 @@ class MeshRunner:
             assert told is not None, "a result that nobody has"
             self._group.tell(plan.step, told)
         return future
+
+    def _watched(self, step: int, watch: LayerWatch) -> LayerWatch:
+        def reached(layers: int) -> None:
+            self._group.progress = (step, layers)
+            watch.reached(layers)
+
+        return LayerWatch(watch.ends, reached)

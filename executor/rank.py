@@ -15,7 +15,7 @@ from baton.executor.device import Device
 from baton.executor.handover_memory import HandoverMemory
 from baton.executor.handover_orders import HandoverTerms
 from baton.executor.kv_cache import KVCache, blocks_that_fit, make_layout
-from baton.executor.rank_group import Progress, rank_name
+from baton.executor.rank_group import Say, rank_name
 from baton.executor.rank_handover import KVPlace, RankHandover
 from baton.executor.runner import ModelRunner
 from baton.kernels.kv_digest import is_native
@@ -34,7 +34,7 @@ from baton.parallel.mesh import Mesh
 class RankParts:
     """What a rank is given by who starts it."""
 
-    on_progress: Progress
+    on_progress: Say
     open_transport: OpenTransport
     device: Device | None = None
     """Where the pool is to lie, if not in host memory."""

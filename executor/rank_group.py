@@ -38,7 +38,11 @@ _CLOSE_TIMEOUT_S = 10.0
 _log = get_logger("ranks")
 
 OnLost = Callable[[InstanceLost], None]
-Progress = Callable[[str], None]
+Say = Callable[[str], None]
+Progress = tuple[int, int]
+"""A step, and how many of its layers are computed; all before that step are computed whole."""
+ALL_LAYERS = 1 << 30
+"""More than any model has."""
 OnListening = Callable[[LeaderRef], None]
 """Told where the other ranks find the leader, which then waits for them."""
 
@@ -91,8 +95,8 @@ class RankGroup:
         self._encoder = StepEncoder()
         self._steps: dict[int, _Gathered] = {}
         """The steps under way."""
-        self.completed = -1
-        """The last step whose result is here."""
+        self.progress: Progress = (-1, 0)
+        """How far the leader knows that steps are computed, on all ranks or soon on them too."""
         self._lock = threading.Lock()
         self._ended = False
         self._server: Server | None = None
@@ -156,13 +160,14 @@ class RankGroup:
                 raise answer
         return list(answers)
 
-    def begin(self, plan: StepPlan) -> Future[StepResult]:
+    def begin(self, plan: StepPlan, ends: Sequence[int] = ()) -> Future[StepResult]:
         """Let all ranks compute a plan; return a future of its result, which some of them tell.
 
+        `ends` are the layers of which the leader will say in `progress` that they are computed.
         Called from the model's thread, and for every plan.
         """
         gathered = self._steps[plan.step] = _Gathered(plan.step, self._limits.ep)
-        message = ["step", self._encoder.encode(plan)]
+        message = ["step", self._encoder.encode(plan), list(ends)]
         for link in self._links.values():
             link.send(message)
         return gathered.future
@@ -174,7 +179,7 @@ class RankGroup:
             if not gathered.take(told):
                 return
             del self._steps[step]
-        self.completed = step
+        self.progress = (step, ALL_LAYERS)
         gathered.settle()
 
     def lose(self, reason: str) -> None:

@@ -243,8 +243,7 @@ class SessionTable(dict[SeqId, HandoverSession]):
     def step_started(self, plan: StepPlan) -> Sequence[int]:
         """A step is about to run; return after which layers `layers_done` is to be called.
 
-        After none where other ranks compute as well: only of whole steps is it known here when they
-        have done their part.
+        After none where layers are computed in stages: there, chunks overlap as layers do.
         """
         assert self.instance is not None, "a step before the instance was there"
         layout = self.instance.layout
@@ -257,7 +256,7 @@ class SessionTable(dict[SeqId, HandoverSession]):
                 whole = layout.blocks_for(scheduled.end) - scheduled.start // layout.block_size
                 wanted = group_ends(layout, whole, session.min_offer_bytes)
                 ends = max(ends, wanted, key=len)
-        return ends if self.instance.alone else ()
+        return ends if self.instance.tells_layers else ()
 
     def layers_done(self, plan: StepPlan, layers: int) -> None:
         """The step under way has computed all layers before `layers`."""

@@ -52,6 +52,8 @@ def test_one_port_for_two_apis(free_port: int) -> None:
         (("--block-size", "12"), "block_size: 12 is not allowed"),
         (("--decode", "0"), "decode: 0 is not allowed"),
         (("--prefill", "-1"), "prefill: -1 is not allowed"),
+        (("--prefill-tp", "0"), "tp: 0 is not allowed"),
+        (("--decode-ep", "300"), "ep: 300 is not allowed"),
         (("--max-batch-tokens", "1"), "max_batch_tokens: 1 is not allowed"),
         (("--port", "70000"), "http_port: 70000 is not allowed"),
         (("--executor", "gpu"), "executor: 'gpu' is not allowed"),

@@ -104,7 +104,7 @@ def start_instance(tools: Any, model_dir: Path) -> Any:
     """Start instances as processes; whatever is left of them at the end is killed by its pid."""
     started: list[RankProcesses] = []
 
-    def start(role: Role, mesh: str, **limits: float) -> RankProcesses:
+    def start(role: Role, mesh: str) -> RankProcesses:
         config = tools.worker_config(
             role,
             f"{role.value}-0",
@@ -112,9 +112,14 @@ def start_instance(tools: Any, model_dir: Path) -> Any:
             kv_memory_mib=16,
             max_batch_tokens=64,
             executor="torch",
-            handover={"secret": SECRET, "transport": "shm"},
+            handover={
+                "secret": SECRET,
+                "transport": "shm",
+                "min_read_kib": 0,
+                "offer_cost_s": 0,
+            },
         )
-        parallel = ParallelConfig(**(MESHES[mesh] | limits))
+        parallel = ParallelConfig(**MESHES[mesh])
         started.append(RankProcesses(config.model_copy(update={"parallel": parallel})))
         return started[-1]
 
@@ -185,7 +190,7 @@ async def test_the_death_of_a_rank_is_that_of_its_instance(
     prompts: list[Any],
     number: signal.Signals,
 ) -> None:
-    doomed = await start_instance(Role.PREFILL, "tp2", silence_s=2.0).ready(tools)
+    doomed = await start_instance(Role.PREFILL, "tp2").ready(tools)
     expected = [answer.tokens for answer in await alone.run(prompts)]
     os.kill(doomed.others[0], number)
     answers = await alone.run(prompts, [doomed.ref])

@@ -26,7 +26,7 @@ from transfer_peer import SIZE, GlooReader, RawReader, shared, transports
 
 from baton.core.hashing import hash_bytes
 from baton.kernels.kv_digest import Pieces, copy_and_hash, expand_key, hash_units
-from baton.kv_transfer.transport import Peer, Run, Transport
+from baton.kv_transfer.transport import Peer, ReadUnits, Run, Transport
 
 KIB, MIB = 1 << 10, 1 << 20
 SHAPES = {
@@ -39,6 +39,8 @@ SHAPES = {
 BLOCK = 32 * KIB
 HANDOVERS, BLOCKS_EACH = 64, 16
 MEMCPY = "memcpy, shared memory"
+HASHES = "shm, mapped"
+"""The transport that digests on the way, if it is asked to."""
 ON_THE_WAY = "the same, digested on the way"
 UNIT = MIB
 """What has a digest of its own is at most so large."""
@@ -66,6 +68,12 @@ def units_of(runs: list[Run], *, local: bool) -> Pieces:
     return Pieces(offsets, lengths, np.arange(1, len(cut) + 1))
 
 
+def read_units(runs: list[Run]) -> ReadUnits:
+    """Return what is to be hashed of `runs` on the way."""
+    there, here = units_of(runs, local=False), units_of(runs, local=True)
+    return ReadUnits(KEY, np.zeros((here.ends.size, 64), np.uint8), there, here.offsets)
+
+
 class Ways:
     """Everything that can read from the other process."""
 
@@ -86,6 +94,18 @@ class Ways:
     async def _copy(self, runs: list[Run]) -> None:
         for run in runs:
             ctypes.memmove(self._to + run.local_offset, self._from + run.remote_offset, run.length)
+
+    def hashed_read(self, runs: list[Run]) -> Callable[[], Awaitable[object]]:
+        """Return the read of `runs` by the transport that hashes on the way."""
+        transport, peer = self.pairs[HASHES]
+        units = read_units(runs)
+
+        async def read() -> None:
+            transfer = transport.read(peer, runs, lambda: units)
+            await transfer.wait()
+            assert transfer.hashes is not None, "not hashed on the way"
+
+        return read
 
     def hashing(self, runs: list[Run]) -> dict[str, Callable[[], object]]:
         """Return what can be done to `runs` without the other process, by its name."""
@@ -179,6 +199,9 @@ async def speeds(ways: Ways, rounds: int) -> tuple[Figures, Figures, Figures]:
                 await read(runs)  # touches the pages
                 took = await seconds(lambda read=read, runs=runs: read(runs))
                 plain[way, shape].append(size / took / 1e9)
+                if way == HASHES:
+                    took = await seconds(ways.hashed_read(runs))
+                    plain[f"{way}, digested on the way", shape].append(size / took / 1e9)
                 for name in ("digest", "xxh3_128"):
                     share = await seconds_each(read, runs, hashing[name])
                     shares[f"{way}, {name}", shape].append(share)

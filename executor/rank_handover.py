@@ -12,8 +12,9 @@ Whatever ends a read, a page is given back only once nothing can write it any mo
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from baton.core.errors import DeadlineExceeded, PeerLost, TransportError, WrongKV
 from baton.core.handover import OfferedBlock
@@ -23,6 +24,7 @@ from baton.core.sharded_layout import Rank
 from baton.executor.handover_memory import HandoverMemory
 from baton.executor.handover_orders import DigestOrder, HandoverTerms, ReadOrder
 from baton.executor.staging import Staging
+from baton.kernels.kv_digest import Digests
 from baton.kv_transfer.landing import pieces
 from baton.kv_transfer.plan import TokenRange
 from baton.kv_transfer.staging_pool import Claim
@@ -172,7 +174,7 @@ class RankHandover:
 
     async def _read_in_place(self, order: ReadOrder) -> TransferReport:
         transfers = self._post(order.layers, order.tokens, order.offered, order.blocks, 0)
-        report = await self._done(transfers)
+        report = await self._done(transfers.values())
         await asyncio.to_thread(
             self._verify,
             order.layers,
@@ -180,6 +182,7 @@ class RankHandover:
             order.offered,
             order.blocks,
             self._memory.kv.memory,
+            _on_the_way(transfers),
         )
         return report
 
@@ -190,29 +193,30 @@ class RankHandover:
         layers, units = order.layers, range(self._plan.num_units(part))
         claim = await self._claim(staging)
         page = claim.pages[0].block
-        transfers: list[Transfer] = []
+        transfers: dict[Rank, Transfer] = {}
         job: asyncio.Task[None] | None = None
 
         def take() -> None:
-            self._verify(layers, part, offered, units, staging.page(page))
+            hashes = _on_the_way(transfers)
+            self._verify(layers, part, offered, units, staging.page(page), hashes)
             staging.deposit(page, self._plan.conversion(self._place, layers, part, blocks))
 
         try:
             transfers = self._post(layers, part, offered, units, staging.offset(page))
-            report = await self._done(transfers)
+            report = await self._done(transfers.values())
             job = asyncio.create_task(asyncio.to_thread(take))
             self._jobs.add(job)
             job.add_done_callback(self._jobs.discard)
             await asyncio.shield(job)
             return report
         finally:
-            self._give_back(staging, claim, transfers, job)
+            self._give_back(staging, claim, transfers.values(), job)
 
     def _give_back(
         self,
         staging: Staging,
         claim: Claim,
-        transfers: Sequence[Transfer],
+        transfers: Collection[Transfer],
         job: "asyncio.Task[None] | None",
     ) -> None:
         """Give a page back once nothing writes it any more."""
@@ -255,7 +259,7 @@ class RankHandover:
         offered: Sequence[OfferedBlock],
         landing_blocks: Sequence[int],
         landing_offset: int,
-    ) -> list[Transfer]:
+    ) -> dict[Rank, Transfer]:
         """Begin to read from every source rank that has a part; what is refused has failed."""
         runs = self._plan.reads(
             self._place,
@@ -266,18 +270,28 @@ class RankHandover:
             landing_offset=landing_offset,
             turn=self._turn,
         )
-        posted = []
+        posted = {}
         for rank, table in runs.items():
+            units = partial(
+                self._digests.units_read,
+                self._place,
+                rank,
+                layers,
+                tokens,
+                offered,
+                landing_blocks,
+                landing_offset=landing_offset,
+            )
             try:
-                transfer = self._transport.read(self._peers[rank], table)
+                transfer = self._transport.read(self._peers[rank], table, units)
             except TransportError as error:
                 transfer = Transfer(self._peers[rank], 0)
                 transfer.finish("none", error)
             self._transfers.add(transfer)
-            posted.append(transfer)
+            posted[rank] = transfer
         return posted
 
-    async def _done(self, transfers: Sequence[Transfer]) -> TransferReport:
+    async def _done(self, transfers: Collection[Transfer]) -> TransferReport:
         """Wait for all to complete; then raise the first error, if there is one."""
         waits = (transfer.wait() for transfer in transfers)
         outcomes = await asyncio.gather(*waits, return_exceptions=True)
@@ -295,13 +309,22 @@ class RankHandover:
         offered: Sequence[OfferedBlock],
         landing_blocks: Sequence[int],
         memory: memoryview,
+        on_the_way: Mapping[Rank, Digests] | None,
     ) -> None:
         """Compare the digests of what has landed in `memory` with what was offered."""
         wrong = self._digests.first_wrong(
-            self._place, layers, tokens, offered, landing_blocks, memory
+            self._place, layers, tokens, offered, landing_blocks, memory, on_the_way
         )
         if wrong is not None:
             raise WrongKV(f"KV of the prompt from token {wrong} on is not what prefill offered")
+
+
+def _on_the_way(transfers: Mapping[Rank, Transfer]) -> dict[Rank, Digests] | None:
+    """Return the hashes that the transport took while it read; None if some are missing."""
+    hashes = {
+        rank: transfer.hashes for rank, transfer in transfers.items() if transfer.hashes is not None
+    }
+    return hashes if hashes and len(hashes) == len(transfers) else None
 
 
 def joined(reports: Sequence[TransferReport]) -> TransferReport:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from baton.core.errors import TransportError
+from baton.kernels.kv_digest import Digests
 from baton.kv_transfer.runs import RunTable, checked_runs
 from baton.kv_transfer.transport import (
     Metadata,
@@ -18,6 +19,7 @@ from baton.kv_transfer.transport import (
     Run,
     Transfer,
     TransportStats,
+    UnitsOf,
 )
 
 Done = concurrent.futures.Future[None]
@@ -38,7 +40,13 @@ class Counters:
     bytes_read: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def ended(self, transfer: Transfer, carrier: str, error: TransportError | None) -> None:
+    def ended(
+        self,
+        transfer: Transfer,
+        carrier: str,
+        error: TransportError | None,
+        hashes: Digests | None = None,
+    ) -> None:
         """Count a transfer and complete it; from any thread."""
         with self.lock:
             if error is None:
@@ -46,7 +54,7 @@ class Counters:
                 self.bytes_read[carrier] += transfer.size
             else:
                 self.failed += 1
-        transfer.finish(carrier, error)
+        transfer.finish(carrier, error, hashes)
 
     def stats(self, peers: int) -> TransportStats:
         """Return them as they are now."""
@@ -108,13 +116,13 @@ class BaseTransport(ABC):
             raise
         return peer
 
-    def read(self, peer: Peer, runs: Sequence[Run]) -> Transfer:
+    def read(self, peer: Peer, runs: Sequence[Run], units: UnitsOf | None = None) -> Transfer:
         """See Transport."""
         self._ensure_open()
         wanted = checked_runs(runs, self._region.length, peer.length)
         transfer = Transfer(peer, wanted.nbytes)
         if len(wanted):
-            self._post(transfer, wanted)
+            self._post(transfer, wanted, units)
             self._counters.posted += 1
         else:
             transfer.finish("none")
@@ -164,7 +172,7 @@ class BaseTransport(ABC):
         """Return False once the connection to `peer`, which was begun, is lost."""
 
     @abstractmethod
-    def _post(self, transfer: Transfer, runs: RunTable) -> None:
+    def _post(self, transfer: Transfer, runs: RunTable, units: UnitsOf | None) -> None:
         """Start `transfer` of one run or more; raises TransportError if too much is waiting."""
 
     @abstractmethod

@@ -15,7 +15,7 @@ bytes of both can make two that match. Peers themselves are kept out by the tran
 authentication.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -26,8 +26,9 @@ from baton.core.hashing import HASH_BYTES, chain_hashes, hash_bytes
 from baton.core.ids import Ticket
 from baton.core.kv_layout import LayerRange
 from baton.core.sharded_layout import Rank
-from baton.kernels.kv_digest import Digests, Labels, expand_key, hash_units
+from baton.kernels.kv_digest import Digests, Labels, Pieces, expand_key, hash_units
 from baton.kv_transfer.plan import TokenRange, TransferPlan
+from baton.kv_transfer.transport import ReadUnits
 from baton.kv_transfer.units import PlacedUnits, held_units, in_memory, read_units, units_of_block
 
 _LABEL = np.dtype(
@@ -85,6 +86,66 @@ class DigestKey:
             ]
         return digests
 
+    def units_read(
+        self,
+        rank: Rank,
+        source: Rank,
+        layers: LayerRange,
+        tokens: TokenRange,
+        offered: Sequence[OfferedBlock],
+        landing_blocks: Sequence[int],
+        *,
+        landing_offset: int = 0,
+    ) -> ReadUnits:
+        """Return what `TransferPlan.reads` brings from one source rank, as units to be hashed.
+
+        For a transport that hashes on the way; `first_wrong` knows its hashes by the order of
+        `tokens`, one of each unit.
+        """
+        plan = self._plan
+        refs = [block.ref for block in offered]
+        runs, ends = plan.unit_reads(
+            rank,
+            layers,
+            tokens,
+            [ref.block for ref in refs],
+            landing_blocks,
+            landing_offset=landing_offset,
+            turn=self._turn,
+        )[source]
+        return ReadUnits(
+            key=self._hash_key,
+            labels=self._labels_read(rank, source, layers, tokens, refs),
+            pieces=Pieces(runs.remote, runs.length, ends),
+            into=runs.local,
+        )
+
+    def _labels_read(
+        self,
+        rank: Rank,
+        source: Rank,
+        layers: LayerRange,
+        tokens: TokenRange,
+        refs: Sequence[BlockRef],
+    ) -> Labels:
+        """Return the labels of the units that a rank reads from one source rank, in order."""
+        plan = self._plan
+        units = tokens.start // plan.unit_tokens + np.arange(plan.num_units(tokens))
+        larger = plan.offer_tokens // plan.unit_tokens
+        facts = []
+        for place in range(larger):
+            read = read_units(plan, rank, layers, place, self._turn)
+            (of_source,) = (n for n, unit in enumerate(read.units) if unit.source == source)
+            facts.append(read.facts[of_source])
+        block = units // (plan.source.model.block_size // plan.unit_tokens)
+        block -= block[:1]
+        labels = np.zeros(units.size, _LABEL)
+        labels["prefix"] = self._prefixes[units]
+        labels["block"] = np.array([ref.block for ref in refs], np.uint64)[block]
+        labels["epoch"] = np.array([ref.epoch for ref in refs], np.uint64)[block]
+        labels["unit"] = np.array(facts)[units % larger]
+        return labels.view(np.uint8).reshape(-1, _LABEL.itemsize)
+
     def first_wrong(
         self,
         rank: Rank,
@@ -93,12 +154,14 @@ class DigestKey:
         offered: Sequence[OfferedBlock],
         landing_blocks: Sequence[int],
         memory: memoryview,
+        on_the_way: Mapping[Rank, Digests] | None = None,
     ) -> int | None:
         """Return the first token of a unit that is not what was offered; None if all are.
 
         Checks what `TransferPlan.reads` brought to a target rank, with the same arguments;
         `offered` begins with the block that holds `tokens.start`, and `memory` with the first
-        block of those that bytes landed in: the rank's pool, or staging.
+        block of those that bytes landed in: the rank's pool, or staging. It is read again unless
+        the transport hashed what it wrote, from every source rank: `on_the_way`, of `units_read`.
         """
         plan = self._plan
         landing = plan.landing(rank, layers).layout
@@ -116,10 +179,14 @@ class DigestKey:
             for numbers in self._alike(list(by_number)):
                 alike = [by_number[number] for number in numbers]
                 theirs = [offered[number - first_theirs] for number in numbers]
-                ours = [landing_blocks[at // landing.block_size - first_ours] for at in alike]
-                begins = [block * landing.block_bytes for block in ours]
-                refs = [block.ref for block in theirs]
-                found = self._hash(read, numbers, refs, begins, memory)
+                if on_the_way is None:
+                    ours = [landing_blocks[at // landing.block_size - first_ours] for at in alike]
+                    begins = [block * landing.block_bytes for block in ours]
+                    refs = [block.ref for block in theirs]
+                    found = self._hash(read, numbers, refs, begins, memory)
+                else:
+                    index = [(at - tokens.start) // plan.unit_tokens for at in alike]
+                    found = np.stack([on_the_way[u.source][index] for u in read.units], axis=1)
                 promised = self._promised(layers, numbers[0], read, theirs)
                 differ = (found != promised).any(axis=(1, 2))
                 wrong += [at for at, differs in zip(alike, differ, strict=True) if differs]

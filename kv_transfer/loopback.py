@@ -14,7 +14,7 @@ from baton.core.ids import Incarnation
 from baton.kv_transfer.base import NOTHING_TO_DO, BaseTransport, Done
 from baton.kv_transfer.faults import Fault, FaultPlan
 from baton.kv_transfer.runs import RunTable
-from baton.kv_transfer.transport import Metadata, Peer, Region, Run, Transfer
+from baton.kv_transfer.transport import Metadata, Peer, Region, Run, Transfer, UnitsOf
 
 _KIND = "loopback"
 _MAX_TURNS = 20
@@ -110,7 +110,7 @@ class LoopbackTransport(BaseTransport):
     def _usable(self, peer: Peer) -> bool:
         return peer not in self._lost
 
-    def _post(self, transfer: Transfer, runs: RunTable) -> None:
+    def _post(self, transfer: Transfer, runs: RunTable, units: UnitsOf | None) -> None:
         peer = transfer.peer
         job = self._job(transfer, list(runs))
         self._jobs.append(job)

@@ -26,6 +26,7 @@ from baton.kv_transfer.transport import (
     TransferReport,
     Transport,
     TransportStats,
+    UnitsOf,
 )
 
 _KIND = "negotiated"
@@ -118,12 +119,12 @@ class NegotiatedTransport:
                 await self._fence(lost)
         return peer
 
-    def read(self, peer: Peer, runs: Sequence[Run]) -> Transfer:
+    def read(self, peer: Peer, runs: Sequence[Run], units: UnitsOf | None = None) -> Transfer:
         """See Transport."""
         self._ensure_open()
         way = self._ways.get(peer)
         if way is not None:
-            transfer = way.transport.read(way.peer, runs)
+            transfer = way.transport.read(way.peer, runs, units)
             if not way.proved:
                 transfer.then(lambda outcome: self._ended(peer, way, outcome))
             return transfer

@@ -179,6 +179,43 @@ class TransferPlan:
         from the start of the source rank's pool, local ones from `landing_offset` bytes before
         the first landing block. Over all target ranks, every byte is written exactly once.
         """
+        placed = self._place(
+            rank, layers, tokens, source_blocks, landing_blocks, landing_offset, turn
+        )
+        return {source: _merged(parts) for source, parts in placed.items()}
+
+    def unit_reads(
+        self,
+        rank: Rank,
+        layers: LayerRange,
+        tokens: TokenRange,
+        source_blocks: Sequence[BlockId],
+        landing_blocks: Sequence[int],
+        *,
+        landing_offset: int = 0,
+        turn: int = 0,
+    ) -> dict[Rank, tuple[RunTable, Ints]]:
+        """Return the same as `reads`, unit after unit, and where the runs of each end [units].
+
+        Those of a unit are in the order of its bytes (see units.py). Whoever hashes units wants
+        them so; whoever only copies is quicker with the fewer runs of `reads`.
+        """
+        placed = self._place(
+            rank, layers, tokens, source_blocks, landing_blocks, landing_offset, turn
+        )
+        return {source: _by_unit(parts) for source, parts in placed.items()}
+
+    def _place(
+        self,
+        rank: Rank,
+        layers: LayerRange,
+        tokens: TokenRange,
+        source_blocks: Sequence[BlockId],
+        landing_blocks: Sequence[int],
+        landing_offset: int,
+        turn: int,
+    ) -> "dict[Rank, list[_Placed]]":
+        """Return the runs of units at each place in the larger block, by source rank."""
         first, count = tokens.start // self.unit_tokens, self.num_units(tokens)
         units = np.arange(first, first + count)
         landing, routes = self._routes(rank, layers, turn)
@@ -257,18 +294,43 @@ _Routes = list[tuple[Rank, _Blocks, list[Columns]]]
 """Source rank, its blocks, and the runs of a unit at each of its places in the larger block."""
 
 
-def _spread(patterns: Sequence[Columns], first: int, local: Ints, remote: Ints) -> RunTable:
+_Placed = tuple[Ints, Columns]
+"""Units, counted from the first that is read, and their runs, as many of each."""
+
+
+def _spread(patterns: Sequence[Columns], first: int, local: Ints, remote: Ints) -> list[_Placed]:
     """Return the runs of units that begin with number `first`, at their blocks' places [units]."""
     places = len(patterns)
-    parts: list[Columns] = []
+    parts: list[_Placed] = []
+    units = np.arange(local.size)
     for place, (within_local, within_remote, length) in enumerate(patterns):
         at = slice((place - first) % places, None, places)
         offsets = local[at, None] + within_local
         lengths = np.broadcast_to(length, offsets.shape)
-        parts.append((offsets.ravel(), (remote[at, None] + within_remote).ravel(), lengths.ravel()))
-    if places == 1:
-        return RunTable(*merge(*parts[0]))
-    return RunTable(*merge(*map(np.concatenate, zip(*parts, strict=True))))
+        columns = offsets.ravel(), (remote[at, None] + within_remote).ravel(), lengths.ravel()
+        parts.append((units[at], columns))
+    return parts
+
+
+def _merged(parts: Sequence[_Placed]) -> RunTable:
+    return RunTable(*merge(*_joined([columns for _, columns in parts])))
+
+
+def _by_unit(parts: Sequence[_Placed]) -> tuple[RunTable, Ints]:
+    """Return runs by their unit, and where those of each end."""
+    unit = np.concatenate(
+        [np.repeat(units, columns[0].size // max(units.size, 1)) for units, columns in parts]
+    )
+    local, remote, length = _joined([columns for _, columns in parts])
+    order = np.argsort(unit, kind="stable")
+    return RunTable(local[order], remote[order], length[order]), np.cumsum(np.bincount(unit))
+
+
+def _joined(parts: Sequence[Columns]) -> Columns:
+    if len(parts) == 1:
+        return parts[0]
+    local, remote, length = map(np.concatenate, zip(*parts, strict=True))
+    return local, remote, length
 
 
 def _check_pair(source: KVLayout, target: KVLayout) -> None:

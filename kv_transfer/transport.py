@@ -20,6 +20,8 @@ import msgpack
 
 from baton.core.errors import TransportError
 from baton.core.ids import Incarnation
+from baton.kernels.kv_digest import Digests, Labels, Pieces
+from baton.kernels.native.kv_digest import Ints
 
 METADATA_VERSION = 1
 """Both sides must speak the same version of `metadata()`."""
@@ -47,6 +49,18 @@ class Run:
     local_offset: int
     remote_offset: int
     length: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadUnits:
+    """The bytes of a read cut into units that have a hash each; see kernels/kv_digest.py."""
+
+    key: bytes
+    labels: Labels
+    pieces: Pieces
+    """Of the units, in the peer's region."""
+    into: Ints
+    """Where each piece goes in one's own region [pieces]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +116,9 @@ class Transfer:
         self._future: asyncio.Future[TransferReport] = self._loop.create_future()
         self._future.add_done_callback(_mark_seen)
         self._completed = False
+        self.hashes: Digests | None = None
+        """Of the units of the read, taken of what was written as it was written; None before the
+        transfer has completed well, and where the transport does not hash."""
 
     def __repr__(self) -> str:
         state = "completed" if self._completed else "open"
@@ -135,9 +152,15 @@ class Transfer:
 
         self._future.add_done_callback(call)
 
-    def finish(self, transport: str, error: TransportError | None = None) -> None:
+    def finish(
+        self,
+        transport: str,
+        error: TransportError | None = None,
+        hashes: Digests | None = None,
+    ) -> None:
         """Complete the transfer; for the transport only, once, from any thread."""
         assert not self._completed, self
+        self.hashes = hashes
         self._completed = True
         report = TransferReport(self.size, time.perf_counter() - self._posted_at, transport)
         if not self._loop.is_closed():
@@ -160,6 +183,9 @@ def _resolve(
         future.set_exception(error)
 
 
+UnitsOf = Callable[[], ReadUnits]
+
+
 class Transport(Protocol):
     """Reads of other processes' regions. One event loop uses it; the reads run beside that loop."""
 
@@ -180,11 +206,14 @@ class Transport(Protocol):
         Raises TransportError if the metadata is not valid, not of this version or out of date.
         """
 
-    def read(self, peer: Peer, runs: Sequence[Run]) -> Transfer:
+    def read(self, peer: Peer, runs: Sequence[Run], units: UnitsOf | None = None) -> Transfer:
         """Start to copy `runs` from the peer's region into one's own.
 
         Runs must not overlap on the local side. With no runs the transfer is completed at once.
         A peer that is lost or removed gives a transfer that fails with PeerLost.
+
+        `units` returns the same bytes as units. A transport that copies them itself calls it, in
+        a thread of its own, and gives the transfer their hashes; others leave it alone.
 
         Raises TransportError if a run leaves either region, or too much is waiting already.
         """

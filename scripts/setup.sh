@@ -5,6 +5,7 @@ set -eu
 cd "$(dirname "$0")/.."
 
 torch="torch==$(sed -n 's/^torch==//p' constraints.txt)"
+triton=triton==3.6.0 # whose machine code tests/kernels/triton/sm90.json holds
 cpu_index=https://download.pytorch.org/whl/cpu
 log=$(mktemp "${TMPDIR:-/tmp}/baton-setup-XXXXXX.log")
 child=
@@ -86,5 +87,10 @@ else
 fi
 pip=".venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt"
 phase "installing $torch ($build)" $pip "$@"
-phase "installing Baton and everything else" $pip --editable '.[dev]'
+# A CUDA build of torch has brought the Triton it needs; there is none for systems but Linux.
+set --
+if [ "$(uname)" = Linux ] && ! .venv/bin/python -c 'import triton' 2>/dev/null; then
+    set -- "$triton"
+fi
+phase "installing Baton and everything else" $pip "$@" --editable '.[dev]'
 touch .venv/.installed

@@ -2,10 +2,14 @@
 
 import socket
 from collections.abc import Iterator
-from typing import Protocol
+from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
+import numpy as np
+
+from baton.kernels.kv_digest import Digests, Pieces
 from baton.kv_transfer.runs import RunTable
-from baton.kv_transfer.transport import Metadata
+from baton.kv_transfer.transport import Metadata, ReadUnits
 
 MAX_RUNS = 512
 """Runs in one part of a transfer; the kernel takes 1,024 buffers in one call."""
@@ -35,6 +39,17 @@ class Channel(Protocol):
 
     def close(self) -> None:
         """Give back all but the connection itself."""
+
+
+@runtime_checkable
+class HashingChannel(Protocol):
+    """A Channel that copies bytes itself, and can hash them on the way."""
+
+    def receive_units(self, units: ReadUnits) -> Digests:
+        """Return the hashes of units once they are in local memory; nobody is asked for them.
+
+        Raises as `Channel.receive` does.
+        """
 
 
 class Backend(Protocol):
@@ -67,3 +82,24 @@ def parts_of(runs: RunTable) -> Iterator[RunTable]:
         else:
             for first in range(0, len(part), MAX_RUNS):
                 yield part[first : first + MAX_RUNS]
+
+
+def parts_of_units(units: ReadUnits) -> Iterator[ReadUnits]:
+    """Cut a transfer between units, into parts of MAX_BYTES or one unit at most, in order."""
+    offsets, lengths, ends = units.pieces
+    if int(np.add.reduce(lengths)) <= MAX_BYTES:
+        yield units
+        return
+    done = np.cumsum(lengths)[ends - 1]
+    """Bytes up to the end of each unit, which has a piece at least."""
+    first = piece = before = 0
+    while first < ends.size:
+        end = max(int(done.searchsorted(before + MAX_BYTES, "right")), first + 1)
+        pieces = slice(piece, int(ends[end - 1]))
+        yield replace(
+            units,
+            labels=units.labels[first:end],
+            pieces=Pieces(offsets[pieces], lengths[pieces], ends[first:end] - piece),
+            into=units.into[pieces],
+        )
+        first, piece, before = end, pieces.stop, int(done[end - 1])

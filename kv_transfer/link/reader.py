@@ -11,14 +11,23 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from baton.core.errors import PeerLost, TransportError
+from baton.kernels.kv_digest import Digests
 from baton.kv_transfer.base import Counters, Done
-from baton.kv_transfer.link.backend import Backend, Channel, parts_of
+from baton.kv_transfer.link.backend import (
+    Backend,
+    Channel,
+    HashingChannel,
+    parts_of,
+    parts_of_units,
+)
 from baton.kv_transfer.link.stream import STALL_S, limit_waits, wake
 from baton.kv_transfer.runs import RunTable
-from baton.kv_transfer.transport import Metadata, Peer, Transfer
+from baton.kv_transfer.transport import Metadata, Peer, ReadUnits, Transfer, UnitsOf
 
 CONNECT_S = 5.0
 """To connect, and then again to prove who one is."""
@@ -32,9 +41,27 @@ Authenticate = Callable[[socket.socket, Metadata, float], None]
 @dataclass(eq=False, slots=True)
 class _Job:
     transfer: Transfer
-    to_ask: deque[RunTable]
-    to_receive: int
-    """Parts that have not arrived."""
+    runs: RunTable
+    units: UnitsOf | None
+    to_ask: "deque[RunTable | ReadUnits]" = field(default_factory=deque)
+    to_receive: int = 0
+    """Parts that have not arrived; 0 until they are cut."""
+    hashes: list[Digests] = field(default_factory=list)
+
+    def cut(self, *, hashes: bool) -> None:
+        """Cut it into parts: of units, if the channel hashes and they are wanted."""
+        if self.units is not None and hashes:
+            self.to_ask.extend(parts_of_units(self.units()))
+        else:
+            self.to_ask.extend(parts_of(self.runs))
+        self.to_receive = len(self.to_ask)
+
+    def all_hashes(self) -> Digests | None:
+        """Return what was hashed on the way."""
+        return np.concatenate(self.hashes) if self.hashes else None
+
+
+_Asked = tuple[_Job, RunTable | ReadUnits]
 
 
 class Reader:
@@ -69,12 +96,11 @@ class Reader:
         """Transfers that wait for the thread."""
         return len(self._jobs)
 
-    def post(self, transfer: Transfer, runs: RunTable) -> None:
+    def post(self, transfer: Transfer, runs: RunTable, units: UnitsOf | None) -> None:
         """Start a transfer of at least one run."""
-        parts = deque(parts_of(runs))
         with self._lock:
             if self._why is None:
-                self._jobs.append(_Job(transfer, parts, len(parts)))
+                self._jobs.append(_Job(transfer, runs, units))
                 self._lock.notify()
                 return
         self._counters.ended(transfer, "none", PeerLost(str(self._why)))
@@ -87,7 +113,7 @@ class Reader:
 
     def _main(self) -> None:
         carrier = "none"
-        under_way: deque[tuple[_Job, RunTable]] = deque()
+        under_way: deque[_Asked] = deque()
         try:
             with contextlib.closing(self._connect()) as channel:
                 carrier = channel.carrier
@@ -112,22 +138,28 @@ class Reader:
         limit_waits(connection, STALL_S)
         return self._backend.open(connection, self._theirs)
 
-    def _loop(self, channel: Channel, under_way: deque[tuple[_Job, RunTable]]) -> None:
+    def _loop(self, channel: Channel, under_way: "deque[_Asked]") -> None:
+        hashing = channel if isinstance(channel, HashingChannel) else None
         while True:
             while len(under_way) < PARTS_AHEAD:
-                asked = self._next(wait=not under_way)
+                asked = self._next(wait=not under_way, hashes=hashing is not None)
                 if asked is None:
                     break
                 under_way.append(asked)
-                channel.ask(asked[1])
+                if isinstance(asked[1], RunTable):
+                    channel.ask(asked[1])
             job, part = under_way[0]
-            channel.receive(part)
+            if isinstance(part, RunTable):
+                channel.receive(part)
+            else:
+                assert hashing is not None, "cut for another channel"
+                job.hashes.append(hashing.receive_units(part))
             under_way.popleft()
             job.to_receive -= 1
             if not job.to_receive:
-                self._counters.ended(job.transfer, channel.carrier, None)
+                self._counters.ended(job.transfer, channel.carrier, None, job.all_hashes())
 
-    def _next(self, *, wait: bool) -> tuple[_Job, RunTable] | None:
+    def _next(self, *, wait: bool, hashes: bool) -> "_Asked | None":
         """Return the next part to ask for and whose it is; None if there is none and not `wait`."""
         with self._lock:
             while wait and not self._jobs and self._why is None:
@@ -136,11 +168,14 @@ class Reader:
                 raise self._why
             if not self._jobs:
                 return None
-            job = self._jobs[0]
-            part = job.to_ask.popleft()
-            if not job.to_ask:
+            job = self._jobs[0]  # stays there meanwhile: nobody else takes it
+        if not job.to_receive:
+            job.cut(hashes=hashes)  # takes a while, if it makes labels
+        part = job.to_ask.popleft()
+        if not job.to_ask:
+            with self._lock:
                 self._jobs.popleft()
-            return job, part
+        return job, part
 
     def _end(self, why: TransportError) -> None:
         """Let nothing more begin; the first reason counts."""

@@ -13,7 +13,7 @@ from baton.kv_transfer.link.reader import CONNECT_S, Reader
 from baton.kv_transfer.link.server import Server
 from baton.kv_transfer.link.stream import STALL_S, limit_waits
 from baton.kv_transfer.runs import RunTable
-from baton.kv_transfer.transport import Metadata, Peer, Region, Transfer
+from baton.kv_transfer.transport import Metadata, Peer, Region, Transfer, UnitsOf
 
 MAX_QUEUED = 4096
 """Transfers that may wait for one peer; more are refused."""
@@ -62,14 +62,14 @@ class LinkTransport(BaseTransport):
     def _usable(self, peer: Peer) -> bool:
         return self._readers[peer].usable
 
-    def _post(self, transfer: Transfer, runs: RunTable) -> None:
+    def _post(self, transfer: Transfer, runs: RunTable, units: UnitsOf | None) -> None:
         reader = self._readers.get(transfer.peer)
         if reader is None:
             self._counters.ended(transfer, "none", PeerLost(f"{transfer.peer} was removed"))
             return
         if reader.waiting >= MAX_QUEUED:
             raise TransportError(f"{MAX_QUEUED} transfers from {transfer.peer} wait already")
-        reader.post(transfer, runs)
+        reader.post(transfer, runs, units)
 
     async def _shut(self) -> None:
         fences = [self._disconnect(peer) for peer in list(self._readers)]

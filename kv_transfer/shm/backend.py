@@ -14,12 +14,13 @@ from pathlib import Path
 import msgpack
 
 from baton.core.errors import PeerLost, TransportError
+from baton.kernels.kv_digest import Digests, copy_and_hash, is_native
 from baton.kv_transfer.link.backend import Channel
 from baton.kv_transfer.link.stream import hung_up
 from baton.kv_transfer.runs import RunTable
-from baton.kv_transfer.shm.copying import copy_mapped, read_process
+from baton.kv_transfer.shm.copying import bytes_at, copy_mapped, read_process
 from baton.kv_transfer.shm.memory import Mapping
-from baton.kv_transfer.transport import Metadata, Region
+from baton.kv_transfer.transport import Metadata, ReadUnits, Region
 
 _TOLD = struct.Struct("@cQQ")
 """What the owner of the memory says first: how to read it, where it begins, how long it is."""
@@ -73,7 +74,8 @@ class ShmBackend:
             raise PeerLost("it closed the connection")
         how, base, length = _TOLD.unpack(told)
         if how == _MAPPED and len(descriptors) == 1:
-            return _MappedChannel(connection, self._region, Mapping(descriptors[0], theirs.length))
+            kind = _HashingChannel if is_native() else _MappedChannel
+            return kind(connection, self._region, Mapping(descriptors[0], theirs.length))
         if how != _BY_KERNEL or (base, length) != (theirs.base, theirs.length):
             raise TransportError(f"its memory is not the {theirs.length} bytes it was said to be")
         return _ProcessChannel(connection, self._region, theirs)
@@ -106,12 +108,32 @@ class _MappedChannel:
     def receive(self, part: RunTable) -> None:
         """See Channel. The memory outlives its owner; what it held then is worth nothing."""
         copy_mapped(part, self._local, self._mapping.address)
-        if hung_up(self._connection):
-            raise PeerLost("the owner of the memory is gone")
+        self._ensure_live()
 
     def close(self) -> None:
         """See Channel."""
         self._mapping.close()
+
+    def _ensure_live(self) -> None:
+        if hung_up(self._connection):
+            raise PeerLost("the owner of the memory is gone")
+
+
+class _HashingChannel(_MappedChannel):
+    """Hashes while it copies, if it is asked to; see HashingChannel."""
+
+    def __init__(self, connection: socket.socket, region: Region, mapping: Mapping) -> None:
+        super().__init__(connection, region, mapping)
+        self._target = bytes_at(region.address, region.length)
+        self._source = bytes_at(mapping.address, mapping.length)
+
+    def receive_units(self, units: ReadUnits) -> Digests:
+        """See HashingChannel. One call of native code, as of copies without hashes."""
+        hashes = copy_and_hash(
+            units.key, self._target, units.into, self._source, units.pieces, units.labels
+        )
+        self._ensure_live()
+        return hashes
 
 
 class _ProcessChannel:

@@ -11,6 +11,7 @@ import os
 import numpy as np
 
 from baton.core.errors import PeerLost, TransportError
+from baton.kernels.kv_digest import Bytes
 from baton.kv_transfer.runs import Ints, RunTable
 from baton.kv_transfer.transport import Run
 
@@ -51,6 +52,12 @@ def read_process(runs: RunTable, pid: int, local: int, remote: int) -> None:
     if code in (errno.ESRCH, errno.EFAULT):
         raise PeerLost(f"process {pid} is gone: {copied} of {wanted} bytes were read")
     raise TransportError(f"process {pid} cannot be read: {os.strerror(code)}")
+
+
+def bytes_at(address: int, length: int) -> Bytes:
+    """Return memory as an array without a copy; whoever uses it keeps the memory there."""
+    view = memoryview((ctypes.c_ubyte * length).from_address(address))
+    return np.frombuffer(view.cast("B"), np.uint8)
 
 
 def _iovecs(addresses: Ints, runs: RunTable) -> Ints:

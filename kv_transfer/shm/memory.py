@@ -60,6 +60,7 @@ class Mapping:
         finally:
             os.close(fd)
         self.address = _address_of(self._map)
+        self.length = length
 
     def close(self) -> None:
         """Unmap; the address is of no use any more."""

@@ -5,7 +5,7 @@ import asyncio
 from baton.core.ids import Incarnation
 from baton.kv_transfer.base import BaseTransport, Counters, Done
 from baton.kv_transfer.runs import RunTable
-from baton.kv_transfer.transport import Metadata, Peer, Region, Transfer
+from baton.kv_transfer.transport import Metadata, Peer, Region, Transfer, UnitsOf
 from baton.kv_transfer.ucx.config import UcxConfig
 from baton.kv_transfer.ucx.worker import UcxWorker
 
@@ -59,7 +59,7 @@ class UcxTransport(BaseTransport):
     def _usable(self, peer: Peer) -> bool:
         return not self._connected[peer].done() or self._worker.usable(peer)
 
-    def _post(self, transfer: Transfer, runs: RunTable) -> None:
+    def _post(self, transfer: Transfer, runs: RunTable, units: UnitsOf | None) -> None:
         self._worker.post(transfer, runs)
 
     async def _shut(self) -> None:

@@ -19,6 +19,7 @@ from baton.kv_transfer.transport import (
     Transfer,
     Transport,
     TransportStats,
+    UnitsOf,
 )
 
 from .armed import Armed
@@ -58,11 +59,11 @@ class FaultyTransport:
         self._dropped.setdefault(peer, asyncio.Event())
         return peer
 
-    def read(self, peer: Peer, runs: Sequence[Run]) -> Transfer:
-        """See Transport."""
+    def read(self, peer: Peer, runs: Sequence[Run], units: UnitsOf | None = None) -> Transfer:
+        """See Transport. A read that is struck has no hashes: its bytes change once they landed."""
         due = self._armed.happened("read") if runs else []
         if not due:
-            return self._inner.read(peer, runs)
+            return self._inner.read(peer, runs, units)
         wanted = list(checked_runs(runs, self._region.length, peer.length))
         transfer = Transfer(peer, sum(run.length for run in wanted))
         task = asyncio.create_task(

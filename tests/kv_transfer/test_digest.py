@@ -11,6 +11,7 @@ from baton.core.handover import BlockRef, OfferedBlock
 from baton.core.ids import BlockId, Epoch, Ticket
 from baton.core.kv_layout import KVLayout, LayerRange
 from baton.core.sharded_layout import Rank, ShardedLayout
+from baton.kernels.kv_digest import Digests, copy_and_hash
 from baton.kv_transfer.digest import DigestKey
 from baton.kv_transfer.plan import TokenRange, TransferPlan
 
@@ -149,6 +150,33 @@ class Handover:
             rank, self.layers, self.tokens, self.offered, self.landing_table, memoryview(memory)
         )
 
+    def hashed_on_the_way(self, rank: Rank) -> tuple[Bytes, dict[Rank, Digests]]:
+        """Return what a rank has after reads by a transport that hashes, and its hashes."""
+        landing = self.plan.landing(rank, self.layers).layout
+        memory = np.zeros(NUM_BLOCKS * landing.block_bytes, np.uint8)
+        hashes = {}
+        for link in self.plan.links(rank, self.layers, self.plan.turn(TICKET)):
+            units = self.key.units_read(
+                rank, link.source, self.layers, self.tokens, self.offered, self.landing_table
+            )
+            pool = self.source_pools[link.source]
+            hashes[link.source] = copy_and_hash(
+                units.key, memory, units.into, pool, units.pieces, units.labels
+            )
+        return memory, hashes
+
+    def first_wrong_of(self, rank: Rank, hashes: dict[Rank, Digests]) -> int | None:
+        """Verify by hashes alone."""
+        return self.key.first_wrong(
+            rank,
+            self.layers,
+            self.tokens,
+            self.offered,
+            self.landing_table,
+            memoryview(b""),
+            hashes,
+        )
+
 
 def draw_handover(pair: tuple[ShardedLayout, ShardedLayout], data: st.DataObject) -> Handover:
     plan = TransferPlan(*pair)
@@ -180,6 +208,24 @@ def test_every_rank_verifies_just_what_it_read(
     spared[written] = False
     memory[spared] ^= 0xFF
     assert handover.first_wrong(rank, memory) is None
+
+
+@settings(max_examples=100, deadline=None)
+@given(pair=pairs(), data=st.data())
+def test_hashes_on_the_way_serve_as_well(
+    pair: tuple[ShardedLayout, ShardedLayout], data: st.DataObject
+) -> None:
+    handover = draw_handover(pair, data)
+    rank = data.draw(st.sampled_from(handover.plan.target.ranks))
+    assume(handover.plan.links(rank, handover.layers, handover.plan.turn(TICKET)))
+    memory, hashes = handover.hashed_on_the_way(rank)
+    assert np.array_equal(memory, handover.read(rank)[0])
+    assert handover.first_wrong_of(rank, hashes) is None
+    source = data.draw(st.sampled_from(sorted(hashes)))
+    pool = handover.source_pools[source]
+    pool[data.draw(st.integers(0, pool.size - 1))] ^= 1  # after it was offered
+    memory, hashes = handover.hashed_on_the_way(rank)
+    assert handover.first_wrong_of(rank, hashes) == handover.first_wrong(rank, memory)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from baton.core.errors import PeerLost, TransportError
-from baton.kv_transfer.transport import METADATA_VERSION, Metadata, Run
+from baton.kernels.kv_digest import Pieces, expand_key, hash_units, is_native
+from baton.kv_transfer.link import backend
+from baton.kv_transfer.transport import METADATA_VERSION, Metadata, ReadUnits, Run
 
 from .transport_worlds import (
     SIZE,
@@ -49,6 +51,15 @@ def scattered(count: int) -> list[Run]:
     draw = np.random.default_rng(0)
     local, remote = draw.permutation(pieces)[:count], draw.permutation(pieces)[:count]
     return [Run(int(a) * PIECE, int(b) * PIECE, PIECE) for a, b in zip(local, remote, strict=True)]
+
+
+def in_units(runs: list[Run], pieces: int) -> ReadUnits:
+    """Return `runs` as units of so many of them."""
+    rows = [(run.local_offset, run.remote_offset, run.length) for run in runs]
+    local, remote, length = np.array(rows, np.int64).T.copy()
+    ends = np.arange(pieces, len(runs) + pieces, pieces).clip(max=len(runs))
+    labels = np.random.default_rng(1).integers(0, 256, (ends.size, 64), np.uint8)
+    return ReadUnits(expand_key(b"test"), labels, Pieces(remote, length, ends), local)
 
 
 async def test_reads_what_the_peer_has_and_says_how(world: World) -> None:
@@ -239,6 +250,29 @@ async def test_many_runs_in_many_parts_complete_once(world: World) -> None:
     assert report.bytes == SIZE
     assert (world.memory == want).all()
     assert world.reader.stats().transfers_done == 1
+
+
+async def test_hashes_are_of_what_was_written(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the transport hashes at all, part by part; elsewhere there are none."""
+    monkeypatch.setattr(backend, "MAX_BYTES", 8 * PIECE)
+    peer = await soon(world.reader.add_peer(await world.start_target(1)))
+    runs = scattered(20)
+    units = in_units(runs, 3)
+    transfer = world.reader.read(peer, runs, lambda: units)
+    await soon(transfer.wait())
+    source, want = pattern(1), np.zeros(SIZE, np.uint8)
+    for run in runs:
+        piece = source[run.remote_offset :][: run.length]
+        want[run.local_offset :][: run.length] = piece
+    assert (world.memory == want).all()
+    hashed = world.carrier == "shm" and is_native()
+    assert (transfer.hashes is not None) == hashed
+    if hashed:
+        written = units.pieces._replace(offsets=units.into)
+        expected = hash_units(units.key, world.memory.data, written, units.labels)
+        assert np.array_equal(transfer.hashes, expected)
 
 
 async def test_a_peer_that_hangs_is_fenced(process_world: ProcessWorld) -> None:

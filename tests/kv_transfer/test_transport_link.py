@@ -16,14 +16,15 @@ import pytest
 
 from baton.core.errors import InvalidConfig, PeerLost, TransportError
 from baton.core.ids import new_incarnation
+from baton.kernels.kv_digest import Pieces
 from baton.kv_transfer.link import reader
-from baton.kv_transfer.link.backend import MAX_BYTES, MAX_RUNS, parts_of
+from baton.kv_transfer.link.backend import MAX_BYTES, MAX_RUNS, parts_of, parts_of_units
 from baton.kv_transfer.link.transport import LinkTransport
 from baton.kv_transfer.runs import RunTable
 from baton.kv_transfer.shm import copying
 from baton.kv_transfer.shm.memory import Mapping, SharedMemory
 from baton.kv_transfer.tcp.backend import TcpBackend, notice_cuts
-from baton.kv_transfer.transport import Metadata, Run
+from baton.kv_transfer.transport import Metadata, ReadUnits, Run
 
 from .transport_target import memory_of, opened
 from .transport_worlds import SECRET, SIZE, WORLDS, ProcessWorld, pattern, region_of, soon
@@ -205,6 +206,25 @@ def test_parts_are_bounded_and_cover_all() -> None:
         assert (run.local_offset, run.remote_offset) == ((1 << 20) + at, (1 << 21) + at)
         at += run.length
     assert at == 2 * MAX_BYTES + 5
+
+
+def test_parts_of_units_are_cut_between_units() -> None:
+    half = MAX_BYTES // 2
+    lengths = np.array([half, 1, half - 1, half, MAX_BYTES, 7, 7], np.int64)
+    ends = np.array([2, 3, 5, 6, 7], np.int64)
+    at = np.cumsum(lengths) - lengths
+    labels = np.arange(5, dtype=np.uint8)[:, None].repeat(64, axis=1)
+    parts = list(parts_of_units(ReadUnits(b"", labels, Pieces(at, lengths, ends), at + 1)))
+    assert [part.pieces.lengths.tolist() for part in parts] == [
+        [half, 1, half - 1],
+        [half, MAX_BYTES],  # one unit, longer than a part
+        [7, 7],
+    ]
+    assert [part.pieces.ends.tolist() for part in parts] == [[2, 3], [2], [1, 2]]
+    assert [part.labels[:, 0].tolist() for part in parts] == [[0, 1], [2], [3, 4]]
+    for part in parts:
+        assert (part.into == part.pieces.offsets + 1).all()
+    assert np.array_equal(np.concatenate([part.pieces.offsets for part in parts]), at)
 
 
 def test_shared_memory_is_written_by_its_owner_alone() -> None:

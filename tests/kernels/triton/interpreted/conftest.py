@@ -1,6 +1,9 @@
-"""Tests in this folder run in processes of their own, where kernels are interpreted on the CPU.
+"""Tests in this folder run in a process of their own, where kernels are interpreted on the CPU.
 
-test_interpreted.py starts these processes: Triton decides when it is imported.
+Whether a kernel is interpreted is decided when it is defined. test_interpreted.py runs them all;
+by hand:
+
+    TRITON_INTERPRET=1 pytest tests/kernels/triton/interpreted
 """
 
 import os

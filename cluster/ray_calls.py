@@ -97,7 +97,7 @@ async def reserve_places(sizes: Sequence[int], timeout_s: float) -> Places:
         _reserve_places, sizes, timeout_s, timeout_s=timeout_s + _MARGIN_S
     )
     if isinstance(reserved, str):
-        wanted = f"{sum(sizes)} processes, {', '.join(map(str, sizes))} together on a node"
+        wanted = f"{sum(sizes)} processes, {' and '.join(map(str, sizes))} together on a node"
         raise Unavailable(f"Ray found no room in {timeout_s:g} s for {wanted}; {reserved}")
     return reserved
 
@@ -110,7 +110,7 @@ def _reserve_places(sizes: Sequence[int], timeout_s: float) -> Places | str:
     remove_placement_group(group)
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
     rooms = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
-    return f"its {len(rooms)} nodes have room for {', '.join(map(str, rooms))}"
+    return f"its nodes have room for {' and '.join(map(str, rooms))}, if nothing else is there"
 
 
 async def create_actor(

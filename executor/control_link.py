@@ -62,8 +62,10 @@ class ControlLink:
 
     def send(self, message: Any) -> None:
         """Send a message; what cannot be sent ends the connection."""
-        body = msgpack.packb(message)
-        assert len(body) <= MAX_MESSAGE, f"a message of {len(body)} bytes"
+        self.send_packed(packed(message))
+
+    def send_packed(self, body: bytes) -> None:
+        """Send what `packed` returned; for one message on many connections."""
         self._send(_LENGTH.pack(len(body)), body)
 
     def beat(self) -> None:
@@ -126,6 +128,13 @@ class ControlLink:
                 raise PeerLost("its connection ended")
             got, silent = got + count, 0
         return data
+
+
+def packed(message: Any) -> bytes:
+    """Return a message as it travels."""
+    body: bytes = msgpack.packb(message)
+    assert len(body) <= MAX_MESSAGE, f"a message of {len(body)} bytes"
+    return body
 
 
 def connect(address: tuple[str, int], secret: bytes, parties: Parties) -> socket.socket:

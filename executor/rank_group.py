@@ -26,7 +26,7 @@ from baton.core.ids import Incarnation
 from baton.core.log import get_logger
 from baton.engine.step import StepPlan, StepResult
 from baton.engine.step_diff import StepEncoder
-from baton.executor.control_link import TICK_S, ControlLink, accept
+from baton.executor.control_link import TICK_S, ControlLink, accept, packed
 from baton.executor.control_messages import error_from, result_from
 from baton.kv_transfer.link.auth import MIN_SECRET
 from baton.kv_transfer.link.server import Server
@@ -167,9 +167,9 @@ class RankGroup:
         Called from the model's thread, and for every plan.
         """
         gathered = self._steps[plan.step] = _Gathered(plan.step, self._limits.ep)
-        message = ["step", self._encoder.encode(plan), list(ends)]
+        message = packed(["step", self._encoder.encode(plan), list(ends)])
         for link in self._links.values():
-            link.send(message)
+            link.send_packed(message)
         return gathered.future
 
     def tell(self, step: int, told: StepResult | BatonError) -> None:

@@ -13,7 +13,7 @@ from baton.cluster.local_cluster import LocalCluster, desired_instances
 from baton.cluster.processes import wait_gone
 from baton.cluster.reconcile import Desired
 from baton.core.config import ClusterConfig
-from baton.core.errors import BatonError, DeadlineExceeded, InstanceLost, InvalidConfig
+from baton.core.errors import BatonError, DeadlineExceeded, InstanceLost, InvalidConfig, Unavailable
 from baton.core.ids import InstanceId
 from baton.core.topology import InstanceInfo, Role
 
@@ -38,6 +38,9 @@ async def test_instances_come_get_lost_come_back_and_leave_nothing(
         assert {i.role for i in before.values()} == {Role.PREFILL, Role.DECODE}
         assert before[DECODE].pid != before[InstanceId("prefill-0")].pid != os.getpid()
         assert (await cluster.instance_stats(DECODE))["omp"] == "3"
+        wanted = "no room in 0.1 s for 3 processes, 2 and 1 together on a node; its nodes have room"
+        with pytest.raises(Unavailable, match=f"{wanted} for 2"):
+            await ray_calls.reserve_places([2, 1], 0.1)
         cluster.check()
 
         version = cluster.board.current.version

@@ -86,6 +86,9 @@ class ParallelConfig(Config):
     """A rank not heard of for so long is lost, and the instance with it."""
     step_timeout_s: float = Field(default=60.0, gt=0)
     """So is a rank that a step has to wait for for so long."""
+    int8_reduce_kib: int | None = Field(default=None, ge=1, le=1 << 20)
+    """Sums along tp of so many KiB or more travel as int8 with a scale per block: for links below
+    about 1 GB/s. Tokens may then differ from those of one rank."""
 
     @property
     def size(self) -> int:

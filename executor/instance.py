@@ -149,7 +149,9 @@ class Instance:
         )
 
     def stats(self) -> dict[str, float | int | str]:
-        """Return counters of engine, pool and transport by name."""
+        """Return counters of engine, pool, collectives and transport by name; of ranks, the
+        leader's.
+        """
         loop = self.engine.stats()
         roster = loop.scheduler.roster
         pool = roster.memory.pool
@@ -169,6 +171,7 @@ class Instance:
             "prompt_tokens": roster.memory.prompt_tokens,
             "prompt_tokens_cached": roster.memory.cached_tokens,
         }
+        counters |= self._rank.collectives()
         if self._rank.transport is not None:
             transport = self._rank.transport.stats()
             counters["transfers_open"] = transport.transfers_open

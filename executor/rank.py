@@ -69,6 +69,16 @@ class LoadedRank:
         """Return what computes this rank's share of steps."""
         return ModelRunner(self.model, self.kv, self.host, depth=self.layout.pp)
 
+    def collectives(self) -> dict[str, float | int | str]:
+        """Return what this rank's groups have moved, as counters by axis and kind."""
+        counters: dict[str, float | int | str] = {}
+        for axis, traffic in self.membership.traffic.items():
+            for kind, moved in traffic.stats().items():
+                counters[f"{axis}_{kind}_calls"] = moved.calls
+                counters[f"{axis}_{kind}_bytes"] = moved.bytes
+                counters[f"{axis}_{kind}_s"] = moved.seconds
+        return counters
+
     def handover(self, terms: HandoverTerms, config: WorkerConfig) -> RankHandover:
         """Return this rank's part of an attempt."""
         assert self.transport is not None, "a handover in a mixed instance"
@@ -100,7 +110,9 @@ def meeting_of(config: WorkerConfig, port: int) -> Meeting:
     """Return where the ranks meet, given the port of the leader's listening socket."""
     mesh, limit = mesh_of(config.parallel), config.parallel.step_timeout_s
     host = config.host if config.leader is None else config.leader.host
-    return Meeting(mesh, host, port, "gloo", limit)
+    int8_kib = config.parallel.int8_reduce_kib
+    int8_from = None if int8_kib is None else int8_kib << 10
+    return Meeting(mesh, host, port, "gloo", limit, int8_from)
 
 
 async def load_rank(

@@ -1,7 +1,7 @@
 """A rank of an instance in a process of its own: `rank_process.py CONFIG_JSON`; not a test.
 
 The leader starts the others itself, and prints its address and their pids as a line of JSON when
-all are ready; it closes at the first line on stdin.
+all are ready; at the first line on stdin it prints its counters and closes.
 """
 
 import asyncio
@@ -40,6 +40,7 @@ async def lead(config: WorkerConfig) -> None:
         sys.stdout.write(json.dumps(facts) + "\n")
         sys.stdout.flush()
         await asyncio.to_thread(sys.stdin.readline)
+        sys.stdout.write(json.dumps(worker.stats()) + "\n")
     for other in others:
         assert other.wait(timeout=30) == 0, "a rank did not close in order"
 

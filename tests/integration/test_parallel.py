@@ -56,6 +56,8 @@ class RankProcesses:
         self.others: list[int] = []
         self.ref: Any = None
         self.address = ""
+        self.counters: dict[str, float | int | str] = {}
+        """Known once it is closed."""
 
     async def ready(self, tools: Any) -> "RankProcesses":
         assert self._process.stdout is not None
@@ -72,8 +74,9 @@ class RankProcesses:
 
     async def close(self) -> None:
         """Close it in good order: every rank checks that it holds nothing."""
-        await asyncio.to_thread(self._process.communicate, "close\n", PATIENCE_S)
+        said, _ = await asyncio.to_thread(self._process.communicate, "close\n", PATIENCE_S)
         assert self._process.returncode == 0
+        self.counters = json.loads(said)
 
     def end(self) -> None:
         """End what is left of it."""
@@ -180,6 +183,9 @@ async def test_any_sharding_meets_any(
         assert not answer.finish.local_prefill
     await two.close()
     await one.close()
+    for instance, mesh in ((one, prefill), (two, decode)):
+        kinds = {name.split("_")[0] for name in instance.counters if name.endswith("_calls")}
+        assert kinds == {axis for axis in ("tp", "pp", "ep", "cp") if axis in mesh}
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])

@@ -86,6 +86,11 @@ class ParallelConfig(Config):
     """A rank not heard of for so long is lost, and the instance with it."""
     step_timeout_s: float = Field(default=60.0, gt=0)
     """So is a rank that a step has to wait for for so long."""
+    expert_balance_steps: int = Field(default=64, ge=0, le=1 << 20)
+    """Every so many steps the experts of one more layer move to where its measured loads want them,
+    if that is worth it; 0: never."""
+    spare_experts: int = Field(default=0, ge=0, le=1 << 10)
+    """Room for experts at each place along ep beyond an equal share: for copies of the busiest."""
     int8_reduce_kib: int | None = Field(default=None, ge=1, le=1 << 20)
     """Sums along tp of so many KiB or more travel as int8 with a scale per block: for links below
     about 1 GB/s. Tokens may then differ from those of one rank."""

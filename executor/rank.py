@@ -12,6 +12,7 @@ from baton.core.memory import MIB
 from baton.core.sharded_layout import Rank, ShardedLayout
 from baton.core.topology import Role
 from baton.executor.device import Device
+from baton.executor.expert_balance import ExpertBalancer
 from baton.executor.handover_memory import HandoverMemory
 from baton.executor.handover_orders import HandoverTerms
 from baton.executor.kv_cache import KVCache, blocks_that_fit, make_layout
@@ -21,10 +22,12 @@ from baton.executor.runner import ModelRunner
 from baton.kernels.kv_digest import is_native
 from baton.kv_transfer.choose import OpenTransport
 from baton.kv_transfer.transport import Transport
+from baton.models.decoder import Decoder
 from baton.models.loader import Model, load_model
 from baton.models.mesh_plan import check_mesh, plan_stages
 from baton.models.share import Share
 from baton.models.spec import ModelSpec, read_spec
+from baton.models.weights import Checkpoint, torch_dtype
 from baton.parallel.group import Ranks
 from baton.parallel.join import Meeting, Membership, join_mesh
 from baton.parallel.mesh import Mesh
@@ -58,6 +61,8 @@ class LoadedRank:
     """Nor has it this."""
     membership: Membership
     """Of the groups of ranks."""
+    balancer: ExpertBalancer | None
+    """Moves experts, where there are several places for them."""
 
     @property
     def tells(self) -> bool:
@@ -67,16 +72,20 @@ class LoadedRank:
 
     def runner(self) -> ModelRunner:
         """Return what computes this rank's share of steps."""
-        return ModelRunner(self.model, self.kv, self.host, depth=self.layout.pp)
+        return ModelRunner(
+            self.model, self.kv, self.host, depth=self.layout.pp, balancer=self.balancer
+        )
 
     def collectives(self) -> dict[str, float | int | str]:
-        """Return what this rank's groups have moved, as counters by axis and kind."""
+        """Return what this rank's groups have moved, as counters by axis and kind; and experts."""
         counters: dict[str, float | int | str] = {}
         for axis, traffic in self.membership.traffic.items():
             for kind, moved in traffic.stats().items():
                 counters[f"{axis}_{kind}_calls"] = moved.calls
                 counters[f"{axis}_{kind}_bytes"] = moved.bytes
                 counters[f"{axis}_{kind}_s"] = moved.seconds
+        if self.balancer is not None:
+            counters["expert_moves"] = self.balancer.moves
         return counters
 
     def handover(self, terms: HandoverTerms, config: WorkerConfig) -> RankHandover:
@@ -152,7 +161,18 @@ async def load_rank(
     except BaseException:
         membership.leave()
         raise
-    return LoadedRank(layout, place, model, kv, host, memory, transport, membership)
+    balancer = _balancer(config, model)
+    return LoadedRank(layout, place, model, kv, host, memory, transport, membership, balancer)
+
+
+def _balancer(config: WorkerConfig, model: Model) -> ExpertBalancer | None:
+    parallel = config.parallel
+    if parallel.ep == 1 or not parallel.expert_balance_steps or not isinstance(model, Decoder):
+        return None
+    checkpoint = Checkpoint(config.model_dir, torch_dtype(config.engine.dtype))
+    return ExpertBalancer(
+        model, checkpoint, every=parallel.expert_balance_steps, spare=parallel.spare_experts
+    )
 
 
 async def _open_transport(

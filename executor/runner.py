@@ -10,6 +10,7 @@ from torch import Tensor
 from baton.core.errors import InternalError
 from baton.engine.step import LayerWatch, StepPlan, StepResult
 from baton.executor.batch import SampledRow
+from baton.executor.expert_balance import ExpertBalancer
 from baton.executor.kv_cache import KVCache, copy_blocks
 from baton.executor.native_pass import NativePass
 from baton.executor.own_part import own_part
@@ -40,11 +41,17 @@ class ModelRunner:
     """
 
     def __init__(
-        self, model: Model, kv: KVCache, host: KVCache | None = None, *, depth: int = 1
+        self,
+        model: Model,
+        kv: KVCache,
+        host: KVCache | None = None,
+        *,
+        depth: int = 1,
+        balancer: ExpertBalancer | None = None,
     ) -> None:
         """`host` has the KV of preempted sequences; without it no plan may copy.
 
-        `depth` is how many steps may be under way at once.
+        `depth` is how many steps may be under way at once; `balancer` hears of every step.
         """
         native = isinstance(model, NativeDecoder)
         self._share = Share() if isinstance(model, NativeDecoder) else model.share
@@ -61,6 +68,7 @@ class ModelRunner:
         else:
             self._pass = TorchPass(model, kv)
         tp, vocabulary = self._share.ranks.tp, model.spec.vocab_size
+        self._balancer = balancer
         self._sampler: Sampler | ShardedSampler = Sampler(depth)
         if tp.size > 1:
             self._sampler = ShardedSampler(tp, vocabulary, depth)
@@ -105,6 +113,8 @@ class ModelRunner:
         result = None
         if computed is not None:
             result = self._sampled(plan.step, *computed)
+        if self._balancer is not None:
+            self._balancer.after(plan.step)
         done = self._stats
         self._stats = RunnerStats(
             steps=done.steps + 1,

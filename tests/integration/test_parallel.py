@@ -32,6 +32,7 @@ MESHES = {
     "pp2": {"pp": 2},
     "tp2pp2": {"tp": 2, "pp": 2},
     "ep2": {"ep": 2},
+    "ep2 that moves": {"ep": 2, "expert_balance_steps": 2, "spare_experts": 1},
     "cp2": {"cp": 2},
 }
 QUICK = [("tp2", "pp2"), ("pp2", "tp2")]
@@ -186,6 +187,18 @@ async def test_any_sharding_meets_any(
     for instance, mesh in ((one, prefill), (two, decode)):
         kinds = {name.split("_")[0] for name in instance.counters if name.endswith("_calls")}
         assert kinds == {axis for axis in ("tp", "pp", "ep", "cp") if axis in mesh}
+
+
+async def test_experts_move_while_requests_run(
+    start_instance: StartInstance, alone: Any, tools: Any, prompts: list[Any]
+) -> None:
+    spread = await start_instance(Role.DECODE, "ep2 that moves").ready(tools)
+    expected = [answer.tokens for answer in await alone.run(prompts)]
+    async with tools.open_session(spread.address) as session:
+        answers = await session.run(prompts)
+    assert [answer.tokens for answer in answers] == expected
+    await spread.close()
+    assert int(spread.counters["expert_moves"]) > 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])

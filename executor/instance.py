@@ -64,10 +64,10 @@ class Instance:
             depth=depth,
             partitions=places,
         )
-        own = rank.runner()
-        runner: Runner = own
+        self._own = rank.runner()
+        runner: Runner = self._own
         if not self.alone:
-            runner = MeshRunner(own, ranks, tells=rank.tells)
+            runner = MeshRunner(self._own, ranks, tells=rank.tells)
         self.engine = EngineLoop(self._scheduler, runner, listener, depth=depth)
         self._running = asyncio.create_task(self.engine.run())
         self._running.add_done_callback(self._engine_ended)
@@ -159,6 +159,7 @@ class Instance:
             "executor": self._rank.model.executor,
             "steps": loop.steps,
             "busy_s": loop.busy_s,
+            "rank_busy_s": self._own.stats().busy_s,
             "waiting": roster.waiting,
             "running": roster.running,
             "preemptions": roster.preemptions,

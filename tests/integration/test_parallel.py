@@ -185,8 +185,8 @@ async def test_any_sharding_meets_any(
     await two.close()
     await one.close()
     for instance, mesh in ((one, prefill), (two, decode)):
-        kinds = {name.split("_")[0] for name in instance.counters if name.endswith("_calls")}
-        assert kinds == {axis for axis in ("tp", "pp", "ep", "cp") if axis in mesh}
+        moved = {name.split("_")[0] for name in instance.counters if name.endswith("_calls")}
+        assert moved == MESHES[mesh].keys() - {"cp"}, "prompts are too short for cp to talk"
 
 
 async def test_experts_move_while_requests_run(

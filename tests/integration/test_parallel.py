@@ -108,13 +108,13 @@ def start_instance(tools: Any, model_dir: Path) -> Any:
     """Start instances as processes; whatever is left of them at the end is killed by its pid."""
     started: list[RankProcesses] = []
 
-    def start(role: Role, mesh: str) -> RankProcesses:
+    def start(role: Role, mesh: str, max_batch_tokens: int = 64) -> RankProcesses:
         config = tools.worker_config(
             role,
             f"{role.value}-0",
             model_dir,
             kv_memory_mib=16,
-            max_batch_tokens=64,
+            max_batch_tokens=max_batch_tokens,
             executor="torch",
             handover={
                 "secret": SECRET,
@@ -187,6 +187,28 @@ async def test_any_sharding_meets_any(
     for instance, mesh in ((one, prefill), (two, decode)):
         moved = {name.split("_")[0] for name in instance.counters if name.endswith("_calls")}
         assert moved == MESHES[mesh].keys() - {"cp"}, "prompts are too short for cp to talk"
+
+
+@pytest.mark.slow
+async def test_a_long_prompt_is_spread_over_ranks(
+    start_instance: StartInstance, alone: Any, tools: Any
+) -> None:
+    """Of 600 tokens in one chunk: the pairs above have none that is worth spreading along cp."""
+    draw = random.Random(4)
+    prompts = [tools.prompt(tuple(draw.randrange(1, 1000) for _ in range(600)), 12)]
+    one = start_instance(Role.PREFILL, "cp2", max_batch_tokens=1024)
+    two = start_instance(Role.DECODE, "pp2")
+    expected = [answer.tokens for answer in await alone.run(prompts)]
+    await one.ready(tools)
+    await two.ready(tools)
+    async with tools.open_session(two.address) as session:
+        answers = await session.run(prompts, [one.ref])
+    assert [answer.tokens for answer in answers] == expected
+    assert not answers[0].finish.local_prefill
+    await two.close()
+    await one.close()
+    moved = {name.split("_")[0] for name in one.counters if name.endswith("_calls")}
+    assert moved == {"cp"}
 
 
 async def test_experts_move_while_requests_run(

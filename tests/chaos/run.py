@@ -25,6 +25,7 @@ async def main(first: int, last: int) -> int:
     campaign = Campaign(folder)
     struck: Counter[str] = Counter()
     outcomes: Counter[str] = Counter()
+    migrations: Counter[str] = Counter()
     failed = []
     try:
         for seed in range(first, last + 1):
@@ -32,10 +33,13 @@ async def main(first: int, last: int) -> int:
             schedule, report = await campaign.run(seed)
             struck += report.struck
             outcomes += report.outcomes
+            migrations += report.migrations
             failed += [seed] * bool(report.problems)
             _show(schedule, report, time.monotonic() - started, whole=first == last)
     finally:
         await campaign.close()
+    _print("", "requests moved to another decode instance:")
+    _print(*(f"  {name:18}{n:6}" for name, n in sorted(migrations.items())))
     status = _summary(last - first + 1, struck, outcomes, failed)
     if status:
         _print(f"logs of the processes: {folder}")

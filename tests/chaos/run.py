@@ -4,12 +4,15 @@ One seed alone is replayed with its schedule and all that happened.
 """
 
 import asyncio
+import logging
 import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+
+from baton.core import log
 
 from .campaign import Campaign
 from .play import Report
@@ -81,4 +84,5 @@ def _seeds(text: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
+    log.configure(level=logging.ERROR)  # what the gateways warn of, the schedule has brought about
     sys.exit(asyncio.run(main(*_seeds(sys.argv[1] if len(sys.argv) > 1 else "0-499"))))

@@ -1,7 +1,8 @@
 """One long-lived stream to one decode instance: requests go out, each engine step comes back.
 
 A request is submitted under a key, and ends with exactly one Finish under that key, also after it
-was cancelled. If the stream is lost, every request on it ends as InstanceLost at once.
+was cancelled. If the stream is lost, every request on it ends as InstanceLost at once. An instance
+that ends one as `draining` is sent no more.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ import grpc
 from baton.core.clock import Clock
 from baton.core.errors import (
     BatonError,
+    Draining,
     HandoverError,
     InstanceLost,
     InternalError,
@@ -102,12 +104,13 @@ class DecodeSession:
         self._call: _Call | None = None
         self._ready = False
         self._retired = False
+        self._draining = False
         self._late_updates = 0
 
     @property
     def ready(self) -> bool:
         """Requests may be submitted."""
-        return self._ready and not self._retired
+        return self._ready and not (self._retired or self._draining)
 
     def submit(
         self,
@@ -237,7 +240,14 @@ class DecodeSession:
             elif update.tokens:
                 entry.listener.deliver(update.tokens, now)
             if update.HasField("finish"):
-                self._end(update.key, _ended(update.finish))
+                self._finish(update.key, _ended(update.finish))
+
+    def _finish(self, key: int, ended: Ended) -> None:
+        """End a request as the instance says, which may say by it that it is about to leave."""
+        if isinstance(ended.error, Draining) and not self._draining:
+            self._draining = True
+            _log.info("a decode instance drains", instance=self.instance.instance_id)
+        self._end(key, ended)
 
     async def _write(self, call: _Call) -> None:
         try:

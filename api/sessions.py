@@ -30,6 +30,7 @@ class Sessions:
         self._untried: set[InstanceKey] | None = None
         self.settled = asyncio.Event()
         """Every instance of the first membership has been tried."""
+        self._changed = asyncio.Event()
 
     def usable(self) -> Membership:
         """Return the current membership without the decode instances that are not connected."""
@@ -46,6 +47,14 @@ class Sessions:
     def session(self, instance: InstanceInfo) -> DecodeSession:
         """Return the session with an instance that `usable` listed."""
         return self._sessions[key_of(instance)]
+
+    async def changed(self) -> None:
+        """Wait until the membership changes, or an instance is connected."""
+        await self._changed.wait()
+
+    def _tell_change(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def run(self) -> None:
         """Follow the membership until cancelled; every session ends with this."""
@@ -69,6 +78,7 @@ class Sessions:
             self._untried = set(new)
             if not new:
                 self.settled.set()
+        self._tell_change()
 
     def _new(self, instance: InstanceInfo) -> DecodeSession:
         return DecodeSession(instance, clock=self._clock, max_unsent=self._max_unsent)
@@ -83,6 +93,7 @@ class Sessions:
             def on_ready(opened: asyncio.Event = opened) -> None:
                 opened.set()
                 self._settle(key)
+                self._tell_change()
 
             error = await self._sessions[key].run(
                 connect_timeout_s=self._connect_timeout_s, on_ready=on_ready

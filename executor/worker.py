@@ -45,8 +45,16 @@ class Worker(ABC, Generic[L]):
         """Add the role's service to a gRPC server."""
 
     @abstractmethod
-    async def drain(self) -> None:
+    async def wind_down(self) -> None:
         """End what is open, fences included; no new call comes in any more."""
+
+    @abstractmethod
+    async def drain(self, deadline_s: float) -> int:
+        """Admit nothing more, let what is open end, and return once nothing is; `close` follows.
+
+        What is not done in `deadline_s` seconds others take over: its callers are told that this
+        instance is draining, and go on elsewhere. Returns how much that was.
+        """
 
     @abstractmethod
     def problems(self) -> list[str]:
@@ -99,7 +107,7 @@ class Worker(ABC, Generic[L]):
         if self._server is not None:
             await self._server.close()
         try:
-            await self.drain()
+            await self.wind_down()
         finally:
             await self.instance.close()
         self.check()

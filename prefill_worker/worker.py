@@ -31,7 +31,11 @@ class PrefillWorker(Worker[SessionTable]):
         """See Worker."""
         pb_grpc.add_PrefillServicer_to_server(self._service, server)
 
-    async def drain(self) -> None:
+    async def drain(self, deadline_s: float) -> int:
+        """See Worker: decode takes to other prefill instances what is not done in time."""
+        return await self._service.drain(deadline_s)
+
+    async def wind_down(self) -> None:
         """See Worker: sessions have ended with their streams; pulls may have a fence to pass."""
         await self._table.tasks.drain(_DRAIN_S)
         self._table.tasks.check()
@@ -57,6 +61,7 @@ class PrefillWorker(Worker[SessionTable]):
             **self.instance.stats(),
             "sessions": len(self._table),
             "tasks": len(self._table.tasks),
+            "draining": int(self._service.admission.draining),
             "blocks_pulled": self._table.pulls.blocks,
             "pulls_wrong": self._table.pulls.wrong,
             **outcomes,

@@ -104,6 +104,7 @@ class DecodeSession:
         self._call: _Call | None = None
         self._ready = False
         self._retired = False
+        self._broken_by: InstanceLost | None = None
         self._draining = False
         self._late_updates = 0
 
@@ -148,6 +149,13 @@ class DecodeSession:
         """Take no more requests, and end when the last one has ended."""
         self._retired = True
         self._end_if_retired()
+
+    def break_off(self, error: InstanceLost) -> None:
+        """Give the instance up: every request on the session ends with `error`."""
+        self._ready = False
+        self._broken_by = error
+        if self._call is not None:
+            self._call.cancel()
 
     async def run(self, *, connect_timeout_s: float, on_ready: Callable[[], None]) -> BatonError:
         """Hold the stream until it is lost, and return why; calls `on_ready` once it is open."""
@@ -221,6 +229,8 @@ class DecodeSession:
         """Tell a stream that we closed ourselves from a task that is cancelled; gRPC does not."""
         if not call.cancelled() or _being_cancelled():
             raise asyncio.CancelledError
+        if self._broken_by is not None:
+            return self._broken_by
         return InstanceLost(f"the session with {self.instance.instance_id} was closed")
 
     def _take(self, frame: pb.DecodeFrame) -> None:

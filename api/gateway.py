@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -11,6 +12,7 @@ from typing import Self
 from baton.api.decode_session import SessionStats
 from baton.api.detokenize import Detokenizer
 from baton.api.journey import Journey, JourneyHost
+from baton.api.lease_keeper import LeaseKeeper, Terms
 from baton.api.open_request import OpenRequest
 from baton.api.sessions import Sessions
 from baton.api.text_stream import Piece, TextStream
@@ -18,10 +20,10 @@ from baton.api.traces import TraceLog
 from baton.api.validate import ServedModel, TextRequest
 from baton.core.clock import Clock, monotonic
 from baton.core.config import GatewayConfig
-from baton.core.errors import BatonError, Unavailable
+from baton.core.errors import BatonError, InstanceLost, Unavailable
 from baton.core.metrics import GatewayMetrics
 from baton.core.tasks import TaskSet
-from baton.core.topology import MembershipBoard, Role
+from baton.core.topology import InstanceInfo, MembershipBoard, Role
 from baton.core.trace import RequestTrace
 from baton.models.tokenizer import Tokenizer
 from baton.router.router import Router, RouterStats
@@ -63,8 +65,19 @@ class Gateway:
         self._expects_prefill = expects_prefill
         self._clock = clock
         self._router = Router(max_open_requests=config.max_open_requests, clock=clock)
+        self._leases = LeaseKeeper(
+            board,
+            Terms(
+                f"gateway/{secrets.token_hex(8)}",
+                lease_s=config.lease_s,
+                beat_s=config.lease_s / 3,
+            ),
+            on_lost=self._lost,
+            clock=clock,
+        )
         self._sessions = Sessions(
             board,
+            is_lost=self._leases.is_lost,
             connect_timeout_s=config.connect_timeout_s,
             max_unsent=2 * config.max_open_requests,
             clock=clock,
@@ -80,6 +93,7 @@ class Gateway:
 
     async def start(self) -> None:
         """Connect to the decode instances that are listed; those that come later follow."""
+        self._tasks.start(self._leases.run())
         self._tasks.start(self._sessions.run())
         await self._sessions.settled.wait()
 
@@ -94,6 +108,7 @@ class Gateway:
         """End every session, and with it every open request; wait until its consumer has left."""
         self._closing = True
         await self._tasks.drain(0)
+        await self._leases.close()
         await self.drain(timeout_s)
 
     async def __aenter__(self) -> Self:
@@ -166,6 +181,9 @@ class Gateway:
         self._idle.clear()
         self.metrics.opened(len(generate.prompt))
         return opened
+
+    def _lost(self, instance: InstanceInfo, error: InstanceLost) -> None:
+        self._sessions.lose(instance, error)
 
     def _over(self, opened: OpenRequest, trace: RequestTrace) -> None:
         self._open.remove(opened)

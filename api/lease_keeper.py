@@ -67,6 +67,11 @@ class LeaseKeeper:
         stream = self._streams.get(key_of(instance))
         return stream.report if stream is not None and stream.live else None
 
+    def is_lost(self, instance: InstanceInfo) -> bool:
+        """Return whether an instance was there and is not now; who never was is not lost."""
+        stream = self._streams.get(key_of(instance))
+        return stream is not None and stream.report is not None and not stream.live
+
     async def run(self) -> None:
         """Follow the membership until cancelled, or closed."""
         async with asyncio.TaskGroup() as group:
@@ -88,7 +93,8 @@ class LeaseKeeper:
     async def close(self) -> None:
         """Say goodbye to every instance: nothing of this granter's is open there any more."""
         self._closing = True
-        await asyncio.gather(*(s.leave(Leave.GOODBYE) for s in self._streams.values()))
+        live = [stream for stream in self._streams.values() if stream.live]
+        await asyncio.gather(*(stream.leave(Leave.GOODBYE) for stream in live))
 
     def _follow(self, membership: Membership, group: asyncio.TaskGroup) -> None:
         listed = {key_of(i): i for i in membership.instances}
@@ -111,6 +117,7 @@ class _Stream:
         self.live = False
         """It has answered lately, and serves."""
         self.report: Report | None = None
+        """The last one."""
         self.task: asyncio.Task[None] | None = None
         self._instance = instance
         self._keeper = keeper

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 from baton.api.decode_session import DecodeSession, SessionStats
 from baton.core.clock import Clock
+from baton.core.errors import InstanceLost
 from baton.core.log import get_logger
 from baton.core.topology import InstanceInfo, Membership, MembershipBoard, Role
 from baton.router.load import InstanceKey, key_of
@@ -20,9 +22,17 @@ class Sessions:
     """Keeps one session per listed instance and incarnation, and opens lost ones again."""
 
     def __init__(
-        self, board: MembershipBoard, *, connect_timeout_s: float, max_unsent: int, clock: Clock
+        self,
+        board: MembershipBoard,
+        *,
+        is_lost: Callable[[InstanceInfo], bool],
+        connect_timeout_s: float,
+        max_unsent: int,
+        clock: Clock,
     ) -> None:
+        """`is_lost` says of a listed instance that it does not answer, or does not serve."""
         self._board = board
+        self._is_lost = is_lost
         self._connect_timeout_s = connect_timeout_s
         self._max_unsent = max_unsent
         self._clock = clock
@@ -33,10 +43,12 @@ class Sessions:
         self._changed = asyncio.Event()
 
     def usable(self) -> Membership:
-        """Return the current membership without the decode instances that are not connected."""
+        """Return the current membership without those that are lost, or are not connected."""
         membership = self._board.current
         instances = tuple(
-            i for i in membership.instances if i.role is Role.PREFILL or self._is_ready(i)
+            i
+            for i in membership.instances
+            if not self._is_lost(i) and (i.role is Role.PREFILL or self._is_ready(i))
         )
         return Membership(membership.version, instances)
 
@@ -47,6 +59,13 @@ class Sessions:
     def session(self, instance: InstanceInfo) -> DecodeSession:
         """Return the session with an instance that `usable` listed."""
         return self._sessions[key_of(instance)]
+
+    def lose(self, instance: InstanceInfo, error: InstanceLost) -> None:
+        """Break off the session with an instance that is lost: its requests go on elsewhere."""
+        session = self._sessions.get(key_of(instance))
+        if session is not None:
+            session.break_off(error)
+        self._tell_change()
 
     async def changed(self) -> None:
         """Wait until the membership changes, or an instance is connected."""

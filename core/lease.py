@@ -98,13 +98,19 @@ class Lease:
         """When each runs out."""
         self._known = False
         self._revoked = False
+        self._withdrawn = 0
+        """The epoch in which the controller took it off the list: older ones still list it."""
 
     def __repr__(self) -> str:
         return f"Lease(epoch={self.epoch}, grants={self._grants}, revoked={self._revoked})"
 
     def beat(self, beat: Beat, now: float) -> bool:
-        """Take a grant; False if it counts for nothing: of an old controller, or after REVOKE."""
-        if self._revoked or (beat.controls and beat.epoch < self._controlled):
+        """Take a grant; False if it counts for nothing.
+
+        That is so after REVOKE, and for whoever goes by an old view: a controller whose epoch is
+        lower than another's, or a gateway that has not heard yet that this is no member any more.
+        """
+        if self._revoked or beat.epoch < (self._controlled if beat.controls else self._withdrawn):
             return False
         self._known = True
         self.epoch = max(self.epoch, beat.epoch)
@@ -115,14 +121,19 @@ class Lease:
         self._grants[beat.granter] = now + beat.lease_s
         return True
 
-    def left(self, granter: str, leave: Leave, now: float) -> None:
+    def left(self, last: Beat, leave: Leave, now: float) -> None:
         """A granter goes; one whose stream just breaks does not, and its last grant runs out."""
+        if last.controls and last.epoch < self._controlled:
+            return
         if leave is Leave.REVOKE:
             self._revoked = True
-        elif leave is Leave.WITHDRAW and granter in self._grants:
-            self._grants[granter] = now
-        elif leave is Leave.GOODBYE and self.standing(now) is Standing.HELD:
-            self._grants.pop(granter, None)
+        elif leave is Leave.WITHDRAW:
+            if last.controls:
+                self._withdrawn = last.epoch
+                self._grants.clear()
+            self._grants.pop(last.granter, None)
+        elif self.standing(now) is Standing.HELD:
+            self._grants.pop(last.granter, None)
             self._known = any(until > now for until in self._grants.values())
 
     def standing(self, now: float) -> Standing:

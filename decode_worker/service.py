@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import grpc
 
-from baton.core.errors import BatonError, Cancelled, Draining, HandoverError, InvalidRequest
+from baton.core.errors import BatonError, Cancelled, HandoverError, InvalidRequest
 from baton.core.ids import Incarnation, InstanceId
 from baton.core.log import get_logger
 from baton.core.request import FinishReason
@@ -75,6 +75,10 @@ class DecodeService(pb_grpc.DecodeServicer):
         """See Worker."""
         return await self.admission.drain(deadline_s, self._hand_over)
 
+    async def fence(self) -> None:
+        """See Worker."""
+        await self.admission.fence(self._hand_over)
+
     def _hand_over(self) -> int:
         error = self.admission.refusal()
         return sum(session.hand_over(error) for session in self._sessions)
@@ -136,7 +140,7 @@ class _Session:
         if task is not None:  # it may have ended while the message was on its way
             task.cancel()
 
-    def hand_over(self, error: Draining) -> int:
+    def hand_over(self, error: BatonError) -> int:
         """End what is open with an error that lets the gateway go on elsewhere; return how many."""
         for key, owner in self._open.items():
             owner.fail(error)

@@ -9,6 +9,7 @@ from baton.decode_worker.owner import OwnerTable
 from baton.decode_worker.placement import Placement
 from baton.decode_worker.prefill_channels import PrefillChannels
 from baton.decode_worker.service import DecodeService
+from baton.executor.admission import Admission
 from baton.executor.instance import Instance
 from baton.executor.worker import Worker
 from baton.proto import worker_pb2_grpc as pb_grpc
@@ -39,6 +40,15 @@ class DecodeWorker(Worker[OwnerTable]):
     async def drain(self, deadline_s: float) -> int:
         """See Worker: gateways resume on other decode instances what is not done in time."""
         return await self._service.drain(deadline_s)
+
+    async def fence(self) -> None:
+        """See Worker."""
+        await self._service.fence()
+
+    @property
+    def admission(self) -> Admission:
+        """See Worker."""
+        return self._service.admission
 
     async def wind_down(self) -> None:
         """See Worker."""

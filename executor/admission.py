@@ -4,19 +4,28 @@ import asyncio
 import math
 from collections.abc import Callable
 
-from baton.core.errors import DeadlineExceeded, Draining, InvalidRequest, Overloaded
+from baton.core.errors import (
+    BatonError,
+    DeadlineExceeded,
+    Draining,
+    InstanceLost,
+    InvalidRequest,
+    Overloaded,
+)
 
 _LEAVE_S = 30.0
 """For what is ended at the deadline of a drain to give back what it holds."""
 
 
 class Admission:
-    """Counts what is open; `drain` is final: who has drained is not used again."""
+    """Counts what is open. `drain` is final; `fence` is so until `unfence`."""
 
     def __init__(self, owner: str, *, limit: int | None = None) -> None:
         """`owner` is who drains or is full, in messages; `limit` is how much may be open."""
         self.open = 0
         self.draining = False
+        self.fenced = False
+        """Its lease has ended: see executor/leased.py."""
         self.handed_over = 0
         """How much was open when a drain came to its deadline."""
         self._owner = owner
@@ -27,13 +36,15 @@ class Admission:
     def __repr__(self) -> str:
         return f"Admission({self._owner}, open={self.open}, draining={self.draining})"
 
-    def refusal(self) -> Draining:
+    def refusal(self) -> BatonError:
         """Return the error that sends a request elsewhere."""
+        if self.fenced:
+            return InstanceLost(f"{self._owner} is fenced: nobody has renewed its lease")
         return Draining(f"{self._owner} is about to leave")
 
     def enter(self) -> None:
-        """Count one in; raises Draining, or Overloaded if as many as allowed are open."""
-        if self.draining:
+        """Count one in; raises Draining, InstanceLost while it is fenced, or Overloaded."""
+        if self.draining or self.fenced:
             raise self.refusal()
         if self._limit is not None and self.open >= self._limit:
             raise Overloaded(f"{self.open} requests are open in {self._owner}")
@@ -69,6 +80,17 @@ class Admission:
             raise DeadlineExceeded(text) from None
         timer.cancel()
         return self.handed_over
+
+    async def fence(self, hand_over: Callable[[], int]) -> None:
+        """Let nothing more in, end what is open, and return once all of it has left."""
+        self.fenced = True
+        if self.open:
+            hand_over()
+        await self._empty.wait()
+
+    def unfence(self) -> None:
+        """Let in again."""
+        self.fenced = False
 
     def _end_open(self, hand_over: Callable[[], int]) -> None:
         if self.open:

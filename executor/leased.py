@@ -13,10 +13,10 @@ _log = get_logger("lease")
 
 
 class Leased:
-    """Run `watch` as a task; it calls `fence` each time that the lease has ended.
+    """Run `watch` as a task: it calls `fence` when the lease has ended, and `serve` after that.
 
-    While `fenced`, the role refuses what is new. What is renewed once all has been given back
-    serves again: nothing but its requests is lost, and these have gone on elsewhere.
+    What is renewed once all has been given back serves again: nothing but its requests is lost, and
+    these have gone on elsewhere.
     """
 
     def __init__(
@@ -26,20 +26,21 @@ class Leased:
         report: Callable[[], Report],
         busy: Callable[[], bool],
         fence: Callable[[], Awaitable[None]],
+        serve: Callable[[], None],
         stall_s: float,
         clock: Clock = monotonic,
     ) -> None:
         """`report` says how the instance is, but for its standing; `busy` whether a step runs.
 
-        `fence` ends all that is open, and returns once it is given back. After `stall_s` in one
-        step no beat counts: the model is stuck.
+        `fence` refuses what is new, ends what is open, and returns once it is given back; `serve`
+        takes that back. After `stall_s` in one step no beat counts: the model is stuck.
         """
         self.incarnation = incarnation
         self.fenced = False
-        """Nothing new may begin."""
         self._report = report
         self._busy = busy
         self._fence = fence
+        self._serve = serve
         self._clock = clock
         self._lease = Lease()
         self._progress = Progress(stall_s)
@@ -62,10 +63,10 @@ class Leased:
         standing = Standing.FENCED if self.fenced else self._lease.standing(now)
         return replace(report, standing=standing, epoch=self._lease.epoch)
 
-    def left(self, granter: str, leave: Leave) -> None:
+    def left(self, last: Beat, leave: Leave) -> None:
         """See LeaseHolder."""
-        _log.info("a granter leaves", granter=granter, how=str(leave))
-        self._lease.left(granter, leave, self._clock())
+        _log.info("a granter leaves", granter=last.granter, how=str(leave))
+        self._lease.left(last, leave, self._clock())
         self._changed.set()
 
     async def watch(self) -> None:
@@ -80,6 +81,7 @@ class Leased:
                 continue  # it may have been renewed meanwhile
             if standing is not Standing.FENCED and self.fenced:
                 self.fenced = False
+                self._serve()
                 _log.warning("serving again", lease=repr(self._lease))
             await self._until_change()
 

@@ -72,6 +72,10 @@ class PrefillService(pb_grpc.PrefillServicer):
         """See Worker."""
         return await self.admission.drain(deadline_s, self._hand_over)
 
+    async def fence(self) -> None:
+        """See Worker."""
+        await self.admission.fence(self._hand_over)
+
     def _hand_over(self) -> int:
         for session in self._sessions:
             session.post(machine.Failed(self.admission.refusal()))

@@ -3,6 +3,7 @@
 import grpc
 
 from baton.core.clock import monotonic
+from baton.executor.admission import Admission
 from baton.executor.instance import Instance
 from baton.executor.worker import Worker
 from baton.prefill_worker.service import PrefillService
@@ -34,6 +35,15 @@ class PrefillWorker(Worker[SessionTable]):
     async def drain(self, deadline_s: float) -> int:
         """See Worker: decode takes to other prefill instances what is not done in time."""
         return await self._service.drain(deadline_s)
+
+    async def fence(self) -> None:
+        """See Worker."""
+        await self._service.fence()
+
+    @property
+    def admission(self) -> Admission:
+        """See Worker."""
+        return self._service.admission
 
     async def wind_down(self) -> None:
         """See Worker: sessions have ended with their streams; pulls may have a fence to pass."""

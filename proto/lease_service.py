@@ -23,9 +23,14 @@ class LeaseHolder(Protocol):
         """Take a grant, and say how the instance is."""
         ...
 
-    def left(self, granter: str, leave: Leave) -> None:
+    def left(self, last: Beat, leave: Leave) -> None:
         """Hear how a granter goes."""
         ...
+
+
+def add_lease_service(server: grpc.aio.Server, holder: LeaseHolder) -> None:
+    """Let a server answer beats."""
+    pb_grpc.add_LeaseServicer_to_server(LeaseService(holder), server)
 
 
 class LeaseService(pb_grpc.LeaseServicer):
@@ -45,7 +50,7 @@ class LeaseService(pb_grpc.LeaseServicer):
                 self._expect_meant(message.incarnation)
                 beat, leave = beat_core(message)
                 if leave is not None:
-                    self._holder.left(beat.granter, leave)
+                    self._holder.left(beat, leave)
                     return
                 await context.write(report_proto(self._holder.beat(beat)))
         except BatonError as error:

@@ -11,9 +11,8 @@ from baton.core.errors import InstanceLost
 from baton.core.ids import Incarnation, InstanceId
 from baton.core.lease import Beat, Lease, Leave, Report, Standing
 from baton.core.topology import InstanceInfo, Membership, MembershipBoard, Role
-from baton.proto import lease_pb2_grpc
 from baton.proto.grpc_runtime import WorkerServer
-from baton.proto.lease_service import LeaseService
+from baton.proto.lease_service import add_lease_service
 
 SECONDS = 60
 LEASE_S = 2.0
@@ -35,16 +34,16 @@ class Instance:
         self.lease.beat(beat, 0.0)
         return Report(self.standing or self.lease.standing(0.0), epoch=beat.epoch, problems=("p",))
 
-    def left(self, granter: str, leave: Leave) -> None:
-        assert granter == "gateway-0/9"
+    def left(self, last: Beat, leave: Leave) -> None:
+        assert last.granter == "gateway-0/9"
         self.leaves.append(leave)
-        self.lease.left(granter, leave, 0.0)
+        self.lease.left(last, leave, 0.0)
 
     async def serve(self, port: int = 0) -> None:
         self.server = await WorkerServer.start(
             "127.0.0.1",
             port,
-            lambda server: lease_pb2_grpc.add_LeaseServicer_to_server(LeaseService(self), server),
+            lambda server: add_lease_service(server, self),
         )
 
     def info(self, incarnation: int | None = None) -> InstanceInfo:

@@ -54,16 +54,16 @@ def test_after_the_last_goodbye_it_is_free() -> None:
     lease = Lease()
     lease.beat(beat("a"), 0.0)
     lease.beat(beat("b"), 0.0)
-    lease.left("a", Leave.GOODBYE, 1.0)
+    lease.left(beat("a"), Leave.GOODBYE, 1.0)
     assert lease.standing(1.0) is HELD
-    lease.left("b", Leave.GOODBYE, 1.0)
+    lease.left(beat("b"), Leave.GOODBYE, 1.0)
     assert lease.standing(100.0) is FREE
 
 
 def test_a_goodbye_does_not_free_what_is_fenced() -> None:
     lease = Lease()
     lease.beat(beat("a"), 0.0)
-    lease.left("a", Leave.GOODBYE, 5.0)
+    lease.left(beat("a"), Leave.GOODBYE, 5.0)
     assert lease.standing(5.0) is FENCED
 
 
@@ -71,25 +71,44 @@ def test_a_goodbye_leaves_no_grant_that_has_run_out_behind() -> None:
     lease = Lease()
     lease.beat(beat("gone"), 0.0)
     lease.beat(beat("a"), 2.0)
-    lease.left("a", Leave.GOODBYE, 4.0)
+    lease.left(beat("a"), Leave.GOODBYE, 4.0)
     assert lease.standing(4.0) is FREE
 
 
 def test_who_is_no_member_any_more_is_fenced_at_once() -> None:
     lease = Lease()
     lease.beat(beat("a"), 0.0)
-    lease.left("stranger", Leave.WITHDRAW, 1.0)
+    lease.left(beat("stranger"), Leave.WITHDRAW, 1.0)
     assert lease.standing(1.0) is HELD
-    lease.left("a", Leave.WITHDRAW, 1.0)
+    lease.left(beat("a"), Leave.WITHDRAW, 1.0)
     assert lease.standing(1.0) is FENCED
     lease.beat(beat("a", 2), 2.0)
     assert lease.standing(2.0) is HELD
 
 
+def test_what_the_controller_takes_off_the_list_no_older_view_keeps_alive() -> None:
+    lease = Lease()
+    lease.beat(beat("controller", 7, controls=True), 0.0)
+    lease.beat(beat("gateway", 7), 0.0)
+    lease.left(beat("controller", 8, controls=True), Leave.WITHDRAW, 1.0)
+    assert lease.standing(1.0) is FENCED
+    assert not lease.beat(beat("gateway", 7), 1.5)
+    assert lease.standing(1.5) is FENCED
+    lease.beat(beat("gateway", 9), 2.0)  # it is on the list again
+    assert lease.standing(2.0) is HELD
+
+
+def test_an_old_controller_takes_nothing_off_the_list() -> None:
+    lease = Lease()
+    lease.beat(beat("new", 7, controls=True), 0.0)
+    lease.left(beat("old", 6, controls=True), Leave.REVOKE, 1.0)
+    assert lease.standing(1.0) is HELD
+
+
 def test_who_is_replaced_never_serves_again() -> None:
     lease = Lease()
     lease.beat(beat("a"), 0.0)
-    lease.left("a", Leave.REVOKE, 1.0)
+    lease.left(beat("a"), Leave.REVOKE, 1.0)
     assert not lease.beat(beat("b", 9), 2.0)
     assert lease.standing(2.0) is FENCED
     assert lease.ends_at() is None

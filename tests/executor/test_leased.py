@@ -15,7 +15,7 @@ class Instance:
     """Counts its fences; `gate` holds them up."""
 
     def __init__(self, stall_s: float = 60.0) -> None:
-        self.fences = 0
+        self.fences = self.served = 0
         self.steps = 0
         self.busy = False
         self.gate = asyncio.Event()
@@ -26,6 +26,7 @@ class Instance:
             report=lambda: Report(Standing.FREE, steps=self.steps, waiting=3),
             busy=lambda: self.busy,
             fence=self.fence,
+            serve=self.serve,
             stall_s=stall_s,
             clock=lambda: self.now,
         )
@@ -33,6 +34,9 @@ class Instance:
     async def fence(self) -> None:
         self.fences += 1
         await self.gate.wait()
+
+    def serve(self) -> None:
+        self.served += 1
 
     def beat(self, lease_s: float = 1000.0) -> Report:
         return self.leased.beat(Beat("gateway", 4, lease_s))
@@ -68,6 +72,7 @@ async def test_it_fences_itself_when_the_lease_ends_and_serves_again_when_it_is_
         assert instance.fences == 1
         assert instance.beat().standing is Standing.FENCED  # not before it has looked around
         await until(False, instance)
+        assert instance.served == 1
         assert instance.beat().standing is Standing.HELD
 
 
@@ -109,7 +114,7 @@ async def test_beats_do_not_count_while_the_model_is_stuck() -> None:
 async def test_who_is_replaced_is_fenced_for_good() -> None:
     async with watched(Instance()) as instance:
         instance.beat()
-        instance.leased.left("gateway", Leave.REVOKE)
+        instance.leased.left(Beat("gateway", 4, 0.0), Leave.REVOKE)
         await until(True, instance)
         assert instance.beat().standing is Standing.FENCED
         await asyncio.sleep(0)

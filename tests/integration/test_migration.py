@@ -5,6 +5,7 @@ worker that lives closes, which checks that it holds nothing.
 """
 
 import asyncio
+import signal
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -194,6 +195,44 @@ async def test_three_instances_are_killed_and_no_stream_shows_it(
     [line] = [n for n in text.splitlines() if n.startswith("baton_migrations_total{")]
     assert 'reason="instance_lost"' in line
     assert float(line.split()[-1]) >= 3
+
+
+# ---- an instance that hangs --------------------------------------------------------------------
+
+
+async def test_what_a_hung_instance_has_goes_on_elsewhere_and_it_comes_back(
+    house: House, start_pair: Any, start_process: Any, tools: Any, demo_model_dir: Path
+) -> None:
+    """Stopped in the middle of a stream: nobody refuses anything, it is just silent."""
+    pair = await start_pair(demo_model_dir)
+    config = tools.worker_config(Role.DECODE, "decode-1", demo_model_dir)
+    process = await asyncio.to_thread(start_process, config)
+    hanging = info_of(process, pair.decode.info)
+    await house.know(pair.prefill.info, pair.decode.info)
+    call = house.call(CODE, max_tokens=300, temperature=0.8, logprobs=1)
+    [right] = await house.read(call)
+    await house.know(pair.prefill.info, hanging)
+    tasks: list[asyncio.Task[None]] = []
+
+    def seen(tokens: int) -> None:
+        if tokens and not tasks:
+            process.send(signal.SIGSTOP)
+            tasks.append(asyncio.create_task(house.know(pair.prefill.info, pair.decode.info)))
+
+    [shown] = await house.read(call, seen)
+    await tasks[0]
+    shown.expect(right)
+    trace = house.gateway.trace(call.requests[0].generate.request_id)
+    assert trace is not None
+    assert [(m.instance, m.error) for m in trace.migrations] == [("decode-1", "instance_lost")]
+    process.send(signal.SIGCONT)
+    await house.know(pair.prefill.info, hanging)
+    # It was fenced when it woke up; it serves again once it has heard that it may.
+    await tools.eventually(lambda: not house.gateway.health(), "it serves again", PATIENCE_S)
+    [again] = await house.read(call)
+    again.expect(right)
+    await house.know(pair.prefill.info, pair.decode.info)
+    process.close()
 
 
 # ---- drain -------------------------------------------------------------------------------------

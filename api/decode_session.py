@@ -221,7 +221,7 @@ class DecodeSession:
         except grpc.aio.AioRpcError as error:
             return InstanceLost(f"{name} was lost: {from_rpc_error(error).message}")
         except (InternalError, HandoverError) as error:
-            return error
+            return InstanceLost(f"{name} was broken off: {error.message}")
         except asyncio.CancelledError:
             return self._closed(call)
 
@@ -234,7 +234,11 @@ class DecodeSession:
         return InstanceLost(f"the session with {self.instance.instance_id} was closed")
 
     def _take(self, frame: pb.DecodeFrame) -> None:
-        """Hand one engine step's tokens out: the hot path of the gateway."""
+        """Hand one engine step's tokens out: the hot path of the gateway.
+
+        Raises InternalError or HandoverError for what no decode instance of ours would say. Only
+        the request that it was said of ends with that; the others were only on the same stream.
+        """
         now = self._clock()
         entries = self._entries
         for update in frame.updates:
@@ -244,11 +248,15 @@ class DecodeSession:
                 continue
             if update.cached_tokens:
                 entry.listener.cached(update.cached_tokens)
-            if update.logprobs:
-                logprobs = [logprobs_core(message) for message in update.logprobs]
-                entry.listener.deliver(update.tokens, now, logprobs)
-            elif update.tokens:
-                entry.listener.deliver(update.tokens, now)
+            try:
+                if update.logprobs:
+                    logprobs = [logprobs_core(message) for message in update.logprobs]
+                    entry.listener.deliver(update.tokens, now, logprobs)
+                elif update.tokens:
+                    entry.listener.deliver(update.tokens, now)
+            except (InternalError, HandoverError) as error:
+                self._end(update.key, Ended(FinishReason.ERROR, error))
+                raise
             if update.HasField("finish"):
                 self._finish(update.key, _ended(update.finish))
 

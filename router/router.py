@@ -111,7 +111,11 @@ class Router:
             self._overloaded += 1
             message = f"{len(self._leases)} requests are open, which is the most that is allowed"
             raise Overloaded(message, self._rate.seconds_to_next())
-        route = self._route(membership, prompt_tokens, prompt_tokens + max_tokens, ())
+        try:
+            route = self._route(membership, prompt_tokens, prompt_tokens + max_tokens, ())
+        except Unavailable:
+            self._unavailable += 1
+            raise
         lease = Lease(self, route, prompt_tokens=prompt_tokens, max_tokens=max_tokens)
         self._leases.add(lease)
         self._admitted += 1
@@ -156,7 +160,6 @@ class Router:
             i for i in membership.of(Role.DECODE, Role.MIXED) if tokens <= i.max_model_len
         ]
         if not candidates:
-            self._unavailable += 1
             raise Unavailable("no decode instance is ready to take the request")
 
         def share_then_requests(instance: InstanceInfo) -> tuple[bool, float, int, str]:

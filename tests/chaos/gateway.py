@@ -86,6 +86,7 @@ class Gateway:
         error: BatonError | None = None
         reason = FinishReason.ERROR
         try:
+            await self._somebody_there()
             async with aclosing(self._gateway.generate(TextRequest(request))) as pieces:
                 async for piece in pieces:
                     answer.tokens += piece.tokens
@@ -102,6 +103,13 @@ class Gateway:
             handovers=[] if trace is None else map(trace_proto, trace.handovers),
         )
         answer.migrations += [] if trace is None else [move.error for move in trace.migrations]
+
+    async def _somebody_there(self) -> None:
+        """Wait as a client does that is told 503: only what is admitted has the promise."""
+        assert self._gateway is not None, "not opened"
+        async with asyncio.timeout(PATIENCE_S):
+            while "no decode instance is ready" in self._gateway.health():
+                await self._gateway._sessions.changed()
 
 
 _asked_for: ContextVar[tuple[InstanceInfo, ...] | None] = ContextVar("asked_for", default=None)

@@ -77,7 +77,7 @@ class Gateway:
         )
         self._sessions = Sessions(
             board,
-            is_lost=self._leases.is_lost,
+            takes_requests=self._leases.takes_requests,
             connect_timeout_s=config.connect_timeout_s,
             max_unsent=2 * config.max_open_requests,
             clock=clock,

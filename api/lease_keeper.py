@@ -67,10 +67,15 @@ class LeaseKeeper:
         stream = self._streams.get(key_of(instance))
         return stream.report if stream is not None and stream.live else None
 
-    def is_lost(self, instance: InstanceInfo) -> bool:
-        """Return whether an instance was there and is not now; who never was is not lost."""
+    def takes_requests(self, instance: InstanceInfo) -> bool:
+        """Return whether an instance may be used: it is not lost, and does not drain.
+
+        One that has never been heard of counts as there.
+        """
         stream = self._streams.get(key_of(instance))
-        return stream is not None and stream.report is not None and not stream.live
+        if stream is None or stream.report is None:
+            return True
+        return stream.live and not stream.report.draining
 
     async def run(self) -> None:
         """Follow the membership until cancelled, or closed."""

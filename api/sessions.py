@@ -25,14 +25,14 @@ class Sessions:
         self,
         board: MembershipBoard,
         *,
-        is_lost: Callable[[InstanceInfo], bool],
+        takes_requests: Callable[[InstanceInfo], bool],
         connect_timeout_s: float,
         max_unsent: int,
         clock: Clock,
     ) -> None:
-        """`is_lost` says of a listed instance that it does not answer, or does not serve."""
+        """`takes_requests` says of a listed instance whether it is there, and to be used."""
         self._board = board
-        self._is_lost = is_lost
+        self._takes_requests = takes_requests
         self._connect_timeout_s = connect_timeout_s
         self._max_unsent = max_unsent
         self._clock = clock
@@ -48,7 +48,7 @@ class Sessions:
         instances = tuple(
             i
             for i in membership.instances
-            if not self._is_lost(i) and (i.role is Role.PREFILL or self._is_ready(i))
+            if self._takes_requests(i) and (i.role is Role.PREFILL or self._is_ready(i))
         )
         return Membership(membership.version, instances)
 

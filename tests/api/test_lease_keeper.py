@@ -27,12 +27,14 @@ class Instance:
         self.beats = 0
         self.leaves: list[Leave] = []
         self.standing: Standing | None = None
+        self.draining = False
         self.server: WorkerServer | None = None
 
     def beat(self, beat: Beat) -> Report:
         self.beats += 1
         self.lease.beat(beat, 0.0)
-        return Report(self.standing or self.lease.standing(0.0), epoch=beat.epoch, problems=("p",))
+        standing = self.standing or self.lease.standing(0.0)
+        return Report(standing, epoch=beat.epoch, problems=("p",), draining=self.draining)
 
     def left(self, last: Beat, leave: Leave) -> None:
         assert last.granter == "gateway-0/9"
@@ -160,6 +162,23 @@ async def test_a_fenced_instance_is_lost_until_it_serves_again(instance: Instanc
         assert str(granter.lost[0]) == "decode-0 is fenced: p"
         instance.standing = None
         await until(lambda: granter.keeper.report(info))
+
+
+async def test_who_is_lost_or_drains_takes_no_requests(instance: Instance) -> None:
+    async with granting() as granter:
+        info, takes = instance.info(), granter.keeper.takes_requests
+        assert takes(info), "nobody has heard of it"
+        granter.list(info)
+        await until(lambda: granter.keeper.report(info))
+        assert takes(info)
+        instance.draining = True
+        await until(lambda: not takes(info))
+        assert granter.keeper.report(info)
+        instance.draining = False
+        await until(lambda: takes(info))
+        instance.standing = Standing.FENCED
+        await until(lambda: not takes(info))
+        assert not granter.keeper.report(info)
 
 
 async def test_another_incarnation_at_the_address_is_never_live(instance: Instance) -> None:

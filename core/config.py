@@ -154,6 +154,16 @@ class HandoverConfig(Config):
     transport: Literal["auto", "ucx", "shm", "tcp"] = "auto"
     """What moves KV; auto takes, for each pair of instances, the first of shm (on one host), ucx
     (where it has RDMA) and tcp that both have and that works between them."""
+    backup: Literal["off", "peer"] = "off"
+    """Whether decode instances copy the KV of what they decode to one another's prefix caches, so
+    that a request whose instance is lost goes on without computing its whole context anew."""
+    backup_every_blocks: int = Field(default=8, ge=1, le=1 << 16)
+    """A sequence is backed up again when it has so many full blocks more; as many are computed
+    anew at most, besides those that waited for their turn."""
+    backup_round_blocks: int = Field(default=32, ge=1, le=1 << 12)
+    """Blocks that are copied at a time at most; one instance copies one such portion at a time."""
+    backup_mib_per_s: float = Field(default=256.0, gt=0)
+    """How fast one instance copies at most."""
     secret: SecretStr = SecretStr("")
     """Known to all instances of the cluster and to nobody else, at least 16 bytes; shm and tcp let
     only those read who prove that they know it, and are not there without."""

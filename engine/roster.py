@@ -129,7 +129,11 @@ class Roster:
     def pin(self, request: GenerateRequest, blocks: int) -> Sequence | None:
         """Make a held sequence of what the cache has of a prompt's first `blocks` blocks."""
         tokens, turn = list(request.prompt), self._arrivals
-        seq = Sequence(SeqId(turn), request, True, Phase.HELD, tokens, rank=turn)
+        return self._held_of(
+            Sequence(SeqId(turn), request, True, Phase.HELD, tokens, rank=turn), blocks
+        )
+
+    def _held_of(self, seq: Sequence, blocks: int) -> Sequence | None:
         self.memory.take_cached(seq, blocks)
         if not seq.blocks:
             return None
@@ -137,6 +141,16 @@ class Roster:
         self._sequences[seq.seq_id] = seq
         self._held += 1
         return seq
+
+    def pin_committed(self, seq: Sequence) -> Sequence | None:
+        """Make a held sequence of what `seq` has in the prefix cache, with the token after that.
+
+        None if that is nothing: it has not begun, or was preempted. Nothing is hashed again.
+        """
+        turn, tokens = self._arrivals, seq.tokens[: seq.committed * self._block_size + 1]
+        held = Sequence(SeqId(turn), seq.request, True, Phase.HELD, tokens, rank=turn)
+        held.hashes = seq.hashes[: seq.committed]
+        return self._held_of(held, seq.committed)
 
     def hold(self, seq: Sequence) -> None:
         """Running → held: the slot is free, the blocks stay."""

@@ -33,6 +33,7 @@ from baton.engine.step import (
     ChunkComputed,
     EngineEvent,
     Outlook,
+    Pinned,
     Reserved,
     SamplingContext,
     ScheduledSequence,
@@ -145,6 +146,18 @@ class Scheduler:
         """
         seq = self._roster.pin(request, blocks)
         return seq.seq_id if seq else None
+
+    def pin_committed(self, seq_id: SeqId) -> Pinned | None:
+        """Hold what a sequence has in the prefix cache, until `release`; None if that is nothing,
+        or if it has ended.
+
+        What is computed but not yet full is not part of it; nor is anything of one that waits.
+        """
+        seq = self._roster.find(seq_id)
+        held = self._roster.pin_committed(seq) if seq else None
+        if held is None:
+            return None
+        return Pinned(held.seq_id, held.request, tuple(held.tokens), held.blocks)
 
     # Ends
 

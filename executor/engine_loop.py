@@ -23,7 +23,15 @@ from baton.core.handover import BlockRef
 from baton.core.ids import SeqId
 from baton.core.request import GenerateRequest
 from baton.engine.scheduler import Scheduler, SchedulerStats
-from baton.engine.step import EngineEvent, LayerWatch, Outlook, StepPlan, StepResult, TokenSampled
+from baton.engine.step import (
+    EngineEvent,
+    LayerWatch,
+    Outlook,
+    Pinned,
+    StepPlan,
+    StepResult,
+    TokenSampled,
+)
 
 
 class Runner(Protocol):
@@ -153,6 +161,10 @@ class EngineLoop:
     def pin(self, request: GenerateRequest, blocks: int) -> SeqId | None:
         """Hold what the prefix cache has of a prompt's first `blocks` blocks, until `release`."""
         return self._scheduler.pin(request, blocks)
+
+    def pin_committed(self, seq_id: SeqId) -> Pinned | None:
+        """Hold what a sequence has in the prefix cache, until `release`."""
+        return self._scheduler.pin_committed(seq_id)
 
     def release(self, seq_id: SeqId) -> None:
         """End a sequence in any state."""

@@ -105,8 +105,8 @@ class Worker(ABC, Generic[L]):
         instance = await Instance.load(
             config, listener, on_progress, open_transport, on_listening, device
         )
-        worker = cls(instance, listener)
         try:
+            worker = cls(instance, listener)
             worker._server = await WorkerServer.start(config.host, config.port, worker._register)
         except BaseException:
             await instance.close()

@@ -160,7 +160,7 @@ class Backups:
                 )
             except grpc.aio.AioRpcError as error:
                 raise from_rpc_error(error) from None
-        return min(reply.cached_blocks, end)
+        return min(int(reply.cached_blocks), end)
 
     def _open(self, pinned: Pinned, blocks: int) -> Open:
         instance = self._instance

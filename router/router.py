@@ -274,6 +274,6 @@ def _backup_of(decode: InstanceInfo, ranked: Sequence[InstanceInfo]) -> Instance
     """Return the first of the others that can read the KV of `decode`; mixed ones never can."""
     for other in ranked:
         same = other.compatibility == decode.compatibility
-        if other is not decode and same and decode.role is other.role is Role.DECODE:
+        if other is not decode and same and decode.role == other.role == Role.DECODE:
             return other
     return None

@@ -107,6 +107,34 @@ async def test_the_trace_and_the_metrics_name_the_move(gateway, leaders, held, t
     assert 'baton_requests_total{outcome="length"} 1.0' in text
 
 
+@pytest.mark.parametrize(("backed_up", "next_"), [(48, "decode-2"), (0, "decode-1")])
+async def test_it_goes_on_where_it_was_backed_up_to(
+    make_gateway, make_leader, text_script, request_for, until, backed_up, next_
+):
+    """Of three, the second is the less loaded, and the third has the KV."""
+    one = await make_leader("decode-0", TEXT, hold_after=2, backed_up_tokens=backed_up)
+    two = await make_leader("decode-1", TEXT, hold_after=1)
+    three = await make_leader("decode-2", TEXT, cached_tokens=32)
+    board = MembershipBoard(Membership(1, (one.info(), three.info())))
+    async with make_gateway(board=board) as gateway:
+        request = request_for()
+        task = asyncio.create_task(collect(gateway, request))
+        await until(lambda: any(run.sent == 2 for run in _runs(one)))
+        assert one.submits[0].backup.instance_id == "decode-2"
+        everybody = Membership(2, (one.info(), two.info(), three.info()))
+        board.publish(everybody)
+        await until(lambda: sum(s.ready for s in gateway.stats().sessions) == 3)
+        two.resume()
+        await one.close()
+        assert text_of(await task) == TEXT
+    gateway.check()
+    trace = gateway.trace(request.generate.request_id)
+    (move,) = trace.migrations
+    assert (trace.decode_instance, move.backed_up_tokens) == (next_, backed_up)
+    assert move.cached_tokens == (32 if backed_up else 0)
+    assert trace.cached_tokens == 0
+
+
 async def test_a_stop_string_that_straddles_the_break_is_found(gateway, held, leaders):
     _, task = await held(stop=["two three"])
     await leaders[0].close()

@@ -10,9 +10,7 @@ from baton.core.request import GenerateRequest
 from baton.core.sharded_layout import ShardedLayout
 from baton.proto.convert_backup import backup_core, backup_proto
 
-LAYOUT = ShardedLayout(
-    KVLayout(layers=2, kv_heads=2, block_size=8, head_dim=4, dtype="float32"), 1
-)
+LAYOUT = ShardedLayout(KVLayout(layers=2, kv_heads=2, block_size=8, head_dim=4, dtype="float32"), 1)
 OPEN = Open(
     version=PROTOCOL_VERSION,
     compatibility="same",

@@ -116,6 +116,7 @@ class Roster:
         self._granted -= 1
         seq.phase = Phase.RUNNING
         seq.computed = seq.planned = seq.told = seq.prompt_len
+        self.memory.admitted(seq)
         self.memory.commit(seq)
         self.running.add(seq)
 

@@ -56,6 +56,7 @@ async def test_the_peer_goes_on_from_what_it_has(
     assert answer.backed_up > len(PROMPT), "the prompt, and some of the answer"
     assert answer.backed_up <= has <= len(PROMPT) + NEW
     assert pair.decode.stats()["backup_blocks_given"] * 16 == has
+    assert peer.stats()["prompt_tokens"] == 0, "what it keeps for others is no prompt of its own"
     told = 90
     resumed = replace(prompt, output=tuple(answer.tokens[:told]))
     async with tools.open_session(peer.info.address) as session:

@@ -105,7 +105,7 @@ async def recover(model: Path, context: int, backup: str, draw: random.Random) -
     peer = await asyncio.to_thread(Process, "b-peer", model, context, "peer")
     board = MembershipBoard(Membership(1, (doomed.info, peer.info)))
     gateway = Gateway(
-        GatewayConfig(http_port=0, grpc_port=0, request_timeout_s=PATIENCE_S),
+        GatewayConfig(http_port=0, grpc_port=0, request_timeout_s=PATIENCE_S, lease_s=60),
         load_tokenizer(TOKENIZER_FROM),
         "bench",
         board,

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -108,10 +109,12 @@ def start_instance(tools: Any, model_dir: Path) -> Any:
     """Start instances as processes; whatever is left of them at the end is killed by its pid."""
     started: list[RankProcesses] = []
 
-    def start(role: Role, mesh: str, max_batch_tokens: int = 64) -> RankProcesses:
+    def start(
+        role: Role, mesh: str, max_batch_tokens: int = 64, number: int = 0, **handover: Any
+    ) -> RankProcesses:
         config = tools.worker_config(
             role,
-            f"{role.value}-0",
+            f"{role.value}-{number}",
             model_dir,
             kv_memory_mib=16,
             max_batch_tokens=max_batch_tokens,
@@ -121,6 +124,7 @@ def start_instance(tools: Any, model_dir: Path) -> Any:
                 "transport": "shm",
                 "min_read_kib": 0,
                 "offer_cost_s": 0,
+                **handover,
             },
         )
         parallel = ParallelConfig(**MESHES[mesh])
@@ -209,6 +213,33 @@ async def test_a_long_prompt_is_spread_over_ranks(
     await one.close()
     moved = {name.split("_")[0] for name in one.counters if name.endswith("_calls")}
     assert moved == {"cp"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["tp2", "pp2", "ep2"])
+async def test_every_rank_backs_up_to_its_like(
+    start_instance: StartInstance, alone: Any, tools: Any, mesh: str
+) -> None:
+    draw = random.Random(5)
+    prompt = tools.prompt(tuple(draw.randrange(1, 1000) for _ in range(60)), 60)
+    [right] = await alone.run([prompt])
+    backup = {"backup": "peer", "backup_every_blocks": 1}
+    one = start_instance(Role.DECODE, mesh, **backup)
+    two = start_instance(Role.DECODE, mesh, number=2, **backup)
+    await one.ready(tools)
+    await two.ready(tools)
+    async with tools.open_session(one.address) as session:
+        answer = await session.submit(prompt, backup=two.ref)
+        await answer.wait()
+    assert answer.tokens == right.tokens
+    assert answer.backed_up > 0
+    async with tools.open_session(two.address) as session:
+        [rest] = await session.run([replace(prompt, output=tuple(answer.tokens[:50]))])
+    assert rest.tokens == right.tokens[50:]
+    assert rest.cached_tokens >= min(answer.backed_up, 96)
+    await two.close()
+    await one.close()
+    assert int(two.counters["backup_blocks_taken"]) * 16 >= answer.backed_up
 
 
 async def test_experts_move_while_requests_run(

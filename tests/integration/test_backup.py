@@ -20,7 +20,9 @@ from baton.proto import worker_pb2_grpc as pb_grpc
 
 DRAW = random.Random(23)
 PROMPT = tuple(DRAW.randrange(5, 900) for _ in range(100))
-NEW = 120
+LONG = 2000
+"""Tokens: an answer that does not end before its backup has begun."""
+PATIENCE_S = 60.0
 ON = {"backup": "peer", "backup_every_blocks": 1, "backup_round_blocks": 3}
 """Small portions, so that every answer takes several."""
 
@@ -47,21 +49,25 @@ def taken(worker: DecodeWorker) -> tuple[Any, Any]:
 async def test_the_peer_goes_on_from_what_it_has(
     pair: Any, peer: DecodeWorker, tools: Any, by_handover: bool
 ) -> None:
-    prompt = tools.prompt(PROMPT, NEW, temperature=0.9, seed=3)
+    prompt = tools.prompt(PROMPT, LONG, temperature=0.9, seed=3)
     prefill = [pair.ref] if by_handover else []
-    answer = await pair.session.submit(prompt, prefill, backup=tools.ref_of(peer.info))
+    key, answer = await pair.session.submit_keyed(prompt, prefill, backup=tools.ref_of(peer.info))
+    enough = len(PROMPT) + 20  # the prompt, and some of the answer
+    await tools.eventually(lambda: answer.backed_up >= enough, "it is backed up", PATIENCE_S)
+    await pair.session.cancel(key)
     await answer.wait()
     await tools.eventually(lambda: pair.decode.stats()["tasks"] == 0, "no backup is under way")
     has = 16 * taken(peer)[0]
-    assert answer.backed_up > len(PROMPT), "the prompt, and some of the answer"
-    assert answer.backed_up <= has <= len(PROMPT) + NEW
+    assert answer.backed_up <= has <= len(PROMPT) + len(answer.tokens)
     assert pair.decode.stats()["backup_blocks_given"] * 16 == has
     assert peer.stats()["prompt_tokens"] == 0, "what it keeps for others is no prompt of its own"
-    told = 90
-    resumed = replace(prompt, output=tuple(answer.tokens[:told]))
+    told = len(answer.tokens)
+    whole = replace(prompt, max_tokens=told + 20)
+    [right] = await pair.session.run([whole])
+    assert right.tokens[:told] == answer.tokens
     async with tools.open_session(peer.info.address) as session:
-        [rest] = await session.run([resumed])
-    assert rest.tokens == answer.tokens[told:]
+        [rest] = await session.run([replace(whole, output=tuple(answer.tokens))])
+    assert rest.tokens == right.tokens[told:]
     # The last block before the next token is computed again if nothing follows it.
     assert rest.cached_tokens == min(has, (len(PROMPT) + told - 1) // 16 * 16)
 
@@ -94,6 +100,7 @@ async def test_a_peer_that_is_not_there_costs_the_request_nothing(
     await answer.wait()
     assert (answer.tokens, answer.reason) == (right.tokens, "length")
     assert answer.backed_up == 0
+    await tools.eventually(lambda: pair.decode.stats()["backups_failed"] > 0, "it was tried")
     await tools.eventually(lambda: pair.decode.stats()["tasks"] == 0, "nothing is left of it")
 
 
@@ -109,10 +116,11 @@ async def test_a_peer_whose_own_work_needs_the_room_takes_nothing(
     )
     answer = await pair.session.submit(tools.prompt(PROMPT, 40), backup=tools.ref_of(peer.info))
     await answer.wait()
+    await tools.eventually(lambda: peer.stats()["backups_declined"] > 0, "it was asked")
     assert taken(peer) == (0, 0)
     assert answer.backed_up == 0
-    assert peer.stats()["backups_declined"] > 0
     assert pair.decode.stats()["backups_failed"] == 0, "it said so in good order"
+    await tools.eventually(lambda: pair.decode.stats()["tasks"] == 0, "nothing is left of it")
     engine.release(seq_id)
 
 
@@ -128,7 +136,7 @@ async def test_an_instance_that_keeps_no_backups_says_so(
     async with tools.open_session(peer.info.address) as session:
         answer = await session.submit(tools.prompt(PROMPT, 40), backup=unwilling)
         await answer.wait()
-    assert peer.stats()["backups_failed"] > 0
+    await tools.eventually(lambda: peer.stats()["backups_failed"] > 0, "it was told so")
     assert answer.backed_up == 0
     answer = await off.session.submit(tools.prompt(PROMPT, 40), backup=tools.ref_of(peer.info))
     await answer.wait()

@@ -1,6 +1,8 @@
 """What a decode instance keeps of another one's sequences, with real workers and real reads."""
 
+import asyncio
 import random
+import signal
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,8 @@ from baton.core.ids import RequestId
 from baton.core.request import GenerateRequest
 from baton.core.topology import Role
 from baton.decode_worker.worker import DecodeWorker
+from baton.engine.step import Reserved
+from baton.executor.prefix_pull import PrefixPull
 from baton.executor.rank_handover import RankHandover
 from baton.proto import worker_pb2 as pb
 from baton.proto import worker_pb2_grpc as pb_grpc
@@ -88,6 +92,33 @@ async def test_what_is_wrong_is_not_kept(
     assert taken(peer)[0] == answer.backed_up == 0
     pool = peer.instance.engine.stats().scheduler.roster.memory.pool
     assert (pool.cached, pool.used, pool.fencing) == (0, 0, 0)
+
+
+async def test_an_instance_that_dies_leaves_nothing_but_cache(
+    start_process: Any,
+    peer: DecodeWorker,
+    tools: Any,
+    demo_model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between its offer and the reads."""
+    config = tools.worker_config(Role.DECODE, "decode-0", demo_model_dir, handover=ON)
+    doomed = await asyncio.to_thread(start_process, config)
+    read = PrefixPull._read
+
+    async def die(pull: PrefixPull, granted: Reserved) -> bool:
+        doomed.send(signal.SIGKILL)
+        await asyncio.to_thread(doomed.process.wait, PATIENCE_S)
+        return await read(pull, granted)
+
+    monkeypatch.setattr(PrefixPull, "_read", die)
+    async with tools.open_session(doomed.info.address) as session:
+        await session.submit(tools.prompt(PROMPT, LONG), backup=tools.ref_of(peer.info))
+        await asyncio.to_thread(doomed.process.wait, PATIENCE_S)
+    await tools.eventually(lambda: peer.stats()["tasks"] == 0, "it is over", PATIENCE_S)
+    pool = peer.instance.engine.stats().scheduler.roster.memory.pool
+    assert (pool.used, pool.fencing, taken(peer)[1]) == (0, 0, 0)
+    assert pool.cached == taken(peer)[0]
 
 
 async def test_a_peer_that_is_not_there_costs_the_request_nothing(

@@ -23,7 +23,12 @@ class Config(BaseModel):
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             field = ".".join(str(part) for part in first["loc"]) or cls.__name__
-            raise InvalidConfig(field, first["input"], first["msg"]) from None
+            value, allowed = first["input"], first["msg"]
+            if first["type"] == "missing":
+                value, allowed = None, "a value: it is required"
+            elif first["type"] == "extra_forbidden":
+                allowed = "nothing: there is no such field"
+            raise InvalidConfig(field, value, allowed) from None
 
 
 class EngineConfig(Config):

@@ -25,7 +25,7 @@ CLASSES = [EngineConfig, HandoverConfig, WorkerConfig, GatewayConfig, ClusterCon
         (EngineConfig, {"kv_memory_mib": 0}, "kv_memory_mib", "greater than or equal to 1"),
         (EngineConfig, {"max_batch_tokens": 15}, "max_batch_tokens", "equal to 16"),
         (EngineConfig, {"max_sequences": "many"}, "max_sequences", "valid integer"),
-        (EngineConfig, {"max_sequence": 4}, "max_sequence", "not permitted"),
+        (EngineConfig, {"max_sequence": 4}, "max_sequence", "no such field"),
         (HandoverConfig, {"read_timeout_s": 0}, "read_timeout_s", "greater than 0"),
         (GatewayConfig, {"http_port": 65536}, "http_port", "less than or equal to 65535"),
         (WorkerConfig, WORKER | {"instance_id": "Decode 0"}, "instance_id", "match pattern"),

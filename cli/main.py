@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from baton.cli import cluster_commands
 from baton.cli.console import WIDTH, errors_shown, make_console
 from baton.cli.defaults import DEMO_MODEL, name_of
 
@@ -173,6 +174,9 @@ def version() -> None:
     from baton import __version__
 
     print(f"baton {__version__}")
+
+
+cluster_commands.register(app)
 
 
 if __name__ == "__main__":

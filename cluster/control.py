@@ -109,6 +109,8 @@ class Control:
         self.journal = Journal(logged=surroundings.detached)
         self.settled = asyncio.Event()
         """Everything is as it is wanted; cleared when it is not."""
+        self.known = asyncio.Event()
+        """What was there is adopted or given up, so that `board` can be believed."""
         self.grace_s = grace_s
         self.losses = 0
         self._state = replace(state, epoch=state.epoch + _EPOCHS_AT_ONCE)
@@ -141,7 +143,6 @@ class Control:
         async with asyncio.TaskGroup() as self._tasks:
             await self._adopt_all()
             self._silent = False
-            self._publish()
             while True:
                 await self._woken(await self._step())
 
@@ -192,6 +193,7 @@ class Control:
             self.journal.add("trouble", "controller", f"nothing was begun: {error}")
             return now + _TRY_AGAIN_S
         self._publish()
+        self.known.set()
         return plan.ask_again_at
 
     def _plan(self, room: frozenset[str], now: float) -> Plan:

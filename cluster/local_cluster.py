@@ -156,7 +156,7 @@ class LocalCluster:
     # ---- start -----------------------------------------------------------------------------
 
     async def _start(self) -> None:
-        self._temp_dir = _short_temp_dir()
+        self._temp_dir = short_temp_dir()
         self._control = Control(
             ControlState.of(self._spec),
             Surroundings(
@@ -245,7 +245,7 @@ class LocalCluster:
             self._log.error("closing failed", what=what, error=repr(error))
 
 
-def _short_temp_dir() -> Path:
+def short_temp_dir() -> Path:
     """Make an empty folder whose name leaves room for Ray's Unix sockets."""
     base = tempfile.gettempdir()
     return Path(

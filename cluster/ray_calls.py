@@ -41,8 +41,8 @@ _AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _DROPPED = ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH", "RAY_NAMESPACE", "RAY_JOB_CONFIG_JSON_ENV_VAR")
 
 
-# What the user has for a Ray of their own (see `attach_as_user`).
-_USERS = {name: os.environ.get(name) for name in (*_AUTHENTICATION, "RAY_ADDRESS")}
+_USERS = {name: os.environ.get(name) for name in _AUTHENTICATION}
+"""What the user has for a Ray of their own."""
 _IN_RAY = "RAY_RAYLET_PID" in os.environ
 """A process that Ray started has its environment from its head, and is connected already."""
 if not _IN_RAY:
@@ -80,6 +80,18 @@ def head_environment(threads: int) -> dict[str, str]:
     """Return the environment of the head, which Ray's workers inherit."""
     numbers = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     return {**os.environ, **ENVIRONMENT, **numbers}
+
+
+def use_token(token: str | None) -> None:
+    """Know a cluster's password before connecting; None: as the user's environment has it."""
+    if token is not None:
+        ENVIRONMENT["RAY_AUTH_TOKEN"] = os.environ["RAY_AUTH_TOKEN"] = token
+        return
+    for name, value in _USERS.items():
+        ENVIRONMENT.pop(name, None)
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
 
 
 async def connect(address: str, timeout_s: float) -> None:

@@ -7,11 +7,10 @@ from collections import deque
 from pathlib import Path
 from typing import Self
 
+from baton.cluster.head_process import READY
 from baton.cluster.processes import send_signal, session_members, wait_gone
 from baton.core.errors import Unavailable
 
-READY = "block forever"
-"""Ray says so last of all, when its address is written down too."""
 OBJECT_STORE_BYTES = 80_000_000
 """About the least that Ray accepts; only small control messages pass through it."""
 _KEPT_LINES = 40
@@ -45,7 +44,7 @@ class RayHead:
             "-m",
             "baton.cluster.head_process",
             str(temp_dir),
-            *_arguments(temp_dir, slots),
+            *arguments(temp_dir, slots),
             stdin=asyncio.subprocess.PIPE,  # its end tells the guard that we have ended
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -118,7 +117,8 @@ class RayHead:
                 self._ready.set()
 
 
-def _arguments(temp_dir: Path, slots: int) -> tuple[str, ...]:
+def arguments(temp_dir: Path, slots: int) -> tuple[str, ...]:
+    """Return the arguments of `ray start`."""
     return (
         "--head",
         "--block",

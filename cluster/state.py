@@ -33,6 +33,14 @@ class Handles:
 
 
 @dataclass(frozen=True, slots=True)
+class GatewayHandle:
+    """By which name Ray knows a gateway, and what it was started with."""
+
+    actor: str
+    revision: str
+
+
+@dataclass(frozen=True, slots=True)
 class ControlState:
     """What is wanted, and what was begun."""
 
@@ -43,6 +51,7 @@ class ControlState:
     """Instances told to leave, each to which pool its place goes, or empty."""
     fleet: Fleet = field(default_factory=dict)
     handles: Mapping[InstanceId, Handles] = field(default_factory=dict)
+    gateways: Mapping[str, GatewayHandle] = field(default_factory=dict)
     serial: int = 0
     """How many names were given out."""
     epoch: int = 0
@@ -67,6 +76,7 @@ class ControlState:
             "spec": self.spec.model_dump(mode="json"),
             "fleet": {name: asdict(seen) for name, seen in self.fleet.items()},
             "handles": {name: asdict(known) for name, known in self.handles.items()},
+            "gateways": {name: asdict(known) for name, known in self.gateways.items()},
             **{name: getattr(self, name) for name in ("counts", "leaving", "serial", "epoch")},
         }
         return json.dumps(values)
@@ -83,6 +93,7 @@ class ControlState:
         values["spec"] = ClusterSpec.checked(**values["spec"])
         values["fleet"] = {n: _observed(seen, now) for n, seen in values["fleet"].items()}
         values["handles"] = {n: Handles(**known) for n, known in values["handles"].items()}
+        values["gateways"] = {n: GatewayHandle(**k) for n, k in values["gateways"].items()}
         return cls(**values)
 
 

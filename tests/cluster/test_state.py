@@ -8,6 +8,7 @@ import pytest
 from baton.cluster.fleet import Flip, Phase, acted, became_ready
 from baton.cluster.state import (
     ControlState,
+    GatewayHandle,
     Handles,
     scaled,
     told_to_flip,
@@ -32,7 +33,8 @@ def running(wanted: ClusterSpec) -> ControlState:
     world = World(*state.wishes())
     world.settle()
     handles = {name: Handles(f"{name}.1", f"{name}.1", 1) for name in world.fleet}
-    return ControlState(state.spec, state.counts, {}, world.fleet, handles, 4, 1000)
+    gateways = {"gateway-0": GatewayHandle("gateway-0.5", "a")}
+    return ControlState(state.spec, state.counts, {}, world.fleet, handles, gateways, 4, 1000)
 
 
 def test_a_state_survives_being_written_down() -> None:

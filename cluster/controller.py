@@ -95,32 +95,41 @@ class Controller:
                 return False
             await _refuse_impossible(control, state)
             await control.change(lambda now: with_spec(now, spec))
+            control.journal.add("told", "cluster", "another spec")
             await self._ensure_gateways(gateways)
             return True
 
     async def scale(self, pool: str, count: int) -> bool:
         """Want so many instances in a pool; return whether that changes anything."""
-        return await self._change(lambda state: scaled(state, pool, count))
+        told = f"{count} instances are wanted"
+        return await self._change(pool, told, lambda state: scaled(state, pool, count))
 
     async def drain(self, instance: str) -> None:
         """Let an instance leave; its pool is then one fewer."""
-        await self._change(lambda state: told_to_leave(state, instance))
+        await self._change(instance, "leave", lambda state: told_to_leave(state, instance))
 
     async def flip(self, instance: str) -> None:
         """Let an instance leave, and another, of the other role, take its place."""
-        await self._change(lambda state: told_to_flip(state, instance))
+        await self._change(instance, "flip", lambda state: told_to_flip(state, instance))
 
-    async def _change(self, change: Callable[[ControlState], ControlState]) -> bool:
+    async def _change(
+        self, whom: str, what: str, change: Callable[[ControlState], ControlState]
+    ) -> bool:
         control, _ = self._there()
         before = control.state.counts, control.state.leaving
         await _refuse_impossible(control, change(control.state))
         await control.change(change)
-        return before != (control.state.counts, control.state.leaving)
+        changed = before != (control.state.counts, control.state.leaving)
+        if changed:
+            control.journal.add("told", whom, what)
+        return changed
 
     async def status(self) -> Status:
         """Return who is there."""
         control, gateways = self._there()
-        state = control.state
+        # All of one moment; what instances tell of themselves comes a little later.
+        state, settled = control.state, control.settled.is_set()
+        epoch = control.board.current.version
         pools = [
             PoolStatus(
                 name=name,
@@ -129,7 +138,7 @@ class Controller:
                 wanted=state.counts[name],
                 instances=tuple(
                     [
-                        await _instance_status(control, instance, seen)
+                        await _instance_status(control, state, instance, seen)
                         for instance, seen in sorted(state.fleet.items())
                         if seen.desired.pool == name
                     ]
@@ -139,8 +148,8 @@ class Controller:
         ]
         return Status(
             controller_pid=os.getpid(),
-            epoch=control.board.current.version,
-            settled=control.settled.is_set(),
+            epoch=epoch,
+            settled=settled,
             drain_timeout_s=state.spec.drain_timeout_s,
             pools=tuple(pools),
             gateways=await gateways.status(),
@@ -208,8 +217,10 @@ async def _within(timeout_s: float, work: Awaitable[Any]) -> Any:
     return None
 
 
-async def _instance_status(control: Control, name: InstanceId, seen: Observed) -> InstanceStatus:
-    ranks = control.state.handles[name].ranks
+async def _instance_status(
+    control: Control, state: ControlState, name: InstanceId, seen: Observed
+) -> InstanceStatus:
+    ranks = state.handles[name].ranks
     basic = InstanceStatus(name, seen.phase.value, seen.generation, ranks)
     info = seen.info
     if info is None:

@@ -105,13 +105,13 @@ class Instance:
         waits = [asyncio.create_task(process.ended()) for process in self._ranks]
         try:
             done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            self._ready = False  # but not if we are cancelled: then it can close in order
             rank = waits.index(next(iter(done)))
             try:
                 waits[rank].result()
             except InstanceLost as error:
                 raise InstanceLost(f"rank {rank}: {error}" if rank else str(error)) from None
         finally:
-            self._ready = False
             for wait in waits:
                 await drop(wait)
 

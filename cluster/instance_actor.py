@@ -133,8 +133,10 @@ class InstanceActor:
             self._closed.set()
 
     def _drain_and_close(self) -> None:
-        self.drain(_DRAIN_S)
-        self.close()
+        try:
+            self.drain(_DRAIN_S)
+        finally:
+            self.close()
 
     def _say(self, line: str) -> None:
         with self._news:

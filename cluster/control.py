@@ -25,6 +25,7 @@ from baton.cluster.fleet import (
     became_ready,
     gone,
     membership_of,
+    was_drained,
     was_lost,
 )
 from baton.cluster.instance import Instance
@@ -301,6 +302,7 @@ class Control:
             if isinstance(action, Drain | Flip):
                 await life.up.wait()
                 await self._drain(name, life)
+            self._change_fleet(was_drained(self._state.fleet, name, action.generation))
             assert life.task is not None, "a life that was never begun"
             life.task.cancel()
             await life.over.wait()

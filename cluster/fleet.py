@@ -54,7 +54,7 @@ class Observed:
     failures: int = 0
     """Losses in a row; being ready for `Backoff.forgive_s` ends the row."""
     info: InstanceInfo | None = None
-    """Set while it is ready."""
+    """Set while it is ready, and while it drains: gateways must know it until it is empty."""
     becomes: Desired | None = None
     """What is to be started in its place once it has left."""
 
@@ -134,8 +134,16 @@ def acted(fleet: Fleet, action: Action, now: float) -> Fleet:
     if seen is None or seen.phase is Phase.DRAINING:
         return fleet
     becomes = action.becomes if isinstance(action, Flip) else None
-    leaving = replace(seen, phase=Phase.DRAINING, since=now, info=None, becomes=becomes)
+    leaving = replace(seen, phase=Phase.DRAINING, since=now, becomes=becomes)
     return {**fleet, action.instance_id: leaving}
+
+
+def was_drained(fleet: Fleet, name: InstanceId, generation: int) -> Fleet:
+    """Return the fleet after the last request of an instance that drains has ended."""
+    seen = _current(fleet, name, generation)
+    if seen is None or seen.phase is not Phase.DRAINING:
+        return fleet
+    return {**fleet, name: replace(seen, info=None)}
 
 
 def became_ready(
@@ -151,8 +159,10 @@ def became_ready(
 def was_lost(fleet: Fleet, name: InstanceId, generation: int, now: float, rest: Backoff) -> Fleet:
     """Return the fleet after the instance ended, or failed to start."""
     seen = _current(fleet, name, generation)
-    if seen is None or seen.phase in (Phase.LOST, Phase.DRAINING):
+    if seen is None or seen.phase is Phase.LOST:
         return fleet
+    if seen.phase is Phase.DRAINING:
+        return was_drained(fleet, name, generation)
     proven = seen.phase is Phase.READY and now - seen.since >= rest.forgive_s
     failures = 1 if proven else seen.failures + 1
     lost = Observed(seen.desired, Phase.LOST, seen.generation, now, failures)
@@ -172,7 +182,7 @@ def gone(fleet: Fleet, name: InstanceId, generation: int, now: float) -> Fleet:
 
 
 def membership_of(fleet: Fleet, version: int) -> Membership:
-    """Return the membership that gateways should use: the instances that are ready."""
+    """Return the membership that gateways should use: who is ready, or still has requests."""
     ready = (fleet[name].info for name in sorted(fleet))
     return Membership(version, tuple(info for info in ready if info is not None))
 

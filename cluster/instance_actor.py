@@ -4,7 +4,6 @@ Ray runs each of these methods in a thread of its pool; nothing here knows Ray.
 """
 
 import importlib
-import inspect
 import threading
 import traceback
 from collections.abc import Callable
@@ -117,10 +116,10 @@ class InstanceActor:
 
     def drain(self, deadline_s: float) -> None:
         """Let the worker take no more requests, and end or move those that are open."""
-        worker = self._worker
+        leader: Any = self._worker
         # Other ranks than the leader have no requests.
-        if worker is not None and isinstance(worker.info, InstanceInfo):
-            self._loop.run(_drain(worker, deadline_s)).result()
+        if leader is not None and isinstance(leader.info, InstanceInfo):
+            self._loop.run(leader.drain(deadline_s)).result()
 
     def close(self) -> None:
         """Close the worker, or give up starting it."""
@@ -156,11 +155,6 @@ class InstanceActor:
 
 async def _stats(worker: Worker) -> dict[str, float | int | str]:
     return worker.stats()
-
-
-async def _drain(worker: Any, deadline_s: float) -> None:
-    if "deadline_s" in inspect.signature(worker.drain).parameters:
-        await worker.drain(deadline_s)
 
 
 def _load(factory: str) -> type[Worker]:

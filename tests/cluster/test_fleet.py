@@ -10,6 +10,7 @@ from baton.cluster.fleet import (
     became_ready,
     gone,
     membership_of,
+    was_drained,
     was_lost,
 )
 from baton.core.ids import InstanceId
@@ -32,8 +33,16 @@ def test_members_are_the_instances_that_are_ready() -> None:
     membership = membership_of(ready(), 3)
     assert (membership.version, membership.instances) == (3, (info(ONE, 7),))
     assert membership_of(was_lost(ready(), NAME, 0, 2.0, BACKOFF), 4).instances == ()
-    drained = acted(ready(), Drain(NAME, 0, "wanted"), 2.0)
-    assert membership_of(drained, 5).instances == ()
+
+
+def test_one_that_drains_is_a_member_until_it_is_empty_or_lost() -> None:
+    draining = acted(ready(), Drain(NAME, 0, "wanted"), 2.0)
+    assert membership_of(draining, 5).instances == (info(ONE, 7),)
+    empty = was_drained(draining, NAME, 0)
+    assert membership_of(empty, 6).instances == ()
+    assert was_lost(draining, NAME, 0, 3.0, BACKOFF) == empty
+    assert was_drained(ready(), NAME, 0) == ready()
+    assert was_drained(draining, NAME, 1) == draining
 
 
 def test_late_news_of_an_older_generation_changes_nothing() -> None:
@@ -55,7 +64,7 @@ def test_events_that_do_not_fit_the_phase_change_nothing() -> None:
 
 def test_one_that_drains_is_neither_lost_nor_drained_again() -> None:
     draining = acted(ready(), Drain(NAME, 0, "wanted"), 2.0)
-    assert was_lost(draining, NAME, 0, 3.0, BACKOFF) == draining
+    assert was_lost(draining, NAME, 0, 3.0, BACKOFF)[NAME].phase is Phase.DRAINING
     assert acted(draining, Drain(NAME, 0, "again"), 3.0) == draining
     assert gone(draining, NAME, 0, 4.0) == {}
 

@@ -223,8 +223,8 @@ def test_bfloat16_is_the_product_to_the_bit(
 def test_bfloat16_in_many_rows(library: Library, inputs: int, rows: int) -> None:
     """More inputs and more rows than stay in a cache."""
     weight, table = random(70, inputs), random(rows, inputs, seed=1)
-    layer = Layer(library, [weight.repeat(5, 1)], table, threads=2, dtype="bfloat16")
-    expected = in_pairs(table, weight).repeat(1, 5)
+    layer = Layer(library, [weight.repeat(9, 1)], table, threads=2, dtype="bfloat16")
+    expected = in_pairs(table, weight).repeat(1, 9)
     assert torch.equal(layer(range(rows)), expected)
     assert torch.equal(layer(range(rows - 1, rows)), expected[rows - 1 :])
 

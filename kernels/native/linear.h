@@ -8,7 +8,8 @@ namespace baton {
 
 // Floats of scratch memory that each thread needs for a matrix.
 static inline int64_t linear_scratch(const Matrix& matrix) {
-  return matrix.format == Format::kPairs ? pairs_scratch(matrix.inputs) : kLinearScratch;
+  return matrix.format == Format::kPairs ? pairs_scratch(matrix.inputs)
+                                         : float_scratch(matrix.inputs);
 }
 
 // Values that a row of x is rounded to, if threads share its rounding.

@@ -86,9 +86,11 @@ struct QueryTile {
   bool all;        // Each sees every key.
 };
 
-static inline QueryTile query_tile(const Attention& job, const Unit& unit, int32_t tile, int first) {
+static inline QueryTile query_tile(const Attention& job, const Unit& unit, int32_t tile,
+                                   int first) {
   const int count = std::min(kTileRows, unit.queries - first);
-  const Seen low = seen_by(job, unit, tile, first), high = seen_by(job, unit, tile, first + count - 1);
+  const Seen low = seen_by(job, unit, tile, first);
+  const Seen high = seen_by(job, unit, tile, first + count - 1);
   return {first, count, low.begin, high.end, high.begin == 0 && low.end == kTileKeys};
 }
 

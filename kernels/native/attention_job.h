@@ -40,7 +40,7 @@ static inline int64_t sums_stride(int64_t value_dim) {
   return (value_dim + kWidth - 1) / kWidth * kWidth;
 }
 
-// Whole tiles of queries: AMX keeps a tile's sums by dimension.
+// Room for whole tiles of queries, whose sums AMX gathers by dimension.
 static inline int64_t whole_tiles(int64_t queries) { return (queries + 15) / 16 * 16; }
 
 static inline int64_t gathered_floats(int64_t queries, int64_t value_dim) {

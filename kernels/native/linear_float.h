@@ -23,6 +23,7 @@ constexpr int kRows = 6;
 #endif
 
 constexpr int64_t kCached = 1 << 18;       // Floats of x that stay in cache: half of 2 MB.
+constexpr int64_t kCachedRows = 1024;      // No more rows than that.
 constexpr int64_t kCachedInputs = 2048;    // Inputs of a block, if there are more,
 constexpr int64_t kCachedPanels = 32;      // and the panels whose sums are kept meanwhile.
 constexpr int64_t kPieceBytes = 24 << 10;  // Of a panel: half of an L1 cache of 48 KB.
@@ -31,7 +32,8 @@ constexpr int64_t kBytesAhead = 1 << 15;  // and bytes, before one does.
 
 // Rows of a block.
 static inline int64_t cached_rows(int64_t inputs) {
-  return std::max(kCached / std::min(inputs, kCachedInputs) / kRows, int64_t{4}) * kRows;
+  const int64_t rows = std::min(kCached / std::min(inputs, kCachedInputs), kCachedRows);
+  return std::max(rows / kRows, int64_t{4}) * kRows;
 }
 
 // Floats of scratch memory that each thread needs.

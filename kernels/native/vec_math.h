@@ -41,7 +41,8 @@ static inline Vec exp_below(Vec x) {
   p = p * r + 6.931470037e-1f;
   p = p * r + 1.0f;
 #if defined(__AVX512F__)
-  const auto seen = _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), _mm512_set1_ps(-87.33f), _CMP_GE_OQ);
+  const __m512 least = _mm512_set1_ps(-87.33f);
+  const auto seen = _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), least, _CMP_GE_OQ);
   return reinterpret_cast<Vec>(
       _mm512_maskz_scalef_ps(seen, reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(n)));
 #else

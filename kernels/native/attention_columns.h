@@ -29,14 +29,17 @@ template <bool kAll>
 static inline Vec highest_of(float* by_key, const SeenColumns& seen, float softcap) {
   Vec tops[4];
   for (Vec& top : tops) top = splat(-kInfinity);
-  for (int key = 0; key < kTileKeys; ++key) {
-    Vec value = load(by_key + key * kTileRows);
-    if constexpr (!kAll) {
-      if (softcap != 0.0f) value = tanh_of(value / softcap) * softcap;
-      value = (seen.begin <= key) & (seen.end > key) ? value : splat(-kInfinity);
-      store(by_key + key * kTileRows, value);
+  for (int key = 0; key < kTileKeys; key += 4) {
+    for (int i = 0; i < 4; ++i) {
+      float* scores = by_key + (key + i) * kTileRows;
+      Vec value = load(scores);
+      if constexpr (!kAll) {
+        if (softcap != 0.0f) value = tanh_of(value / softcap) * softcap;
+        value = (seen.begin <= key + i) & (seen.end > key + i) ? value : splat(-kInfinity);
+        store(scores, value);
+      }
+      tops[i] = larger(tops[i], value);
     }
-    tops[key % 4] = larger(tops[key % 4], value);
   }
   return larger(larger(tops[0], tops[1]), larger(tops[2], tops[3]));
 }
@@ -135,27 +138,50 @@ static inline void turn_values(const uint32_t* values, int begin, int end, int64
   }
 }
 
-// found [width][16 queries] = values x shares, over groups of keys [begin, end).
+// found [kTiles * 16 dims][16 queries] = values x shares, over groups of keys [begin, end).
+template <int kTiles>
+static inline void weigh_dims(const uint32_t* shares, const uint32_t* turned, int begin, int end,
+                              float* found) {
+  constexpr int64_t kStride = kTileKeys * 2, kStep = kTileRows * kTileKeys / 2;
+  constexpr int64_t kFound = kTileRows * kTileRows;
+  _tile_zero(0);
+  if constexpr (kTiles > 1) _tile_zero(1);
+  if constexpr (kTiles > 2) _tile_zero(2);
+  if constexpr (kTiles > 3) _tile_zero(3);
+  for (int key = begin; key < end; key += kGroup) {
+    const uint32_t* rows = turned + key / 2;
+    _tile_loadd(4, shares + key / 2 * kTileRows, kTileBytes);
+    _tile_loadd(5, rows, kStride);
+    _tile_dpbf16ps(0, 5, 4);
+    if constexpr (kTiles > 1) {
+      _tile_loadd(6, rows + kStep, kStride);
+      _tile_dpbf16ps(1, 6, 4);
+    }
+    if constexpr (kTiles > 2) {
+      _tile_loadd(7, rows + 2 * kStep, kStride);
+      _tile_dpbf16ps(2, 7, 4);
+    }
+    if constexpr (kTiles > 3) {
+      _tile_loadd(5, rows + 3 * kStep, kStride);
+      _tile_dpbf16ps(3, 5, 4);
+    }
+  }
+  _tile_stored(0, found, kTileBytes);
+  if constexpr (kTiles > 1) _tile_stored(1, found + kFound, kTileBytes);
+  if constexpr (kTiles > 2) _tile_stored(2, found + 2 * kFound, kTileBytes);
+  if constexpr (kTiles > 3) _tile_stored(3, found + 3 * kFound, kTileBytes);
+}
+
+// found [width][16 queries], of all dimensions.
 static inline void weigh_columns(const uint32_t* shares, const uint32_t* turned, int begin, int end,
                                  int64_t width, float* found) {
-  constexpr int64_t kStride = kTileKeys * 2, kStep = kTileRows * kTileKeys / 2;
   before_loads();
-  for (int64_t dim = 0; dim < width; dim += 2 * kTileRows) {
-    const bool two = dim + kTileRows < width;
-    const uint32_t* rows = turned + dim * kTileKeys / 2;
-    _tile_zero(4);
-    _tile_zero(5);
-    for (int key = begin; key < end; key += kGroup) {
-      _tile_loadd(6, shares + key / 2 * kTileRows, kTileBytes);
-      _tile_loadd(7, rows + key / 2, kStride);
-      _tile_dpbf16ps(4, 7, 6);
-      if (two) {
-        _tile_loadd(7, rows + kStep + key / 2, kStride);
-        _tile_dpbf16ps(5, 7, 6);
-      }
-    }
-    _tile_stored(4, found + dim * kTileRows, kTileBytes);
-    if (two) _tile_stored(5, found + (dim + kTileRows) * kTileRows, kTileBytes);
+  int64_t dim = 0;
+  for (; dim + 4 * kTileRows <= width; dim += 4 * kTileRows) {
+    weigh_dims<4>(shares, turned + dim * kTileKeys / 2, begin, end, found + dim * kTileRows);
+  }
+  for (; dim < width; dim += kTileRows) {
+    weigh_dims<1>(shares, turned + dim * kTileKeys / 2, begin, end, found + dim * kTileRows);
   }
 }
 

@@ -30,11 +30,14 @@ struct RoundedRows {
   uint16_t* values;
   int64_t tiles, groups;
 
-  // Groups of a piece: all for rows that a panel is read only once for.
-  int64_t piece() const { return tiles <= kPairTiles ? groups : kPieceGroups; }
+  // Rows that a panel is read only once for are not cut.
+  bool few() const { return tiles <= kPairTiles; }
+  // Groups of a piece.
+  int64_t piece() const { return few() ? groups : kPieceGroups; }
   // Groups of a block, and its row tiles.
   int64_t block() const {
-    return tiles * groups <= kBlockTiles ? groups : std::min(groups, kBlockGroups);
+    const bool fit = few() || tiles * groups <= kBlockTiles;
+    return fit ? groups : std::min(groups, kBlockGroups);
   }
   int64_t block_tiles() const {
     return std::max(kBlockTiles / block() / kPairTiles * kPairTiles, kPairTiles);

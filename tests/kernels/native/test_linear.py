@@ -219,7 +219,7 @@ def test_bfloat16_is_the_product_to_the_bit(
             assert torch.equal(layer(rows[:count]), expected[:count]), f"{count} rows"
 
 
-@pytest.mark.parametrize(("inputs", "rows"), [(4100, 300), (1100, 600)])
+@pytest.mark.parametrize(("inputs", "rows"), [(4100, 300), (1100, 600), (16500, 20)])
 def test_bfloat16_in_many_rows(library: Library, inputs: int, rows: int) -> None:
     """More inputs and more rows than stay in a cache."""
     weight, table = random(70, inputs), random(rows, inputs, seed=1)

@@ -19,6 +19,7 @@ from baton.executor.kv_cache import KVCache, blocks_that_fit, make_layout
 from baton.executor.rank_group import Say, rank_name
 from baton.executor.rank_handover import KVPlace, RankHandover
 from baton.executor.runner import ModelRunner
+from baton.kernels import add_rms_norm
 from baton.kernels.kv_digest import is_native
 from baton.kv_transfer.choose import OpenTransport
 from baton.kv_transfer.transport import Transport
@@ -201,7 +202,7 @@ def _layout(config: WorkerConfig, spec: ModelSpec, ranks: Ranks) -> tuple[Sharde
 
 
 def _load_model(config: WorkerConfig, share: Share) -> Model:
-    return load_model(
+    model = load_model(
         config.model_dir,
         dtype=config.engine.dtype,
         threads=config.threads,
@@ -209,6 +210,9 @@ def _load_model(config: WorkerConfig, share: Share) -> Model:
         executor=executor_of(config.engine),
         share=share,
     )
+    if isinstance(model, Decoder):
+        add_rms_norm.is_native()  # now, lest the first step compiles it
+    return model
 
 
 def executor_of(config: EngineConfig) -> str:

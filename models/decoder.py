@@ -138,18 +138,22 @@ class Decoder:
         angles = self._angles(batch.positions, stream.dtype)
         ring = Ring(self.share.ranks.cp, batch.ring, workspace) if batch.ring else None
         step = Step(batch.attention, angles, workspace, rows, ring)
+        normed = self._layers[0].norm(stream)
+        following = [*(layer.norm for layer in self._layers[1:]), self._norm]
         for index, layer in enumerate(self._layers, self._own.start):
-            heads_out = layer.heads_out(stream, kv[index - self._own.start], step)
+            place = index - self._own.start
+            heads_out = layer.heads_out(normed, kv[place], step)
             if watch is not None and index + 1 in watch.ends:
                 watch.reached(index + 1)
             if index == self.spec.layers - 1:  # from here on only the sampled rows matter
                 stream, heads_out = rows.gather(stream)[batch.sampled], heads_out[batch.sampled]
+                normed = stream  # what there is to return without any
                 rows = AllRows(self.share.ranks.tp, stream.shape[0])
             if stream.shape[0]:
-                stream = layer.finish(stream, heads_out, rows)
+                normed = layer.finish(stream, heads_out, rows, following[place])
             elif self.share.ranks.ep.size > 1:
                 layer.join(stream)
-        return self._logits(stream) if self.share.last else stream
+        return self._logits(normed) if self.share.last else stream
 
     def _rows(self, tokens: int) -> TokenRows:
         return token_rows(self.share.ranks.tp, tokens, self.share.scatter_from)
@@ -166,10 +170,9 @@ class Decoder:
             for rope, frequencies in self._ropes.items()
         }
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        assert self._norm is not None, "only the last stage has logits"
-        assert self._head is not None
-        if not hidden.shape[0]:
+    def _logits(self, normed: Tensor) -> Tensor:
+        assert self._head is not None, "only the last stage has logits"
+        if not normed.shape[0]:
             own = self.share.vocabulary(self.spec)
-            return hidden.new_empty(0, own.stop - own.start, dtype=torch.float32)
-        return self._head(self._norm(hidden))
+            return normed.new_empty(0, own.stop - own.start, dtype=torch.float32)
+        return self._head(normed)

@@ -1,8 +1,11 @@
 """Root mean square norms with frozen weights."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 from torch.nn import functional
 
+from baton.kernels.add_rms_norm import add_rms_norm_
 from baton.kernels.rms_norm import rms_norm
 from baton.models.decoder_spec import DecoderSpec
 from baton.models.weights import Checkpoint
@@ -18,6 +21,10 @@ class Norm:
     def __call__(self, x: Tensor) -> Tensor:
         """Return x, normalised and weighted."""
         return rms_norm(x, self._weight, self._eps)
+
+    def add_(self, addends: Sequence[Tensor], stream: Tensor) -> Tensor:
+        """Add the sum of the addends to the stream in place; return the stream's norm."""
+        return add_rms_norm_(addends, stream, self._weight, self._eps)
 
 
 class HeadNorm:

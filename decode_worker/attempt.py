@@ -115,7 +115,8 @@ class HandoverAttempt:
         self._events: asyncio.Queue[ReceiverEvent] = asyncio.Queue(_QUEUE)
         self._unread = asyncio.Semaphore(_UNREAD)
         self._handover: MeshHandover | None = None
-        """Made once prefill has said how its KV lies."""
+        """Made once prefill has said how its KV lies, which is:"""
+        self._prefill_layout = instance.sharded
         self._stream: Stream | None = None
         self._pinned: SeqId | None = None
         self._outcome = "cancelled"
@@ -232,6 +233,7 @@ class HandoverAttempt:
             case machine.Send(message):
                 await self._send(message)
             case machine.Connect():
+                self._prefill_layout = action.plan.source
                 self._handover = self._new_handover(action.plan)
                 tasks.create_task(self._connect(self._handover, action))
             case machine.Reserve():
@@ -278,8 +280,9 @@ class HandoverAttempt:
         pinned = self._pinned
         table = () if pinned is None else self._instance.engine.blocks(pinned)
         refs = table[want.first_block : want.end_block]
-        layers, ours = self._instance.layout.all_layers, self._open.layout
-        shared = self._new_handover(plan_between(ours, ours))  # it goes the other way than the rest
+        layers = self._instance.layout.all_layers
+        # It goes the other way than the rest.
+        shared = self._new_handover(plan_between(self._open.layout, self._prefill_layout))
         try:
             digests = await shared.digest(DigestOrder(layers, want.first_block, refs))
         finally:

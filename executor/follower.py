@@ -232,10 +232,15 @@ class Follower:
     # How
 
     async def _beat(self) -> None:
-        """Let the leader know that this event loop is alive."""
+        """Let the leader know that this event loop is alive, and what has been counted."""
+        told: dict[str, int] = {}
         while not self._closed.is_set():
             assert self._link is not None, "not connected"
             self._link.beat()
+            counters = {} if self._rank is None else self._rank.transport_counters()
+            if counters != told:
+                told = counters
+                self._link.send(["counters", told])
             await asyncio.sleep(TICK_S)
 
     def _run_steps(self) -> None:

@@ -149,8 +149,10 @@ class Instance:
         )
 
     def stats(self) -> dict[str, float | int | str]:
-        """Return counters of engine, pool, collectives and transport by name; of ranks, the
-        leader's.
+        """Return counters of engine, pool, collectives and transports by name.
+
+        Transports' are those of all ranks together (see RankGroup.counters); steps and collectives
+        are the leader's, which is in all of them.
         """
         loop = self.engine.stats()
         roster = loop.scheduler.roster
@@ -173,14 +175,7 @@ class Instance:
             "prompt_tokens_cached": roster.memory.cached_tokens,
         }
         counters |= self._rank.collectives()
-        if self._rank.transport is not None:
-            transport = self._rank.transport.stats()
-            counters["transfers_open"] = transport.transfers_open
-            counters["transfers_failed"] = transport.transfers_failed
-            counters["transport_fallbacks"] = transport.fallbacks
-            for name, count in transport.bytes_read.items():
-                counters[f"bytes_read_{name}"] = count
-        return counters
+        return counters | self._ranks.counters(self._rank.transport_counters())
 
     def problems(self) -> list[str]:
         """Return what is beyond its budget, in words; none: healthy."""

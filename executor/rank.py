@@ -89,6 +89,18 @@ class LoadedRank:
             counters["expert_moves"] = self.balancer.moves
         return counters
 
+    def transport_counters(self) -> dict[str, int]:
+        """Return what this rank's transport has done, by name; nothing without one."""
+        if self.transport is None:
+            return {}
+        stats = self.transport.stats()
+        counters = {
+            "transfers_open": stats.transfers_open,
+            "transfers_failed": stats.transfers_failed,
+            "transport_fallbacks": stats.fallbacks,
+        }
+        return counters | {f"bytes_read_{name}": n for name, n in stats.bytes_read.items()}
+
     def handover(self, terms: HandoverTerms, config: WorkerConfig) -> RankHandover:
         """Return this rank's part of an attempt."""
         assert self.transport is not None, "a handover in a mixed instance"

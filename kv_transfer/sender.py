@@ -178,8 +178,8 @@ class Sender:
 
     def _worth_pulling(self, event: Opened) -> range:
         message = event.message
-        if self._staged or message.layout != self._accepted.layout:
-            return range(0)  # what is read must land as it is, and where it is
+        if self._staged or message.layout.model != self._layout:
+            return range(0)  # what is read must land as it is, block for block
         return blocks_to_pull(
             self._config,
             self._layout,

@@ -126,7 +126,16 @@ def test_the_stream_ends_while_prefill_pulls(pulling: Sender, make_offer: Any, r
     assert pulling.handle(m.PullEnded(), 4.0) == []
 
 
-def test_other_layouts_are_not_pulled_from(sender: Sender, open_message: Open) -> None:
+def test_other_shardings_are_pulled_from(sender: Sender, open_message: Open) -> None:
+    model = open_message.layout.model
+    other = ShardedLayout.even(model, tp=1, pp=model.layers)
+    assert other != ACCEPTED.layout
+    message = replace(open_message, layout=other, cached_blocks=2, bytes_per_s=1e9)
+    said = sender.handle(m.Opened(message, 1, token_s=1.0), 1.0)
+    assert said == [m.Send(ACCEPTED), m.Send(Want(Attempt(3), 1, 2))]
+
+
+def test_other_blocks_are_not_pulled_from(sender: Sender, open_message: Open) -> None:
     other = ShardedLayout(replace(open_message.layout.model, block_size=16))
     message = replace(open_message, layout=other, cached_blocks=2, bytes_per_s=1e9)
     [submit, accepted] = sender.handle(m.Opened(message, 0, token_s=1.0), 0.0)

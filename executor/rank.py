@@ -182,7 +182,8 @@ def _balancer(config: WorkerConfig, model: Model) -> ExpertBalancer | None:
     parallel = config.parallel
     if parallel.ep == 1 or not parallel.expert_balance_steps or not isinstance(model, Decoder):
         return None
-    checkpoint = Checkpoint(config.model_dir, torch_dtype(config.engine.dtype))
+    dtype = torch_dtype(config.engine.dtype)
+    checkpoint = Checkpoint(config.model_dir, dtype, model.device)
     return ExpertBalancer(
         model, checkpoint, every=parallel.expert_balance_steps, spare=parallel.spare_experts
     )

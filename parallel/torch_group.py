@@ -31,6 +31,7 @@ class Backend(Protocol):
     def broadcast(self, tensors: list[Tensor], opts: Any) -> Work: ...
     def send(self, tensors: list[Tensor], to: int, tag: int) -> Work: ...
     def recv(self, tensors: list[Tensor], source: int, tag: int) -> Work: ...
+    def abort(self) -> None: ...
     def _allgather_base(self, output: Tensor, x: Tensor) -> Work: ...
     def alltoall_base(
         self, output: Tensor, x: Tensor, received: Sequence[int], sent: Sequence[int]
@@ -41,8 +42,7 @@ class TorchGroup:
     """See Group; made by join_mesh.
 
     After the first loss every call raises RankLost at once: the others' places in the order of
-    calls are unknown. On GPUs calls return when the work is queued, and a loss is found by NCCL's
-    watchdog, which ends the process; its instance ends with it.
+    calls are unknown.
     """
 
     def __init__(
@@ -167,6 +167,21 @@ class TorchGroup:
         """Cut the connections: a peer that waits for this rank gets RankLost at once."""
         self._lost = self._lost or f"{self._name} was left"
         self._backend = None  # the last reference: the sockets close with it
+
+
+class NcclGroup(TorchGroup):
+    """See Group, between GPUs; made by join_mesh.
+
+    Calls return when the work is queued, and the current stream waits for it. So a loss is found by
+    NCCL's watchdog, within the group's deadline: it ends the process, and its instance with it.
+    """
+
+    def leave(self) -> None:
+        """Cut the connections; letting go of the last reference would wait for lost peers."""
+        backend = self._backend
+        super().leave()
+        if backend is not None:
+            backend.abort()
 
 
 @dataclass(frozen=True, slots=True)

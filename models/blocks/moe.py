@@ -49,7 +49,8 @@ class Moe:
         read = load_experts(self._spec, checkpoint, self._stem, self._hidden, ranks.tp, new)
         found = self._experts | dict(zip(new, read, strict=True))
         self._experts = {expert: found[expert] for expert in own}
-        self._exchange = ExpertExchange(ranks.ep, placement, list(self._experts.values()))
+        experts = list(self._experts.values())
+        self._exchange = ExpertExchange(ranks.ep, placement, experts, checkpoint.device)
 
     @property
     def loads(self) -> Tensor:

@@ -25,9 +25,10 @@ MOVED = (*TYPES, torch.bool, torch.float8_e4m3fn)
 
 
 def part_of(rank: int, rows: int, dtype: torch.dtype = torch.float32, columns: int = 5) -> Tensor:
-    """What a rank has: different on each, and known to all."""
-    random = torch.Generator().manual_seed(rank)
-    return torch.randint(0, 32, (rows, columns), generator=random).to(dtype)
+    """What a rank has: different on each, and known to all; on torch's default device."""
+    random = torch.Generator("cpu").manual_seed(rank)
+    drawn = torch.randint(0, 32, (rows, columns), generator=random, device="cpu")
+    return drawn.to(dtype).to(torch.get_default_device())
 
 
 def same(found: Tensor, expected: Tensor) -> None:

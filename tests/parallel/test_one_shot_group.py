@@ -117,7 +117,7 @@ def test_ranks_that_expect_other_rows_are_told_so(processes: RankProcesses) -> N
 
 def test_ranks_of_two_hosts_use_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     hosts = count()
-    monkeypatch.setattr(host_links, "_host", lambda: next(hosts).to_bytes(16, "little"))
+    monkeypatch.setattr(host_links, "host_id", lambda: next(hosts).to_bytes(16, "little"))
     listener = listen("127.0.0.1")
     meeting = Meeting(Mesh(tp=2), "127.0.0.1", listener.getsockname()[1], "gloo", 60)
 

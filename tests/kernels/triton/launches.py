@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from baton.kernels.attention_scores import Scoring
+from baton.kernels.routing import Routing
 from baton.kernels.triton.add_rms_norm import add_rms_norm_, add_rms_norm_fp8_
 from baton.kernels.triton.block_copy import gather_blocks, scatter_blocks
 from baton.kernels.triton.decode_attention import decode_attention, decode_programs
@@ -16,7 +17,7 @@ from baton.kernels.triton.gate_mul import gate_mul, gate_mul_fp8
 from baton.kernels.triton.grouped_linear import grouped_linear, tile_rows
 from baton.kernels.triton.kv_digest import chunk_sums
 from baton.kernels.triton.mla_decode import mla_decode, mla_programs
-from baton.kernels.triton.moe_routing import Routing, order_by_expert, route
+from baton.kernels.triton.moe_routing import order_by_expert, route
 from baton.kernels.triton.prefill_attention import prefill_attention
 from baton.kernels.triton.rope_kv_write import rope_kv_write_
 from baton.kernels.triton.sampling import Penalties, SamplingTensors, change_logits_, sample

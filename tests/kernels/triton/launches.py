@@ -21,7 +21,13 @@ from baton.kernels.triton.mla_decode import mla_decode, mla_programs
 from baton.kernels.triton.moe_routing import order_by_expert, route
 from baton.kernels.triton.prefill_attention import prefill_attention
 from baton.kernels.triton.rope_kv_write import rope_kv_write_
-from baton.kernels.triton.sampling import Penalties, SamplingTensors, change_logits_, sample
+from baton.kernels.triton.sampling import (
+    LogitChanges,
+    Penalties,
+    SamplingTensors,
+    change_logits_,
+    sample,
+)
 from baton.kernels.triton.skinny_linear import skinny_linear
 
 BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
@@ -121,7 +127,14 @@ def sampled(rows: int, vocabulary: int, *, penalised: bool) -> None:
         return
     seen, sequences = meta(512, vocabulary, dtype=INT32), meta(rows, dtype=INT32)
     logits = meta(rows, vocabulary, dtype=FLOAT32)
-    change_logits_(logits, meta(64, dtype=INT32), meta(64, dtype=INT32), meta(64, dtype=FLOAT32))
+    changes = LogitChanges(
+        meta(64, dtype=INT32),
+        meta(64, dtype=INT32),
+        meta(64, dtype=FLOAT32),
+        meta(64, dtype=torch.int64),
+        meta(64, 4, dtype=INT32),
+    )
+    change_logits_(logits, changes, params.positions, meta(rows, 4, dtype=INT32))
     sample(logits, params, Penalties(seen, sequences, one, one, one))
 
 

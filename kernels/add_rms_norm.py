@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from baton.core.log import get_logger
-from baton.kernels import rms_norm
 from baton.kernels.backend import triton_serves
 from baton.kernels.native.add_norm import load_add_norm
 from baton.kernels.native.build import NoNativeCode
+from baton.kernels.rms_norm import rms_norm
 
 _log = get_logger(__name__)
 
@@ -22,8 +22,12 @@ def add_rms_norm_(addends: Sequence[Tensor], stream: Tensor, weight: Tensor, eps
     [hidden]. The addends are added to each other first, in order, in float32; the sum is rounded to
     their type, and so is the stream before it is normed, as if the three operations were apart.
     """
-    if triton_serves(stream) or not (_suits(stream) and is_native()):
-        return rms_norm.add_rms_norm_(sum_in_order(addends), stream, weight, eps)
+    if triton_serves(stream):
+        from baton.kernels.triton import add_rms_norm as triton
+
+        return triton.add_rms_norm_(sum_in_order(addends), stream, weight, eps)
+    if not (_suits(stream) and is_native()):
+        return rms_norm(stream.add_(sum_in_order(addends)), weight, eps)
     out = torch.empty_like(stream)
     assert stream.is_contiguous(), "a stream that is not dense"
     assert all(x.is_contiguous() for x in addends), "addends that are not dense"

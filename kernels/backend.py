@@ -79,4 +79,9 @@ def using_backend(backend: Backend) -> Iterator[None]:
 
 def triton_serves(x: Tensor) -> bool:
     """Return whether Triton's kernels compute what is asked of x."""
-    return _active is Backend.TRITON and (INTERPRETED or x.device.type != "cpu")
+    return triton_on(x.device)
+
+
+def triton_on(device: torch.device) -> bool:
+    """Return whether Triton's kernels compute what is asked of tensors on `device`."""
+    return _active is Backend.TRITON and (INTERPRETED or device.type != "cpu")

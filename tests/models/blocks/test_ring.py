@@ -1,4 +1,4 @@
-"""The ring computes while KV is under way; that its attention is right, test_models_on_ranks says."""
+"""The ring computes while KV is under way; test_models_on_ranks says that it computes rightly."""
 
 from collections.abc import Sequence
 from typing import Any

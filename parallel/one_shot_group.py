@@ -21,9 +21,10 @@ from baton.parallel.one_shot_exchange import OneShotExchange
 LIMIT_BYTES = 4 << 20
 """The longest message that goes this way, but for all-to-alls, which go this way at any length.
 
-bench/parallel.py finds it the faster way up to 32 MiB on two ranks, and on four clearly up to 2 MiB
-and at least as fast as Gloo above on all but a crowded machine. So memory decides as well: the
-slots come to take 2 size LIMIT_BYTES. This holds 512 tokens of 2048 float32.
+bench/parallel.py, which prints from which size on Gloo is the faster way, finds none up to 32 MiB
+on two ranks; on four, all-reduces of 32 MiB, where each rank reads four times as much as it sends.
+So memory decides as well: the slots come to take 2 size LIMIT_BYTES. This holds 512 tokens of 2048
+float32.
 """
 
 _KNOWN_SHAPES = 256

@@ -29,6 +29,17 @@ def stack(matrices: Sequence[Linear]) -> ExpertMatrices:
     return ExpertMatrices(weight, torch.stack(biases) if biases else None)
 
 
+def mxfp4_matrices(blocks: Tensor, scales: Tensor, bias: Tensor | None) -> ExpertMatrices:
+    """Return matrices in MXFP4 as published (models/blocks/mxfp4.py), packed for kernels.
+
+    `blocks` are [experts, out, groups, 16], scales [experts, out, groups].
+    """
+    from baton.kernels.triton.weight_formats import pack_mxfp4
+
+    packed, scales = pack_mxfp4(blocks, scales)
+    return ExpertMatrices(packed, bias, scales)
+
+
 def expert_mlp(
     x: Tensor,
     chosen: Tensor,

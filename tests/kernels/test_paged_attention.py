@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from baton.core.kv_layout import KVLayout
 from baton.kernels.attention_scores import Scoring
+from baton.kernels.kv_convert import scale_view, value_view
 from baton.kernels.kv_pool import PagedLayer, paged_layers
 from baton.kernels.paged_attention import PagedAttention
 from baton.kernels.paged_batch import PagedBatch
@@ -15,11 +17,14 @@ BLOCKS = 6
 
 
 def layer_of(dtype: torch.dtype) -> PagedLayer:
-    """One layer of a pool whose free slots hold NaN; scales differ by block, part and head."""
-    pool = torch.full((BLOCKS, 3, 2, KV_HEADS, BLOCK, DIM), float("nan")).to(dtype)
-    random = torch.Generator().manual_seed(1)
-    scales = torch.rand((BLOCKS, 3, 2, KV_HEADS), generator=random) + 0.01
-    return paged_layers(pool, None if dtype == torch.float32 else scales)[1]
+    """One layer of a pool whose free slots hold NaN; scales, if any, differ by block and head."""
+    if dtype == torch.float32:
+        return paged_layers(torch.full((BLOCKS, 3, 2, KV_HEADS, BLOCK, DIM), float("nan")))[1]
+    layout = KVLayout(3, KV_HEADS, BLOCK, DIM, "float8_e4m3fn")
+    memory = torch.full((BLOCKS * layout.block_bytes,), 0x7F, dtype=torch.uint8)  # NaN
+    values, scales = value_view(memory, layout), scale_view(memory, layout)
+    scales.uniform_(0.01, 1, generator=torch.Generator().manual_seed(1))
+    return paged_layers(values, scales)[1]
 
 
 def computed(layer: PagedLayer, window: int | None) -> torch.Tensor:

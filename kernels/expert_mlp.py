@@ -50,14 +50,14 @@ def expert_mlp(
 ) -> Tensor:
     """Return the weighted sum [tokens, hidden] of what its experts give each row of x.
 
-    `chosen` [tokens, top_k] are int32, `weights` float32 of that shape. By Triton's kernels, and
+    `chosen` [tokens, top_k] are whole numbers, `weights` float32 of that shape. By Triton's kernels, and
     nothing is read on the host.
     """
     from baton.kernels.triton.grouped_linear import grouped_linear, tile_rows
     from baton.kernels.triton.moe_routing import order_by_expert
 
     experts = gate_up.weight.shape[0]
-    order = order_by_expert(chosen, experts, tile_rows(chosen.numel(), experts))
+    order = order_by_expert(chosen.to(torch.int32), experts, tile_rows(chosen.numel(), experts))
     wide = grouped_linear(x, gate_up.weight, order, scales=gate_up.scales, bias=gate_up.bias)
     answers = grouped_linear(
         gate(wide), down.weight, order, scales=down.scales, bias=down.bias, weights=weights

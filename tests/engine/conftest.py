@@ -243,7 +243,7 @@ def request_of() -> Callable[..., GenerateRequest]:
     return make_request
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def fake() -> SimpleNamespace:
     """All of the above, for tests that build their own."""
     return SimpleNamespace(

@@ -8,7 +8,6 @@ from baton.core.handover import BlockRef
 from baton.core.ids import BlockId, SeqId
 from baton.core.request import FinishReason, SamplingParams, TokenLogprobs
 
-
 PENDING = -1
 """In a plan, the token that the sequence's last step samples: the executor has it, or will have it
 before this step, and the scheduler does not yet."""

@@ -52,7 +52,8 @@ class ModelRunner:
     ) -> None:
         """`host` has the KV of preempted sequences; without it no plan may copy.
 
-        `depth` is how many steps may be under way at once; `balancer` hears of every step.
+        `depth` is how many steps may be under way at once, perhaps of the same sequences;
+        `balancer` hears of every step.
         """
         native = isinstance(model, NativeDecoder)
         self._share = Share() if isinstance(model, NativeDecoder) else model.share

@@ -39,7 +39,7 @@ class LastTokens:
             return
         tokens = result.tokens
         self._steps.appendleft(
-            {(s.seq_id, s.end): tokens[s.seq_id] for s in plan.sequences if s.samples}
+            {(s.seq_id, s.end): tokens[s.seq_id] for s in plan.sequences if s.seq_id in tokens}
         )
 
     def _find(self, seq_id: SeqId, position: int) -> int | None:

@@ -8,15 +8,17 @@ import torch
 from torch import Tensor
 
 from baton.kernels.attention_scores import Scoring
-from baton.kernels.triton.add_rms_norm import add_rms_norm_, add_rms_norm_fp8_
+from baton.kernels.routing import Routing
+from baton.kernels.triton.add_rms_norm import add_rms_norm_, add_rms_norm_fp8_, rms_norm
 from baton.kernels.triton.block_copy import gather_blocks, scatter_blocks
 from baton.kernels.triton.decode_attention import decode_attention, decode_programs
 from baton.kernels.triton.decode_plan import plan_decode
 from baton.kernels.triton.gate_mul import gate_mul, gate_mul_fp8
 from baton.kernels.triton.grouped_linear import grouped_linear, tile_rows
 from baton.kernels.triton.kv_digest import chunk_sums
+from baton.kernels.triton.latent_write import latent_write_
 from baton.kernels.triton.mla_decode import mla_decode, mla_programs
-from baton.kernels.triton.moe_routing import Routing, order_by_expert, route
+from baton.kernels.triton.moe_routing import order_by_expert, route
 from baton.kernels.triton.prefill_attention import prefill_attention
 from baton.kernels.triton.rope_kv_write import rope_kv_write_
 from baton.kernels.triton.sampling import Penalties, SamplingTensors, change_logits_, sample
@@ -72,6 +74,7 @@ def prefill(
     softcap: float | None = None,
     sinks: bool = False,
     sequences: int = 16,
+    skip_below: float = 0.0,
 ) -> None:
     """Launch prefill attention of some chunks."""
     scoring = Scoring(head_dim**-0.5, softcap, meta(heads) if sinks else None)
@@ -81,7 +84,10 @@ def prefill(
     tables, starts, lengths = (
         meta(*shape, dtype=INT32) for shape in ((sequences, 512), (sequences + 1,), (sequences,))
     )
-    prefill_attention(q, kv, tables, starts, lengths, scoring, window=window, kv_scales=scales)
+    prefill_attention(
+        q, kv, tables, starts, lengths, scoring, window=window, kv_scales=scales,
+        skip_below=skip_below,
+    )  # fmt: skip
 
 
 def rope(
@@ -139,6 +145,21 @@ def mla(heads: int, dtype: torch.dtype = BF16) -> None:
     mla_decode(q, kv, tables, plan, Scoring(0.07), rank=512, kv_scales=scales)
 
 
+def latent(heads: int, dtype: torch.dtype = BF16) -> None:
+    """Launch the write of DeepSeek-V3's latents."""
+    latent_write_(
+        meta(4096, 576),
+        meta(4096, heads, 192),
+        pool_layer(1, 576, dtype, parts=1),
+        meta(4096, dtype=torch.int64),
+        meta(4096, 32, dtype=FLOAT32),
+        meta(4096, 32, dtype=FLOAT32),
+        meta(512),
+        1e-6,
+        pool_scales(1, parts=1) if dtype == FP8 else None,
+    )
+
+
 def routed(tokens: int, experts: int, routing: Routing, *, corrected: bool = False) -> None:
     """Launch routing and the order of a batch."""
     correction = meta(experts, dtype=FLOAT32) if corrected else None
@@ -186,6 +207,7 @@ LAUNCHES = {
     "decode_attention/one row": lambda: decode(8, 1, 128, rows=1),
     "prefill_attention/8b": lambda: prefill(32, 8, 128),
     "prefill_attention/8b fp8": lambda: prefill(32, 8, 128, dtype=FP8),
+    "prefill_attention/8b skipping": lambda: prefill(32, 8, 128, skip_below=1e-4),
     "prefill_attention/gemma2": lambda: prefill(16, 8, 256, window=4096, softcap=50.0),
     "prefill_attention/gpt-oss": lambda: prefill(64, 8, 64, window=128, sinks=True),
     "prefill_attention/one row": lambda: prefill(8, 1, 128, tokens=1, sequences=1),
@@ -193,6 +215,9 @@ LAUNCHES = {
     "rope_kv_write/8b": lambda: rope(32, 8, 128, 64, BF16, normed=False),
     "rope_kv_write/normed fp8": lambda: rope(32, 8, 128, 64, FP8, normed=True),
     "rope_kv_write/partial": lambda: rope(32, 32, 96, 36, BF16, normed=False),
+    "latent_write/deepseek": lambda: latent(128),
+    "latent_write/deepseek fp8": lambda: latent(16, FP8),
+    "add_rms_norm/norm alone": lambda: rms_norm(meta(256, 4096), meta(4096), 1e-5),
     "add_rms_norm/8b": lambda: add_rms_norm_(meta(256, 4096), meta(256, 4096), meta(4096), 1e-5),
     "add_rms_norm/70b fp8": lambda: add_rms_norm_fp8_(
         meta(256, 8192), meta(256, 8192), meta(8192), 1e-5

@@ -19,6 +19,7 @@ from baton.executor.gpu_pass import GpuLimits, GpuPass
 from baton.executor.gpu_queue import GpuQueue
 from baton.executor.gpu_runner import GpuRunner
 from baton.executor.kv_cache import KVCache
+from baton.kernels.backend import Backend, choose_backend
 from baton.models.decoder import Decoder
 from baton.models.loader import Model
 
@@ -35,6 +36,8 @@ class Gpu:
     meter: MemoryMeter
     pool: Device | None
     """Where the KV pool of an instance lies that takes part in handovers; None: in host memory."""
+    captures: bool = True
+    """Whether what computes there reads nothing on the host, so that it can be captured."""
 
 
 def open_gpu(device: torch.device) -> Gpu | None:
@@ -42,11 +45,17 @@ def open_gpu(device: torch.device) -> Gpu | None:
     if device.type == "cpu":
         return None
     index = device.index or 0
-    return Gpu(CudaQueue(index), CudaMeter(device), CudaDevice(index))
+    captures = choose_backend(device).backend is Backend.TRITON
+    return Gpu(CudaQueue(index), CudaMeter(device), CudaDevice(index), captures)
+
+
+def captured_sizes(gpu: Gpu, config: EngineConfig, model: Decoder) -> tuple[int, ...]:
+    """Return the batch sizes for which steps of decodes are captured; none if they cannot be."""
+    return graph_sizes(config) if gpu.captures and model.capturable else ()
 
 
 def graph_sizes(config: EngineConfig) -> tuple[int, ...]:
-    """Return the batch sizes for which steps of decodes are captured, in rising order."""
+    """Return the batch sizes that the config asks for, in rising order."""
     most = config.max_sequences
     if config.cuda_graph_sizes is not None:
         return tuple(sorted({min(size, most) for size in config.cuda_graph_sizes}))
@@ -79,7 +88,7 @@ def measured_use(gpu: Gpu, config: EngineConfig, model: Decoder, layout: KVLayou
         steps = GpuPass(model, kv, gpu.queue, limits)
         prompts = gpu.meter.peak(lambda: _run(steps, _largest_prompts(limits, layout)))
         decodes = gpu.meter.peak(lambda: _run(steps, _most_decodes(limits)))
-    captured = decodes if graph_sizes(config) else 0
+    captured = decodes if captured_sizes(gpu, config, model) else 0
     return MemoryUse(gpu.meter.total(), loaded, max(prompts, decodes), captured)
 
 
@@ -107,7 +116,7 @@ def start_runner(
     """
     assert isinstance(model, Decoder), f"{model} does not run on a GPU"
     steps = GpuPass(model, kv, gpu.queue, limits_of(config, model, depth))
-    sizes = graph_sizes(config)
+    sizes = captured_sizes(gpu, config, model)
     captured: list[int] = []
 
     def on_captured(size: int) -> None:

@@ -2,7 +2,8 @@
 
 An operation's public function in kernels/<op>.py asks `triton_serves` and calls the one or the
 other; nobody else needs to know. Triton's kernels are for GPUs. On the CPU only its interpreter
-runs them, for tests (TRITON_INTERPRET=1).
+runs them, for tests (TRITON_INTERPRET=1). They are imported where they are called: where torch
+computes, Triton need not be installed.
 """
 
 import importlib.util
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
+from torch import Tensor
 
 from baton.core.errors import InvalidConfig
 
@@ -76,6 +78,11 @@ def using_backend(backend: Backend) -> Iterator[None]:
         use_backend(before)
 
 
-def triton_serves(device: torch.device) -> bool:
+def triton_serves(x: Tensor) -> bool:
+    """Return whether Triton's kernels compute what is asked of x."""
+    return triton_on(x.device)
+
+
+def triton_on(device: torch.device) -> bool:
     """Return whether Triton's kernels compute what is asked of tensors on `device`."""
     return _active is Backend.TRITON and (INTERPRETED or device.type != "cpu")

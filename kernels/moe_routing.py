@@ -16,7 +16,7 @@ def route(
     weights. Experts are int64, or int32 where Triton's kernels compute.
     """
     whole = logits.shape[1] & (logits.shape[1] - 1) == 0 or routing.groups == 1
-    if triton_serves(logits.device) and whole:
+    if triton_serves(logits) and whole:
         from baton.kernels.triton import moe_routing
 
         return moe_routing.route(logits, routing, correction)

@@ -21,7 +21,13 @@ from baton.kernels.triton.mla_decode import mla_decode, mla_programs
 from baton.kernels.triton.moe_routing import order_by_expert, route
 from baton.kernels.triton.prefill_attention import prefill_attention
 from baton.kernels.triton.rope_kv_write import rope_kv_write_
-from baton.kernels.triton.sampling import Penalties, SamplingTensors, change_logits_, sample
+from baton.kernels.triton.sampling import (
+    LogitChanges,
+    Penalties,
+    SamplingTensors,
+    change_logits_,
+    sample,
+)
 from baton.kernels.triton.skinny_linear import skinny_linear
 
 BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
@@ -121,18 +127,28 @@ def sampled(rows: int, vocabulary: int, *, penalised: bool) -> None:
         return
     seen, sequences = meta(512, vocabulary, dtype=INT32), meta(rows, dtype=INT32)
     logits = meta(rows, vocabulary, dtype=FLOAT32)
-    change_logits_(logits, meta(64, dtype=INT32), meta(64, dtype=INT32), meta(64, dtype=FLOAT32))
+    changes = LogitChanges(
+        meta(64, dtype=INT32),
+        meta(64, dtype=INT32),
+        meta(64, dtype=FLOAT32),
+        meta(64, dtype=torch.int64),
+        meta(64, 4, dtype=INT32),
+    )
+    change_logits_(logits, changes, params.positions, meta(rows, 4, dtype=INT32))
     sample(logits, params, Penalties(seen, sequences, one, one, one))
 
 
-def skinny(rows: int, outputs: int, inputs: int, dtype: torch.dtype = BF16) -> None:
+def skinny(
+    rows: int, outputs: int, inputs: int, dtype: torch.dtype = BF16, *, zeros: bool = False
+) -> None:
     """Launch a linear layer of few rows; uint8 stands for int4."""
     four = dtype == torch.uint8
     scales = None
     if dtype != BF16:
         scales = meta(outputs, inputs // 128 if four else 1, dtype=FLOAT32)
     weight = meta(outputs, inputs // 2 if four else inputs, dtype=dtype)
-    skinny_linear(meta(rows, inputs), weight, scales)
+    points = meta(outputs, inputs // 128, dtype=torch.uint8) if zeros else None
+    skinny_linear(meta(rows, inputs), weight, scales, zeros=points)
 
 
 def mla(heads: int, dtype: torch.dtype = BF16) -> None:
@@ -175,6 +191,9 @@ def grouped(
     order = order_by_expert(chosen, experts, tile_rows(chosen.numel(), experts))
     scales = meta(experts, outputs, dtype=FLOAT32) if dtype != BF16 else None
     weight = meta(experts, outputs, inputs, dtype=dtype)
+    if dtype == torch.uint8:  # stands for MXFP4
+        scales = meta(experts, outputs, inputs // 32, dtype=torch.uint8)
+        weight = meta(experts, outputs, inputs // 2, dtype=torch.uint8)
     weights = meta(tokens, top_k, dtype=FLOAT32)
     grouped_linear(meta(tokens * top_k, inputs), weight, order, scales=scales, weights=weights)
 
@@ -233,6 +252,7 @@ LAUNCHES = {
     "skinny_linear/8b int8": lambda: skinny(32, 28672, 4096, torch.int8),
     "skinny_linear/8b int4": lambda: skinny(1, 28672, 4096, torch.uint8),
     "skinny_linear/8b int4 64 rows": lambda: skinny(64, 4096, 14336, torch.uint8),
+    "skinny_linear/8b int4 zeros": lambda: skinny(16, 28672, 4096, torch.uint8, zeros=True),
     "mla_decode/deepseek": lambda: mla(128),
     "mla_decode/deepseek tp8": lambda: mla(16),
     "mla_decode/deepseek fp8": lambda: mla(128, FP8),
@@ -244,6 +264,8 @@ LAUNCHES = {
     "grouped_linear/deepseek": lambda: grouped(2048, 256, 2048, 7168, 8),
     "grouped_linear/deepseek fp8": lambda: grouped(128, 256, 2048, 7168, 8, FP8),
     "grouped_linear/deepseek fp8 prefill": lambda: grouped(8192, 256, 2048, 7168, 8, FP8),
+    "grouped_linear/gpt-oss mxfp4": lambda: grouped(64, 32, 2880, 2880, 4, torch.uint8),
+    "grouped_linear/gpt-oss mxfp4 prefill": lambda: grouped(8192, 32, 2880, 2880, 4, torch.uint8),
     "block_copy/bf16": lambda: block_copies(BF16),
     "block_copy/fp8": lambda: block_copies(FP8),
     "kv_digest/8b": digests,

@@ -33,20 +33,19 @@ def _copy_runs(table, WORD: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.const
     target = tl.load(row)
     source = tl.load(row + 1)
     words = tl.load(row + 2) // WORD
-    if ALIGNED:
-        target = tl.multiple_of(target, 16)
-        source = tl.multiple_of(source, 16)
-        words = tl.multiple_of(words, 4)
     first = tl.program_id(1).to(tl.int64) * BLOCK
     if first >= words:
         return
     at = first + tl.arange(0, BLOCK)
-    there = at < words
     if WORD == 4:
         come = source.to(tl.pointer_type(tl.int32))
         go = target.to(tl.pointer_type(tl.int32))
-        tl.store(go + at, tl.load(come + at, mask=there), mask=there)
     else:
         come = source.to(tl.pointer_type(tl.int8))
         go = target.to(tl.pointer_type(tl.int8))
-        tl.store(go + at, tl.load(come + at, mask=there), mask=there)
+    if ALIGNED:  # four words at a time
+        come = tl.multiple_of(come, 16)
+        go = tl.multiple_of(go, 16)
+        words = tl.multiple_of(words, 4)
+    there = at < words
+    tl.store(go + at, tl.load(come + at, mask=there), mask=there)

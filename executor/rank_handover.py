@@ -4,7 +4,7 @@ The leader decides what is read and when (kv_transfer/receiver.py). Each rank fi
 transfer plan what of it is its own, reads that from the source ranks that have it, and verifies it,
 on one of two ways:
 
-    in place     transport ─▶ blocks, verified there
+    in place     transport ─▶ blocks, verified there: in host memory, or from device to device
     staged       transport ─▶ a page of staging, verified there ─▶ blocks; a piece of the offer at
                  a time, so that a page is held no longer than that takes
 
@@ -24,7 +24,7 @@ from baton.core.sharded_layout import Rank
 from baton.executor.handover_memory import HandoverMemory
 from baton.executor.handover_orders import DigestOrder, HandoverTerms, ReadOrder
 from baton.executor.staging import Staging
-from baton.kernels.kv_digest import Digests
+from baton.kernels.kv_digest import Digests, HashesItself, Memory
 from baton.kv_transfer.landing import pieces
 from baton.kv_transfer.plan import TokenRange
 from baton.kv_transfer.staging_pool import Claim
@@ -166,9 +166,10 @@ class RankHandover:
             memory.staging.copy_out(refs, own, order.pages)
         if order.pages:
             assert memory.staging is not None, "pages of no staging"
-            refs, readable = order.pages, memory.staging.memory
+            refs = order.pages
+            readable: Memory | HashesItself = memory.staging.memory
         else:
-            readable = memory.kv.memory
+            readable = memory.pool
         first = order.first_block
         return self._digests.offered(self._place, order.layers, first, refs, readable)
 
@@ -181,7 +182,7 @@ class RankHandover:
             order.tokens,
             order.offered,
             order.blocks,
-            self._memory.kv.memory,
+            self._memory.pool,
             _on_the_way(transfers),
         )
         return report
@@ -308,7 +309,7 @@ class RankHandover:
         tokens: TokenRange,
         offered: Sequence[OfferedBlock],
         landing_blocks: Sequence[int],
-        memory: memoryview,
+        memory: Memory | HashesItself,
         on_the_way: Mapping[Rank, Digests] | None,
     ) -> None:
         """Compare the digests of what has landed in `memory` with what was offered."""

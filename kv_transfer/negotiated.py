@@ -88,6 +88,13 @@ class NegotiatedTransport:
         """`negotiated`."""
         return _KIND
 
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """Name what it reads by, so that two with a name in common can probably read each other."""
+        here = host_id()
+        kinds = [one.name for one in self._transports]
+        return tuple(f"{kind} {here}" if kind in _ONE_HOST else kind for kind in kinds)
+
     def metadata(self) -> bytes:
         """See Transport. Without a secret: it may be shown to anybody."""
         return self._own.pack(_KIND)

@@ -89,7 +89,7 @@ class HandoverMemory:
             self.staging.pool.check()
 
 
-class _PoolOn:
+class _PoolOn(HashesItself):
     """Implements HashesItself for a pool on a device, beside the model."""
 
     def __init__(self, device: Device, kv: KVCache) -> None:

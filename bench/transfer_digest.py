@@ -74,9 +74,11 @@ class Unhashed:
     def __getattr__(self, name: str) -> object:
         return getattr(self._transport, name)
 
-    def read(self, peer: Peer, runs: Sequence[Run], units: UnitsOf | None = None) -> Transfer:
+    def read(
+        self, peer: Peer, runs: Sequence[Run], units: UnitsOf | None, ticket: Ticket
+    ) -> Transfer:
         """Read without units."""
-        return self._transport.read(peer, runs)
+        return self._transport.read(peer, runs, ticket=ticket)
 
 
 class Unverified(RankHandover):

@@ -121,6 +121,8 @@ class HandoverAttempt:
         """Made once prefill has said how its KV lies."""
         self._stream: Stream | None = None
         self._pinned: SeqId | None = None
+        self._shared: MeshHandover | None = None
+        """What is pinned, as prefill may read it."""
         self._outcome = "cancelled"
         self._abandoned = False
 
@@ -282,11 +284,9 @@ class HandoverAttempt:
         table = () if pinned is None else self._instance.engine.blocks(pinned)
         refs = table[want.first_block : want.end_block]
         layers, ours = self._instance.layout.all_layers, self._open.layout
-        shared = self._new_handover(plan_between(ours, ours))  # it goes the other way than the rest
-        try:
-            digests = await shared.digest(DigestOrder(layers, want.first_block, refs))
-        finally:
-            await shared.close()
+        # It goes the other way than the rest.
+        self._shared = self._new_handover(plan_between(ours, ours))
+        digests = await self._shared.digest(DigestOrder(layers, want.first_block, refs))
         blocks = tuple(map(OfferedBlock, refs, digests))
         await self._send(Offer(self._open.attempt, 0, layers, want.first_block, blocks))
 
@@ -304,6 +304,9 @@ class HandoverAttempt:
         )
 
     def _unshare(self) -> None:
+        shared, self._shared = self._shared, None
+        if shared is not None:
+            self._host.tasks.start(shared.close())
         pinned, self._pinned = self._pinned, None
         if pinned is not None:
             self._instance.engine.release(pinned)

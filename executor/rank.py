@@ -111,6 +111,7 @@ class LoadedRank:
             counters["transfers_open"] += stats.transfers_open
             counters["transfers_failed"] += stats.transfers_failed
             counters["transport_fallbacks"] += stats.fallbacks
+            counters["reads_refused"] += stats.refused
             for name, count in stats.bytes_read.items():
                 counters[f"bytes_read_{name}"] += count
         if self.memory is not None and self.memory.staging is not None:

@@ -10,6 +10,7 @@ from baton.core.errors import InvalidConfig, TransportError
 from baton.core.ids import Incarnation
 from baton.core.log import get_logger
 from baton.kv_transfer.cuda_ipc.backend import CudaIpcBackend
+from baton.kv_transfer.grants import Grants
 from baton.kv_transfer.link.transport import LinkTransport
 from baton.kv_transfer.negotiated import NegotiatedTransport
 from baton.kv_transfer.shm.backend import ShmBackend
@@ -111,10 +112,11 @@ async def open_transport(
     async def open_one(kind: str) -> Transport:
         if kind == "ucx":
             return await UcxTransport.open(region, owner=owner, incarnation=incarnation, config=ucx)
-        backend = ShmBackend(region) if kind == "shm" else TcpBackend(region, host)
+        grants = Grants() if kind == "tcp" else None
+        backend = ShmBackend(region) if kind == "shm" else TcpBackend(region, host, grants)
         try:
             return LinkTransport(
-                region, backend, owner=owner, incarnation=incarnation, secret=secret
+                region, backend, owner=owner, incarnation=incarnation, secret=secret, grants=grants
             )
         except OSError as error:
             raise TransportError(f"{kind} cannot listen: {error}") from error

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import msgpack
 
 from baton.core.errors import PeerLost, TransportError
-from baton.core.ids import Incarnation
+from baton.core.ids import NO_TICKET, Incarnation, Ticket
 from baton.core.log import get_logger
+from baton.kernels.native.kv_digest import Ints
 from baton.kv_transfer.link.local import host_id
 from baton.kv_transfer.runs import checked_runs
 from baton.kv_transfer.transport import (
@@ -126,12 +127,28 @@ class NegotiatedTransport:
                 await self._fence(lost)
         return peer
 
-    def read(self, peer: Peer, runs: Sequence[Run], units: UnitsOf | None = None) -> Transfer:
+    def grant(self, ticket: Ticket, offsets: Ints, lengths: Ints) -> None:
+        """See Transport."""
+        for one in self._transports:
+            one.grant(ticket, offsets, lengths)
+
+    def revoke(self, ticket: Ticket) -> None:
+        """See Transport."""
+        for one in self._transports:
+            one.revoke(ticket)
+
+    def read(
+        self,
+        peer: Peer,
+        runs: Sequence[Run],
+        units: UnitsOf | None = None,
+        ticket: Ticket = NO_TICKET,
+    ) -> Transfer:
         """See Transport."""
         self._ensure_open()
         way = self._ways.get(peer)
         if way is not None:
-            transfer = way.transport.read(way.peer, runs, units)
+            transfer = way.transport.read(way.peer, runs, units, ticket)
             if not way.proved:
                 transfer.then(lambda outcome: self._ended(peer, way, outcome))
             return transfer
@@ -173,6 +190,7 @@ class NegotiatedTransport:
             transfers_failed=sum(stats.transfers_failed for stats in every) + self._refused,
             peers=len(self._peers),
             fallbacks=self._fallbacks,
+            refused=sum(stats.refused for stats in every),
         )
 
     def _ensure_open(self) -> None:

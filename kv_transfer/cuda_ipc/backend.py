@@ -17,6 +17,7 @@ import struct
 from collections import deque
 
 from baton.core.errors import PeerLost, TransportError
+from baton.core.ids import Ticket
 from baton.kv_transfer.device_driver import CopyEvent, CopyLane, DeviceDriver, OpenedMemory
 from baton.kv_transfer.link.backend import Channel
 from baton.kv_transfer.link.local import dial_locally, listen_locally, until_hung_up
@@ -83,7 +84,7 @@ class _CudaIpcChannel:
         self._lane = lane
         self._asked: deque[CopyEvent] = deque()
 
-    def ask(self, part: RunTable) -> None:
+    def ask(self, part: RunTable, ticket: Ticket) -> None:
         """See Channel."""
         targets, sources = part.local + self._local, part.remote + self._memory.address
         self._asked.append(self._lane.copy(targets, sources, part.length))

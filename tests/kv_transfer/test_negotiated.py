@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from baton.core.config import HandoverConfig
 from baton.core.errors import InvalidConfig, PeerLost, TransportError
-from baton.core.ids import Incarnation, new_incarnation
+from baton.core.ids import NO_TICKET, Incarnation, new_incarnation
 from baton.kv_transfer import choose
 from baton.kv_transfer.choose import allocate, open_device_transport, open_transport
 from baton.kv_transfer.cuda_ipc.late_driver import LateDriver
@@ -49,10 +49,12 @@ async def side() -> AsyncIterator[Open]:
             )
         )
         opened.append(transport)
+        transport.grant(NO_TICKET, np.array([0]), np.array([memory.nbytes]))  # to everybody
         return transport
 
     yield open_side
     for transport in opened:
+        transport.revoke(NO_TICKET)
         await soon(transport.close())
         transport.check()
 

@@ -7,7 +7,6 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from baton.core.errors import TransportError
 from baton.core.ids import Ticket
 from baton.kernels.kv_digest import Digests, Pieces
 from baton.kv_transfer.runs import RunTable
@@ -20,7 +19,7 @@ MAX_BYTES = 256 << 20
 second; in smaller pieces memmove does not bypass the cache, and has two thirds of the speed."""
 
 
-class ReadRefused(TransportError):
+class ReadRefused(Exception):
     """The ticket does not open what was to be read."""
 
 

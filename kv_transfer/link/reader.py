@@ -48,7 +48,7 @@ class _Job:
     to_receive: int = 0
     """Parts that have not arrived; 0 until they are cut."""
     hashes: list[Digests] = field(default_factory=list)
-    refused: ReadRefused | None = None
+    refused: TransportError | None = None
 
     def cut(self, *, hashes: bool) -> None:
         """Cut it into parts: of units, if the channel hashes and they are wanted."""
@@ -166,7 +166,7 @@ class Reader:
         try:
             channel.receive(part)
         except ReadRefused as error:
-            job.refused = error
+            job.refused = TransportError(f"{self._peer}: {error}")
 
     def _next(self, *, wait: bool, hashes: bool) -> "_Asked | None":
         """Return the next part to ask for and whose it is; None if there is none and not `wait`."""

@@ -35,7 +35,7 @@ from baton.models.share import Share
 from baton.models.spec import ModelSpec, read_spec
 from baton.models.weights import Checkpoint, torch_dtype
 from baton.parallel.group import Ranks
-from baton.parallel.join import Meeting, Membership, join_mesh
+from baton.parallel.join import Library, Meeting, Membership, join_mesh
 from baton.parallel.mesh import Mesh
 
 
@@ -168,7 +168,8 @@ def meeting_of(config: WorkerConfig, port: int) -> Meeting:
     host = config.host if config.leader is None else config.leader.host
     int8_kib = config.parallel.int8_reduce_kib
     int8_from = None if int8_kib is None else int8_kib << 10
-    return Meeting(mesh, host, port, "gloo", limit, int8_from)
+    library: Library = "gloo" if compute_device(config).type == "cpu" else "nccl"
+    return Meeting(mesh, host, port, library, limit, int8_from)
 
 
 async def load_rank(
@@ -189,7 +190,7 @@ async def load_rank(
     check_mesh(spec, meeting.mesh)
     membership = Membership(None)
     if meeting.mesh.size > 1:
-        membership = await asyncio.to_thread(join_mesh, meeting, config.rank, listener)
+        membership = await asyncio.to_thread(join_mesh, meeting, config.rank, listener, device)
     try:
         layout, share = _layout(config, spec, membership.ranks)
         parts.on_progress(f"loading {config.model_name} from {config.model_dir}")

@@ -95,6 +95,7 @@ def measured_use(gpu: Gpu, config: EngineConfig, model: Decoder, layout: KVLayou
 def blocks_on_gpu(gpu: Gpu, config: EngineConfig, model: Model, layout: KVLayout, say: Say) -> int:
     """Return how many blocks the KV pool gets; raises InvalidConfig if there is no room for it."""
     assert isinstance(model, Decoder), f"{model} does not run on a GPU"
+    say("measuring what the largest steps take")
     use = measured_use(gpu, config, model, layout)
     blocks = use.blocks(config, layout.block_bytes)
     say(f"GPU memory: {blocks * layout.block_bytes // MIB} MiB for the KV pool; {use}")

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
@@ -103,7 +104,12 @@ def model_dir(write_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def config_of(
-    tools: Any, role: Role, model_dir: Path, mesh: str, max_batch_tokens: int = 64
+    tools: Any,
+    role: Role,
+    model_dir: Path,
+    mesh: str,
+    max_batch_tokens: int = 64,
+    **options: Any,
 ) -> WorkerConfig:
     config: WorkerConfig = tools.worker_config(
         role,
@@ -112,6 +118,7 @@ def config_of(
         kv_memory_mib=16,
         max_batch_tokens=max_batch_tokens,
         executor="torch",
+        **options,
         handover={
             "secret": SECRET,
             "transport": "shm",
@@ -130,8 +137,9 @@ def start_instance(tools: Any, model_dir: Path) -> Any:
     """Start instances as processes; whatever is left of them at the end is killed by its pid."""
     started: list[RankProcesses] = []
 
-    def start(role: Role, mesh: str, max_batch_tokens: int = 64) -> RankProcesses:
-        started.append(RankProcesses(config_of(tools, role, model_dir, mesh, max_batch_tokens)))
+    def start(role: Role, mesh: str, max_batch_tokens: int = 64, **options: Any) -> RankProcesses:
+        config = config_of(tools, role, model_dir, mesh, max_batch_tokens, **options)
+        started.append(RankProcesses(config))
         return started[-1]
 
     yield start
@@ -283,6 +291,25 @@ async def lead_here(
     stack.callback(end_others)
     worker = await kind.start(config, on_progress=lambda line: None, on_listening=start_others)
     return await stack.enter_async_context(worker)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["tp2", "ep2"])
+async def test_ranks_run_ahead_together(
+    start_instance: StartInstance, alone: Any, tools: Any, prompts: list[Any], mesh: str
+) -> None:
+    """Each rank puts in the tokens that it sampled itself; stop tokens are learned a step late."""
+    instance = await start_instance(Role.DECODE, mesh, run_ahead=True).ready(tools)
+    whole = [answer.tokens for answer in await alone.run(prompts)]
+    stopping = [
+        replace(prompt, stop=(tokens[5],)) for prompt, tokens in zip(prompts, whole, strict=True)
+    ]
+    async with tools.open_session(instance.address) as session:
+        for asked in (prompts, stopping):
+            expected = [answer.tokens for answer in await alone.run(asked)]
+            answers = await session.run(asked)
+            assert [answer.tokens for answer in answers] == expected
+    await instance.close()
 
 
 async def test_experts_move_while_requests_run(

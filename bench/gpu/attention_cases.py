@@ -1,0 +1,134 @@
+"""The attention kernels and the handover's copies, at the shapes of a model in production."""
+
+from collections.abc import Iterator
+
+import torch
+
+from baton.kernels.attention_scores import Scoring
+from baton.kernels.triton.block_copy import gather_blocks, scatter_blocks
+from baton.kernels.triton.decode_attention import decode_attention, decode_programs
+from baton.kernels.triton.decode_plan import plan_decode
+from baton.kernels.triton.kv_digest import chunk_sums
+from baton.kernels.triton.mla_decode import mla_decode, mla_programs
+from baton.kernels.triton.prefill_attention import prefill_attention
+from baton.kernels.triton.rope_kv_write import rope_kv_write_
+from bench.gpu import floors
+from bench.gpu.clock import Call
+from bench.gpu.floors import ModelShape, Work
+from bench.gpu.kernel_case import KernelCase, Maker
+from bench.gpu.scale import Latent, Scale
+
+BLOCK_SIZE = 16
+
+
+def attention_cases(scale: Scale, maker: Maker) -> Iterator[KernelCase]:
+    """Yield decode, prefill, MLA, rope and the kernels of the handover."""
+    shape, item = scale.shape, scale.dtype.itemsize
+    stored = [scale.dtype] if scale.device == "cpu" else [scale.dtype, torch.float8_e4m3fn]
+    for batch, context in scale.decode:
+        for dtype in stored:
+            case = f"decode_attention {_name(dtype)} batch {batch} at {context}"
+            work = floors.decode_attention(shape, batch, context, dtype.itemsize)
+            yield KernelCase(case, work, lambda b=batch, c=context, d=dtype: _decode(
+                maker, shape, b, c, d))  # fmt: skip
+    for tokens in scale.prefill:
+        work = floors.prefill_attention(shape, tokens, item)
+        yield KernelCase(
+            f"prefill_attention {tokens} tokens", work, lambda n=tokens: _prefill(maker, shape, n)
+        )
+    latent, (batch, context) = scale.latent, scale.decode[-1]
+    width = latent.rank + latent.turned
+    work = Work(
+        batch * context * width * item, 2 * batch * context * latent.heads * (width + latent.rank)
+    )
+    yield KernelCase(
+        f"mla_decode batch {batch} at {context}",
+        work,
+        lambda: _latent(maker, latent, batch, context),
+    )
+    rows = shape.heads + 2 * shape.kv_heads
+    for tokens in (scale.decode[-1][0], scale.chunk_tokens):
+        # q is read and written, k and v are read and go to the pool.
+        moved = tokens * (2 * rows * shape.head_dim * item + 4 * shape.head_dim)
+        yield KernelCase(
+            f"rope_kv_write {tokens} tokens",
+            Work(moved, 0),
+            lambda n=tokens: _rope(maker, shape, n),
+            weights=False,
+        )
+    yield from _handover_cases(scale, maker)
+
+
+def _decode(
+    maker: Maker, shape: ModelShape, batch: int, context: int, stored: torch.dtype
+) -> Call:
+    tables = maker.tables(batch, context, BLOCK_SIZE)
+    kv = maker.pool(tables.numel(), shape.kv_heads, BLOCK_SIZE, shape.head_dim, dtype=stored)
+    q = maker.normal(batch, shape.heads, shape.head_dim)
+    lengths = maker.full(context, batch, dtype=torch.int32)
+    plan = plan_decode(lengths, decode_programs(shape.heads, shape.kv_heads))
+    scales = maker.full(0.5, 2, shape.kv_heads) if stored != maker.dtype else None
+    scoring = Scoring(shape.head_dim**-0.5)
+    return lambda: decode_attention(q, kv, tables, plan, scoring, scales)
+
+
+def _prefill(maker: Maker, shape: ModelShape, tokens: int) -> Call:
+    tables = maker.tables(1, tokens, BLOCK_SIZE)
+    kv = maker.pool(tables.numel(), shape.kv_heads, BLOCK_SIZE, shape.head_dim)
+    q = maker.normal(tokens, shape.heads, shape.head_dim)
+    starts = torch.tensor([0, tokens], dtype=torch.int32, device=maker.device)
+    lengths = maker.full(tokens, 1, dtype=torch.int32)
+    scoring = Scoring(shape.head_dim**-0.5)
+    return lambda: prefill_attention(q, kv, tables, starts, lengths, scoring)
+
+
+def _latent(maker: Maker, latent: Latent, batch: int, context: int) -> Call:
+    width = latent.rank + latent.turned
+    tables = maker.tables(batch, context, BLOCK_SIZE)
+    kv = maker.pool(tables.numel(), 1, BLOCK_SIZE, width, parts=1)
+    q = maker.normal(batch, latent.heads, width)
+    lengths = maker.full(context, batch, dtype=torch.int32)
+    plan = plan_decode(lengths, mla_programs(latent.heads, maker.dtype))
+    return lambda: mla_decode(q, kv, tables, plan, Scoring(width**-0.5), rank=latent.rank)
+
+
+def _rope(maker: Maker, shape: ModelShape, tokens: int) -> Call:
+    blocks = -(-tokens // BLOCK_SIZE)
+    kv = maker.pool(blocks, shape.kv_heads, BLOCK_SIZE, shape.head_dim)
+    qkv = maker.normal(tokens, shape.heads + 2 * shape.kv_heads, shape.head_dim)
+    slots = torch.randperm(blocks * BLOCK_SIZE, device=maker.device)[:tokens]
+    angles = maker.normal(2, tokens, shape.head_dim // 2, dtype=torch.float32)
+    cos, sin = angles.cos().unbind()
+    return lambda: rope_kv_write_(qkv, kv, slots, cos, sin)
+
+
+def _handover_cases(scale: Scale, maker: Maker) -> Iterator[KernelCase]:
+    """Half of the heads of all layers of many blocks: what a decode rank of another size reads."""
+    shape = scale.shape
+    blocks = max(1, scale.handed_over[1] // BLOCK_SIZE)
+    heads = shape.kv_heads // 2
+    part = (shape.layers, 2, heads, BLOCK_SIZE, shape.head_dim)
+    moved = blocks * shape.layers * 2 * heads * BLOCK_SIZE * shape.head_dim * scale.dtype.itemsize
+
+    def make(which: str) -> Call:
+        pool = maker.normal(
+            blocks, shape.layers, 2, shape.kv_heads, BLOCK_SIZE, shape.head_dim
+        )[:, :, :, :heads]
+        order = torch.randperm(blocks, device=maker.device, dtype=torch.int32)
+        if which == "digest":
+            labels = maker.whole(1 << 30, blocks, 16)
+            key = maker.whole(1 << 30, 66 * 16)
+            return lambda: chunk_sums(pool, order, labels, key)
+        staged = maker.normal(blocks, *part)
+        copy = gather_blocks if which == "gather" else scatter_blocks
+        return lambda: copy(pool, order, staged)
+
+    for which, sides in (("gather", 2), ("scatter", 2), ("digest", 1)):
+        name = "kv_digest" if which == "digest" else f"block_copy {which}"
+        yield KernelCase(
+            f"{name} {blocks} blocks", Work(sides * moved, 0), lambda w=which: make(w)
+        )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return {torch.bfloat16: "bf16", torch.float8_e4m3fn: "fp8"}.get(dtype, str(dtype)[6:])

@@ -6,9 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from baton.kernels.backend import triton_serves
+
 # oneDNN chooses its weight layout for a number of rows; measured, the layout for 32 is as fast
 # as any other from 1 to 512 rows.
 _ROWS = 32
+# Rows up to which a product is a pass over W, for which Triton has a kernel.
+_SKINNY = 64
 
 
 class Linear:
@@ -36,6 +40,10 @@ class Linear:
                 x, self._weight, self._bias, "none", [], ""
             )
             return packed
+        if triton_serves(x) and x.shape[0] <= _SKINNY:
+            from baton.kernels.triton.skinny_linear import skinny_linear
+
+            return skinny_linear(x, self._weight, bias=self._bias)
         return functional.linear(x, self._weight, self._bias)
 
     def __repr__(self) -> str:
@@ -48,5 +56,6 @@ def _packable(weight: Tensor) -> bool:
         weight.device.type == "cpu"
         and weight.dtype == torch.float32
         and platform.machine() in ("x86_64", "AMD64")
+        and not triton_serves(weight)
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     )

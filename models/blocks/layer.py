@@ -2,13 +2,12 @@
 
 from torch import Tensor
 
-from baton.kernels.kv_pool import KVLayer
 from baton.models.blocks.attention import Attention
 from baton.models.blocks.latent_attention import LatentAttention
 from baton.models.blocks.mlp import Mlp, load_mlp
 from baton.models.blocks.moe import Moe
 from baton.models.blocks.norms import Norm, load_norm
-from baton.models.blocks.step import Step
+from baton.models.blocks.step import KV, StepUnderWay
 from baton.models.decoder_spec import AttentionSpec, DecoderSpec, MlpSpec
 from baton.models.share import Share
 from baton.models.weights import Checkpoint
@@ -67,7 +66,7 @@ class DecoderLayer:
         if isinstance(self._mlp, Moe):
             self._mlp(nothing)
 
-    def heads_out(self, hidden: Tensor, kv: KVLayer, step: Step) -> Tensor:
+    def heads_out(self, hidden: Tensor, kv: KV, step: StepUnderWay[KV]) -> Tensor:
         """Write the new KV to the pool; return what the heads saw [tokens, heads × dims]."""
         normed = step.rows.gather(self._attention_norm(hidden))
         return self._attention.heads_out(normed, kv, step)

@@ -36,6 +36,11 @@ def pool_layer(kv_heads: int, head_dim: int, dtype: torch.dtype = BF16, parts: i
     return meta(4096, 32, parts, kv_heads, 16, head_dim, dtype=dtype)[:, 7]
 
 
+def pool_scales(kv_heads: int, parts: int = 2) -> Tensor:
+    """Return the scales of one layer of that pool."""
+    return meta(4096, 32, parts, kv_heads, dtype=FLOAT32)[:, 7]
+
+
 def decode(
     heads: int,
     kv_heads: int,
@@ -50,7 +55,7 @@ def decode(
     """Plan and launch decode attention."""
     plan = plan_decode(meta(rows, dtype=INT32), decode_programs(heads, kv_heads), window)
     scoring = Scoring(head_dim**-0.5, softcap, meta(heads) if sinks else None)
-    scales = meta(2, kv_heads, dtype=FLOAT32) if dtype == FP8 else None
+    scales = pool_scales(kv_heads) if dtype == FP8 else None
     q = meta(rows, heads + 2 * kv_heads, head_dim)[:, :heads]
     kv = pool_layer(kv_heads, head_dim, dtype)
     decode_attention(q, kv, meta(rows, 512, dtype=INT32), plan, scoring, scales)
@@ -70,7 +75,7 @@ def prefill(
 ) -> None:
     """Launch prefill attention of some chunks."""
     scoring = Scoring(head_dim**-0.5, softcap, meta(heads) if sinks else None)
-    scales = meta(2, kv_heads, dtype=FLOAT32) if dtype == FP8 else None
+    scales = pool_scales(kv_heads) if dtype == FP8 else None
     q = meta(tokens, heads + 2 * kv_heads, head_dim)[:, :heads]
     kv = pool_layer(kv_heads, head_dim, dtype)
     tables, starts, lengths = (
@@ -90,7 +95,7 @@ def rope(
         meta(4096, half, dtype=FLOAT32),
         meta(4096, half, dtype=FLOAT32),
         norm_weights=meta(heads + kv_heads, head_dim) if normed else None,
-        kv_scales=meta(2, kv_heads, dtype=FLOAT32) if dtype == FP8 else None,
+        kv_scales=pool_scales(kv_heads) if dtype == FP8 else None,
     )
 
 
@@ -129,9 +134,9 @@ def mla(heads: int, dtype: torch.dtype = BF16) -> None:
     plan = plan_decode(meta(128, dtype=INT32), mla_programs(heads, dtype))
     kv = pool_layer(1, 576, dtype, parts=1)
     tables = meta(128, 512, dtype=INT32)
-    scale = meta(1, dtype=FLOAT32) if dtype == FP8 else None
+    scales = pool_scales(1, parts=1) if dtype == FP8 else None
     q = meta(128, heads, 576)
-    mla_decode(q, kv, tables, plan, Scoring(0.07), rank=512, kv_scale=scale)
+    mla_decode(q, kv, tables, plan, Scoring(0.07), rank=512, kv_scales=scales)
 
 
 def routed(tokens: int, experts: int, routing: Routing, *, corrected: bool = False) -> None:

@@ -23,8 +23,8 @@ BLOCK_SIZE = 16
 
 def attention_cases(scale: Scale, maker: Maker) -> Iterator[KernelCase]:
     """Yield decode, prefill, MLA, rope and the kernels of the handover."""
-    shape, item = scale.shape, scale.dtype.itemsize
-    stored = [scale.dtype] if scale.device == "cpu" else [scale.dtype, torch.float8_e4m3fn]
+    shape, item = scale.shape, scale.item
+    stored = [maker.dtype] if scale.device == "cpu" else [maker.dtype, torch.float8_e4m3fn]
     for batch, context in scale.decode:
         for dtype in stored:
             case = f"decode_attention {_name(dtype)} batch {batch} at {context}"
@@ -67,7 +67,7 @@ def _decode(
     q = maker.normal(batch, shape.heads, shape.head_dim)
     lengths = maker.full(context, batch, dtype=torch.int32)
     plan = plan_decode(lengths, decode_programs(shape.heads, shape.kv_heads))
-    scales = maker.full(0.5, 2, shape.kv_heads) if stored != maker.dtype else None
+    scales = maker.full(0.5, len(kv), 2, shape.kv_heads) if stored != maker.dtype else None
     scoring = Scoring(shape.head_dim**-0.5)
     return lambda: decode_attention(q, kv, tables, plan, scoring, scales)
 
@@ -108,7 +108,7 @@ def _handover_cases(scale: Scale, maker: Maker) -> Iterator[KernelCase]:
     blocks = max(1, scale.handed_over[1] // BLOCK_SIZE)
     heads = shape.kv_heads // 2
     part = (shape.layers, 2, heads, BLOCK_SIZE, shape.head_dim)
-    moved = blocks * shape.layers * 2 * heads * BLOCK_SIZE * shape.head_dim * scale.dtype.itemsize
+    moved = blocks * shape.layers * 2 * heads * BLOCK_SIZE * shape.head_dim * scale.item
 
     def make(which: str) -> Call:
         pool = maker.normal(

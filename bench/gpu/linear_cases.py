@@ -28,7 +28,7 @@ FORMATS: dict[str, tuple[int, Quantise]] = {
 
 def linear_cases(scale: Scale, maker: Maker) -> Iterator[KernelCase]:
     """Yield skinny products beside torch's own, experts, and what stands between layers."""
-    shape, item = scale.shape, scale.dtype.itemsize
+    shape, item = scale.shape, scale.item
     matrices = {
         "qkv": (shape.qkv_rows, shape.hidden),
         "o": (shape.hidden, shape.heads * shape.head_dim),
@@ -76,7 +76,7 @@ def _quantised(maker: Maker, rows: int, outputs: int, inputs: int, quantise: Qua
 
 def _expert_cases(experts: Experts, scale: Scale, maker: Maker) -> Iterator[KernelCase]:
     """Routing, and the second layer of the experts: its rows are slots, and weighted."""
-    item = scale.dtype.itemsize
+    item = scale.item
     for tokens in (scale.decode[-1][0], scale.chunk_tokens):
         slots = tokens * experts.top_k
         matrix = experts.hidden * experts.intermediate
@@ -114,7 +114,7 @@ def _routing(maker: Maker, experts: Experts, tokens: int) -> Call:
 
 def _between_cases(scale: Scale, maker: Maker) -> Iterator[KernelCase]:
     """What stands between the products; at few rows a launch costs more than its bytes."""
-    shape, item = scale.shape, scale.dtype.itemsize
+    shape, item = scale.shape, scale.item
     for rows in (scale.decode[-1][0], scale.chunk_tokens):
         one, gates = rows * shape.hidden, rows * shape.intermediate
         both = {

@@ -10,6 +10,7 @@ one had no time for, and tries again what failed.
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,12 @@ class Records:
     def add(self, stage: str, **fields: Any) -> None:
         """Append one line; it is in the file when this returns."""
         line = json.dumps({"stage": stage} | fields, default=str)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with self._path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":  # its last writer did not finish
+                    line = "\n" + line
+            file.write(line.encode() + b"\n")
 
     def read(self) -> list[Record]:
         """Return all whole lines; one that was cut short by the end of its writer is left out."""

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from bench.gpu.floors import LLAMA_8B, ModelShape
 
 
@@ -33,7 +31,8 @@ class Scale:
 
     name: str
     device: str
-    dtype: torch.dtype
+    dtype: str
+    """Of weights, activations and KV, as torch and Baton's configuration spell it."""
     shape: ModelShape
     copy_bytes: int
     """Of one side of the copy: several times the L2 cache."""
@@ -66,15 +65,15 @@ class Scale:
     """Output tokens of each of its requests."""
 
     @property
-    def dtype_name(self) -> str:
-        """The dtype as Baton's configuration spells it."""
-        return str(self.dtype).removeprefix("torch.")
+    def item(self) -> int:
+        """Bytes of a number of the dtype."""
+        return {"bfloat16": 2, "float32": 4}[self.dtype]
 
 
 FULL = Scale(
     name="full",
     device="cuda",
-    dtype=torch.bfloat16,
+    dtype="bfloat16",
     shape=LLAMA_8B,
     copy_bytes=4 << 30,
     products=((8192, 8192, 8192), (8192, 28672, 4096), (4096, 4096, 14336)),
@@ -101,7 +100,7 @@ FULL = Scale(
 TINY = Scale(
     name="tiny",
     device="cpu",
-    dtype=torch.float32,
+    dtype="float32",
     shape=ModelShape(
         layers=2,
         hidden=64,

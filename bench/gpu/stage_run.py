@@ -1,15 +1,17 @@
 """One stage under way: its cases, each measured once, recorded at once, and none after its time."""
 
+import gc
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from bench.gpu.records import Records, figures
 from bench.gpu.scale import Scale
+
+if TYPE_CHECKING:
+    import torch
 
 Measure = Callable[[], Mapping[str, Any]]
 
@@ -22,7 +24,6 @@ class StageRun:
     def __init__(self, stage: str, scale: Scale, records: Records, deadline: float) -> None:
         """`deadline` is of time.perf_counter()."""
         self.scale = scale
-        self.device = torch.device(scale.device)
         self._stage = stage
         self._records = records
         self._deadline = deadline
@@ -30,6 +31,21 @@ class StageRun:
 
     def __repr__(self) -> str:
         return f"<StageRun {self._stage}, {len(self._known)} cases known>"
+
+    @property
+    def device(self) -> "torch.device":
+        """Where everything is measured."""
+        import torch
+
+        return torch.device(self.scale.device)
+
+    @property
+    def dtype(self) -> "torch.dtype":
+        """Of weights, activations and KV."""
+        import torch
+
+        found: torch.dtype = getattr(torch, self.scale.dtype)
+        return found
 
     @property
     def seconds_left(self) -> float:
@@ -50,6 +66,7 @@ class StageRun:
         if self.seconds_left < 0:
             self._records.add(self._stage, case=name, error=LATE)
             return
+        _free(self.scale.device)  # what the case before held, which its closures may have kept
         began = time.perf_counter()
         print(f"{self._stage}: {name}", flush=True)
         try:
@@ -59,7 +76,7 @@ class StageRun:
         except Exception as error:
             traceback.print_exc(file=sys.stdout)
             self._records.add(self._stage, case=name, error=one_line(error))
-            if not _device_works(self.device):
+            if not _device_works(self.scale.device):
                 raise
         else:
             took = round(time.perf_counter() - began, 3)
@@ -78,10 +95,20 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}"[:300]
 
 
-def _device_works(device: torch.device) -> bool:
+def _free(device: str) -> None:
+    gc.collect()
+    if device == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
+
+
+def _device_works(device: str) -> bool:
     """After an illegal access every further call to CUDA fails, in this process for good."""
-    if device.type != "cuda":
+    if device != "cuda":
         return True
+    import torch
+
     try:
         torch.cuda.empty_cache()
         torch.cuda.synchronize(device)

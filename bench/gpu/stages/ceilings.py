@@ -46,9 +46,9 @@ def _read(stage: StageRun) -> dict[str, Any]:
 
 def _product(stage: StageRun, m: int, n: int, k: int) -> dict[str, Any]:
     """Random data: on zeros the chip draws less power and clocks higher."""
-    left = torch.randn(m, k, device=stage.device, dtype=stage.scale.dtype)
-    right = torch.randn(n, k, device=stage.device, dtype=stage.scale.dtype).T
-    out = torch.empty(m, n, device=stage.device, dtype=stage.scale.dtype)
+    left = torch.randn(m, k, device=stage.device, dtype=stage.dtype)
+    right = torch.randn(n, k, device=stage.device, dtype=stage.dtype).T
+    out = torch.empty(m, n, device=stage.device, dtype=stage.dtype)
     call = lambda: torch.mm(left, right, out=out)  # noqa: E731
     for _ in range(3):
         call()

@@ -4,10 +4,7 @@ A kernel is launched on several sets of inputs in turn, in one CUDA graph: neith
 the host takes part in the figure.
 """
 
-import gc
 from typing import Any
-
-import torch
 
 from bench.gpu.attention_cases import attention_cases
 from bench.gpu.clock import cache_bytes, input_sets, time_replays
@@ -18,12 +15,9 @@ from bench.gpu.stage_run import StageRun
 
 def run(stage: StageRun) -> None:
     """Measure all of them, attention first."""
-    maker = Maker(stage.device, stage.scale.dtype)
+    maker = Maker(stage.device, stage.dtype)
     for kernel in (*attention_cases(stage.scale, maker), *linear_cases(stage.scale, maker)):
         stage.case(kernel.name, lambda k=kernel: _measure(stage, k))
-        gc.collect()  # the inputs, before the next ones are made
-        if stage.device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 def _measure(stage: StageRun, kernel: KernelCase) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
-from torch import Tensor
 
 from baton.core.errors import InvalidConfig
 
@@ -77,6 +76,6 @@ def using_backend(backend: Backend) -> Iterator[None]:
         use_backend(before)
 
 
-def triton_serves(x: Tensor) -> bool:
-    """Return whether Triton's kernels compute what is asked of x."""
-    return _active is Backend.TRITON and (INTERPRETED or x.device.type != "cpu")
+def triton_serves(device: torch.device) -> bool:
+    """Return whether Triton's kernels compute what is asked of tensors on `device`."""
+    return _active is Backend.TRITON and (INTERPRETED or device.type != "cpu")

@@ -25,7 +25,7 @@ class Linear:
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """Take weight [out, in] and bias [out]."""
         self.out_features, self.in_features = weight.shape
-        self._bias = bias
+        self.bias = bias
         self._packed = _packable(weight)
         self._weight = (
             torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
@@ -33,18 +33,24 @@ class Linear:
             else weight
         )
 
+    @property
+    def weight(self) -> Tensor:
+        """The weight [out, in], where it lies as it was given."""
+        assert not self._packed, "repacked for the processor"
+        return self._weight
+
     def __call__(self, x: Tensor) -> Tensor:
         """Return [rows, out] for x [rows, in]."""
         if self._packed:
             packed: Tensor = torch.ops.mkldnn._linear_pointwise(
-                x, self._weight, self._bias, "none", [], ""
+                x, self._weight, self.bias, "none", [], ""
             )
             return packed
-        if triton_serves(x) and x.shape[0] <= _SKINNY:
+        if triton_serves(x.device) and x.shape[0] <= _SKINNY:
             from baton.kernels.triton.skinny_linear import skinny_linear
 
-            return skinny_linear(x, self._weight, bias=self._bias)
-        return functional.linear(x, self._weight, self._bias)
+            return skinny_linear(x, self._weight, bias=self.bias)
+        return functional.linear(x, self._weight, self.bias)
 
     def __repr__(self) -> str:
         kind = "packed" if self._packed else "plain"
@@ -56,6 +62,6 @@ def _packable(weight: Tensor) -> bool:
         weight.device.type == "cpu"
         and weight.dtype == torch.float32
         and platform.machine() in ("x86_64", "AMD64")
-        and not triton_serves(weight)
+        and not triton_serves(weight.device)
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     )

@@ -1,11 +1,10 @@
 """Attention of a step over a paged pool, by block tables that lie on the device.
 
 Unlike kernels/attention.py, which gathers KV by indices that the host has made, nothing here is
-made by the host but shapes: see PagedBatch. Torch's implementation is the reference for Triton's
-(kernels/paged_reference.py); it reads the device, so it cannot be captured in a CUDA graph.
+made by the host but shapes: see paged_batch.py. The reference for Triton's kernels is torch's
+implementation (paged_reference.py), which reads the device: no CUDA graph can capture it.
 """
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,38 +14,10 @@ from baton.kernels import paged_reference
 from baton.kernels.attention_scores import Scoring
 from baton.kernels.backend import triton_serves
 from baton.kernels.kv_pool import PagedLayer
+from baton.kernels.paged_batch import PagedBatch
 
 if TYPE_CHECKING:
     from baton.kernels.triton.decode_plan import DecodePlan
-
-
-@dataclass(frozen=True, slots=True)
-class PagedBatch:
-    """The sequences of one step: decodes, of one new token each, before chunks of prompts."""
-
-    tables: Tensor
-    """[sequences, blocks] int32: each sequence's blocks, whatever comes after its last one."""
-    lengths: Tensor
-    """[sequences] int32: tokens, the new ones included; 0 for padding."""
-    decodes: int
-    """How many of the sequences, and of the step's rows, are decodes."""
-    starts: Tensor | None = None
-    """[chunks + 1] int32: where each chunk's rows begin, counted from the end of the decodes, and
-    where the last one's end; None in a step without chunks."""
-    chunks: tuple[tuple[int, int], ...] = ()
-    """(rows, length) of each chunk, as the host knows them. Only latent attention needs them, whose
-    chunks are computed one by one; such steps cannot be captured in a CUDA graph."""
-    skip_below: float = 0.0
-    """See `prefill_attention` in kernels/triton: 0 skips nothing."""
-
-    def __post_init__(self) -> None:
-        assert self.tables.shape[0] == self.lengths.shape[0]
-        chunks = 0 if self.starts is None else self.starts.shape[0] - 1
-        assert self.decodes + chunks == self.lengths.shape[0]
-
-    def only_decodes(self) -> "PagedBatch":
-        """Return the batch without its chunks."""
-        return PagedBatch(self.tables[: self.decodes], self.lengths[: self.decodes], self.decodes)
 
 
 class PagedAttention:
@@ -65,7 +36,7 @@ class PagedAttention:
         The new tokens' KV must be in the pool. A row sees `window` tokens at most, its own
         included. Rows that are padding give 0.
         """
-        if not triton_serves(q):
+        if not triton_serves(q.device):
             return paged_reference.attend(q, layer, self.batch, scoring, window)
         return self._launch(q, layer, scoring, window)
 
@@ -75,7 +46,7 @@ class PagedAttention:
         q is [decodes, heads, rank + turned]; the pool has one part and one KV head, whose vectors
         are keys, and in their first `rank` dimensions values.
         """
-        if not triton_serves(q):
+        if not triton_serves(q.device):
             decodes = self.batch.only_decodes()
             return paged_reference.attend(q, layer, decodes, scoring, None)[..., :rank]
         return self._launch_latent(q, layer, scoring, rank)

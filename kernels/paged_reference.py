@@ -1,20 +1,16 @@
 """What paged attention computes, in torch: sequence by sequence, with lengths read on the host."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from baton.kernels.attention_mask import band_mask
 from baton.kernels.attention_scores import Scoring, weigh
 from baton.kernels.kv_pool import PagedLayer
-
-if TYPE_CHECKING:
-    from baton.kernels.paged_attention import PagedBatch
+from baton.kernels.paged_batch import PagedBatch
 
 
 def attend(
-    q: Tensor, layer: PagedLayer, batch: "PagedBatch", scoring: Scoring, window: int | None
+    q: Tensor, layer: PagedLayer, batch: PagedBatch, scoring: Scoring, window: int | None
 ) -> Tensor:
     """See PagedAttention.attend."""
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)

@@ -11,17 +11,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     x is [tokens, hidden], weight [hidden].
     """
-    if triton_serves(x) and x.dim() == 2:
+    if triton_serves(x.device) and x.dim() == 2:
         from baton.kernels.triton import add_rms_norm
 
         return add_rms_norm.rms_norm(x, weight, eps)
     return functional.rms_norm(x, weight.shape, weight, eps)
-
-
-def add_rms_norm_(x: Tensor, stream: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Add x [tokens, hidden] to the stream of that shape in place; return the stream's norm."""
-    if triton_serves(x):
-        from baton.kernels.triton import add_rms_norm
-
-        return add_rms_norm.add_rms_norm_(x, stream, weight, eps)
-    return rms_norm(stream.add_(x), weight, eps)

@@ -67,5 +67,5 @@ def rope_by_tables_(heads: Tensor, tables: RopeTables) -> None:
     half = tables.cos.shape[1]
     first, second = heads[..., :half].float(), heads[..., half : 2 * half].float()
     cos, sin = tables.cos[:, None], tables.sin[:, None]
-    heads[..., :half] = first * cos - second * sin
-    heads[..., half : 2 * half] = second * cos + first * sin
+    turned = first * cos - second * sin, second * cos + first * sin
+    heads[..., :half], heads[..., half : 2 * half] = turned

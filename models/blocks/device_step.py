@@ -26,7 +26,8 @@ from torch import Tensor
 
 from baton.kernels.kv_pool import PagedLayer
 from baton.kernels.latent_write import latent_write_
-from baton.kernels.paged_attention import PagedAttention, PagedBatch
+from baton.kernels.paged_attention import PagedAttention
+from baton.kernels.paged_batch import PagedBatch
 from baton.kernels.rope import RopeTables
 from baton.kernels.rope_kv_write import rope_kv_write_
 from baton.models.blocks.latent_prompt import attend_prompts

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
 
 from baton.kernels.kv_pool import PagedLayer
-from baton.kernels.paged_attention import PagedBatch
+from baton.kernels.paged_batch import PagedBatch
 from baton.kernels.paged_reference import sequence_kv
 from baton.models.blocks.step import LatentHeads
 
@@ -29,6 +29,8 @@ def attend_prompts(
     assert len(batch.chunks) == batch.starts.shape[0] - 1, "PagedBatch.chunks is wanted here"
     row = 0
     for chunk, (rows, length) in enumerate(batch.chunks):
+        if not rows:
+            continue
         table = batch.tables[batch.decodes + chunk]
         latents = sequence_kv(kv, table, length)[0, 0].to(q.dtype)
         _attend(q[row : row + rows], latents, how, out[row : row + rows])

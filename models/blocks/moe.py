@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor
 
+from baton.kernels.backend import triton_serves
 from baton.kernels.linear import Linear
 from baton.models.blocks.experts import load_experts
 from baton.models.blocks.mlp import Mlp, load_mlp
 from baton.models.blocks.routing import Router
+from baton.models.blocks.stacked_experts import StackedExperts
 from baton.models.decoder_spec import MoeSpec
 from baton.models.weights import Checkpoint
 from baton.parallel.expert_exchange import ExpertExchange
@@ -49,11 +51,18 @@ class Moe:
         read = load_experts(self._spec, checkpoint, self._stem, self._hidden, ranks.tp, new)
         found = self._experts | dict(zip(new, read, strict=True))
         self._experts = {expert: found[expert] for expert in own}
+        self._stacked: StackedExperts | None = None
+        if ranks.ep.size == 1 and triton_serves(checkpoint.device):
+            self._stacked = StackedExperts(list(self._experts.values()))
+            self._experts = dict(zip(own, self._stacked.views(), strict=True))
         self._exchange = ExpertExchange(ranks.ep, placement, list(self._experts.values()))
 
     @property
     def loads(self) -> Tensor:
-        """How often this place's tokens have chosen each expert [experts] since it was placed."""
+        """How often this place's tokens have chosen each expert [experts] since it was placed.
+
+        Not counted where one place has all experts and computes them as one.
+        """
         return self._exchange.loads
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -63,7 +72,10 @@ class Moe:
         chose them.
         """
         experts, weights = self._router(x)
-        answers = self._exchange(x, experts).mul_(weights[..., None])
+        if self._stacked is not None and triton_serves(x.device):
+            out = self._stacked(x, experts, weights)
+            return out if self._shared is None else out.add_(self._shared(x))
+        answers = self._exchange(x, experts.long()).mul_(weights.to(x.dtype)[..., None])
         out = torch.zeros_like(x) if self._shared is None else self._shared(x)
         for answer in answers.unbind(1):
             out += answer

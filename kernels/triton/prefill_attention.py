@@ -265,22 +265,49 @@ def _tile(
             seen &= n[None, :] > places[:, None] - window
         scores = tl.where(seen, scores, -float("inf"))
     top = tl.max(scores, 1)
-    worth = True
+    values = keys + s_part + place[:, None] + d[None, :]
+    value_scales = scales
+    if scales is not None:
+        value_scales = scales + block * s_sblock + s_spart
+    seen_values = here[:, None] & (d < D)[None, :]
     if SKIPPING:  # where all rows' keys are negligible beside what they have seen
-        worth = tl.max((top - highest >= least).to(tl.int32), 0) > 0
-    if worth:
-        new = tl.maximum(highest, top)
-        base = new
-        if MASKED and WINDOWED:  # a row may not have seen a key yet
-            base = tl.where(new == -float("inf"), 0.0, new)
-        shares = tl.exp2(scores - base[:, None])
-        kept = tl.exp2(highest - base)
-        at = keys + s_part + place[:, None] + d[None, :]
-        v = tl.load(at, mask=here[:, None] & (d < D)[None, :], other=0.0).to(query.dtype)
-        total = total * kept + tl.sum(shares, 1)
-        if scales is not None:
-            by = tl.load(scales + block * s_sblock + s_spart, mask=here, other=0.0)
-            shares *= by[None, :]
-        acc = tl.dot(shares.to(query.dtype), v, acc * kept[:, None], input_precision="ieee")
-        highest = new
+        if tl.max((top - highest >= least).to(tl.int32), 0) > 0:
+            highest, total, acc = _take(
+                highest, total, acc, scores, top, values, seen_values, value_scales, here,
+                query.dtype, MASKED and WINDOWED,
+            )  # fmt: skip
+    else:
+        highest, total, acc = _take(
+            highest, total, acc, scores, top, values, seen_values, value_scales, here,
+            query.dtype, MASKED and WINDOWED,
+        )  # fmt: skip
     return highest, total, acc
+
+
+@triton.jit
+def _take(
+    highest,
+    total,
+    acc,
+    scores,
+    top,
+    values,
+    seen_values,
+    value_scales,
+    here,
+    KIND: tl.constexpr,
+    BLIND: tl.constexpr,
+):
+    """Take scores and their values in; where BLIND, a row may not have seen a key yet."""
+    new = tl.maximum(highest, top)
+    base = new
+    if BLIND:
+        base = tl.where(new == -float("inf"), 0.0, new)
+    shares = tl.exp2(scores - base[:, None])
+    kept = tl.exp2(highest - base)
+    v = tl.load(values, mask=seen_values, other=0.0).to(KIND)
+    total = total * kept + tl.sum(shares, 1)
+    if value_scales is not None:
+        shares *= tl.load(value_scales, mask=here, other=0.0)[None, :]
+    acc = tl.dot(shares.to(KIND), v, acc * kept[:, None], input_precision="ieee")
+    return new, total, acc

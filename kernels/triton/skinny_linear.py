@@ -16,6 +16,7 @@ MOST_ROWS = 64
 _INPUTS = 128  # of a tile
 # By bits of a weight: outputs of a tile, warps, stages.
 _TILES = {32: Tile(32, 4, 3), 16: Tile(64, 4, 4), 8: Tile(64, 4, 4), 4: Tile(64, 4, 4)}
+_HALF_FULL = Tile(64, 4, 3)  # of 17 to 32 rows in 16 bits, which a fourth stage would spill
 
 
 def skinny_linear(
@@ -32,7 +33,9 @@ def skinny_linear(
     assert x.stride(1) == weight.stride(1) == 1
     packed = weight.dtype == torch.uint8
     assert (scales is None) == (weight.dtype == x.dtype)
-    tile = _TILES[4 if packed else 8 * weight.element_size()]
+    block_m = max(16, power_of_2(rows))
+    bits = 4 if packed else 8 * weight.element_size()
+    tile = _HALF_FULL if (block_m, bits) == (32, 16) else _TILES[bits]
     columns = ceil_div(outputs, tile.block)
     splits = split_inputs(columns, inputs)
     out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
@@ -54,7 +57,7 @@ def skinny_linear(
         SPLITS=splits,
         PACKED=packed,
         GROUP=GROUP,
-        BLOCK_M=max(16, power_of_2(rows)),
+        BLOCK_M=block_m,
         BLOCK_N=tile.block,
         BLOCK_K=_INPUTS,
         EVEN=inputs % _INPUTS == 0,

@@ -56,19 +56,20 @@ class Instance:
         self._ranks = ranks
         self._facts = facts
         host_blocks = rank.host.num_blocks if rank.host is not None else 0
-        depth, places = rank.layout.pp, config.parallel.ep
+        steps, places = rank.steps, config.parallel.ep
         self._scheduler = Scheduler(
             config.engine,
             places * rank.kv.num_blocks,
             host_blocks=places * host_blocks,
-            depth=depth,
+            depth=steps.depth,
             partitions=places,
+            ahead=steps.ahead,
         )
         self._own = rank.runner()
         runner: Runner = self._own
         if not self.alone:
             runner = MeshRunner(self._own, ranks, tells=rank.tells)
-        self.engine = EngineLoop(self._scheduler, runner, listener, depth=depth)
+        self.engine = EngineLoop(self._scheduler, runner, listener, depth=steps.depth)
         self._running = asyncio.create_task(self.engine.run())
         self._running.add_done_callback(self._engine_ended)
         self._closing = False

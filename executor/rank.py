@@ -11,6 +11,11 @@ from baton.core.kv_layout import KVLayout
 from baton.core.memory import MIB
 from baton.core.sharded_layout import Rank, ShardedLayout
 from baton.core.topology import Role
+from baton.executor.compute_device import (
+    StepsUnderWay,
+    compute_device,
+    steps_under_way,
+)
 from baton.executor.device import Device
 from baton.executor.expert_balance import ExpertBalancer
 from baton.executor.handover_memory import HandoverMemory
@@ -63,6 +68,7 @@ class LoadedRank:
     """Of the groups of ranks."""
     balancer: ExpertBalancer | None
     """Moves experts, where there are several places for them."""
+    steps: StepsUnderWay
 
     @property
     def tells(self) -> bool:
@@ -73,7 +79,7 @@ class LoadedRank:
     def runner(self) -> ModelRunner:
         """Return what computes this rank's share of steps."""
         return ModelRunner(
-            self.model, self.kv, self.host, depth=self.layout.pp, balancer=self.balancer
+            self.model, self.kv, self.host, depth=self.steps.depth, balancer=self.balancer
         )
 
     def collectives(self) -> dict[str, float | int | str]:
@@ -135,6 +141,7 @@ async def load_rank(
 
     `listener` is the leader's, which is given away. Raises InvalidConfig for what is not right.
     """
+    steps = steps_under_way(config, compute_device(config))
     spec = read_spec(config.model_dir, max_length=config.engine.max_model_len)
     check_mesh(spec, meeting.mesh)
     membership = Membership(None)
@@ -145,7 +152,7 @@ async def load_rank(
         parts.on_progress(f"loading {config.model_name} from {config.model_dir}")
         model = await asyncio.to_thread(_load_model, config, share)
         parts.on_progress(f"executor: {model.executor}")
-        ranks, num_blocks = membership.ranks, _blocks(layout, config.engine.kv_memory_mib)
+        ranks, num_blocks = membership.ranks, _blocks(layout, config.engine.kv_mib_on_host)
         rank = Rank(ranks.pp.rank, ranks.tp.rank)
         place = KVPlace(rank, ranks.ep.rank, num_blocks, copy=ranks.cp.rank > 0)
         own = layout.shard(rank).layout
@@ -162,7 +169,9 @@ async def load_rank(
         membership.leave()
         raise
     balancer = _balancer(config, model)
-    return LoadedRank(layout, place, model, kv, host, memory, transport, membership, balancer)
+    return LoadedRank(
+        layout, place, model, kv, host, memory, transport, membership, balancer, steps
+    )
 
 
 def _balancer(config: WorkerConfig, model: Model) -> ExpertBalancer | None:
@@ -195,7 +204,7 @@ def _layout(config: WorkerConfig, spec: ModelSpec, ranks: Ranks) -> tuple[Sharde
     """Return how KV lies on all ranks, and what of the model is computed on this one."""
     engine = config.engine
     whole = make_layout(spec, engine.block_size, engine.kv_dtype or engine.dtype)
-    kv_bytes = engine.kv_memory_mib * MIB * config.parallel.pp
+    kv_bytes = engine.kv_mib_on_host * MIB * config.parallel.pp
     stages = plan_stages(spec, config.parallel.pp, dtype=engine.dtype, kv_bytes=kv_bytes)
     return ShardedLayout(whole, config.parallel.tp, stages), Share(ranks, stages)
 

@@ -32,6 +32,8 @@ class HandoverMemory:
         device: Device | None = None,
     ) -> None:
         """`device`: where the pool is to lie, if not in host memory."""
+        self.device = device
+        """Where the pool lies, if not in host memory."""
         self.on_device = device is not None
         """Whether no transport reaches the pool, so that all KV passes through staging."""
         page_bytes, pages = _pages(config, layout, on_device=self.on_device)

@@ -18,6 +18,7 @@ from baton.executor.handover_orders import HandoverTerms
 from baton.executor.kv_cache import KVCache
 from baton.executor.mesh_handover import MeshHandover
 from baton.executor.mesh_runner import MeshRunner
+from baton.executor.paced_runner import PacedRunner
 from baton.executor.rank import LoadedRank, RankParts, load_rank, meeting_of
 from baton.executor.rank_group import OnListening, RankGroup, Say, nobody
 from baton.kv_transfer.choose import OpenTransport, open_transport
@@ -69,6 +70,9 @@ class Instance:
         runner: Runner = self._own
         if not self.alone:
             runner = MeshRunner(self._own, ranks, tells=rank.tells)
+        self._paced: PacedRunner | None = None
+        if rank.memory is not None and rank.memory.device is not None:
+            runner = self._paced = PacedRunner(runner, rank.memory.device)
         self.engine = EngineLoop(self._scheduler, runner, listener, depth=steps.depth)
         self._running = asyncio.create_task(self.engine.run())
         self._running.add_done_callback(self._engine_ended)
@@ -219,6 +223,8 @@ class Instance:
         self._closing = True
         await self.engine.close()
         await self._running
+        if self._paced is not None:
+            self._paced.close()
         await self._ranks.close()
         await self._rank.close()
 

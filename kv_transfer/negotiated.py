@@ -14,8 +14,8 @@ import msgpack
 from baton.core.errors import PeerLost, TransportError
 from baton.core.ids import Incarnation
 from baton.core.log import get_logger
+from baton.kv_transfer.link.local import host_id
 from baton.kv_transfer.runs import checked_runs
-from baton.kv_transfer.shm.backend import host_id
 from baton.kv_transfer.transport import (
     Metadata,
     Peer,
@@ -30,7 +30,7 @@ from baton.kv_transfer.transport import (
 )
 
 _KIND = "negotiated"
-_ONE_HOST = {"shm"}
+_ONE_HOST = {"shm", "cuda_ipc"}
 """Kinds that do not reach another host, and that nobody misses there."""
 
 _log = get_logger(__name__)

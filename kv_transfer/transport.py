@@ -22,6 +22,7 @@ from baton.core.errors import TransportError
 from baton.core.ids import Incarnation
 from baton.kernels.kv_digest import Digests, Labels, Pieces
 from baton.kernels.native.kv_digest import Ints
+from baton.kv_transfer.device_driver import DeviceDriver
 
 METADATA_VERSION = 1
 """Both sides must speak the same version of `metadata()`."""
@@ -40,6 +41,8 @@ class Region:
     """Owns the memory; held until the transport is closed."""
     fd: int | None = None
     """Descriptor of exactly this memory, if others may map it; see shm/memory.py."""
+    device: DeviceDriver | None = None
+    """Of the device that it lies on; None for host memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +75,8 @@ class TransferReport:
     """From `read` until the last byte was in place."""
     transport: str
     """What carried its largest read: `shm` (memory mapped by the reader), `shm-cma` (copied by the
-    kernel), `tcp`; over UCX what it says itself: `cma`, `tcp`, `rc_mlx5`, `cuda_ipc`…, several
-    joined by `+`; `none` if there was nothing to read."""
+    kernel), `cuda_ipc` (copied by the reader's GPU), `tcp`; over UCX what it says itself: `cma`,
+    `tcp`, `rc_mlx5`…, several joined by `+`; `none` if there was nothing to read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -335,6 +335,22 @@ int baton_digest(const uint8_t* key, const uint8_t* memory, int64_t bytes, const
   return kDone;
 }
 
+// The hashes of units whose chunks were summed elsewhere: [units, stride, (same, next)], of which a
+// unit has as many as `chunks` says.
+void baton_digest_of_sums(const uint8_t* key, const uint64_t* sums, const int64_t* chunks,
+                          const int64_t* bytes, int64_t units, int64_t stride, uint8_t* out) {
+  const Point first(key + kKeyLines * kLine), second(key + kKeyLines * kLine + 8);
+  for (int64_t unit = 0; unit < units; ++unit, sums += 2 * stride) {
+    Polynomial one(first), two(second);
+    for (int64_t chunk = 0; chunk < chunks[unit]; ++chunk) {
+      one.add(sums[2 * chunk], sums[2 * chunk + 1]);
+      two.add(sums[2 * chunk], sums[2 * chunk + 1]);
+    }
+    const uint64_t values[2] = {one.finish(bytes[unit]), two.finish(bytes[unit])};
+    std::memcpy(out + 16 * unit, values, sizeof values);
+  }
+}
+
 // The same of what is copied meanwhile to the offsets `into`. Nothing overlaps.
 int baton_copy_and_digest(const uint8_t* key, uint8_t* target, int64_t target_bytes,
                           const uint8_t* source, int64_t source_bytes, const Pieces* pieces,

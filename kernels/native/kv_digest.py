@@ -32,6 +32,10 @@ class PieceTable(ctypes.Structure):
 _FUNCTIONS = {
     "baton_digest_vector_bytes": (c_int, ()),
     "baton_digest": (c_int, (c_char_p, c_void_p, c_int64, POINTER(PieceTable), c_void_p)),
+    "baton_digest_of_sums": (
+        None,
+        (c_char_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p),
+    ),
     "baton_copy_and_digest": (
         c_int,
         (c_char_p, c_void_p, c_int64, c_void_p, c_int64, POINTER(PieceTable), c_void_p),
@@ -63,6 +67,14 @@ class KVDigestLibrary:
         table = _table(pieces, pieces[0], labels)
         size, at = memory.size, _address(out)
         _raise(self._library.baton_digest(key, _address(memory), size, table, at))
+
+    def digest_of_sums(self, key: bytes, sums: Ints, chunks: Ints, sizes: Ints, out: Bytes) -> None:
+        """Write the hash of each unit to `out` [units, 16]; see `hashes_of_sums`."""
+        units, stride, _ = sums.shape
+        assert chunks.size == sizes.size == units, "a number for each unit"
+        self._library.baton_digest_of_sums(
+            key, *map(_address, (sums, chunks, sizes)), units, stride, _address(out)
+        )
 
     def copy_and_digest(
         self,

@@ -27,14 +27,14 @@ def test_shared_memory_can_be_pinned_and_copied_from_and_to() -> None:
     host[:] = torch.arange(size, dtype=torch.int64).to(torch.uint8)
     there = device.allocate(size)
     device.copy_from_host(host, there).wait()
-    with device.stream(after_model=True):
+    with device.stream(outward=True):
         turned = there.flip(0)
         device.copy_to_host(turned, host).wait()
     assert host.equal(torch.arange(size - 1, -1, -1, dtype=torch.int64).to(torch.uint8))
     device.unpin(host)
 
 
-def test_a_copy_out_waits_for_what_the_model_has_started() -> None:
+def test_an_event_is_the_end_of_what_the_model_has_started() -> None:
     device = CudaDevice()
     host = torch.zeros(1 << 20, dtype=torch.uint8)
     device.pin(host)
@@ -43,7 +43,10 @@ def test_a_copy_out_waits_for_what_the_model_has_started() -> None:
     for _ in range(20):
         busy = busy @ busy
     there.fill_(7)
-    with device.stream(after_model=True):
+    event = device.record()
+    event.wait()
+    assert event.done
+    with device.stream(outward=True):
         device.copy_to_host(there, host).wait()
     assert (host == 7).all()
     device.unpin(host)

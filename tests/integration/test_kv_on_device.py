@@ -67,7 +67,10 @@ async def run(tools: Any, prefill: Any, decode: Any) -> list[Any]:
 async def test_the_same_tokens_when_a_pool_lies_on_a_device(
     start: Any, tools: Any, alone: list[list[int]], out: bool, into: bool, blocks: tuple[int, int]
 ) -> None:
-    theirs, ours = LateDevice(seed=1) if out else None, LateDevice(seed=2) if into else None
+    theirs, ours = (
+        LateDevice(seed=1, hides=True) if out else None,
+        LateDevice(seed=2) if into else None,
+    )
     prefill = await start(
         Role.PREFILL, theirs, block_size=blocks[0], max_batch_tokens=64, handover=LAYERWISE
     )
@@ -89,7 +92,7 @@ async def test_prompts_wait_for_pages_and_those_that_never_fit_are_computed_in_d
         "baton.executor.handover_memory._pages",
         lambda config, layout, on_device: (layout.block_bytes, 10) if on_device else (0, 0),
     )
-    prefill = await start(Role.PREFILL, LateDevice(seed=3), handover=LAYERWISE)
+    prefill = await start(Role.PREFILL, LateDevice(seed=3, hides=True), handover=LAYERWISE)
     decode = await start(Role.DECODE, None)
     answers = await run(tools, prefill, decode)
     assert [a.tokens for a in answers] == alone
@@ -117,7 +120,7 @@ async def test_faults_of_the_transport_cost_no_token_and_no_page(
 
     patience = {"read_timeout_s": 0.5 if fault is Fault.HANG else 100.0}
     prefill = await start(
-        Role.PREFILL, LateDevice(seed=4), open_transport=faulty, handover=LAYERWISE
+        Role.PREFILL, LateDevice(seed=4, hides=True), open_transport=faulty, handover=LAYERWISE
     )
     decode = await start(Role.DECODE, LateDevice(seed=5), open_transport=faulty, handover=patience)
     answers = await run(tools, prefill, decode)
@@ -128,7 +131,9 @@ async def test_faults_of_the_transport_cost_no_token_and_no_page(
 
 
 async def test_an_abort_in_the_middle_gives_every_page_back(start: Any, tools: Any) -> None:
-    prefill = await start(Role.PREFILL, LateDevice(seed=6), max_batch_tokens=16, handover=LAYERWISE)
+    prefill = await start(
+        Role.PREFILL, LateDevice(seed=6, hides=True), max_batch_tokens=16, handover=LAYERWISE
+    )
     decode = await start(Role.DECODE, LateDevice(seed=7))
     async with tools.open_session(decode.info.address) as session:
         keys = []

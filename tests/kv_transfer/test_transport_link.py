@@ -32,7 +32,7 @@ from .transport_worlds import SECRET, SIZE, WORLDS, ProcessWorld, pattern, regio
 WHOLE = [Run(0, 0, SIZE)]
 
 
-@pytest.fixture(params=["shm", "shm-cma", "tcp"])
+@pytest.fixture(params=["shm", "shm-cma", "tcp", "cuda_ipc"])
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[ProcessWorld]:
     world = await ProcessWorld(*WORLDS[request.param]).open()
     yield world

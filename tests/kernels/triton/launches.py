@@ -14,11 +14,12 @@ from baton.kernels.triton.decode_attention import decode_attention, decode_progr
 from baton.kernels.triton.decode_plan import plan_decode
 from baton.kernels.triton.gate_mul import gate_mul, gate_mul_fp8
 from baton.kernels.triton.grouped_linear import grouped_linear, tile_rows
-from baton.kernels.triton.kv_digest import chunk_sums
+from baton.kernels.triton.kv_digest import unit_sums
 from baton.kernels.triton.mla_decode import mla_decode, mla_programs
 from baton.kernels.triton.moe_routing import Routing, order_by_expert, route
 from baton.kernels.triton.prefill_attention import prefill_attention
 from baton.kernels.triton.rope_kv_write import rope_kv_write_
+from baton.kernels.triton.run_copy import copy_runs
 from baton.kernels.triton.sampling import Penalties, SamplingTensors, change_logits_, sample
 from baton.kernels.triton.skinny_linear import skinny_linear
 
@@ -179,11 +180,22 @@ def block_copies(dtype: torch.dtype) -> None:
     scatter_blocks(part, meta(64, dtype=INT32), staged)
 
 
-def digests() -> None:
-    """Launch the digests of 8 layers of 64 blocks."""
-    part = meta(4096, 32, 2, 8, 16, 128)[:, 8:16]
-    labels, key = meta(64, 16, dtype=INT32), meta(66 * 16, dtype=INT32)
-    chunk_sums(part, meta(64, dtype=INT32), labels, key)
+def digests(grain: int) -> None:
+    """Launch the digests of 8 layers of 64 blocks: half of the heads, or fp8 with scales."""
+    unit_sums(
+        meta(1 << 28, dtype=INT32),
+        meta(64 * 16, dtype=torch.int64),
+        meta(64, 3, dtype=INT32),
+        meta(64, 16, dtype=INT32),
+        meta(66 * 16, dtype=INT32),
+        17,
+        grain=grain,
+    )
+
+
+def run_copies(grain: int) -> None:
+    """Launch the copy of 512 runs of 32 KiB."""
+    copy_runs(meta(512, 3, dtype=torch.int64), 32 << 10, grain=grain)
 
 
 _DEEPSEEK = Routing("sigmoid", 8, 8, 4, True, 2.5)
@@ -252,7 +264,10 @@ LAUNCHES = {
     "grouped_linear/deepseek fp8 prefill": lambda: grouped(8192, 256, 2048, 7168, 8, FP8),
     "block_copy/bf16": lambda: block_copies(BF16),
     "block_copy/fp8": lambda: block_copies(FP8),
-    "kv_digest/8b": digests,
+    "run_copy/16": lambda: run_copies(16),
+    "run_copy/4": lambda: run_copies(4),
+    "kv_digest/heads": lambda: digests(16),
+    "kv_digest/fp8 with scales": lambda: digests(1),
     "gate_mul/8b": lambda: gate_mul(meta(256, 2 * 14336), "silu"),
     "gate_mul/70b tp8": lambda: gate_mul(meta(256, 2 * 3584), "silu"),
     "gate_mul/deepseek": lambda: gate_mul(meta(1024, 2 * 2048), "silu"),

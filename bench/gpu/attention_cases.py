@@ -59,9 +59,7 @@ def attention_cases(scale: Scale, maker: Maker) -> Iterator[KernelCase]:
     yield from _handover_cases(scale, maker)
 
 
-def _decode(
-    maker: Maker, shape: ModelShape, batch: int, context: int, stored: torch.dtype
-) -> Call:
+def _decode(maker: Maker, shape: ModelShape, batch: int, context: int, stored: torch.dtype) -> Call:
     tables = maker.tables(batch, context, BLOCK_SIZE)
     kv = maker.pool(tables.numel(), shape.kv_heads, BLOCK_SIZE, shape.head_dim, dtype=stored)
     q = maker.normal(batch, shape.heads, shape.head_dim)
@@ -111,9 +109,9 @@ def _handover_cases(scale: Scale, maker: Maker) -> Iterator[KernelCase]:
     moved = blocks * shape.layers * 2 * heads * BLOCK_SIZE * shape.head_dim * scale.item
 
     def make(which: str) -> Call:
-        pool = maker.normal(
-            blocks, shape.layers, 2, shape.kv_heads, BLOCK_SIZE, shape.head_dim
-        )[:, :, :, :heads]
+        pool = maker.normal(blocks, shape.layers, 2, shape.kv_heads, BLOCK_SIZE, shape.head_dim)[
+            :, :, :, :heads
+        ]
         order = torch.randperm(blocks, device=maker.device, dtype=torch.int32)
         if which == "digest":
             labels = maker.whole(1 << 30, blocks, 16)
@@ -125,9 +123,7 @@ def _handover_cases(scale: Scale, maker: Maker) -> Iterator[KernelCase]:
 
     for which, sides in (("gather", 2), ("scatter", 2), ("digest", 1)):
         name = "kv_digest" if which == "digest" else f"block_copy {which}"
-        yield KernelCase(
-            f"{name} {blocks} blocks", Work(sides * moved, 0), lambda w=which: make(w)
-        )
+        yield KernelCase(f"{name} {blocks} blocks", Work(sides * moved, 0), lambda w=which: make(w))
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -66,7 +66,9 @@ def run_stage(stage: Stage, records: Records, out: Path, scale: str, seconds: fl
     began = time.perf_counter()
     command = [sys.executable, "-m", "bench.gpu.stage_process", stage.name, stage.module]
     command += ["--scale", scale, "--out", str(out), "--seconds", f"{seconds:.1f}"]
-    process = subprocess.Popen(command, cwd=ROOT, env=_environment(stage, scale), start_new_session=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=_environment(stage, scale), start_new_session=True
+    )
     ended = ""
     try:
         status = process.wait(timeout=seconds + GRACE_S)

@@ -178,5 +178,3 @@ def _ms(seconds: float) -> str:
 def _target(target: targets.Target | None) -> str:
     wanted: list[Any] = [] if target is None else [t for t in target if t is not None]
     return " / ".join(f"{t:.2f}" for t in wanted) or "–"
-
-

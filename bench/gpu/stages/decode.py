@@ -56,7 +56,9 @@ def _measure(
         engine.decode(sequences, lasts, context - 1 + _WARM_UP, steps)
         step = (time.perf_counter() - began) / steps
     device = _device_time(stage, model, pool, tables, context)
-    overhead = {} if device is None else {"device_s": device, "overhead": max(0.0, 1 - device / step)}
+    overhead = (
+        {} if device is None else {"device_s": device, "overhead": max(0.0, 1 - device / step)}
+    )
     figures = {"batch": batch, "context": context, "step_s": step, "distinct": distinct}
     return figures | overhead
 

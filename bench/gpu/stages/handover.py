@@ -88,7 +88,9 @@ def _hand_over(stage: StageRun, model: Any, told: dict[str, Any], how: str) -> d
         firsts = engine.prefill(asked, scale.chunk_tokens)
         own = engine.decode([sequence for sequence, _ in asked], firsts, tokens, more - 1)
     moved = len(pairs) * layout.block_bytes
-    assert (told["firsts"], handed) == (firsts, own), "the tokens are others than those of one process"
+    assert (told["firsts"], handed) == (firsts, own), (
+        "the tokens are others than those of one process"
+    )
     return {
         "bytes": moved,
         "bytes_s": moved / seconds,

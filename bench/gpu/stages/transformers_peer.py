@@ -82,9 +82,7 @@ def _static(stage: StageRun, model: Any, batch: int, context: int) -> dict[str, 
     def seconds(tokens: int) -> float:
         synchronize(stage.device)
         began = time.perf_counter()
-        config = _greedy(
-            tokens, cache_implementation="static", max_cache_len=context + 3 * few + 1
-        )
+        config = _greedy(tokens, cache_implementation="static", max_cache_len=context + 3 * few + 1)
         with torch.inference_mode():
             out = model.generate(prompts, attention_mask=mask, generation_config=config)
         synchronize(stage.device)

@@ -15,7 +15,9 @@ POOR = "tests.bench.gpu.poor_stages"
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def run(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch, budget_s: float = 200) -> Records:
+def run(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch, budget_s: float = 200
+) -> Records:
     """Run a poor stage, and then one that goes well."""
     monkeypatch.setenv("POOR_STAGE", how)
     monkeypatch.setattr(campaign, "GRACE_S", 0.0)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
+from torch import Tensor
 
 from baton.core.errors import InvalidConfig
 
@@ -76,6 +77,11 @@ def using_backend(backend: Backend) -> Iterator[None]:
         use_backend(before)
 
 
-def triton_serves(device: torch.device) -> bool:
+def triton_serves(x: Tensor) -> bool:
+    """Return whether Triton's kernels compute what is asked of x."""
+    return triton_on(x.device)
+
+
+def triton_on(device: torch.device) -> bool:
     """Return whether Triton's kernels compute what is asked of tensors on `device`."""
     return _active is Backend.TRITON and (INTERPRETED or device.type != "cpu")

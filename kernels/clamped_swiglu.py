@@ -11,7 +11,7 @@ def clamped_swiglu(gate_up: Tensor, alpha: float, limit: float) -> Tensor:
 
     g is the gate, at most `limit`; u is up, between ±`limit`.
     """
-    if triton_serves(gate_up.device):
+    if triton_serves(gate_up):
         from baton.kernels.triton.gate_mul import gate_mul
 
         return gate_mul(gate_up, "clamped", alpha=alpha, limit=limit)

@@ -14,9 +14,11 @@ class ExpertMatrices:
     """One matrix of each expert, and perhaps a bias."""
 
     weight: Tensor
-    """[experts, out, in]"""
+    """[experts, out, in], or MXFP4 [experts, out, bytes] (kernels/triton/weight_formats.py)"""
     bias: Tensor | None
     """[experts, out]"""
+    scales: Tensor | None = None
+    """Of MXFP4."""
 
 
 def stack(matrices: Sequence[Linear]) -> ExpertMatrices:
@@ -45,6 +47,8 @@ def expert_mlp(
 
     experts = gate_up.weight.shape[0]
     order = order_by_expert(chosen, experts, tile_rows(chosen.numel(), experts))
-    wide = grouped_linear(x, gate_up.weight, order, bias=gate_up.bias)
-    answers = grouped_linear(gate(wide), down.weight, order, bias=down.bias, weights=weights)
+    wide = grouped_linear(x, gate_up.weight, order, scales=gate_up.scales, bias=gate_up.bias)
+    answers = grouped_linear(
+        gate(wide), down.weight, order, scales=down.scales, bias=down.bias, weights=weights
+    )
     return answers.view(*chosen.shape, -1).sum(1)

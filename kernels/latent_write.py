@@ -25,7 +25,7 @@ def latent_write_(
     said.
     """
     rank = weight.shape[0]
-    if triton_serves(latent.device):
+    if triton_serves(latent):
         from baton.kernels.triton import latent_write
 
         latent_write.latent_write_(

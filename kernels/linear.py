@@ -46,7 +46,7 @@ class Linear:
                 x, self._weight, self.bias, "none", [], ""
             )
             return packed
-        if triton_serves(x.device) and x.shape[0] <= _SKINNY:
+        if triton_serves(x) and x.shape[0] <= _SKINNY:
             from baton.kernels.triton.skinny_linear import skinny_linear
 
             return skinny_linear(x, self._weight, bias=self.bias)
@@ -62,6 +62,6 @@ def _packable(weight: Tensor) -> bool:
         weight.device.type == "cpu"
         and weight.dtype == torch.float32
         and platform.machine() in ("x86_64", "AMD64")
-        and not triton_serves(weight.device)
+        and not triton_serves(weight)
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     )

@@ -1,27 +1,10 @@
 """Which experts a token visits, and how much each counts."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from baton.kernels.backend import triton_serves
-
-
-@dataclass(frozen=True, slots=True)
-class Routing:
-    """How scores become a choice."""
-
-    scoring: str
-    """softmax over all experts, sigmoid of each, or softmax over the chosen (top_softmax)."""
-    top_k: int
-    groups: int = 1
-    top_groups: int = 1
-    """A token's experts come from so many of the groups."""
-    normalise: bool = False
-    """The chosen weights are made to sum to 1."""
-    scale: float = 1.0
-    """Of the weights, after that."""
+from baton.kernels.routing import Routing
 
 
 def route(
@@ -33,7 +16,7 @@ def route(
     weights. Experts are int64, or int32 where Triton's kernels compute.
     """
     whole = logits.shape[1] & (logits.shape[1] - 1) == 0 or routing.groups == 1
-    if triton_serves(logits.device) and whole:
+    if triton_serves(logits) and whole:
         from baton.kernels.triton import moe_routing
 
         return moe_routing.route(logits, routing, correction)

@@ -36,7 +36,7 @@ class PagedAttention:
         The new tokens' KV must be in the pool. A row sees `window` tokens at most, its own
         included. Rows that are padding give 0.
         """
-        if not triton_serves(q.device):
+        if not triton_serves(q):
             return paged_reference.attend(q, layer, self.batch, scoring, window)
         return self._launch(q, layer, scoring, window)
 
@@ -46,7 +46,7 @@ class PagedAttention:
         q is [decodes, heads, rank + turned]; the pool has one part and one KV head, whose vectors
         are keys, and in their first `rank` dimensions values.
         """
-        if not triton_serves(q.device):
+        if not triton_serves(q):
             decodes = self.batch.only_decodes()
             return paged_reference.attend(q, layer, decodes, scoring, None)[..., :rank]
         return self._launch_latent(q, layer, scoring, rank)

@@ -11,7 +11,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     x is [tokens, hidden], weight [hidden].
     """
-    if triton_serves(x.device) and x.dim() == 2:
+    if triton_serves(x) and x.dim() == 2:
         from baton.kernels.triton import add_rms_norm
 
         return add_rms_norm.rms_norm(x, weight, eps)

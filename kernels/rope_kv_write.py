@@ -25,7 +25,7 @@ def rope_kv_write_(
     [heads + kv_heads, head_dim], each head of q and k is first divided by its root mean square.
     What k and v of qkv hold afterwards is not said.
     """
-    if triton_serves(qkv.device):
+    if triton_serves(qkv):
         from baton.kernels.triton import rope_kv_write
 
         rope_kv_write.rope_kv_write_(

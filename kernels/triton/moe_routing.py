@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from baton.kernels.moe_routing import Routing
+from baton.kernels.routing import Routing
 from baton.kernels.triton.numbers import ceil_div, power_of_2
 
 _CHUNK = 1024  # slots looked at together

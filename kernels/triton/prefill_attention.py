@@ -265,49 +265,36 @@ def _tile(
             seen &= n[None, :] > places[:, None] - window
         scores = tl.where(seen, scores, -float("inf"))
     top = tl.max(scores, 1)
-    values = keys + s_part + place[:, None] + d[None, :]
-    value_scales = scales
+    at = keys + s_part + place[:, None] + d[None, :]
+    mask = here[:, None] & (d < D)[None, :]
+    by = None
     if scales is not None:
-        value_scales = scales + block * s_sblock + s_spart
-    seen_values = here[:, None] & (d < D)[None, :]
+        by = tl.load(scales + block * s_sblock + s_spart, mask=here, other=0.0)
     if SKIPPING:  # where all rows' keys are negligible beside what they have seen
         if tl.max((top - highest >= least).to(tl.int32), 0) > 0:
             highest, total, acc = _take(
-                highest, total, acc, scores, top, values, seen_values, value_scales, here,
-                query.dtype, MASKED and WINDOWED,
-            )  # fmt: skip
+                state, scores, top, at, mask, by, MASKED and WINDOWED, query.dtype
+            )
     else:
         highest, total, acc = _take(
-            highest, total, acc, scores, top, values, seen_values, value_scales, here,
-            query.dtype, MASKED and WINDOWED,
-        )  # fmt: skip
+            state, scores, top, at, mask, by, MASKED and WINDOWED, query.dtype
+        )
     return highest, total, acc
 
 
 @triton.jit
-def _take(
-    highest,
-    total,
-    acc,
-    scores,
-    top,
-    values,
-    seen_values,
-    value_scales,
-    here,
-    KIND: tl.constexpr,
-    BLIND: tl.constexpr,
-):
-    """Take scores and their values in; where BLIND, a row may not have seen a key yet."""
+def _take(state, scores, top, values, mask, scales, MAY_BE_NONE: tl.constexpr, KIND: tl.constexpr):
+    """Take scores in units of log2, and the values that they are of, into a running state."""
+    highest, total, acc = state
     new = tl.maximum(highest, top)
     base = new
-    if BLIND:
+    if MAY_BE_NONE:  # a row may not have seen a key yet
         base = tl.where(new == -float("inf"), 0.0, new)
     shares = tl.exp2(scores - base[:, None])
     kept = tl.exp2(highest - base)
-    v = tl.load(values, mask=seen_values, other=0.0).to(KIND)
+    v = tl.load(values, mask=mask, other=0.0)
     total = total * kept + tl.sum(shares, 1)
-    if value_scales is not None:
-        shares *= tl.load(value_scales, mask=here, other=0.0)[None, :]
-    acc = tl.dot(shares.to(KIND), v, acc * kept[:, None], input_precision="ieee")
+    if scales is not None:
+        shares *= scales[None, :]
+    acc = tl.dot(shares.to(KIND), v.to(KIND), acc * kept[:, None], input_precision="ieee")
     return new, total, acc

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from baton.kernels.backend import triton_serves
+from baton.kernels.backend import triton_on, triton_serves
 from baton.kernels.linear import Linear
 from baton.models.blocks.experts import load_experts
 from baton.models.blocks.mlp import Mlp, load_mlp
@@ -52,7 +52,7 @@ class Moe:
         found = self._experts | dict(zip(new, read, strict=True))
         self._experts = {expert: found[expert] for expert in own}
         self._stacked: StackedExperts | None = None
-        if ranks.ep.size == 1 and triton_serves(checkpoint.device):
+        if ranks.ep.size == 1 and triton_on(checkpoint.device):
             self._stacked = StackedExperts(list(self._experts.values()))
             self._experts = dict(zip(own, self._stacked.views(), strict=True))
         self._exchange = ExpertExchange(ranks.ep, placement, list(self._experts.values()))
@@ -72,7 +72,7 @@ class Moe:
         chose them.
         """
         experts, weights = self._router(x)
-        if self._stacked is not None and triton_serves(x.device):
+        if self._stacked is not None and triton_serves(x):
             out = self._stacked(x, experts, weights)
             return out if self._shared is None else out.add_(self._shared(x))
         answers = self._exchange(x, experts.long()).mul_(weights.to(x.dtype)[..., None])

@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from baton.kernels.linear import Linear
-from baton.kernels.moe_routing import Routing, route
+from baton.kernels.moe_routing import route
+from baton.kernels.routing import Routing
 from baton.models.decoder_spec import RoutingSpec
 
 

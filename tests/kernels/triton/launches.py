@@ -8,19 +8,27 @@ import torch
 from torch import Tensor
 
 from baton.kernels.attention_scores import Scoring
-from baton.kernels.triton.add_rms_norm import add_rms_norm_, add_rms_norm_fp8_
+from baton.kernels.routing import Routing
+from baton.kernels.triton.add_rms_norm import add_rms_norm_, add_rms_norm_fp8_, rms_norm
 from baton.kernels.triton.block_copy import gather_blocks, scatter_blocks
 from baton.kernels.triton.decode_attention import decode_attention, decode_programs
 from baton.kernels.triton.decode_plan import plan_decode
 from baton.kernels.triton.gate_mul import gate_mul, gate_mul_fp8
 from baton.kernels.triton.grouped_linear import grouped_linear, tile_rows
 from baton.kernels.triton.kv_digest import unit_sums
+from baton.kernels.triton.latent_write import latent_write_
 from baton.kernels.triton.mla_decode import mla_decode, mla_programs
-from baton.kernels.triton.moe_routing import Routing, order_by_expert, route
+from baton.kernels.triton.moe_routing import order_by_expert, route
 from baton.kernels.triton.prefill_attention import prefill_attention
 from baton.kernels.triton.rope_kv_write import rope_kv_write_
 from baton.kernels.triton.run_copy import copy_runs
-from baton.kernels.triton.sampling import Penalties, SamplingTensors, change_logits_, sample
+from baton.kernels.triton.sampling import (
+    LogitChanges,
+    Penalties,
+    SamplingTensors,
+    change_logits_,
+    sample,
+)
 from baton.kernels.triton.skinny_linear import skinny_linear
 
 BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
@@ -73,6 +81,7 @@ def prefill(
     softcap: float | None = None,
     sinks: bool = False,
     sequences: int = 16,
+    skip_below: float = 0.0,
 ) -> None:
     """Launch prefill attention of some chunks."""
     scoring = Scoring(head_dim**-0.5, softcap, meta(heads) if sinks else None)
@@ -82,7 +91,10 @@ def prefill(
     tables, starts, lengths = (
         meta(*shape, dtype=INT32) for shape in ((sequences, 512), (sequences + 1,), (sequences,))
     )
-    prefill_attention(q, kv, tables, starts, lengths, scoring, window=window, kv_scales=scales)
+    prefill_attention(
+        q, kv, tables, starts, lengths, scoring, window=window, kv_scales=scales,
+        skip_below=skip_below,
+    )  # fmt: skip
 
 
 def rope(
@@ -116,18 +128,28 @@ def sampled(rows: int, vocabulary: int, *, penalised: bool) -> None:
         return
     seen, sequences = meta(512, vocabulary, dtype=INT32), meta(rows, dtype=INT32)
     logits = meta(rows, vocabulary, dtype=FLOAT32)
-    change_logits_(logits, meta(64, dtype=INT32), meta(64, dtype=INT32), meta(64, dtype=FLOAT32))
+    changes = LogitChanges(
+        meta(64, dtype=INT32),
+        meta(64, dtype=INT32),
+        meta(64, dtype=FLOAT32),
+        meta(64, dtype=torch.int64),
+        meta(64, 4, dtype=INT32),
+    )
+    change_logits_(logits, changes, params.positions, meta(rows, 4, dtype=INT32))
     sample(logits, params, Penalties(seen, sequences, one, one, one))
 
 
-def skinny(rows: int, outputs: int, inputs: int, dtype: torch.dtype = BF16) -> None:
+def skinny(
+    rows: int, outputs: int, inputs: int, dtype: torch.dtype = BF16, *, zeros: bool = False
+) -> None:
     """Launch a linear layer of few rows; uint8 stands for int4."""
     four = dtype == torch.uint8
     scales = None
     if dtype != BF16:
         scales = meta(outputs, inputs // 128 if four else 1, dtype=FLOAT32)
     weight = meta(outputs, inputs // 2 if four else inputs, dtype=dtype)
-    skinny_linear(meta(rows, inputs), weight, scales)
+    points = meta(outputs, inputs // 128, dtype=torch.uint8) if zeros else None
+    skinny_linear(meta(rows, inputs), weight, scales, zeros=points)
 
 
 def mla(heads: int, dtype: torch.dtype = BF16) -> None:
@@ -138,6 +160,21 @@ def mla(heads: int, dtype: torch.dtype = BF16) -> None:
     scales = pool_scales(1, parts=1) if dtype == FP8 else None
     q = meta(128, heads, 576)
     mla_decode(q, kv, tables, plan, Scoring(0.07), rank=512, kv_scales=scales)
+
+
+def latent(heads: int, dtype: torch.dtype = BF16) -> None:
+    """Launch the write of DeepSeek-V3's latents."""
+    latent_write_(
+        meta(4096, 576),
+        meta(4096, heads, 192),
+        pool_layer(1, 576, dtype, parts=1),
+        meta(4096, dtype=torch.int64),
+        meta(4096, 32, dtype=FLOAT32),
+        meta(4096, 32, dtype=FLOAT32),
+        meta(512),
+        1e-6,
+        pool_scales(1, parts=1) if dtype == FP8 else None,
+    )
 
 
 def routed(tokens: int, experts: int, routing: Routing, *, corrected: bool = False) -> None:
@@ -165,6 +202,9 @@ def grouped(
     order = order_by_expert(chosen, experts, tile_rows(chosen.numel(), experts))
     scales = meta(experts, outputs, dtype=FLOAT32) if dtype != BF16 else None
     weight = meta(experts, outputs, inputs, dtype=dtype)
+    if dtype == torch.uint8:  # stands for MXFP4
+        scales = meta(experts, outputs, inputs // 32, dtype=torch.uint8)
+        weight = meta(experts, outputs, inputs // 2, dtype=torch.uint8)
     if first:
         grouped_linear(meta(tokens, inputs), weight, order, scales=scales)
         return
@@ -212,6 +252,7 @@ LAUNCHES = {
     "prefill_attention/8b": lambda: prefill(32, 8, 128),
     "prefill_attention/8b fp8": lambda: prefill(32, 8, 128, dtype=FP8),
     "prefill_attention/70b tp8": lambda: prefill(8, 1, 128),
+    "prefill_attention/8b skipping": lambda: prefill(32, 8, 128, skip_below=1e-4),
     "prefill_attention/gemma2": lambda: prefill(16, 8, 256, window=4096, softcap=50.0),
     "prefill_attention/gpt-oss": lambda: prefill(64, 8, 64, window=128, sinks=True),
     "prefill_attention/one row": lambda: prefill(8, 1, 128, tokens=1, sequences=1),
@@ -220,6 +261,9 @@ LAUNCHES = {
     "rope_kv_write/70b tp8": lambda: rope(8, 1, 128, 64, BF16, normed=False),
     "rope_kv_write/normed fp8": lambda: rope(32, 8, 128, 64, FP8, normed=True),
     "rope_kv_write/partial": lambda: rope(32, 32, 96, 36, BF16, normed=False),
+    "latent_write/deepseek": lambda: latent(128),
+    "latent_write/deepseek fp8": lambda: latent(16, FP8),
+    "add_rms_norm/norm alone": lambda: rms_norm(meta(256, 4096), meta(4096), 1e-5),
     "add_rms_norm/8b": lambda: add_rms_norm_(meta(256, 4096), meta(256, 4096), meta(4096), 1e-5),
     "add_rms_norm/70b": lambda: add_rms_norm_(meta(256, 8192), meta(256, 8192), meta(8192), 1e-5),
     "add_rms_norm/deepseek": lambda: add_rms_norm_(
@@ -248,6 +292,7 @@ LAUNCHES = {
     "skinny_linear/8b int8": lambda: skinny(32, 28672, 4096, torch.int8),
     "skinny_linear/8b int4": lambda: skinny(1, 28672, 4096, torch.uint8),
     "skinny_linear/8b int4 64 rows": lambda: skinny(64, 4096, 14336, torch.uint8),
+    "skinny_linear/8b int4 zeros": lambda: skinny(16, 28672, 4096, torch.uint8, zeros=True),
     "mla_decode/deepseek": lambda: mla(128),
     "mla_decode/deepseek tp8": lambda: mla(16),
     "mla_decode/deepseek fp8": lambda: mla(128, FP8),
@@ -262,6 +307,8 @@ LAUNCHES = {
     "grouped_linear/deepseek first": lambda: grouped(128, 256, 7168, 4096, 8, first=True),
     "grouped_linear/deepseek fp8": lambda: grouped(128, 256, 2048, 7168, 8, FP8),
     "grouped_linear/deepseek fp8 prefill": lambda: grouped(8192, 256, 2048, 7168, 8, FP8),
+    "grouped_linear/gpt-oss mxfp4": lambda: grouped(64, 32, 2880, 2880, 4, torch.uint8),
+    "grouped_linear/gpt-oss mxfp4 prefill": lambda: grouped(8192, 32, 2880, 2880, 4, torch.uint8),
     "block_copy/bf16": lambda: block_copies(BF16),
     "block_copy/fp8": lambda: block_copies(FP8),
     "run_copy/16": lambda: run_copies(16),

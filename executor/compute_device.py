@@ -29,17 +29,20 @@ def compute_device(config: WorkerConfig) -> torch.device:
         raise InvalidConfig("device", engine.device, allowed)
     if engine.executor == "native":
         raise InvalidConfig("executor", engine.executor, "auto or torch on a GPU")
+    if engine.batch_invariant:
+        allowed = "false on a GPU: there, sums are split by the sizes of the batch"
+        raise InvalidConfig("batch_invariant", "true", allowed)
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def steps_under_way(config: WorkerConfig, device: torch.device) -> StepsUnderWay:
+def steps_under_way(config: WorkerConfig, *, on_gpu: bool) -> StepsUnderWay:
     """Return it; raises InvalidConfig if `run_ahead` is asked for and cannot be had."""
     parallel, wanted = config.parallel, config.engine.run_ahead
     possible = parallel.pp == parallel.cp == 1
     if wanted and not possible:
         allowed = "false with stages or context parallelism: not all ranks have the last tokens"
         raise InvalidConfig("run_ahead", "true", allowed)
-    ahead = possible and (device.type != "cpu" if wanted is None else wanted)
+    ahead = possible and (on_gpu if wanted is None else wanted)
     return StepsUnderWay(2 if ahead else parallel.pp, ahead)
 
 

@@ -73,5 +73,5 @@ class CudaMark:
         self._event.record(stream)
 
     def wait(self) -> None:
-        """See Event."""
+        """See Mark."""
         self._event.synchronize()

@@ -15,8 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from baton.executor.device import Event
-from baton.executor.gpu_queue import GpuQueue
+from baton.executor.gpu_queue import GpuQueue, Mark
 
 Ints = NDArray[np.int64]
 
@@ -26,7 +25,7 @@ class _Side:
     memory: Tensor
     numbers: Ints
     """The same memory."""
-    copied: Event | None = None
+    copied: Mark | None = None
 
 
 class StepBuffers:

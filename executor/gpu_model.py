@@ -14,7 +14,7 @@ from baton.executor.device_sampler import RowSampling, sample_rows
 from baton.executor.gpu_seats import SeatTensors
 from baton.executor.kv_cache import KVCache
 from baton.kernels.kv_pool import paged_layers
-from baton.kernels.paged_attention import PagedBatch
+from baton.kernels.paged_batch import PagedBatch
 from baton.models.blocks.device_step import DeviceStep
 from baton.models.decoder import Decoder
 

@@ -14,10 +14,9 @@ import numpy as np
 from torch import Tensor
 
 from baton.engine.step import LayerWatch, ScheduledSequence
-from baton.executor.device import Event
 from baton.executor.gpu_buffers import Ints, StepBuffers
 from baton.executor.gpu_model import GpuModel, LogitRows, RaggedStep
-from baton.executor.gpu_queue import GpuQueue, Work
+from baton.executor.gpu_queue import GpuQueue, Mark, Work
 from baton.executor.gpu_seats import Seats, SeatTensors, seats_needed
 from baton.executor.kv_cache import KVCache
 from baton.models.decoder import Decoder
@@ -48,7 +47,7 @@ class Launched:
     more steps are launched as may be under way."""
     logits: list[Tensor]
     """Of a step without sampling, once `done`: float32 [rows, vocabulary] in host memory."""
-    done: Event
+    done: Mark
 
 
 class GpuPass:

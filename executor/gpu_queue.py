@@ -1,7 +1,7 @@
 """A device's queue of work, as the executor sees it: the host launches, and goes on.
 
 What is launched runs in the order of the launches, some time later. The host may touch what it has
-given to the device, and read what the device writes, only after an event that was recorded behind
+given to the device, and read what the device writes, only after a mark that was recorded behind
 it. `EagerQueue` here and `LateQueue` (late_queue.py) run on the CPU, `CudaQueue` (cuda_queue.py) on
 a GPU; all else is the same code on each.
 """
@@ -12,14 +12,20 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from baton.executor.device import Event
-
 Work = Callable[[], None]
 """Launches kernels and copies on the device's tensors; a GPU runs them after it has returned."""
 
 
+class Mark(Protocol):
+    """A place in the queue."""
+
+    def wait(self) -> None:
+        """Block, asleep, until all that was launched before it has run; in any thread."""
+        ...
+
+
 class GpuQueue(Protocol):
-    """One queue of one device. One thread launches; events may be waited for in any."""
+    """One queue of one device; one thread launches."""
 
     @property
     def device(self) -> torch.device:
@@ -44,7 +50,7 @@ class GpuQueue(Protocol):
         """
         ...
 
-    def record(self) -> Event:
+    def record(self) -> Mark:
         """Return the end of all that was launched so far."""
         ...
 
@@ -74,7 +80,7 @@ class EagerQueue:
         self.launch(work)
         return lambda: self.launch(work)
 
-    def record(self) -> Event:
+    def record(self) -> Mark:
         """See GpuQueue."""
         return _Past()
 
@@ -83,4 +89,4 @@ class _Past:
     """The end of what has ended already."""
 
     def wait(self) -> None:
-        """See Event."""
+        """See Mark."""

@@ -13,6 +13,8 @@ from baton.core.topology import InstanceInfo
 from baton.engine.scheduler import Scheduler
 from baton.executor.device import Device
 from baton.executor.engine_loop import EngineLoop, Listener, Runner
+from baton.executor.gpu_runner import GpuRunner
+from baton.executor.gpu_start import Gpu
 from baton.executor.handover_memory import HandoverMemory
 from baton.executor.handover_orders import HandoverTerms
 from baton.executor.kv_cache import KVCache
@@ -21,6 +23,7 @@ from baton.executor.mesh_runner import MeshRunner
 from baton.executor.paced_runner import PacedRunner
 from baton.executor.rank import LoadedRank, RankParts, load_rank, meeting_of
 from baton.executor.rank_group import OnListening, RankGroup, Say, nobody
+from baton.executor.runner import ModelRunner
 from baton.kv_transfer.choose import OpenTransport, open_transport
 from baton.kv_transfer.transport import Transport
 from baton.models.revision import revision
@@ -66,10 +69,14 @@ class Instance:
             partitions=places,
             ahead=steps.ahead,
         )
-        self._own = rank.runner()
-        runner: Runner = self._own
-        if not self.alone:
-            runner = MeshRunner(self._own, ranks, tells=rank.tells)
+        self._own: ModelRunner | GpuRunner
+        runner: Runner
+        if rank.gpu is not None:
+            runner = self._own = rank.gpu
+        else:
+            runner = self._own = rank.runner()
+            if not self.alone:
+                runner = MeshRunner(runner, ranks, tells=rank.tells)
         self._paced: PacedRunner | None = None
         if rank.memory is not None and rank.memory.device is not None:
             runner = self._paced = PacedRunner(runner, rank.memory.device)
@@ -87,17 +94,22 @@ class Instance:
         open_transport: OpenTransport = open_transport,
         on_listening: OnListening = nobody,
         device: Device | None = None,
+        gpu: Gpu | None = None,
     ) -> "Instance":
         """Load the model and start the engine; raises InvalidConfig for what is not right.
 
         With more ranks than this one, wait for the others: see RankGroup. `device` is where the
-        pool is to lie, if not in host memory.
+        pool is to lie, and `gpu` what computes, if not where and what the config says.
         """
         facts = _Facts()
         ranks = RankGroup(config, facts.incarnation)
         try:
             rank, transports = await _load_all(
-                config, ranks, facts, RankParts(on_progress, open_transport, device), on_listening
+                config,
+                ranks,
+                facts,
+                RankParts(on_progress, open_transport, device, gpu),
+                on_listening,
             )
             try:
                 await asyncio.to_thread(facts.learn, config, rank)

@@ -1,7 +1,7 @@
 """A queue on the CPU whose work is done late, by another thread; for tests of who waits for what.
 
-Work is done only once somebody waits for an event behind it, or when `LIMIT` launches are waiting:
-before that, who overwrites an input, or reads a result without its event, is found out.
+Work is done only once somebody waits for a mark behind it, or when `LIMIT` launches are waiting:
+before that, who overwrites an input, or reads a result without its mark, is found out.
 """
 
 from collections import deque
@@ -60,9 +60,9 @@ class LateQueue:
 
         return replay
 
-    def record(self) -> "_LateEvent":
+    def record(self) -> "_LateMark":
         """See GpuQueue."""
-        return _LateEvent(self._run, self._launched)
+        return _LateMark(self._run, self._launched)
 
     def close(self) -> None:
         """Do what was launched and not waited for, and end the thread."""
@@ -82,11 +82,11 @@ class LateQueue:
             work()
 
 
-class _LateEvent:
+class _LateMark:
     def __init__(self, run: Callable[[int], "Future[None]"], until: int) -> None:
         self._run = run
         self._until = until
 
     def wait(self) -> None:
-        """See Event."""
+        """See Mark."""
         self._run(self._until).result()

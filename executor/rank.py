@@ -11,13 +11,11 @@ from baton.core.kv_layout import KVLayout
 from baton.core.memory import MIB
 from baton.core.sharded_layout import Rank, ShardedLayout
 from baton.core.topology import Role
-from baton.executor.compute_device import (
-    StepsUnderWay,
-    compute_device,
-    steps_under_way,
-)
+from baton.executor.compute_device import StepsUnderWay, compute_device, steps_under_way
 from baton.executor.device import Device
 from baton.executor.expert_balance import ExpertBalancer
+from baton.executor.gpu_runner import GpuRunner
+from baton.executor.gpu_start import Gpu, blocks_on_gpu, open_gpu, start_runner
 from baton.executor.handover_memory import HandoverMemory
 from baton.executor.handover_orders import HandoverTerms
 from baton.executor.kv_cache import KVCache, blocks_that_fit, make_layout
@@ -46,6 +44,8 @@ class RankParts:
     open_transport: OpenTransport
     device: Device | None = None
     """Where the pool is to lie, if not in host memory."""
+    gpu: Gpu | None = None
+    """What computes, if not what the config says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,8 @@ class LoadedRank:
     balancer: ExpertBalancer | None
     """Moves experts, where there are several places for them."""
     steps: StepsUnderWay
+    gpu: GpuRunner | None
+    """Computes on a GPU, if the instance does; it is the only rank then."""
 
     @property
     def tells(self) -> bool:
@@ -77,7 +79,7 @@ class LoadedRank:
         return last and self.place.rank.tp == 0 and not self.place.copy
 
     def runner(self) -> ModelRunner:
-        """Return what computes this rank's share of steps."""
+        """Return what computes this rank's share of steps on the CPU."""
         return ModelRunner(
             self.model, self.kv, self.host, depth=self.steps.depth, balancer=self.balancer
         )
@@ -103,6 +105,8 @@ class LoadedRank:
 
     async def close(self) -> None:
         """Give back what is open, and check that nothing was held."""
+        if self.gpu is not None:
+            self.gpu.close()
         self.membership.leave()
         if self.transport is not None:
             await self.transport.close()
@@ -141,7 +145,9 @@ async def load_rank(
 
     `listener` is the leader's, which is given away. Raises InvalidConfig for what is not right.
     """
-    steps = steps_under_way(config, compute_device(config))
+    device = compute_device(config)
+    gpu = parts.gpu or open_gpu(device)
+    steps = steps_under_way(config, on_gpu=gpu is not None)
     spec = read_spec(config.model_dir, max_length=config.engine.max_model_len)
     check_mesh(spec, meeting.mesh)
     membership = Membership(None)
@@ -150,18 +156,30 @@ async def load_rank(
     try:
         layout, share = _layout(config, spec, membership.ranks)
         parts.on_progress(f"loading {config.model_name} from {config.model_dir}")
-        model = await asyncio.to_thread(_load_model, config, share)
+        model = await asyncio.to_thread(_load_model, config, share, str(device))
         parts.on_progress(f"executor: {model.executor}")
-        ranks, num_blocks = membership.ranks, _blocks(layout, config.engine.kv_mib_on_host)
+        ranks = membership.ranks
+        if gpu is None:
+            num_blocks = _blocks(layout, config.engine.kv_mib_on_host)
+        else:
+            num_blocks = await asyncio.to_thread(
+                blocks_on_gpu, gpu, config.engine, model, layout.model, parts.on_progress
+            )
         rank = Rank(ranks.pp.rank, ranks.tp.rank)
         place = KVPlace(rank, ranks.ep.rank, num_blocks, copy=ranks.cp.rank > 0)
         own = layout.shard(rank).layout
         memory = None
         if config.role is not Role.MIXED:
-            memory = HandoverMemory(config, own, num_blocks, parts.device)
-        kv = KVCache(own, num_blocks) if memory is None else memory.kv
+            pool_device = parts.device or (gpu.pool if gpu is not None else None)
+            memory = HandoverMemory(config, own, num_blocks, pool_device)
+        kv = KVCache(own, num_blocks, str(device)) if memory is None else memory.kv
         host = _host_pool(config, layout, kv)
         parts.on_progress(f"KV pool: {num_blocks} blocks of {config.engine.block_size} tokens")
+        runner = None
+        if gpu is not None:
+            runner = await asyncio.to_thread(
+                start_runner, gpu, config.engine, model, kv, host, steps.depth, parts.on_progress
+            )
         transport = None
         if memory is not None:
             transport = await _open_transport(config, memory, incarnation, parts)
@@ -170,7 +188,7 @@ async def load_rank(
         raise
     balancer = _balancer(config, model)
     return LoadedRank(
-        layout, place, model, kv, host, memory, transport, membership, balancer, steps
+        layout, place, model, kv, host, memory, transport, membership, balancer, steps, runner
     )
 
 
@@ -209,7 +227,7 @@ def _layout(config: WorkerConfig, spec: ModelSpec, ranks: Ranks) -> tuple[Sharde
     return ShardedLayout(whole, config.parallel.tp, stages), Share(ranks, stages)
 
 
-def _load_model(config: WorkerConfig, share: Share) -> Model:
+def _load_model(config: WorkerConfig, share: Share, device: str) -> Model:
     return load_model(
         config.model_dir,
         dtype=config.engine.dtype,
@@ -217,6 +235,7 @@ def _load_model(config: WorkerConfig, share: Share) -> Model:
         max_length=config.engine.max_model_len,
         executor=executor_of(config.engine),
         share=share,
+        device=device,
     )
 
 

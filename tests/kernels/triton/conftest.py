@@ -57,7 +57,10 @@ def runs() -> Iterator[Runs]:
     """The two processes, under way."""
     runs = Runs()
     try:
-        folders = HERE / "interpreted", ROOT / "tests" / "models" / "interpreted"
+        models, executor = (
+            ROOT / "tests" / name / "interpreted" for name in ("models", "executor")
+        )
+        folders = HERE / "interpreted", models, executor
         options = ("-q", "-p", "no:cacheprovider", *folders)
         runs.start("interpret", "-m", "pytest", *options, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
         runs.start("compile", "-m", "tests.kernels.triton.compile")

@@ -43,7 +43,7 @@ def serves(sampling: SamplingParams) -> bool:
 
 def sample_rows(logits: Tensor, rows: RowSampling) -> Tensor:
     """Return a token [rows] int64 for each row of logits [rows, vocabulary]."""
-    if triton_serves(logits.device):
+    if triton_serves(logits):
         from baton.kernels.triton.sampling import SamplingTensors, sample
 
         return sample(

@@ -1,14 +1,16 @@
 """The attention kernels and the handover's copies, at the shapes of a model in production."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from baton.kernels.attention_scores import Scoring
 from baton.kernels.triton.block_copy import gather_blocks, scatter_blocks
 from baton.kernels.triton.decode_attention import decode_attention, decode_programs
 from baton.kernels.triton.decode_plan import plan_decode
-from baton.kernels.triton.kv_digest import chunk_sums
+from baton.kernels.triton.kv_digest import unit_sums
 from baton.kernels.triton.mla_decode import mla_decode, mla_programs
 from baton.kernels.triton.prefill_attention import prefill_attention
 from baton.kernels.triton.rope_kv_write import rope_kv_write_
@@ -29,12 +31,11 @@ def attention_cases(scale: Scale, maker: Maker) -> Iterator[KernelCase]:
         for dtype in stored:
             case = f"decode_attention {_name(dtype)} batch {batch} at {context}"
             work = floors.decode_attention(shape, batch, context, dtype.itemsize)
-            yield KernelCase(case, work, lambda b=batch, c=context, d=dtype: _decode(
-                maker, shape, b, c, d))  # fmt: skip
+            yield KernelCase(case, work, partial(_decode, maker, shape, batch, context, dtype))
     for tokens in scale.prefill:
         work = floors.prefill_attention(shape, tokens, item)
         yield KernelCase(
-            f"prefill_attention {tokens} tokens", work, lambda n=tokens: _prefill(maker, shape, n)
+            f"prefill_attention {tokens} tokens", work, partial(_prefill, maker, shape, tokens)
         )
     latent, (batch, context) = scale.latent, scale.decode[-1]
     width = latent.rank + latent.turned
@@ -44,7 +45,7 @@ def attention_cases(scale: Scale, maker: Maker) -> Iterator[KernelCase]:
     yield KernelCase(
         f"mla_decode batch {batch} at {context}",
         work,
-        lambda: _latent(maker, latent, batch, context),
+        partial(_latent, maker, latent, batch, context),
     )
     rows = shape.heads + 2 * shape.kv_heads
     for tokens in (scale.decode[-1][0], scale.chunk_tokens):
@@ -53,7 +54,7 @@ def attention_cases(scale: Scale, maker: Maker) -> Iterator[KernelCase]:
         yield KernelCase(
             f"rope_kv_write {tokens} tokens",
             Work(moved, 0),
-            lambda n=tokens: _rope(maker, shape, n),
+            partial(_rope, maker, shape, tokens),
             weights=False,
         )
     yield from _handover_cases(scale, maker)
@@ -104,26 +105,48 @@ def _handover_cases(scale: Scale, maker: Maker) -> Iterator[KernelCase]:
     """Half of the heads of all layers of many blocks: what a decode rank of another size reads."""
     shape = scale.shape
     blocks = max(1, scale.handed_over[1] // BLOCK_SIZE)
-    heads = shape.kv_heads // 2
-    part = (shape.layers, 2, heads, BLOCK_SIZE, shape.head_dim)
-    moved = blocks * shape.layers * 2 * heads * BLOCK_SIZE * shape.head_dim * scale.item
+    pieces = blocks * shape.layers * 2
+    moved = pieces * shape.kv_heads // 2 * BLOCK_SIZE * shape.head_dim * scale.item
+    for copy in (gather_blocks, scatter_blocks):
+        yield KernelCase(
+            f"block_copy {copy.__name__} {blocks} blocks",
+            Work(2 * moved, 0),
+            partial(_block_copy, maker, shape, blocks, copy),
+        )
+    yield KernelCase(
+        f"kv_digest {blocks} blocks", Work(moved, 0), partial(_digest, maker, shape, blocks)
+    )
 
-    def make(which: str) -> Call:
-        pool = maker.normal(blocks, shape.layers, 2, shape.kv_heads, BLOCK_SIZE, shape.head_dim)[
-            :, :, :, :heads
-        ]
-        order = torch.randperm(blocks, device=maker.device, dtype=torch.int32)
-        if which == "digest":
-            labels = maker.whole(1 << 30, blocks, 16)
-            key = maker.whole(1 << 30, 66 * 16)
-            return lambda: chunk_sums(pool, order, labels, key)
-        staged = maker.normal(blocks, *part)
-        copy = gather_blocks if which == "gather" else scatter_blocks
-        return lambda: copy(pool, order, staged)
 
-    for which, sides in (("gather", 2), ("scatter", 2), ("digest", 1)):
-        name = "kv_digest" if which == "digest" else f"block_copy {which}"
-        yield KernelCase(f"{name} {blocks} blocks", Work(sides * moved, 0), lambda w=which: make(w))
+def _half_pool(maker: Maker, shape: ModelShape, blocks: int) -> Tensor:
+    """Return half of the heads of a pool, as a view."""
+    sizes = (blocks, shape.layers, 2, shape.kv_heads, BLOCK_SIZE, shape.head_dim)
+    return maker.normal(*sizes)[:, :, :, : shape.kv_heads // 2]
+
+
+def _block_copy(
+    maker: Maker, shape: ModelShape, blocks: int, copy: Callable[[Tensor, Tensor, Tensor], None]
+) -> Call:
+    part = _half_pool(maker, shape, blocks)
+    order = torch.randperm(blocks, device=maker.device, dtype=torch.int32)
+    staged = maker.normal(*part.shape)
+    return lambda: copy(part, order, staged)
+
+
+def _digest(maker: Maker, shape: ModelShape, blocks: int) -> Call:
+    """A unit is half of the heads of all layers of a block: a piece a layer and part."""
+    part = _half_pool(maker, shape, blocks)
+    pieces, words = shape.layers * 2, part[0, 0, 0].nbytes // 4
+    whole = shape.kv_heads * BLOCK_SIZE * shape.head_dim * part.element_size() // 4
+    offsets = torch.arange(blocks * pieces, device=maker.device) * whole
+    firsts = torch.arange(blocks, device=maker.device) * pieces
+    sizes = torch.tensor([words, words * pieces], device=maker.device).expand(blocks, 2)
+    units = torch.cat([firsts[:, None], sizes], 1).to(torch.int32)
+    labels, key = maker.whole(1 << 30, blocks, 16), maker.whole(1 << 30, 66 * 16)
+    chunks = -(-(words * pieces // 16 + 1) // 64)
+    memory = part.as_strided((blocks * pieces * whole * 4 // part.element_size(),), (1,))
+    memory = memory.view(torch.int32)
+    return lambda: unit_sums(memory, offsets, units, labels, key, chunks, grain=16)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from baton.kernels.backend import choose_backend, use_backend
-from baton.kernels.paged_attention import PagedBatch
+from baton.kernels.paged_batch import PagedBatch
 from baton.models.blocks.device_step import DeviceStep
 from baton.models.decoder import Decoder
 from baton.models.spec import ModelSpec, read_spec

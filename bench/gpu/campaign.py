@@ -4,6 +4,7 @@ A stage that crashes, hangs or leaves the GPU unusable takes nothing with it: wh
 in the file, what befell it too, and the next stage starts afresh.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -92,8 +93,6 @@ def _environment(stage: Stage, scale: str) -> dict[str, str]:
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()

@@ -81,7 +81,7 @@ def time_replays(calls: Sequence[Call], device: torch.device, figure_s: float) -
 
 def capture(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
     """Return a CUDA graph of calls, each of which has run before: kernels are compiled by then."""
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for call in calls:
@@ -109,7 +109,10 @@ def _one(call: Call, device: torch.device) -> float:
         began = time.perf_counter()
         call()
         return time.perf_counter() - began
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    first, last = (
+        torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        for _ in range(2)
+    )
     first.record()
     call()
     last.record()

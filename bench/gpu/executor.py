@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from baton.core.ids import BlockId, SeqId
 from baton.core.request import SamplingParams
-from baton.engine.step import PENDING, ScheduledSequence, StepPlan
+from baton.engine.step import PENDING, ScheduledSequence, StepPlan, StepResult
 from baton.executor.cuda_queue import CudaQueue
 from baton.executor.gpu_pass import GpuLimits, GpuPass
 from baton.executor.gpu_queue import EagerQueue, GpuQueue
@@ -48,7 +49,7 @@ def pool_of(
         free, _ = torch.cuda.mem_get_info(device)
         blocks = min(blocks, (free - _SPARE_BYTES) // layout.block_bytes)
     pool = KVCache(layout, blocks, str(device), memory=memory)
-    for part in pool.tensor.split(1024):  # torch draws no more than 2**31 numbers well at once
+    for part in torch.split(pool.tensor, 1024):
         part.normal_()
     return pool
 
@@ -113,7 +114,7 @@ class Steps:
         A step is launched when the one before the last is known, as the engine loop does.
         """
         found: list[list[int]] = [[] for _ in sequences]
-        waiting: list[tuple[StepPlan, object]] = []
+        waiting: list[Future[StepResult]] = []
         for step in range(steps):
             tokens = firsts if step == 0 else [PENDING] * len(sequences)
             parts = tuple(

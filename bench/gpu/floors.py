@@ -110,7 +110,7 @@ def prefill_attention(shape: ModelShape, tokens: int, item: int = 2) -> Work:
 
 
 def prefill(shape: ModelShape, tokens: int, item: int = 2) -> Work:
-    """Return the work of one whole prompt, of which the last token alone meets the output matrix."""
+    """Return the work of a whole prompt; its last token alone meets the output matrix."""
     matrices = 2 * (tokens * shape.layers * shape.layer_weights + shape.head_weights)
     attention = shape.layers * prefill_attention(shape, tokens, item).flops
     moved = weight_bytes(shape, item) + tokens * kv_bytes_per_token(shape, item)

@@ -23,7 +23,7 @@ def hf_model(
     known = {k: v for k, v in config.items() if k not in ("architectures", "model_type")}
     # The skeleton is made without memory, but for what follows from the config alone.
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
+        model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             LlamaConfig(**known), dtype=dtype, attn_implementation=attention
         )
     kept = {name: weight.to(device, dtype) for name, weight in weights.items()}

@@ -1,14 +1,16 @@
 """Linear layers, experts, norms, gates and sampling, at the shapes of a model in production."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from baton.kernels.routing import Routing
 from baton.kernels.triton.add_rms_norm import add_rms_norm_, add_rms_norm_fp8_
 from baton.kernels.triton.gate_mul import gate_mul, gate_mul_fp8
 from baton.kernels.triton.grouped_linear import grouped_linear, tile_rows
-from baton.kernels.triton.moe_routing import Routing, order_by_expert, route
+from baton.kernels.triton.moe_routing import order_by_expert, route
 from baton.kernels.triton.sampling import SamplingTensors, sample
 from baton.kernels.triton.skinny_linear import skinny_linear
 from baton.kernels.triton.weight_formats import quantise_float8, quantise_int4, quantise_int8
@@ -41,8 +43,8 @@ def linear_cases(scale: Scale, maker: Maker) -> Iterator[KernelCase]:
             sides = (rows, outputs, inputs)
             work = floors.linear(*sides, 8 * item, item)
             title = f"{name} {rows} rows"
-            yield KernelCase(f"skinny_linear {title}", work, lambda s=sides: _skinny(maker, *s))
-            yield KernelCase(f"torch linear {title}", work, lambda s=sides: _torch(maker, *s))
+            yield KernelCase(f"skinny_linear {title}", work, partial(_skinny, maker, *sides))
+            yield KernelCase(f"torch linear {title}", work, partial(_torch, maker, *sides))
     if scale.device != "cpu":  # the interpreter computes with the bits of small formats
         outputs, inputs = matrices["gate_up"]
         for name, (bits, quantise) in FORMATS.items():
@@ -51,7 +53,7 @@ def linear_cases(scale: Scale, maker: Maker) -> Iterator[KernelCase]:
                 yield KernelCase(
                     f"skinny_linear gate_up {name} {rows} rows",
                     floors.linear(*sides, bits, item),
-                    lambda s=sides, q=quantise: _quantised(maker, *s, q),
+                    partial(_quantised, maker, *sides, quantise),
                 )
     for experts in scale.experts:
         yield from _expert_cases(experts, scale, maker)
@@ -85,12 +87,12 @@ def _expert_cases(experts: Experts, scale: Scale, maker: Maker) -> Iterator[Kern
         yield KernelCase(
             f"grouped_linear {experts.name} {tokens} tokens",
             Work(moved, 2 * slots * matrix),
-            lambda n=tokens: _grouped(maker, experts, n),
+            partial(_grouped, maker, experts, tokens),
         )
         yield KernelCase(
             f"moe_routing {experts.name} {tokens} tokens",
             Work(4 * tokens * experts.experts, 0),
-            lambda n=tokens: _routing(maker, experts, n),
+            partial(_routing, maker, experts, tokens),
             weights=False,
         )
 
@@ -118,18 +120,18 @@ def _between_cases(scale: Scale, maker: Maker) -> Iterator[KernelCase]:
     for rows in (scale.decode[-1][0], scale.chunk_tokens):
         one, gates = rows * shape.hidden, rows * shape.intermediate
         both = {
-            f"add_rms_norm {rows} rows": (4 * one * item, lambda n=rows: _norm(maker, scale, n)),
-            f"gate_mul {rows} rows": (3 * gates * item, lambda n=rows: _gate(maker, scale, n)),
+            f"add_rms_norm {rows} rows": (4 * one * item, partial(_norm, maker, scale, rows)),
+            f"gate_mul {rows} rows": (3 * gates * item, partial(_gate, maker, scale, rows)),
         }
         if scale.device != "cpu":
             both |= {
                 f"add_rms_norm fp8 {rows} rows": (
                     one * (3 * item + 1),
-                    lambda n=rows: _norm(maker, scale, n, fp8=True),
+                    partial(_norm, maker, scale, rows, fp8=True),
                 ),
                 f"gate_mul fp8 {rows} rows": (
                     gates * (2 * item + 1),
-                    lambda n=rows: _gate(maker, scale, n, fp8=True),
+                    partial(_gate, maker, scale, rows, fp8=True),
                 ),
             }
         for name, (moved, make) in both.items():
@@ -139,7 +141,7 @@ def _between_cases(scale: Scale, maker: Maker) -> Iterator[KernelCase]:
         yield KernelCase(
             f"sampling {kind} {rows} rows",
             Work(rows * shape.vocabulary * item, 0),
-            lambda k=kind, n=rows: _sampling(maker, scale, n, greedy=k == "greedy"),
+            partial(_sampling, maker, scale, rows, greedy=kind == "greedy"),
             weights=False,
         )
 

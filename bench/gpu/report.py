@@ -8,6 +8,8 @@ from bench.gpu.floors import Ceilings, ModelShape, Work
 from bench.gpu.records import Record, cases, figures
 from bench.gpu.scale import SCALES
 
+_NONE = "\N{EN DASH}"
+
 
 def report(records: Iterable[Record]) -> str:
     """Return all tables that the records have figures for, and what went wrong."""
@@ -74,11 +76,9 @@ def _decode(records: list[Record], ceilings: Ceilings, shape: ModelShape) -> str
         floor = floors.decode_step(shape, batch, context).seconds(ceilings)
         fraction, target = floor / found["step_s"], targets.DECODE.get((batch, context))
         row = [str(batch), str(context), _ms(floor), _ms(found["step_s"]), f"{fraction:.2f}"]
-        row += [_target(target), targets.verdict(fraction, target) if target else "–"]
+        row += [_target(target), targets.verdict(fraction, target) if target else _NONE]
         overhead = found.get("overhead")
-        row += ["–"] if overhead is None else [
-            f"{overhead:.1%} ({targets.overhead_verdict(overhead)})"
-        ]  # fmt: skip
+        row.append(_NONE if overhead is None else _overhead(overhead))
         rows.append([*row, f"{batch / found['step_s']:,.0f}"])
     head = ("batch", "context", "floor ms", "step ms", "fraction", "targets", "reached")
     return markdown((*head, "overhead", "tokens/s"), rows)
@@ -105,7 +105,7 @@ def _kernels(records: list[Record], ceilings: Ceilings) -> str:
         spread = (found["high_s"] - found["low_s"]) / found["median_s"]
         fraction = floor / found["median_s"]
         aim = _attention_target(name)
-        reached = targets.verdict(fraction, aim) if aim else "–"
+        reached = targets.verdict(fraction, aim) if aim else _NONE
         row = [name, f"{floor * 1e6:,.1f}", f"{found['median_s'] * 1e6:,.1f}", f"{spread:.0%}"]
         rows.append([*row, f"{fraction:.2f}", _target(aim), reached])
     head = ("kernel", "floor µs", "measured µs", "spread", "fraction", "targets", "reached")
@@ -127,7 +127,7 @@ def _correctness(records: list[Record]) -> str:
             str(found["layers"]),
             f"{found['error']:.2e}",
             f"{found['peer_error']:.2e}",
-            f"{found['error'] / found['peer_error']:.2f}" if found["peer_error"] else "–",
+            f"{found['error'] / found['peer_error']:.2f}" if found["peer_error"] else _NONE,
             f"{found['same_best']:.1%}",
         )
         for name, found in figures(records, "correctness").items()
@@ -152,8 +152,8 @@ def _peers(records: list[Record]) -> str:
     rows = []
     for name, found in figures(records, "transformers").items():
         own = ours.get((found["batch"], found["context"]))
-        ratio = f"{own / found['tokens_s']:.2f}" if own else "–"
-        beside = f"{own:,.0f}" if own else "–"
+        ratio = f"{own / found['tokens_s']:.2f}" if own else _NONE
+        beside = f"{own:,.0f}" if own else _NONE
         rows.append((name, f"{found['tokens_s']:,.0f}", beside, ratio))
     return markdown(("transformers", "tokens/s", "Baton's steps", "ratio"), rows)
 
@@ -171,10 +171,14 @@ def _troubles(records: list[Record]) -> str:
     return "Not measured:\n" + "\n".join(lines) if lines else ""
 
 
+def _overhead(share: float) -> str:
+    return f"{share:.1%} ({targets.overhead_verdict(share)})"
+
+
 def _ms(seconds: float) -> str:
     return f"{1e3 * seconds:.2f}"
 
 
 def _target(target: targets.Target | None) -> str:
     wanted: list[Any] = [] if target is None else [t for t in target if t is not None]
-    return " / ".join(f"{t:.2f}" for t in wanted) or "–"
+    return " / ".join(f"{t:.2f}" for t in wanted) or _NONE

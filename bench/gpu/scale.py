@@ -1,4 +1,4 @@
-"""How large everything is: the real thing on a GPU, or a tiny one that tries the harness on a CPU."""
+"""How large everything is: on a GPU, or tiny, to try the harness on a CPU."""
 
 from dataclasses import dataclass
 

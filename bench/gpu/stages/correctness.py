@@ -6,6 +6,8 @@ first is what rounding costs; Baton should not be farther. A text is computed in
 then by single tokens, so that every way through attention is taken.
 """
 
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -38,7 +40,7 @@ def run(stage: StageRun) -> None:
     exact = hf_model(config, weights, torch.float32, stage.device)
     rounded = hf_model(config, weights, stage.dtype, stage.device)
     for name, (count, tokens) in names.items():
-        stage.case(name, lambda c=count, n=tokens: _compare(stage, own, exact, rounded, c, n))
+        stage.case(name, partial(_compare, stage, own, exact, rounded, count, tokens))
 
 
 def _compare(
@@ -75,7 +77,7 @@ def teacher_forced(model: Decoder, texts: Tensor, device: torch.device) -> Tenso
     head = tokens - DECODED
     cuts = [0, head // 2 + 1, head, *range(head + 1, tokens + 1)]
     parts = []
-    for begin, end in zip(cuts, cuts[1:], strict=False):
+    for begin, end in pairwise(cuts):
         pieces = [
             Piece(text[begin:end].tolist(), begin, table)
             for text, table in zip(texts, tables, strict=True)

@@ -37,7 +37,7 @@ def run(stage: StageRun) -> None:
     tokens = [b * (c + _WARM_UP + scale.decode_steps + BLOCK_SIZE) for b, c in scale.decode]
     pool = pool_of(model, -(-max(tokens) // BLOCK_SIZE), stage.device)
     for name, (batch, context) in names.items():
-        stage.case(name, lambda b=batch, c=context: _measure(stage, model, pool, b, c))
+        stage.case(name, partial(_measure, stage, model, pool, batch, context))
 
 
 def _measure(
@@ -56,11 +56,15 @@ def _measure(
         engine.decode(sequences, lasts, context - 1 + _WARM_UP, steps)
         step = (time.perf_counter() - began) / steps
     device = _device_time(stage, model, pool, tables, context)
-    overhead = (
-        {} if device is None else {"device_s": device, "overhead": max(0.0, 1 - device / step)}
-    )
-    figures = {"batch": batch, "context": context, "step_s": step, "distinct": distinct}
-    return figures | overhead
+    figures: dict[str, Any] = {
+        "batch": batch,
+        "context": context,
+        "step_s": step,
+        "distinct": distinct,
+    }
+    if device is not None:
+        figures |= {"device_s": device, "overhead": max(0.0, 1 - device / step)}
+    return figures
 
 
 def _device_time(

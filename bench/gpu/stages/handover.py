@@ -2,16 +2,17 @@
 
 The other process computes the prompts and exports its pool once; this one opens it, copies the
 prompts' blocks into its own by a stream beside the model's, and decodes. Then it computes the same
-prompts itself. Two processes share one GPU in turns, so nothing here speaks of the speed of serving:
-only of the bytes a second of the copies, while nothing else runs, and of the tokens.
+prompts itself. Two processes share one GPU in turns, so nothing here speaks of the speed of
+serving: only of the bytes a second of the copies, while nothing else runs, and of the tokens.
 """
 
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,6 @@ from bench.gpu.prefill_process import blocks_of, prompts_of
 from bench.gpu.stage_run import StageRun
 
 _REPEATS = 5
-Copies = Callable[[str], float]
-"""Copies the prompts' blocks, "whole" or "by layer", and returns the seconds."""
 
 
 def run(stage: StageRun) -> None:
@@ -39,7 +38,7 @@ def run(stage: StageRun) -> None:
     with _other_process(scale.name) as told:
         model = decoder(config, draw(config, stage.device, stage.dtype))
         for name, how in names.items():
-            stage.case(name, lambda how=how: _hand_over(stage, model, told, how))
+            stage.case(name, partial(_hand_over, stage, model, told, how))
 
 
 @contextmanager
@@ -88,9 +87,8 @@ def _hand_over(stage: StageRun, model: Any, told: dict[str, Any], how: str) -> d
         firsts = engine.prefill(asked, scale.chunk_tokens)
         own = engine.decode([sequence for sequence, _ in asked], firsts, tokens, more - 1)
     moved = len(pairs) * layout.block_bytes
-    assert (told["firsts"], handed) == (firsts, own), (
-        "the tokens are others than those of one process"
-    )
+    same = (told["firsts"], handed) == (firsts, own)
+    assert same, "the tokens are not those of one process alone"
     return {
         "bytes": moved,
         "bytes_s": moved / seconds,

@@ -4,6 +4,7 @@ A kernel is launched on several sets of inputs in turn, in one CUDA graph: neith
 the host takes part in the figure.
 """
 
+from functools import partial
 from typing import Any
 
 from bench.gpu.attention_cases import attention_cases
@@ -17,7 +18,7 @@ def run(stage: StageRun) -> None:
     """Measure all of them, attention first."""
     maker = Maker(stage.device, stage.dtype)
     for kernel in (*attention_cases(stage.scale, maker), *linear_cases(stage.scale, maker)):
-        stage.case(kernel.name, lambda k=kernel: _measure(stage, k))
+        stage.case(kernel.name, partial(_measure, stage, kernel))
 
 
 def _measure(stage: StageRun, kernel: KernelCase) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ def run(stage: StageRun) -> None:
     model = decoder(config, draw(config, stage.device, stage.dtype))
     pool = pool_of(model, -(-max(scale.prefill) // BLOCK_SIZE), stage.device)
     for name, tokens in names.items():
-        stage.case(name, lambda n=tokens: _measure(stage, model, pool, n))
+        stage.case(name, partial(_measure, stage, model, pool, tokens))
 
 
 def _measure(stage: StageRun, model: Decoder, pool: KVCache, tokens: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ most of the stage's time, so that comes last.
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,13 +34,13 @@ def run(stage: StageRun) -> None:
     for requests, context in scale.peer_continuous:
         stage.case(
             f"continuous batching, {requests} at {context}",
-            lambda r=requests, c=context: _continuous(stage, model, r, c),
+            partial(_continuous, stage, model, requests, context),
         )
     model.set_attn_implementation("sdpa")
     for batch, context in scale.peer_static:
         stage.case(
             f"static cache, {batch} at {context}",
-            lambda b=batch, c=context: _static(stage, model, b, c),
+            partial(_static, stage, model, batch, context),
         )
 
 
@@ -59,7 +60,9 @@ def _continuous(stage: StageRun, model: Any, requests: int, context: int) -> dic
     from transformers import ContinuousBatchingConfig
 
     scale, tokens = stage.scale, 3 * stage.scale.peer_tokens
-    small = {"num_blocks": 16, "max_batch_tokens": 64} if scale.device == "cpu" else {}
+    small: dict[str, Any] = (
+        {"num_blocks": 16, "max_batch_tokens": 64} if scale.device == "cpu" else {}
+    )
     found = model.generate_batch(
         inputs=_prompts(stage, requests, context).tolist(),
         generation_config=_greedy(tokens),
@@ -106,7 +109,7 @@ def _prompts(stage: StageRun, count: int, tokens: int) -> torch.Tensor:
 def _greedy(tokens: int, **more: Any) -> Any:
     from transformers import GenerationConfig
 
-    return GenerationConfig(
+    return GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
         max_new_tokens=tokens,
         min_new_tokens=tokens,

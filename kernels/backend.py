@@ -2,7 +2,8 @@
 
 An operation's public function in kernels/<op>.py asks `triton_serves` and calls the one or the
 other; nobody else needs to know. Triton's kernels are for GPUs. On the CPU only its interpreter
-runs them, for tests (TRITON_INTERPRET=1).
+runs them, for tests (TRITON_INTERPRET=1). They are imported where they are called: where torch
+computes, Triton need not be installed.
 """
 
 import importlib.util

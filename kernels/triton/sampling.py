@@ -59,6 +59,18 @@ class Penalties:
     presence: Tensor
 
 
+def begin_history_(seen: Tensor, prompt: Tensor, output: Tensor) -> None:
+    """Fill a row of `Penalties.seen` [vocabulary] for a sequence that joins the batch.
+
+    `prompt` and `output` are its tokens so far, int64 on the row's device. From then on `sample`
+    counts what it chooses.
+    """
+    seen.zero_()
+    seen.scatter_add_(0, output, torch.ones_like(output, dtype=seen.dtype))
+    seen += (seen > 0).to(seen.dtype)
+    seen[prompt] = seen[prompt].clamp(min=1)
+
+
 @dataclass(frozen=True, slots=True)
 class LogitChanges:
     """What is added to single logits, and when: biases, and -inf to forbid.

@@ -98,7 +98,16 @@ def test_no_server_to_ask(free_port: int) -> None:
 def test_doctor_tells_what_is_here_and_what_is_used() -> None:
     result = run("doctor")
     assert result.exit_code == 0, result.output
-    for part in ("Python", "torch", "UCX", "Ray", "cma", "/dev/shm", "Baton can run here"):
+    for part in (
+        "Python",
+        "torch",
+        "UCX",
+        "Ray",
+        "cma",
+        "/dev/shm",
+        "GPU kernels",
+        "Baton can run here",
+    ):
         assert part in result.output
 
 

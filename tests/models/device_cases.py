@@ -5,6 +5,7 @@ and beside padding; then all decode.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from baton.kernels.kv_pool import paged_layers
 from baton.kernels.paged_batch import PagedBatch
 from baton.models.blocks.device_step import DeviceStep
 from baton.models.decoder import Decoder
+from baton.models.spec import read_spec
+from baton.models.weights import Checkpoint
 
 BLOCK = 8
 WIDTH = 3
@@ -88,8 +91,8 @@ FAMILIES = {
 class Twice:
     """A model, and what it has computed of the sequences either way."""
 
-    def __init__(self, model: Decoder) -> None:
-        self._model = model
+    def __init__(self, model: Decoder, reference: Decoder) -> None:
+        self._model, self._reference = model, reference
         layout = model.share.kv(model.spec, BLOCK, model.dtype).layout
         count = WIDTH * SEQUENCES + 1
         self._host, self._device = KVCache(layout, count), KVCache(layout, count)
@@ -110,7 +113,7 @@ class Twice:
         plan = StepPlan(0, tuple(self._scheduled(*part) for part in parts))
         batch = make_batch(plan, self._host.layout, windows=self._model.spec.windows)
         with using_backend(Backend.TORCH):
-            expected = self._model.forward(batch.model, self._host.layers, Workspace())
+            expected = self._reference.forward(batch.model, self._host.layers, Workspace())
         of = {row.seq_id: logits for row, logits in zip(batch.sampled, expected, strict=True)}
         step = self._device_step(parts, padding)
         found = self._model.forward_device(step, paged_layers(self._device.tensor))
@@ -164,12 +167,21 @@ STEPS = (
 """Parts and padding of each."""
 
 
-def worst_gap(model: Decoder) -> float:
-    """Return the largest |found - expected| / |expected| of the logits of all steps."""
-    twice = Twice(model)
+def worst_gap(folder: Path, backend: Backend) -> float:
+    """Return the largest |found - expected| / |expected| of the logits of all steps.
+
+    They are those of `forward_device` by a backend and of `forward` by torch.
+    """
+    models = []
+    for computes in (backend, Backend.TORCH):
+        with using_backend(computes):
+            checkpoint, spec = Checkpoint(folder, torch.float32), read_spec(folder)
+            models.append(Decoder(spec, checkpoint, dtype="float32", threads=1))
+    twice = Twice(*models)
     gaps = []
     for parts, padding in STEPS:
-        expected, found = twice.step(parts, padding)
+        with using_backend(backend):
+            expected, found = twice.step(parts, padding)
         gaps.append(float((found - expected).norm() / expected.norm()))
     assert all(gap == gap for gap in gaps), gaps
     return max(gaps)

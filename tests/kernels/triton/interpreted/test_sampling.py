@@ -16,6 +16,7 @@ from baton.kernels.triton.sampling import (
     LogitChanges,
     Penalties,
     SamplingTensors,
+    begin_history_,
     change_logits_,
     sample,
 )
@@ -147,6 +148,15 @@ def test_changes_count_until_a_position_and_after_what_was_said():
         expected[0, 8] = out if forbidden else 2.0
         expected[1, 9] = out if forbidden else 0.0
         assert logits.equal(expected)
+
+
+def test_a_history_begins_with_what_was_said():
+    seen = torch.full((8,), 9, dtype=torch.int32)
+    begin_history_(seen, torch.tensor([1, 1, 2]), torch.tensor([2, 5, 5, 5]))
+    assert seen.tolist() == [0, 1, 2, 0, 0, 4, 0, 0]
+    nothing = torch.empty(0, dtype=torch.int64)
+    begin_history_(seen, nothing, nothing)
+    assert not seen.any()
 
 
 def test_penalties_and_changes():

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from baton.core.request import GenerateRequest
+from baton.core.errors import InternalError
+from baton.core.request import GenerateRequest, SamplingParams
+from baton.engine.step import PENDING, SamplingContext, ScheduledSequence, StepPlan
 from baton.executor.gpu_pass import GpuLimits, GpuPass
 from baton.executor.gpu_queue import EagerQueue, GpuQueue
 from baton.executor.gpu_runner import GpuRunner
-from baton.executor.kv_cache import KVCache
+from baton.executor.kv_cache import KVCache, make_layout
 from baton.executor.late_queue import LateQueue
 from baton.executor.runner import ModelRunner
 from baton.models.decoder import Decoder
@@ -133,3 +135,48 @@ async def test_what_the_device_cannot_sample_is_sampled_on_the_host(
     ] == [
         [None if one is None else one.top[0][0] for one in told] for told in known.logprobs.values()
     ]
+
+
+@pytest.fixture
+def poisoned(decoder: Decoder, queue: GpuQueue) -> Iterator[GpuRunner]:
+    """A runner whose block 2 holds what no logits come of."""
+    kv = KVCache(make_layout(decoder.spec, 8, decoder.dtype), 8)
+    kv.tensor[2] = float("nan")
+    steps = GpuPass(decoder, kv, queue, GpuLimits(rows=ROWS, tokens=32, blocks=8, depth=2))
+    runner = GpuRunner(steps, queue, kv, None, depth=2)
+    yield runner
+    runner.close()
+
+
+def step(number: int, *parts: tuple[int, int, int, int], **sampling: int) -> StepPlan:
+    """Return a plan of (sequence, block, position, token)."""
+    params = SamplingParams(temperature=0.0, **sampling)
+    context = None if params.plain else SamplingContext(1, (), None)
+    return StepPlan(
+        number,
+        tuple(
+            ScheduledSequence(seq_id, (token,), start, (block,), True, params, context)
+            for seq_id, block, start, token in parts
+        ),
+    )
+
+
+@pytest.mark.parametrize("sampling", [{}, {"logprobs": 1}], ids=["device", "host"])
+def test_the_step_after_one_that_failed_is_without_its_sequences(
+    poisoned: GpuRunner, sampling: dict[str, int]
+) -> None:
+    failed = poisoned.execute(step(1, (1, 2, 3, 5), (2, 3, 0, 6), **sampling))
+    after = poisoned.execute(step(2, (1, 2, 4, PENDING), (3, 4, 0, 7), **sampling))
+    with pytest.raises(InternalError, match="step 1: the model's logits are not finite"):
+        failed.result(20)
+    assert after.result(20).tokens.keys() == {3}
+    again = poisoned.execute(step(3, (3, 4, 1, PENDING), **sampling))
+    assert again.result(20).tokens.keys() == {3}
+
+
+def test_so_is_the_one_after_a_step_that_could_not_be_launched(poisoned: GpuRunner) -> None:
+    long = ScheduledSequence(1, (5,), 0, tuple(range(9)), True, SamplingParams())
+    with pytest.raises(AssertionError, match="blocks of a sequence"):
+        poisoned.execute(StepPlan(1, (long,)))
+    after = poisoned.execute(step(2, (1, 3, 1, PENDING), (3, 4, 0, 7)))
+    assert after.result(20).tokens.keys() == {3}

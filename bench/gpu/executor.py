@@ -100,16 +100,20 @@ class Steps:
             for start in range(0, len(prompt), most):
                 chunk = tuple(prompt[start : start + most])
                 last = start + len(chunk) == len(prompt)
-                part = _scheduled(sequence, chunk, start, samples=last)
+                part = scheduled(sequence, chunk, start, samples=last)
                 future = self.runner.execute(StepPlan(next(self._numbers), (part,)))
                 if last:
                     results.append((sequence, future))
         return [future.result().tokens[sequence.seq_id] for sequence, future in results]
 
     def decode(
-        self, sequences: Sequence[Running], firsts: Sequence[int], start: int, steps: int
+        self,
+        sequences: Sequence[Running],
+        firsts: Sequence[int],
+        starts: Sequence[int],
+        steps: int,
     ) -> list[list[int]]:
-        """Decode `steps` tokens of each sequence, of which `start` tokens are in the pool.
+        """Decode `steps` tokens of each sequence, of which `starts` tokens are in the pool.
 
         A step is launched when the one before the last is known, as the engine loop does.
         """
@@ -118,8 +122,8 @@ class Steps:
         for step in range(steps):
             tokens = firsts if step == 0 else [PENDING] * len(sequences)
             parts = tuple(
-                _scheduled(sequence, (token,), start + step, samples=True)
-                for sequence, token in zip(sequences, tokens, strict=True)
+                scheduled(sequence, (token,), start + step, samples=True)
+                for sequence, token, start in zip(sequences, tokens, starts, strict=True)
             )
             waiting.append(self.runner.execute(StepPlan(next(self._numbers), parts)))
             if len(waiting) == DEPTH:
@@ -134,7 +138,7 @@ def _take(tokens: dict[SeqId, int], sequences: Sequence[Running], found: list[li
         own.append(tokens[sequence.seq_id])
 
 
-def _scheduled(
+def scheduled(
     sequence: Running, tokens: tuple[int, ...], start: int, *, samples: bool
 ) -> ScheduledSequence:
     return ScheduledSequence(

@@ -49,11 +49,11 @@ def _measure(
     with Steps(model, pool, queue, rows=batch, tokens=length, step_tokens=batch) as engine:
         engine.capture(batch)
         sequences = [engine.sequence(table) for table in tables]
-        found = engine.decode(sequences, [1] * batch, context - 1, _WARM_UP)
+        found = engine.decode(sequences, [1] * batch, [context - 1] * batch, _WARM_UP)
         synchronize(stage.device)
         began = time.perf_counter()
         lasts = [own[-1] for own in found]
-        engine.decode(sequences, lasts, context - 1 + _WARM_UP, steps)
+        engine.decode(sequences, lasts, [context - 1 + _WARM_UP] * batch, steps)
         step = (time.perf_counter() - began) / steps
     device = _device_time(stage, model, pool, tables, context)
     figures: dict[str, Any] = {

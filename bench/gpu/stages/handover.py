@@ -82,10 +82,10 @@ def _hand_over(stage: StageRun, model: Any, told: dict[str, Any], how: str) -> d
     ) as engine:
         engine.capture(count)
         sequences = [engine.sequence(table) for table in tables]
-        handed = engine.decode(sequences, told["firsts"], tokens, more - 1)
+        handed = engine.decode(sequences, told["firsts"], [tokens] * count, more - 1)
         asked = [(engine.sequence(t), p) for t, p in zip(tables, prompts_of(scale), strict=True)]
         firsts = engine.prefill(asked, scale.chunk_tokens)
-        own = engine.decode([sequence for sequence, _ in asked], firsts, tokens, more - 1)
+        own = engine.decode([s for s, _ in asked], firsts, [tokens] * count, more - 1)
     moved = len(pairs) * layout.block_bytes
     same = (told["firsts"], handed) == (firsts, own)
     assert same, "the tokens are not those of one process alone"

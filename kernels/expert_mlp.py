@@ -50,8 +50,8 @@ def expert_mlp(
 ) -> Tensor:
     """Return the weighted sum [tokens, hidden] of what its experts give each row of x.
 
-    `chosen` [tokens, top_k] are whole numbers, `weights` float32 of that shape. By Triton's kernels, and
-    nothing is read on the host.
+    `chosen` [tokens, top_k] are whole numbers, `weights` float32 of that shape. By Triton's
+    kernels, and nothing is read on the host.
     """
     from baton.kernels.triton.grouped_linear import grouped_linear, tile_rows
     from baton.kernels.triton.moe_routing import order_by_expert

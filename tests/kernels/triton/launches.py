@@ -325,7 +325,7 @@ LAUNCHES = {
 """By kernel and case."""
 
 _ATTENTION = {"decode_attention": "8b", "prefill_attention": "8b", "rope_kv_write": "8b"}
-_ENDS = {"add_rms_norm": "8b", "sampling": "8b", "block_copy": "bf16", "kv_digest": "8b"}
+_ENDS = {"add_rms_norm": "8b", "sampling": "8b", "block_copy": "bf16", "kv_digest": "heads"}
 
 MODELS = {
     "8b dense": _ATTENTION | _ENDS | {"skinny_linear": "8b", "gate_mul": "8b"},
@@ -348,6 +348,7 @@ MODELS = {
     },
     "deepseek": {
         "mla_decode": "deepseek",
+        "latent_write": "deepseek",
         "add_rms_norm": "deepseek",
         "moe_routing": "deepseek",
         "grouped_linear": "deepseek",

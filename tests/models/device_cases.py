@@ -5,6 +5,7 @@ and beside padding; then all decode.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -95,7 +96,8 @@ class Twice:
         self._model, self._reference = model, reference
         layout = model.share.kv(model.spec, BLOCK, model.dtype).layout
         count = WIDTH * SEQUENCES + 1
-        self._host, self._device = KVCache(layout, count), KVCache(layout, count)
+        self._host = KVCache(layout, count)
+        self._device = KVCache(layout, count, model.device)
         # What no token fills may be anything to the paged kernels.
         self._device.tensor.fill_(float("nan"))
         random = torch.Generator().manual_seed(3)
@@ -115,11 +117,15 @@ class Twice:
         with using_backend(Backend.TORCH):
             expected = self._reference.forward(batch.model, self._host.layers, Workspace())
         of = {row.seq_id: logits for row, logits in zip(batch.sampled, expected, strict=True)}
-        step = self._device_step(parts, padding)
-        found = self._model.forward_device(step, paged_layers(self._device.tensor))
+        step = on_device(self.device_step(parts, padding), self._model.device)
+        found = self.run(step)
         if step.sampled is None:
             found = found[: len(parts)]
-        return torch.stack([of[SeqId(part[0])] for part in parts]), found
+        return torch.stack([of[SeqId(part[0])] for part in parts]), found.cpu()
+
+    def run(self, step: DeviceStep) -> Tensor:
+        """Return the logits of a step on the model's device."""
+        return self._model.forward_device(step, paged_layers(self._device.tensor))
 
     def _scheduled(self, sequence: int, start: int, end: int) -> ScheduledSequence:
         blocks = tuple(BlockId(b) for b in self._blocks[sequence][: -(-end // BLOCK)])
@@ -127,7 +133,8 @@ class Twice:
         sampling = SamplingParams(temperature=0.0)
         return ScheduledSequence(SeqId(sequence), tokens, start, blocks, True, sampling)
 
-    def _device_step(self, parts: Sequence[tuple[int, int, int]], padding: int) -> DeviceStep:
+    def device_step(self, parts: Sequence[tuple[int, int, int]], padding: int) -> DeviceStep:
+        """Return the step as `step` gives it to the device, still on the host."""
         decodes = [part for part in parts if part[2] - part[1] == 1]
         chunks = [part for part in parts if part[2] - part[1] > 1]
         assert [*decodes, *chunks] == list(parts)
@@ -159,6 +166,23 @@ class Twice:
         return DeviceStep(tokens, positions, slots, batch, sampled)
 
 
+def on_device(step: DeviceStep, device: torch.device) -> DeviceStep:
+    """Return the step with its tensors on a device."""
+    batch = step.batch
+    return DeviceStep(
+        step.tokens.to(device),
+        step.positions.to(device),
+        step.slots.to(device),
+        replace(
+            batch,
+            tables=batch.tables.to(device),
+            lengths=batch.lengths.to(device),
+            starts=None if batch.starts is None else batch.starts.to(device),
+        ),
+        None if step.sampled is None else step.sampled.to(device),
+    )
+
+
 STEPS = (
     ([(0, 0, 8), (1, 0, 3), (2, 0, 9)], 0),
     ([(0, 8, 9), (1, 3, 4), (2, 9, 20)], 2),
@@ -167,17 +191,22 @@ STEPS = (
 """Parts and padding of each."""
 
 
-def worst_gap(folder: Path, backend: Backend) -> float:
+def loaded_twice(folder: Path, backend: Backend, device: str = "cpu") -> Twice:
+    """Return a model on `device`, computed by a backend, and the same on the host."""
+    models = []
+    for computes, where in ((backend, device), (Backend.TORCH, "cpu")):
+        with using_backend(computes):
+            checkpoint, spec = Checkpoint(folder, torch.float32, where), read_spec(folder)
+            models.append(Decoder(spec, checkpoint, dtype="float32", threads=1))
+    return Twice(*models)
+
+
+def worst_gap(folder: Path, backend: Backend, device: str = "cpu") -> float:
     """Return the largest |found - expected| / |expected| of the logits of all steps.
 
-    They are those of `forward_device` by a backend and of `forward` by torch.
+    They are those of `forward_device` by a backend and of `forward` by torch on the host.
     """
-    models = []
-    for computes in (backend, Backend.TORCH):
-        with using_backend(computes):
-            checkpoint, spec = Checkpoint(folder, torch.float32), read_spec(folder)
-            models.append(Decoder(spec, checkpoint, dtype="float32", threads=1))
-    twice = Twice(*models)
+    twice = loaded_twice(folder, backend, device)
     gaps = []
     for parts, padding in STEPS:
         with using_backend(backend):

@@ -188,6 +188,8 @@ def _ray() -> Finding:
 def _ucx() -> Finding:
     found = _describe_ucx()
     here = f"{found.version}, {found.library}: {', '.join(found.transports)}"
+    if found.moves_cuda:
+        here += f"; memory of GPUs by {', '.join(found.cuda_transports)}"
     use = "for RDMA between machines, or if it is asked for; else KV goes by shm and TCP"
     return Finding("UCX", here, use)
 

@@ -60,6 +60,12 @@ def serve(
     dtype: Annotated[
         str, typer.Option(help="What to compute in, and the KV: float32 or bfloat16.")
     ] = "float32",
+    prefill_kv_dtype: Annotated[
+        str | None, typer.Option(help="What prefill keeps KV as: float32 or bfloat16.")
+    ] = None,
+    decode_kv_dtype: Annotated[
+        str | None, typer.Option(help="What decode keeps KV as; converted when handed over.")
+    ] = None,
     batch_invariant: Annotated[
         bool, typer.Option(help="Bitwise the same logits in any batch, or refuse to start.")
     ] = False,
@@ -109,6 +115,8 @@ def serve(
                 tp=prefill_tp, pp=prefill_pp, ep=prefill_ep, cp=prefill_cp
             ),
             decode_parallel=ParallelConfig.checked(tp=decode_tp, pp=decode_pp, ep=decode_ep),
+            prefill_kv_dtype=prefill_kv_dtype,
+            decode_kv_dtype=decode_kv_dtype,
             threads=threads,
             start_timeout_s=start_timeout,
             engine=EngineConfig.checked(

@@ -291,7 +291,7 @@ class LocalCluster:
             host=config.host,
             threads=config.threads,
             parallel=self._parallel(start.desired),
-            engine=config.engine,
+            engine=config.engine_of(start.desired.role),
             handover=self._handover,
         )
 

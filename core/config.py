@@ -26,6 +26,10 @@ class Config(BaseModel):
             raise InvalidConfig(field, first["input"], first["msg"]) from None
 
 
+KVDtype = Literal["float32", "bfloat16"]
+"""What KV may be kept as."""
+
+
 class EngineConfig(Config):
     """What one engine computes with, and its limits."""
 
@@ -42,7 +46,7 @@ class EngineConfig(Config):
     and however its prompt is cut. The native executor always computes so; torch never does."""
     block_size: Literal[8, 16, 32] = 16
     """Tokens per KV block."""
-    kv_dtype: Literal["float32", "bfloat16"] | None = None
+    kv_dtype: KVDtype | None = None
     """What KV is kept as, if not as the model computes; anything else takes the executor torch.
     bfloat16 takes half the memory. Prefill and decode may differ."""
     kv_memory_mib: int | None = Field(default=None, ge=1, le=1 << 20)
@@ -254,6 +258,10 @@ class ClusterConfig(Config):
     """Over how many ranks each prefill instance is spread."""
     decode_parallel: ParallelConfig = ParallelConfig()
     """Over how many ranks each decode instance is spread."""
+    prefill_kv_dtype: KVDtype | None = None
+    """What prefill instances keep KV as, if not as `engine` says; see EngineConfig.kv_dtype."""
+    decode_kv_dtype: KVDtype | None = None
+    """What decode instances keep KV as, if not as `engine` says; it is converted on the way."""
     threads: int = Field(default=1, ge=1, le=1024)
     """CPU threads per rank."""
     start_timeout_s: float = Field(default=180.0, gt=0)
@@ -264,3 +272,8 @@ class ClusterConfig(Config):
     """Deadlines and transport of the handover."""
     gateway: GatewayConfig = GatewayConfig()
     """The front door."""
+
+    def engine_of(self, role: Role) -> EngineConfig:
+        """Return the engine's config on instances of a role."""
+        own = self.prefill_kv_dtype if role is Role.PREFILL else self.decode_kv_dtype
+        return self.engine if own is None else self.engine.model_copy(update={"kv_dtype": own})

@@ -25,6 +25,7 @@ from baton.executor.rank import LoadedRank, RankParts, load_rank, meeting_of
 from baton.executor.rank_group import OnListening, RankGroup, Say, nobody
 from baton.executor.runner import ModelRunner
 from baton.kv_transfer.choose import OpenTransport, open_transport
+from baton.kv_transfer.sender import DirectReads
 from baton.kv_transfer.transport import Transport
 from baton.models.revision import revision
 from baton.parallel.join import listen
@@ -42,6 +43,7 @@ class Instance:
         rank: LoadedRank,
         ranks: RankGroup,
         transports: tuple[bytes, ...],
+        direct: DirectReads,
         listener: Listener,
         facts: "_Facts",
     ) -> None:
@@ -56,6 +58,8 @@ class Instance:
         """The leader's part of it."""
         self.transports = transports
         """How each rank's KV is read, as Accepted has it; none if it is mixed."""
+        self.direct = direct
+        """How each rank's KV is read where it is on devices; nothing if one of them cannot be."""
         self._rank = rank
         self._ranks = ranks
         self._facts = facts
@@ -104,7 +108,7 @@ class Instance:
         facts = _Facts()
         ranks = RankGroup(config, facts.incarnation)
         try:
-            rank, transports = await _load_all(
+            rank, transports, direct = await _load_all(
                 config,
                 ranks,
                 facts,
@@ -113,7 +117,7 @@ class Instance:
             )
             try:
                 await asyncio.to_thread(facts.learn, config, rank)
-                return cls(config, rank, ranks, transports, listener, facts)
+                return cls(config, rank, ranks, transports, direct, listener, facts)
             except BaseException:  # the scheduler may refuse its config
                 await rank.close()
                 raise
@@ -190,14 +194,7 @@ class Instance:
             "prompt_tokens_cached": roster.memory.cached_tokens,
         }
         counters |= self._rank.collectives()
-        if self._rank.transport is not None:
-            transport = self._rank.transport.stats()
-            counters["transfers_open"] = transport.transfers_open
-            counters["transfers_failed"] = transport.transfers_failed
-            counters["transport_fallbacks"] = transport.fallbacks
-            for name, count in transport.bytes_read.items():
-                counters[f"bytes_read_{name}"] = count
-        return counters
+        return counters | self._rank.moved()
 
     def problems(self) -> list[str]:
         """Return what is beyond its budget, in words; none: healthy."""
@@ -247,7 +244,7 @@ async def _load_all(
     facts: "_Facts",
     parts: RankParts,
     on_listening: OnListening,
-) -> tuple[LoadedRank, tuple[bytes, ...]]:
+) -> tuple[LoadedRank, tuple[bytes, ...], DirectReads]:
     """Wait for all ranks, and let each load its share; return the leader's, and how to read all."""
     listener, port = None, 0
     if config.parallel.size > 1:
@@ -263,13 +260,16 @@ async def _load_all(
         others.cancel()
         raise
     try:
-        transports = await others
+        others_told = await others
     except BaseException:
         await rank.close()
         raise
-    if rank.transport is None:
-        return rank, ()
-    return rank, (rank.transport.metadata(), *filter(None, transports))
+    own = rank.metadata()
+    told = [metadata for metadata in (own, *others_told) if metadata[0]]
+    direct = tuple(metadata[1] for metadata in told)
+    ways = () if rank.direct is None else rank.direct.ways
+    reads = DirectReads(direct, ways) if all(direct) else DirectReads((), ())
+    return rank, tuple(metadata[0] for metadata in told), reads
 
 
 class _Facts:

@@ -49,12 +49,13 @@ class _Recorded:
 class LateDevice:
     """Implements `Device`."""
 
-    def __init__(self, seed: int = 0, *, hides: bool = False) -> None:
-        """`hides`: what changes in its memory shows only when the `record` after it is waited for.
-
-        Only for memory that the model alone writes.
+    def __init__(self, seed: int = 0, *, hides: bool = False, shared: bool = True) -> None:
+        """`hides`: what changes in its memory shows only when the `record` after it is waited for;
+        for memory that the model alone writes. `shared`: whether other processes can read it.
         """
-        self.driver = LateDriver(seed)
+        self.memory = LateDriver(seed)
+        """What copies between its memory and that of others."""
+        self.driver = self.memory if shared else None
         """See Device."""
         self.recorded = 0
         """Events so far."""
@@ -75,7 +76,7 @@ class LateDevice:
 
     def allocate(self, size: int) -> Tensor:
         """See Device."""
-        memory = torch.frombuffer(self.driver.allocate(size).buffer, dtype=torch.uint8)
+        memory = torch.frombuffer(self.memory.allocate(size).buffer, dtype=torch.uint8)
         self._own.append(_range(memory))
         if self._hides:
             words = memory[: size // 8 * 8].view(torch.int64)
@@ -130,7 +131,7 @@ class LateDevice:
         """Assert that every copy and event was waited for, and that no host memory is pinned."""
         assert not self._open, self
         assert not self._events, f"{len(self._events)} events that nobody waited for"
-        self.driver.check()
+        self.memory.check()
         assert not self._pinned, "host memory is still pinned"
 
     def _show(self, event: _Recorded) -> None:

@@ -32,7 +32,7 @@ class PacedRunner:
         """Start a step; the result comes once its KV is in the pool. Raises what `runner` does."""
         result = self._runner.execute(plan, watch and self._paced(watch))
         outcome: Future[StepResult] = Future()
-        end = self._after(self._device.record(), lambda: _hand_on(result, outcome))
+        end = self._after(self._device.record(), lambda: self._hand_on(result, outcome))
         end.add_done_callback(lambda done: _fail(outcome, done.exception()))
         return outcome
 
@@ -56,21 +56,24 @@ class PacedRunner:
 
         return self._thread.submit(wait)
 
-
-def _hand_on(result: StepResult | Future[StepResult], outcome: Future[StepResult]) -> None:
-    """Set `outcome` to what a step's result is, or will be."""
-    if not isinstance(result, Future):
-        outcome.set_result(result)
-        return
-
-    def known(future: Future[StepResult]) -> None:
-        error = future.exception()
-        if error is None:
-            outcome.set_result(future.result())
+    def _hand_on(
+        self, result: StepResult | Future[StepResult], outcome: Future[StepResult]
+    ) -> None:
+        """Set `outcome` to what a step's result is, or will be; in the thread, so that layers which
+        are reached before that are told of before.
+        """
+        if isinstance(result, Future):
+            result.add_done_callback(lambda ended: self._thread.submit(_set, outcome, ended))
         else:
-            outcome.set_exception(error)
+            outcome.set_result(result)
 
-    result.add_done_callback(known)
+
+def _set(outcome: Future[StepResult], result: Future[StepResult]) -> None:
+    error = result.exception()
+    if error is None:
+        outcome.set_result(result.result())
+    else:
+        outcome.set_exception(error)
 
 
 def _fail(outcome: Future[StepResult], error: BaseException | None) -> None:

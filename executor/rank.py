@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections import Counter
 from dataclasses import dataclass
 
 from baton.core.config import EngineConfig, ParallelConfig, WorkerConfig
@@ -23,7 +24,8 @@ from baton.executor.rank_group import Say, rank_name
 from baton.executor.rank_handover import KVPlace, RankHandover
 from baton.executor.runner import ModelRunner
 from baton.kernels.kv_digest import is_native
-from baton.kv_transfer.choose import OpenTransport
+from baton.kv_transfer.choose import OpenTransport, open_device_transport
+from baton.kv_transfer.negotiated import NegotiatedTransport
 from baton.kv_transfer.transport import Transport
 from baton.models.decoder import Decoder
 from baton.models.loader import Model, load_model
@@ -64,6 +66,8 @@ class LoadedRank:
     """What handovers read and write, the pool included; a mixed instance has none."""
     transport: Transport | None
     """Nor has it this."""
+    direct: NegotiatedTransport | None
+    """Reads pools on devices, if its own is on one and something here can."""
     membership: Membership
     """Of the groups of ranks."""
     balancer: ExpertBalancer | None
@@ -96,21 +100,52 @@ class LoadedRank:
             counters["expert_moves"] = self.balancer.moves
         return counters
 
+    def metadata(self) -> tuple[bytes, bytes]:
+        """Return how others read its KV: as usual, and where it is on a device; empty if nobody.
+
+        Of ranks that have the same, along cp, the first is read.
+        """
+        if self.transport is None or self.place.copy:
+            return b"", b""
+        return self.transport.metadata(), b"" if self.direct is None else self.direct.metadata()
+
+    def moved(self) -> dict[str, float | int | str]:
+        """Return what its transports have moved and its staging holds, as counters by name."""
+        counters: Counter[str] = Counter()
+        for transport in (self.transport, self.direct):
+            if transport is None:
+                continue
+            stats = transport.stats()
+            counters["transfers_open"] += stats.transfers_open
+            counters["transfers_failed"] += stats.transfers_failed
+            counters["transport_fallbacks"] += stats.fallbacks
+            counters["reads_refused"] += stats.refused
+            for name, count in stats.bytes_read.items():
+                counters[f"bytes_read_{name}"] += count
+        if self.memory is not None and self.memory.staging is not None:
+            pages = self.memory.staging.pool.stats()
+            counters["staging_pages"] = pages.total
+            counters["staging_pages_free"] = pages.free
+            counters["staging_waiting"] = pages.waiting
+        return dict(counters)
+
     def handover(self, terms: HandoverTerms, config: WorkerConfig) -> RankHandover:
         """Return this rank's part of an attempt."""
-        assert self.transport is not None, "a handover in a mixed instance"
+        transport = self.direct if terms.direct else self.transport
+        assert transport is not None, "a handover in a mixed instance, or in a way it has not"
         assert self.memory is not None, "a handover in a mixed instance"
         limit_s = config.handover.read_timeout_s
-        return RankHandover(terms, self.place, self.transport, self.memory, limit_s)
+        return RankHandover(terms, self.place, transport, self.memory, limit_s)
 
     async def close(self) -> None:
         """Give back what is open, and check that nothing was held."""
         if self.gpu is not None:
             self.gpu.close()
         self.membership.leave()
-        if self.transport is not None:
-            await self.transport.close()
-            self.transport.check()
+        for transport in (self.transport, self.direct):
+            if transport is not None:
+                await transport.close()
+                transport.check()
         if self.memory is not None:
             self.memory.close()
 
@@ -180,15 +215,27 @@ async def load_rank(
             runner = await asyncio.to_thread(
                 start_runner, gpu, config.engine, model, kv, host, steps.depth, parts.on_progress
             )
-        transport = None
+        transport = direct = None
         if memory is not None:
             transport = await _open_transport(config, memory, incarnation, parts)
+            direct = await _open_direct(config, memory, incarnation, parts)
     except BaseException:
         membership.leave()
         raise
     balancer = _balancer(config, model)
     return LoadedRank(
-        layout, place, model, kv, host, memory, transport, membership, balancer, steps, runner
+        layout,
+        place,
+        model,
+        kv,
+        host,
+        memory,
+        transport,
+        direct,
+        membership,
+        balancer,
+        steps,
+        runner,
     )
 
 
@@ -215,6 +262,24 @@ async def _open_transport(
         incarnation=incarnation,
     )
     parts.on_progress(f"transport: {transport!r}")
+    return transport
+
+
+async def _open_direct(
+    config: WorkerConfig, memory: HandoverMemory, incarnation: Incarnation, parts: RankParts
+) -> NegotiatedTransport | None:
+    """Open what reads pools on devices; None if ours is on none, or nothing here can."""
+    if memory.device_region is None:
+        return None
+    transport = await open_device_transport(
+        memory.device_region,
+        config.handover,
+        host=config.host,
+        owner=rank_name(config.instance_id, config.rank),
+        incarnation=incarnation,
+    )
+    ways = "staging only" if transport is None else ", ".join(transport.ways)
+    parts.on_progress(f"KV on devices: {ways}")
     return transport
 
 

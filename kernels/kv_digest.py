@@ -25,7 +25,8 @@ The bound holds for bytes and labels that were chosen without knowing the key.
 
 import functools
 import hashlib
-from typing import NamedTuple, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,13 +54,12 @@ Labels = NDArray[np.uint8]
 _log = get_logger(__name__)
 
 
-@runtime_checkable
-class HashesItself(Protocol):
+class HashesItself(ABC):
     """Memory that this process cannot read, but have hashed: see kernels/kv_digest_device.py."""
 
+    @abstractmethod
     def hash_units(self, key: bytes, pieces: "Pieces", labels: Labels) -> Digests:
         """Return what `hash_units` does, of this memory."""
-        ...
 
 
 class Pieces(NamedTuple):

@@ -16,6 +16,7 @@ from baton.kernels.kv_digest import (
     KEY_LINES,
     LINE_BYTES,
     Digests,
+    HashesItself,
     Labels,
     Pieces,
     check_pieces,
@@ -44,7 +45,7 @@ class UnitTable:
     """In how many words, 16 or 1, all pieces are."""
 
 
-class DeviceBytes:
+class DeviceBytes(HashesItself):
     """Implements `HashesItself` for bytes on a device; blocks until they are hashed."""
 
     def __init__(self, memory: Tensor) -> None:

@@ -95,7 +95,8 @@ struct Sums {
   void take(const uint8_t* from, uint8_t* to, const uint8_t* key, int64_t lines) {
 #pragma GCC unroll 8
     for (int64_t at = 0; at < lines * kLine; at += kLine) {
-      if (kCopy == Copy::kStreamed) __builtin_prefetch(from + at + kAhead, 0, 2);
+      if (kCopy != Copy::kNone) __builtin_prefetch(from + at + kAhead, 0, 2);
+      if (kCopy == Copy::kCached) __builtin_prefetch(to + at + kAhead, 1, 2);
 #pragma GCC unroll 4
       for (int part = 0; part < kParts; ++part) {
         const Pairs bytes = load(from + at + part * kVector);

@@ -17,6 +17,7 @@ import struct
 from collections import deque
 
 from baton.core.errors import PeerLost, TransportError
+from baton.core.ids import Ticket
 from baton.kv_transfer.device_driver import CopyEvent, CopyLane, DeviceDriver, OpenedMemory
 from baton.kv_transfer.link.backend import Channel
 from baton.kv_transfer.link.local import dial_locally, listen_locally, until_hung_up
@@ -24,8 +25,8 @@ from baton.kv_transfer.link.stream import hung_up
 from baton.kv_transfer.runs import RunTable
 from baton.kv_transfer.transport import Metadata, Region
 
-_TOLD = struct.Struct(">QH")
-"""What the owner says first: the length of its region, and of the handle that follows."""
+_TOLD = struct.Struct(">QHH")
+"""What the owner says first: the length of its region, of the handle, and of the device's name."""
 
 
 class CudaIpcBackend:
@@ -50,12 +51,15 @@ class CudaIpcBackend:
 
     def open(self, connection: socket.socket, theirs: Metadata) -> Channel:
         """See Backend."""
-        told = _received(connection, _TOLD.size)
-        length, size = _TOLD.unpack(told)
-        handle = _received(connection, size)
+        length, *sizes = _TOLD.unpack(_received(connection, _TOLD.size))
+        handle, device = (_received(connection, size) for size in sizes)
         if length != theirs.length:
             raise TransportError(f"its memory is not the {theirs.length} bytes it was said to be")
-        memory = self._device.open(handle, length)
+        try:
+            memory = self._device.open(handle, length)
+        except TransportError as error:
+            both = f"memory of {device.decode(errors='replace')} on {self._device.identity}"
+            raise TransportError(f"{both} cannot be opened: {error}") from error
         try:
             lane = self._device.open_lane()
         except BaseException:
@@ -65,7 +69,9 @@ class CudaIpcBackend:
 
     def serve(self, connection: socket.socket) -> None:
         """See Backend. The connection ends when either side does."""
-        connection.sendall(_TOLD.pack(self._region.length, len(self._handle)) + self._handle)
+        handle, device = self._handle, self._device.identity.encode()
+        told = _TOLD.pack(self._region.length, len(handle), len(device))
+        connection.sendall(told + handle + device)
         until_hung_up(connection)
 
 
@@ -83,7 +89,7 @@ class _CudaIpcChannel:
         self._lane = lane
         self._asked: deque[CopyEvent] = deque()
 
-    def ask(self, part: RunTable) -> None:
+    def ask(self, part: RunTable, ticket: Ticket) -> None:
         """See Channel."""
         targets, sources = part.local + self._local, part.remote + self._memory.address
         self._asked.append(self._lane.copy(targets, sources, part.length))

@@ -78,7 +78,10 @@ class LateDriver:
 
     def open(self, handle: bytes, length: int) -> "_LateMemory":
         """See DeviceDriver."""
-        pid, number, size, offset = msgpack.unpackb(handle)
+        try:
+            pid, number, size, offset = msgpack.unpackb(handle)
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise TransportError("this is no handle of a late device") from error
         if not 0 <= offset <= size - length:
             raise TransportError(f"the handle is not of {length} bytes")
         try:

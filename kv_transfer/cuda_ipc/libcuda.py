@@ -112,12 +112,12 @@ class CudaDriver:
         self._uuid = bytes(uuid.bytes).hex()
 
     def __repr__(self) -> str:
-        return f"<CudaDriver {self._index}, GPU {self._uuid}>"
+        return f"<CudaDriver {self._index}, {self.identity}>"
 
     @property
     def identity(self) -> str:
         """See DeviceDriver."""
-        return self._uuid
+        return f"GPU {self._uuid}"
 
     def attach(self) -> None:
         """See DeviceDriver; every method below does so itself."""

@@ -9,6 +9,7 @@ import socket
 import struct
 
 from baton.core.errors import PeerLost, TransportError
+from baton.core.ids import Ticket
 from baton.kernels.kv_digest import Digests, copy_and_hash, is_native
 from baton.kv_transfer.link.backend import Channel
 from baton.kv_transfer.link.local import dial_locally, listen_locally, until_hung_up
@@ -72,7 +73,7 @@ class _MappedChannel:
         self._local = region.address
         self._mapping = mapping
 
-    def ask(self, part: RunTable) -> None:
+    def ask(self, part: RunTable, ticket: Ticket) -> None:
         """See Channel. Nobody must be asked."""
 
     def receive(self, part: RunTable) -> None:
@@ -123,7 +124,7 @@ class _ProcessChannel:
         if self._pid == 0:
             raise TransportError("its process namespace cannot be seen from here")
 
-    def ask(self, part: RunTable) -> None:
+    def ask(self, part: RunTable, ticket: Ticket) -> None:
         """See Channel. Nobody must be asked."""
 
     def receive(self, part: RunTable) -> None:

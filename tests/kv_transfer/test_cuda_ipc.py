@@ -23,6 +23,8 @@ from .transport_target import Bytes
 from .transport_worlds import SECRET, soon
 
 SIZE = 1 << 20
+_allocated: list[Bytes] = []
+"""Kept, as the library never forgets an address."""
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,7 @@ def memory_of(library: LibCuda, size: int) -> Bytes:
     allocated = library._library.fake_allocated
     allocated.argtypes = (ctypes.c_uint64, ctypes.c_size_t)
     allocated(memory.ctypes.data, size)
+    _allocated.append(memory)
     return memory
 
 
@@ -104,7 +107,7 @@ async def test_short_runs_go_by_one_kernel_and_long_ones_by_copies(pair) -> None
 
 def test_what_the_driver_refuses_is_told_in_its_words(library: LibCuda) -> None:
     driver = CudaDriver(0, library, None)
-    assert driver.identity == "07" * 16
+    assert driver.identity == "GPU " + "07" * 16
     with pytest.raises(TransportError, match=r"cuDeviceGet: unknown \(101\)"):
         CudaDriver(1, library, None)
     with pytest.raises(TransportError, match="cuMemGetAddressRange_v2"):
@@ -168,3 +171,23 @@ async def test_the_fake_notices_what_is_unmapped_while_it_is_read() -> None:
     driver.check()
     with pytest.raises(TransportError, match="not the device's"):
         driver.export(1, 1)
+
+
+async def test_a_device_that_is_out_of_reach_is_named(library: LibCuda) -> None:
+    driver, late = CudaDriver(0, library, None), LateDriver()
+    memory = memory_of(library, SIZE)
+    theirs = transport_over(driver, memory, "prefill")
+    place = late.allocate(SIZE)
+    region = Region(place.address, SIZE, place, device=late)
+    ours = LinkTransport(
+        region,
+        CudaIpcBackend(region),
+        owner="decode",
+        incarnation=new_incarnation(),
+        secret=SECRET.encode(),
+    )
+    with pytest.raises(TransportError, match=r"memory of GPU (07)+ on late device cannot be"):
+        await soon(ours.add_peer(theirs.metadata()))
+    for transport in (ours, theirs):
+        await soon(transport.close())
+        transport.check()

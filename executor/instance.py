@@ -73,21 +73,23 @@ class Instance:
             partitions=places,
             ahead=steps.ahead,
         )
-        self._own: ModelRunner | GpuRunner
-        runner: Runner
-        if rank.gpu is not None:
-            runner = self._own = rank.gpu
-        else:
-            runner = self._own = rank.runner()
-            if not self.alone:
-                runner = MeshRunner(runner, ranks, tells=rank.tells)
+        self._own: ModelRunner | GpuRunner = rank.gpu or rank.runner()
         self._paced: PacedRunner | None = None
-        if rank.memory is not None and rank.memory.device is not None:
-            runner = self._paced = PacedRunner(runner, rank.memory.device)
-        self.engine = EngineLoop(self._scheduler, runner, listener, depth=steps.depth)
+        self.engine = EngineLoop(self._scheduler, self._runner(), listener, depth=steps.depth)
         self._running = asyncio.create_task(self.engine.run())
         self._running.add_done_callback(self._engine_ended)
         self._closing = False
+
+    def _runner(self) -> Runner:
+        """Return what the engine runs steps by: this rank, with all others, as its device does."""
+        rank = self._rank
+        runner: Runner = self._own
+        if not self.alone:
+            assert isinstance(self._own, ModelRunner), "an instance of many ranks on GPUs"
+            runner = MeshRunner(self._own, self._ranks, tells=rank.tells)
+        if rank.memory is not None and rank.memory.device is not None:
+            runner = self._paced = PacedRunner(runner, rank.memory.device)
+        return runner
 
     @classmethod
     async def load(

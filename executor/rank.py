@@ -73,6 +73,7 @@ class LoadedRank:
     balancer: ExpertBalancer | None
     """Moves experts, where there are several places for them."""
     steps: StepsUnderWay
+    """How many there may be at once."""
     gpu: GpuRunner | None
     """Computes on a GPU, if the instance does; it is the only rank then."""
 
@@ -193,23 +194,14 @@ async def load_rank(
         parts.on_progress(f"loading {config.model_name} from {config.model_dir}")
         model = await asyncio.to_thread(_load_model, config, share, str(device))
         parts.on_progress(f"executor: {model.executor}")
-        ranks = membership.ranks
-        if gpu is None:
-            num_blocks = _blocks(layout, config.engine.kv_mib_on_host)
-        else:
-            num_blocks = await asyncio.to_thread(
-                blocks_on_gpu, gpu, config.engine, model, layout.model, parts.on_progress
-            )
-        rank = Rank(ranks.pp.rank, ranks.tp.rank)
-        place = KVPlace(rank, ranks.ep.rank, num_blocks, copy=ranks.cp.rank > 0)
-        own = layout.shard(rank).layout
-        memory = None
+        num_blocks = await asyncio.to_thread(_pool_blocks, config, layout, model, gpu, parts)
+        place = _place(membership.ranks, num_blocks)
+        own = layout.shard(place.rank).layout
+        memory, pool_device = None, parts.device or (gpu.pool if gpu else None)
         if config.role is not Role.MIXED:
-            pool_device = parts.device or (gpu.pool if gpu is not None else None)
             memory = HandoverMemory(config, own, num_blocks, pool_device)
         kv = KVCache(own, num_blocks, str(device)) if memory is None else memory.kv
         host = _host_pool(config, layout, kv)
-        parts.on_progress(f"KV pool: {num_blocks} blocks of {config.engine.block_size} tokens")
         runner = None
         if gpu is not None:
             runner = await asyncio.to_thread(
@@ -222,21 +214,25 @@ async def load_rank(
     except BaseException:
         membership.leave()
         raise
-    balancer = _balancer(config, model)
-    return LoadedRank(
-        layout,
-        place,
-        model,
-        kv,
-        host,
-        memory,
-        transport,
-        direct,
-        membership,
-        balancer,
-        steps,
-        runner,
-    )
+    pools, ways, balancer = (kv, host, memory), (transport, direct), _balancer(config, model)
+    return LoadedRank(layout, place, model, *pools, *ways, membership, balancer, steps, runner)
+
+
+def _pool_blocks(
+    config: WorkerConfig, layout: ShardedLayout, model: Model, gpu: Gpu | None, parts: RankParts
+) -> int:
+    """Return how many blocks the pool gets."""
+    if gpu is None:
+        blocks = _blocks(layout, config.engine.kv_mib_on_host)
+    else:
+        blocks = blocks_on_gpu(gpu, config.engine, model, layout.model, parts.on_progress)
+    parts.on_progress(f"KV pool: {blocks} blocks of {config.engine.block_size} tokens")
+    return blocks
+
+
+def _place(ranks: Ranks, num_blocks: int) -> KVPlace:
+    rank = Rank(ranks.pp.rank, ranks.tp.rank)
+    return KVPlace(rank, ranks.ep.rank, num_blocks, copy=ranks.cp.rank > 0)
 
 
 def _balancer(config: WorkerConfig, model: Model) -> ExpertBalancer | None:

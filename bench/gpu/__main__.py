@@ -5,9 +5,10 @@
     python -m bench.gpu --report             the tables of what the file holds, nothing is run
     python -m bench.gpu --scale tiny         tries the harness on a CPU: its figures mean nothing
 
-Run it from the repo's root with the Python that has torch 2.11 or newer with CUDA, Triton 3.6 and
-safetensors; Baton need not be installed. transformers 5 is for the stages correctness and
-transformers, msgpack for handover; a stage whose module is missing says so and is left out.
+Run it from the repo's root with a Python (3.11 or newer) that has torch 2.11 or newer with CUDA,
+Triton 3.6, numpy, safetensors and xxhash; Baton need not be installed, nor what else it depends on.
+transformers 5 is for the stages correctness and transformers, structlog for the row of kv_digest in
+the kernel table; where one is missing that says so and is left out.
 Every figure is appended to the file as soon as it is known. A run that is begun again with the same
 file goes on where the last one ended, and tries again what failed; --fresh begins anew.
 """

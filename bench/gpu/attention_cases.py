@@ -10,7 +10,6 @@ from baton.kernels.attention_scores import Scoring
 from baton.kernels.triton.block_copy import gather_blocks, scatter_blocks
 from baton.kernels.triton.decode_attention import decode_attention, decode_programs
 from baton.kernels.triton.decode_plan import plan_decode
-from baton.kernels.triton.kv_digest import unit_sums
 from baton.kernels.triton.mla_decode import mla_decode, mla_programs
 from baton.kernels.triton.prefill_attention import prefill_attention
 from baton.kernels.triton.rope_kv_write import rope_kv_write_
@@ -135,6 +134,8 @@ def _block_copy(
 
 def _digest(maker: Maker, shape: ModelShape, blocks: int) -> Call:
     """A unit is half of the heads of all layers of a block: a piece a layer and part."""
+    from baton.kernels.triton.kv_digest import unit_sums  # which wants a log
+
     part = _half_pool(maker, shape, blocks)
     pieces, words = shape.layers * 2, part[0, 0, 0].nbytes // 4
     whole = shape.kv_heads * BLOCK_SIZE * shape.head_dim * part.element_size() // 4

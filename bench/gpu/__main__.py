@@ -3,6 +3,7 @@
     python -m bench.gpu                      all stages, ten minutes at most
     python -m bench.gpu --only decode,prefill --minutes 4
     python -m bench.gpu --report             the tables of what the file holds, nothing is run
+    python -m bench.gpu --scale short        two layers and few cases: does all of it run here?
     python -m bench.gpu --scale tiny         tries the harness on a CPU: its figures mean nothing
 
 Run it from the repo's root with a Python (3.11 or newer) that has torch 2.11 or newer with CUDA,
@@ -23,6 +24,7 @@ from typing import Any
 from bench.gpu.campaign import ROOT, STAGES, Stage, run_stages
 from bench.gpu.records import Records
 from bench.gpu.report import report
+from bench.gpu.scale import SCALES
 
 
 def main() -> None:
@@ -53,7 +55,7 @@ def machine(scale: str) -> dict[str, Any]:
     import torch
 
     device, memory = platform.machine(), 0
-    if scale != "tiny":
+    if SCALES[scale].device != "cpu":
         if not torch.cuda.is_available():
             sys.exit("there is no CUDA device here; --scale tiny tries the harness without one")
         properties = torch.cuda.get_device_properties(0)
@@ -105,7 +107,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", type=_stages, default=STAGES, help="stages, with commas between")
     parser.add_argument("--minutes", type=float, default=10.0, help="for all stages together")
     parser.add_argument("--out", type=Path, help="results (default: gpu-SCALE.jsonl)")
-    parser.add_argument("--scale", choices=("full", "tiny"), default="full")
+    parser.add_argument("--scale", choices=SCALES, default="full")
     parser.add_argument("--fresh", action="store_true", help="forget what the file holds")
     parser.add_argument("--report", action="store_true", help="only print the tables")
     return parser.parse_args()

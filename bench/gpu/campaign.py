@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.gpu.records import Records, is_complete
+from bench.gpu.scale import SCALES
 
 ROOT = Path(__file__).resolve().parents[2]
 GRACE_S = 10.0
@@ -87,7 +88,7 @@ def run_stage(stage: Stage, records: Records, out: Path, scale: str, seconds: fl
 def _environment(stage: Stage, scale: str) -> dict[str, str]:
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     found = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
-    if scale == "tiny" and stage.interpreted:
+    if SCALES[scale].device == "cpu" and stage.interpreted:
         found |= {"TRITON_INTERPRET": "1"}
     return found
 

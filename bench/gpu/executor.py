@@ -149,7 +149,8 @@ def scheduled(
 def tables_of(sequences: int, tokens: int, blocks: int) -> tuple[list[list[int]], bool]:
     """Return block tables of sequences in shuffled blocks, and whether each has blocks of its own.
 
-    Where the pool has too few, sequences share all blocks but their last, which is written.
+    Where the pool has too few, sequences share all blocks but their last: what is in them is then
+    nobody's, which only timings may disregard.
     """
     each = -(-tokens // BLOCK_SIZE)
     order = torch.randperm(blocks, generator=torch.Generator().manual_seed(0)).tolist()

@@ -49,7 +49,8 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _machine(machine: Record) -> str:
-    warning = "" if machine["scale"] == "full" else "; tiny: these figures mean nothing"
+    scale = machine["scale"]
+    warning = "" if scale == "full" else f"; {scale}: these are not the figures of an 8B model"
     return (
         f"{machine['device']}, torch {machine['torch']} (CUDA {machine['cuda']}), Python "
         f"{machine['python']}, commit {machine['commit']}{warning}"

@@ -1,6 +1,6 @@
 """How large everything is: on a GPU, or tiny, to try the harness on a CPU."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.gpu.floors import LLAMA_8B, ModelShape
 
@@ -97,6 +97,25 @@ FULL = Scale(
     peer_tokens=48,
 )
 
+SHORT = replace(
+    FULL,
+    name="short",
+    shape=replace(LLAMA_8B, layers=2),
+    copy_bytes=1 << 30,
+    figure_s=0.05,
+    decode=((1, 1024), (32, 1024)),
+    decode_steps=8,
+    prefill=(1024,),
+    checked=((2, 64),),
+    check_layers=2,
+    skinny_rows=(16,),
+    handed_over=(2, 1024, 8),
+    peer_static=(),
+    peer_continuous=((4, 256),),
+    peer_tokens=8,
+)
+"""Two layers and the fewest cases, on a GPU: finds what does not run before time is spent."""
+
 TINY = Scale(
     name="tiny",
     device="cpu",
@@ -129,4 +148,4 @@ TINY = Scale(
     peer_tokens=4,
 )
 
-SCALES = {scale.name: scale for scale in (FULL, TINY)}
+SCALES = {scale.name: scale for scale in (FULL, SHORT, TINY)}

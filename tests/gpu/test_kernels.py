@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,11 @@ def on_the_gpu() -> Iterator[None]:
 def test_all_that_is_interpreted_is_right_on_the_gpu() -> None:
     """A process of its own: one that fails there may leave the device unusable."""
     folder = ROOT / "tests" / "kernels" / "triton" / "interpreted"
+    # Where only what kernels need is installed, the digest's reference cannot be loaded.
+    left_out = [] if find_spec("structlog") else [f"--ignore={folder / 'test_kv_digest.py'}"]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", folder],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *left_out, folder],
         cwd=ROOT,
         env=environment | {"BATON_KERNELS_ON": "cuda", "PYTHONPATH": str(ROOT)},
         capture_output=True,

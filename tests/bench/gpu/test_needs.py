@@ -11,7 +11,8 @@ PROGRAM = """
 import importlib, sys
 
 MISSING = {"pydantic", "structlog", "msgpack", "ray", "grpc", "google", "prometheus_client",
-    "fastapi", "uvicorn", "typer", "rich", "httpx", "libucx", "tokenizers", "transformers", "jinja2"}
+    "fastapi", "uvicorn", "typer", "rich", "httpx", "libucx", "tokenizers", "transformers",
+    "jinja2"}
 
 class Missing:
     def find_spec(self, name, path=None, target=None):

@@ -25,6 +25,7 @@ _TILES = {
     128: (128, Tile(64, 8, 3)),
     256: (64, Tile(32, 4, 3)),
 }
+# With scales, or with tiles left out, 256 dimensions on 4 warps would spill too.
 _WIDE = (64, Tile(32, 8, 2))
 
 
@@ -62,6 +63,8 @@ def prefill_attention(
     sequences = lengths.shape[0]
     block_d = max(16, power_of_2(head_dim))
     rows, tile = _TILES.get(block_d, _WIDE)
+    if block_d > 128 and (kv_scales is not None or skip_below > 0):
+        rows, tile = _WIDE
     if out is None:
         out = torch.empty(tokens, heads, head_dim, dtype=q.dtype, device=q.device)
     s_scale = (0, 0, 0) if kv_scales is None else kv_scales.stride()

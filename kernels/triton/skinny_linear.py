@@ -16,7 +16,7 @@ MOST_ROWS = 64
 _INPUTS = 128  # of a tile
 # By bits of a weight: outputs of a tile, warps, stages.
 _TILES = {32: Tile(32, 4, 3), 16: Tile(64, 4, 4), 8: Tile(64, 4, 4), 4: Tile(64, 4, 4)}
-_HALF_FULL = Tile(64, 4, 3)  # of 17 to 32 rows in 16 bits, which a fourth stage would spill
+_HALF_FULL = Tile(64, 4, 3)  # of 17 to 32 rows by weights of 16 bits: a stage more would spill
 
 
 def skinny_linear(

@@ -254,6 +254,10 @@ LAUNCHES = {
     "prefill_attention/70b tp8": lambda: prefill(8, 1, 128),
     "prefill_attention/8b skipping": lambda: prefill(32, 8, 128, skip_below=1e-4),
     "prefill_attention/gemma2": lambda: prefill(16, 8, 256, window=4096, softcap=50.0),
+    "prefill_attention/gemma2 fp8": lambda: prefill(16, 8, 256, dtype=FP8, softcap=50.0),
+    "prefill_attention/gemma2 skipping": lambda: prefill(
+        16, 8, 256, window=4096, softcap=50.0, skip_below=1e-4
+    ),
     "prefill_attention/gpt-oss": lambda: prefill(64, 8, 64, window=128, sinks=True),
     "prefill_attention/one row": lambda: prefill(8, 1, 128, tokens=1, sequences=1),
     "prefill_attention/phi3": lambda: prefill(32, 32, 96),
@@ -286,6 +290,7 @@ LAUNCHES = {
     "skinny_linear/70b tp8 head": lambda: skinny(64, 16032, 8192),
     "skinny_linear/deepseek tp8 q_b": lambda: skinny(64, 3072, 1536),
     "skinny_linear/deepseek kv_a": lambda: skinny(64, 576, 7168),
+    "skinny_linear/8b o 17 rows": lambda: skinny(17, 4096, 4096),
     "skinny_linear/70b tp8 down": lambda: skinny(32, 8192, 3584),
     "skinny_linear/8b fp8": lambda: skinny(16, 28672, 4096, FP8),
     "skinny_linear/8b fp8 64 rows": lambda: skinny(64, 4096, 4096, FP8),

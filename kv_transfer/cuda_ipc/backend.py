@@ -8,8 +8,7 @@ part of the metadata. The reader maps the region and copies from it on a lane of
     fence             the connection is shut down, the lane runs empty, the mapping is closed
 
 The owner's processors do nothing, and its streams wait for nobody. When it dies the connection
-ends; what was read until then is worth nothing, though the device keeps the memory while it is
-mapped.
+ends, and what was read and not yet told is worth nothing.
 """
 
 import socket

@@ -1,7 +1,8 @@
 """One long-lived stream to one decode instance: requests go out, each engine step comes back.
 
 A request is submitted under a key, and ends with exactly one Finish under that key, also after it
-was cancelled. If the stream is lost, every request on it ends as InstanceLost at once.
+was cancelled. If the stream is lost, every request on it ends as InstanceLost at once. An instance
+that ends one as `draining` is sent no more.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ import grpc
 from baton.core.clock import Clock
 from baton.core.errors import (
     BatonError,
+    Draining,
     HandoverError,
     InstanceLost,
     InternalError,
@@ -102,12 +104,14 @@ class DecodeSession:
         self._call: _Call | None = None
         self._ready = False
         self._retired = False
+        self._broken_by: InstanceLost | None = None
+        self._draining = False
         self._late_updates = 0
 
     @property
     def ready(self) -> bool:
         """Requests may be submitted."""
-        return self._ready and not self._retired
+        return self._ready and not (self._retired or self._draining)
 
     def submit(
         self,
@@ -145,6 +149,13 @@ class DecodeSession:
         """Take no more requests, and end when the last one has ended."""
         self._retired = True
         self._end_if_retired()
+
+    def break_off(self, error: InstanceLost) -> None:
+        """Give the instance up: every request on the session ends with `error`."""
+        self._ready = False
+        self._broken_by = error
+        if self._call is not None:
+            self._call.cancel()
 
     async def run(self, *, connect_timeout_s: float, on_ready: Callable[[], None]) -> BatonError:
         """Hold the stream until it is lost, and return why; calls `on_ready` once it is open."""
@@ -210,7 +221,7 @@ class DecodeSession:
         except grpc.aio.AioRpcError as error:
             return InstanceLost(f"{name} was lost: {from_rpc_error(error).message}")
         except (InternalError, HandoverError) as error:
-            return error
+            return InstanceLost(f"{name} was broken off: {error.message}")
         except asyncio.CancelledError:
             return self._closed(call)
 
@@ -218,10 +229,16 @@ class DecodeSession:
         """Tell a stream that we closed ourselves from a task that is cancelled; gRPC does not."""
         if not call.cancelled() or _being_cancelled():
             raise asyncio.CancelledError
+        if self._broken_by is not None:
+            return self._broken_by
         return InstanceLost(f"the session with {self.instance.instance_id} was closed")
 
     def _take(self, frame: pb.DecodeFrame) -> None:
-        """Hand one engine step's tokens out: the hot path of the gateway."""
+        """Hand one engine step's tokens out: the hot path of the gateway.
+
+        Raises InternalError or HandoverError for what no decode instance of ours would say. Only
+        the request that it was said of ends with that; the others were only on the same stream.
+        """
         now = self._clock()
         entries = self._entries
         for update in frame.updates:
@@ -231,13 +248,24 @@ class DecodeSession:
                 continue
             if update.cached_tokens:
                 entry.listener.cached(update.cached_tokens)
-            if update.logprobs:
-                logprobs = [logprobs_core(message) for message in update.logprobs]
-                entry.listener.deliver(update.tokens, now, logprobs)
-            elif update.tokens:
-                entry.listener.deliver(update.tokens, now)
+            try:
+                if update.logprobs:
+                    logprobs = [logprobs_core(message) for message in update.logprobs]
+                    entry.listener.deliver(update.tokens, now, logprobs)
+                elif update.tokens:
+                    entry.listener.deliver(update.tokens, now)
+            except (InternalError, HandoverError) as error:
+                self._end(update.key, Ended(FinishReason.ERROR, error))
+                raise
             if update.HasField("finish"):
-                self._end(update.key, _ended(update.finish))
+                self._finish(update.key, _ended(update.finish))
+
+    def _finish(self, key: int, ended: Ended) -> None:
+        """End a request as the instance says, which may say by it that it is about to leave."""
+        if isinstance(ended.error, Draining) and not self._draining:
+            self._draining = True
+            _log.info("a decode instance drains", instance=self.instance.instance_id)
+        self._end(key, ended)
 
     async def _write(self, call: _Call) -> None:
         try:

@@ -2,15 +2,17 @@
 
 import asyncio
 import contextlib
+import secrets
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
-from functools import partial
 from typing import Self
 
-from baton.api.decode_session import Ended, SessionStats
+from baton.api.decode_session import SessionStats
 from baton.api.detokenize import Detokenizer
+from baton.api.journey import Journey, JourneyHost
+from baton.api.lease_keeper import LeaseKeeper, Terms
 from baton.api.open_request import OpenRequest
 from baton.api.sessions import Sessions
 from baton.api.text_stream import Piece, TextStream
@@ -18,17 +20,13 @@ from baton.api.traces import TraceLog
 from baton.api.validate import ServedModel, TextRequest
 from baton.core.clock import Clock, monotonic
 from baton.core.config import GatewayConfig
-from baton.core.errors import BatonError, InternalError, Unavailable
-from baton.core.log import get_logger
+from baton.core.errors import BatonError, InstanceLost, Unavailable
 from baton.core.metrics import GatewayMetrics
-from baton.core.request import FinishReason
 from baton.core.tasks import TaskSet
-from baton.core.topology import MembershipBoard, Role
+from baton.core.topology import InstanceInfo, MembershipBoard, Role
 from baton.core.trace import RequestTrace
 from baton.models.tokenizer import Tokenizer
 from baton.router.router import Router, RouterStats
-
-_log = get_logger("gateway")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +65,26 @@ class Gateway:
         self._expects_prefill = expects_prefill
         self._clock = clock
         self._router = Router(max_open_requests=config.max_open_requests, clock=clock)
+        self._leases = LeaseKeeper(
+            board,
+            Terms(
+                f"gateway/{secrets.token_hex(8)}",
+                lease_s=config.lease_s,
+                beat_s=config.lease_s / 3,
+            ),
+            on_lost=self._lost,
+            clock=clock,
+        )
         self._sessions = Sessions(
             board,
+            takes_requests=self._leases.takes_requests,
             connect_timeout_s=config.connect_timeout_s,
             max_unsent=2 * config.max_open_requests,
             clock=clock,
         )
         self._traces = TraceLog(config.traces_kept)
         self._tasks = TaskSet()
+        self._journeys = JourneyHost(self._sessions, config, self._tasks, clock)
         self._open: set[OpenRequest] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -83,6 +93,7 @@ class Gateway:
 
     async def start(self) -> None:
         """Connect to the decode instances that are listed; those that come later follow."""
+        self._tasks.start(self._leases.run())
         self._tasks.start(self._sessions.run())
         await self._sessions.settled.wait()
 
@@ -97,6 +108,7 @@ class Gateway:
         """End every session, and with it every open request; wait until its consumer has left."""
         self._closing = True
         await self._tasks.drain(0)
+        await self._leases.close()
         await self.drain(timeout_s)
 
     async def __aenter__(self) -> Self:
@@ -123,57 +135,39 @@ class Gateway:
         """Yield a request's text as it becomes certain; the last piece has `finish` set.
 
         Close the generator (`contextlib.aclosing`) when the consumer goes away: the request is
-        then cancelled on its decode instance at once. Raises Overloaded, Unavailable,
-        DeadlineExceeded, or what the decode instance tells.
+        then cancelled on its decode instance at once. If that instance is lost or drains, the
+        request goes on at its next token on another (see api/journey.py). Raises Overloaded,
+        Unavailable, DeadlineExceeded, or what the decode instance tells.
         """
         try:
             opened = self._admit(request)
         except BatonError as error:
             self.metrics.refused(error.code)
             raise
-        cancel = self._submit(opened)
+        journey = Journey(opened, self._journeys)
+        journey.start()
         try:
             async with aclosing(opened.pieces()) as pieces:
                 async for piece in pieces:
                     yield piece
         finally:
             if opened.leave():
-                cancel()
-
-    def _submit(self, opened: OpenRequest) -> Callable[[], None]:
-        """Send a request to its decode instance; return what cancels it there.
-
-        If that raises, which is a bug, the request ends with an error and gives its place back.
-        """
-        route = opened.lease.route
-        try:
-            session = self._sessions.session(route.decode)
-            key = session.submit(
-                opened.request.generate,
-                route.prefill,
-                timeout_s=self.config.request_timeout_s,
-                listener=opened,
-            )
-        except Exception as bug:
-            _log.exception("bug while a request was submitted", request=repr(opened))
-            opened.ended(Ended(FinishReason.ERROR, InternalError(f"not submitted: {bug!r}")))
-            return lambda: None
-        return partial(session.cancel, key)
+                journey.cancel()
 
     def _admit(self, request: TextRequest) -> OpenRequest:
         if self._closing:
             raise Unavailable("the gateway is shutting down")
         generate = request.generate
-        lease = self._router.admit(
-            self._sessions.usable(),
-            prompt_tokens=len(generate.prompt),
-            max_tokens=generate.max_tokens,
-        )
         text = TextStream(
             Detokenizer(self._tokenizer, generate.prompt),
             stop=request.stop,
             stop_token_ids=generate.stop_token_ids,
             min_tokens=generate.sampling.min_tokens,
+        )
+        lease = self._router.admit(  # last: from here on somebody must give it back
+            self._sessions.usable(),
+            prompt_tokens=len(generate.prompt),
+            max_tokens=generate.max_tokens,
         )
         opened = OpenRequest(
             request,
@@ -187,6 +181,9 @@ class Gateway:
         self._idle.clear()
         self.metrics.opened(len(generate.prompt))
         return opened
+
+    def _lost(self, instance: InstanceInfo, error: InstanceLost) -> None:
+        self._sessions.lose(instance, error)
 
     def _over(self, opened: OpenRequest, trace: RequestTrace) -> None:
         self._open.remove(opened)

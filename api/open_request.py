@@ -1,4 +1,4 @@
-"""One admitted request, from its submission to its trace: between a session and a consumer."""
+"""One admitted request, from its submission to its trace: between its journey and a consumer."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -9,19 +9,22 @@ from baton.api.text_stream import Piece, TextStream
 from baton.api.validate import TextRequest
 from baton.core.clock import Clock
 from baton.core.errors import BatonError, Cancelled, DeadlineExceeded, InternalError
-from baton.core.request import FinishReason, TokenLogprobs
-from baton.core.trace import RequestTrace
+from baton.core.request import FinishReason, GenerateRequest, TokenLogprobs
+from baton.core.trace import MigrationTrace, RequestTrace
+from baton.engine.stop import finish_reason
 from baton.router.router import Lease
+
+_A_MOMENT_S = 0.1
 
 
 class OpenRequest:
-    """Holds a request's tokens until its consumer takes them.
+    """Holds a request's tokens: until its consumer takes them, and in case it must move.
 
-    The session calls `deliver` and `ended`; the consumer reads `pieces` and then calls `leave`. It
+    Its journey calls `deliver` and `ended`; the consumer reads `pieces` and then calls `leave`. It
     is over when the decode instance has ended it and the consumer has left, in either order: then
     its place in the router is given back and `on_over` is called with its trace.
 
-    What waits here is bounded by the request's max_tokens, so that a consumer that reads slowly
+    What is kept here is bounded by the request's max_tokens, so that a consumer that reads slowly
     costs little memory and never holds up the stream that all requests share.
     """
 
@@ -46,10 +49,13 @@ class OpenRequest:
         self._first_at = 0.0
         self._last_at = 0.0
         self._gaps: list[float] = []
-        self._waiting: list[int] = []
+        self._tokens: list[int] = []
+        """All that were generated: what another decode instance needs to go on."""
+        self._taken = 0
+        """Tokens, from the first, that the text stream has."""
         self._logprobs: list[TokenLogprobs] = []
+        self._migrations: list[MigrationTrace] = []
         self._wake = asyncio.Event()
-        self._received = 0
         self._cached_tokens = 0
         self._shown_tokens = 0
         self._ended: Ended | None = None
@@ -64,31 +70,61 @@ class OpenRequest:
         """Take the tokens of one engine step."""
         if self._left:
             return
-        if self._received == 0:
+        if not self._tokens:
             self._first_at = at
         else:
             self._gaps.append(at - self._last_at)
         self._last_at = at
-        self._received += len(tokens)
-        if self._received > self.request.generate.max_tokens:
+        if self.received + len(tokens) > self.request.generate.max_tokens:
             raise InternalError(f"{self.lease.route.decode.instance_id} sent too many tokens")
         wanted = 0 if self.request.generate.sampling.logprobs is None else len(tokens)
         if len(logprobs) != wanted:
             name = self.lease.route.decode.instance_id
             raise InternalError(f"{name} sent {len(logprobs)} logprobs, not {wanted}")
-        self._waiting.extend(tokens)
+        self._tokens.extend(tokens)
         self._logprobs.extend(logprobs)
         self.lease.generated(len(tokens))
         self._wake.set()
 
     def cached(self, prompt_tokens: int) -> None:
-        """Take how many of the prompt's tokens a prefix cache had."""
-        self._cached_tokens = prompt_tokens
+        """Take how many of the prompt's tokens a prefix cache had.
+
+        What it had of a request that moved says nothing of the user's prompt, once that is used.
+        """
+        if not self._tokens:
+            self._cached_tokens = prompt_tokens
+
+    def moved(self, migration: MigrationTrace) -> None:
+        """Note that another decode instance goes on with it."""
+        self._migrations.append(migration)
+
+    @property
+    def received(self) -> int:
+        """Tokens that were generated."""
+        return len(self._tokens)
+
+    @property
+    def given_up(self) -> bool:
+        """Nobody waits for its tokens any more."""
+        return self._left or self._error is not None
+
+    def remaining(self) -> GenerateRequest:
+        """Return what is to be asked of a decode instance now: to go on after the last token."""
+        return self.request.generate.resume(self._tokens)
+
+    def seconds_left(self) -> float:
+        """Return how long it may still take; a moment if that is over, for the timer to say so."""
+        return max(self._timeout_s - (self._clock() - self._started), _A_MOMENT_S)
+
+    def natural_finish(self) -> FinishReason | None:
+        """Return why it is complete with the tokens that came; None if it is not."""
+        if not self._tokens:
+            return None
+        return finish_reason(self.request.generate, len(self._tokens), self._tokens[-1])
 
     def ended(self, ended: Ended) -> None:
         """Take the end; nothing follows it."""
         self._ended = ended
-        self.lease.handed_over(ended.handovers)
         self._wake.set()
         self._finish_if_over()
 
@@ -109,7 +145,7 @@ class OpenRequest:
 
     def _next_piece(self) -> Piece:
         """Take all that waits; sets `_finish` or `_error` if it is the last."""
-        tokens, self._waiting = self._waiting, []
+        tokens, self._taken = self._tokens[self._taken :], len(self._tokens)
         ended = self._ended
         piece = self._text.push(tokens, _natural(ended))
         if self._logprobs:
@@ -130,7 +166,6 @@ class OpenRequest:
     def leave(self) -> bool:
         """Say that the consumer takes no more; return whether the decode instance still works."""
         self._left = True
-        self._waiting.clear()
         self._logprobs.clear()
         self._finish_if_over()
         return self._ended is None
@@ -146,7 +181,7 @@ class OpenRequest:
         finish = self._finish
         if finish is None:
             finish = FinishReason.CANCELLED if error is None else FinishReason.ERROR
-        later = self._received - 1
+        later = self.received - 1
         span = self._last_at - self._first_at
         return RequestTrace(
             request_id=self.request.generate.request_id,
@@ -158,7 +193,8 @@ class OpenRequest:
             local_prefill=ended.local_prefill,
             cached_tokens=self._cached_tokens,
             handovers=ended.handovers,
-            ttft_s=self._first_at - self._started if self._received else 0.0,
+            migrations=tuple(self._migrations),
+            ttft_s=self._first_at - self._started if self._tokens else 0.0,
             tpot_s=span / later if later > 0 else 0.0,
             e2e_s=(self._last_at if self._finish else self._clock()) - self._started,
             itl_s=tuple(self._gaps),
@@ -166,7 +202,7 @@ class OpenRequest:
 
     def __repr__(self) -> str:
         return (
-            f"OpenRequest({self.request.generate.request_id}, received={self._received}, "
+            f"OpenRequest({self.request.generate.request_id}, received={self.received}, "
             f"ended={self._ended is not None}, left={self._left})"
         )
 

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 from baton.api.decode_session import DecodeSession, SessionStats
 from baton.core.clock import Clock
+from baton.core.errors import InstanceLost
 from baton.core.log import get_logger
 from baton.core.topology import InstanceInfo, Membership, MembershipBoard, Role
 from baton.router.load import InstanceKey, key_of
@@ -20,9 +22,17 @@ class Sessions:
     """Keeps one session per listed instance and incarnation, and opens lost ones again."""
 
     def __init__(
-        self, board: MembershipBoard, *, connect_timeout_s: float, max_unsent: int, clock: Clock
+        self,
+        board: MembershipBoard,
+        *,
+        takes_requests: Callable[[InstanceInfo], bool],
+        connect_timeout_s: float,
+        max_unsent: int,
+        clock: Clock,
     ) -> None:
+        """`takes_requests` says of a listed instance whether it is there, and to be used."""
         self._board = board
+        self._takes_requests = takes_requests
         self._connect_timeout_s = connect_timeout_s
         self._max_unsent = max_unsent
         self._clock = clock
@@ -30,12 +40,15 @@ class Sessions:
         self._untried: set[InstanceKey] | None = None
         self.settled = asyncio.Event()
         """Every instance of the first membership has been tried."""
+        self._changed = asyncio.Event()
 
     def usable(self) -> Membership:
-        """Return the current membership without the decode instances that are not connected."""
+        """Return the current membership without those that are lost, or are not connected."""
         membership = self._board.current
         instances = tuple(
-            i for i in membership.instances if i.role is Role.PREFILL or self._is_ready(i)
+            i
+            for i in membership.instances
+            if self._takes_requests(i) and (i.role is Role.PREFILL or self._is_ready(i))
         )
         return Membership(membership.version, instances)
 
@@ -46,6 +59,21 @@ class Sessions:
     def session(self, instance: InstanceInfo) -> DecodeSession:
         """Return the session with an instance that `usable` listed."""
         return self._sessions[key_of(instance)]
+
+    def lose(self, instance: InstanceInfo, error: InstanceLost) -> None:
+        """Break off the session with an instance that is lost: its requests go on elsewhere."""
+        session = self._sessions.get(key_of(instance))
+        if session is not None:
+            session.break_off(error)
+        self._tell_change()
+
+    async def changed(self) -> None:
+        """Wait until the membership changes, or an instance is connected."""
+        await self._changed.wait()
+
+    def _tell_change(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def run(self) -> None:
         """Follow the membership until cancelled; every session ends with this."""
@@ -69,6 +97,7 @@ class Sessions:
             self._untried = set(new)
             if not new:
                 self.settled.set()
+        self._tell_change()
 
     def _new(self, instance: InstanceInfo) -> DecodeSession:
         return DecodeSession(instance, clock=self._clock, max_unsent=self._max_unsent)
@@ -83,6 +112,7 @@ class Sessions:
             def on_ready(opened: asyncio.Event = opened) -> None:
                 opened.set()
                 self._settle(key)
+                self._tell_change()
 
             error = await self._sessions[key].run(
                 connect_timeout_s=self._connect_timeout_s, on_ready=on_ready

@@ -237,6 +237,13 @@ class GatewayConfig(Config):
     """From arrival to the last token."""
     connect_timeout_s: float = Field(default=10.0, gt=0)
     """For the stream to a decode instance."""
+    max_migrations: int = Field(default=3, ge=0, le=64)
+    """Decode instances that a request may lose, each time going on at the next token on another."""
+    migration_wait_s: float = Field(default=60.0, gt=0)
+    """For a decode instance to take over a request whose own is gone, if there is none at once."""
+    lease_s: float = Field(default=3.0, ge=1, le=60)
+    """An instance that does not answer for so long is given up, and gives itself up if nobody else
+    renews its lease."""
     traces_kept: int = Field(default=1024, ge=1, le=1 << 20)
     """Traces of ended requests that can be asked for."""
 

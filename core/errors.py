@@ -6,8 +6,9 @@
     ├── InvalidConfig         Baton refuses to start; change the setting
     ├── Overloaded            come back after `retry_after_s`
     ├── Unavailable           no instance can take the request now; try again
-    │   └── InstanceLost      the instance that owned the request is gone; try again
-    │       └── RankLost      … because one of its ranks is gone or did not keep up
+    │   ├── InstanceLost      the instance that owned the request is gone; try again
+    │   │   └── RankLost      … because one of its ranks is gone or did not keep up
+    │   └── Draining          the instance is about to leave; another takes the request at once
     ├── DeadlineExceeded      it took longer than allowed; try again or allow more
     ├── Cancelled             the caller asked for it
     ├── HandoverError         never seen by users: the owner tries another way
@@ -99,6 +100,10 @@ class InstanceLost(Unavailable):
 
 class RankLost(InstanceLost):
     code = "rank_lost"
+
+
+class Draining(Unavailable):
+    code = "draining"
 
 
 class DeadlineExceeded(BatonError):

@@ -20,7 +20,7 @@ from baton.core.kv_layout import LayerRange
 from baton.core.request import GenerateRequest, TokenLogprobs
 from baton.core.sharded_layout import ShardedLayout
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 """Both sides must speak the same version of the messages below, and of their digests."""
 
 

@@ -49,6 +49,9 @@ class GatewayMetrics:
         self._exposed = histogram(
             "handover_exposed_seconds", "Transfer not hidden by compute", _TRANSFER, "transport"
         )
+        self._migrations = counter(
+            "migrations_total", "Requests that went on on another decode instance, by why", "reason"
+        )
         self._local = counter("local_prefills_total", "Prompts computed by the decode instance")
 
     def opened(self, prompt_tokens: int) -> None:
@@ -75,6 +78,8 @@ class GatewayMetrics:
             self._itl.observe(gap)
         if trace.local_prefill:
             self._local.inc()
+        for migration in trace.migrations:
+            self._migrations.labels(migration.error).inc()
         for handover in trace.handovers:
             self._handed_over(handover)
 

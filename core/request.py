@@ -1,6 +1,7 @@
 """What a request is once it is valid: token ids and limits. Text stays in api/."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from baton.core.ids import RequestId
@@ -113,3 +114,18 @@ class GenerateRequest:
     priority: int = 0
     """Lower is served earlier, from -PRIORITY_LEVELS to PRIORITY_LEVELS, by engines whose policy
     is `priority`."""
+    resumed: int = 0
+    """The last so many tokens of `prompt` are output: an instance that is gone generated them, and
+    they count towards max_tokens, min_tokens and penalties as if they had been generated here. At
+    least one token before them is not, and max_tokens is more."""
+
+    @property
+    def output_start(self) -> int:
+        """The position of the first output token: how long the user's own prompt is."""
+        return len(self.prompt) - self.resumed
+
+    def resume(self, output: Sequence[int]) -> "GenerateRequest":
+        """Return what is left of this request once `output` was generated, in order."""
+        assert not self.resumed, "resumed twice: go on from the first request"
+        assert len(output) < self.max_tokens, "nothing is left to generate"
+        return replace(self, prompt=(*self.prompt, *output), resumed=len(output))

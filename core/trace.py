@@ -44,11 +44,26 @@ class HandoverTrace:
 
 
 @dataclass(frozen=True, slots=True)
+class MigrationTrace:
+    """One move of a request from a decode instance that is gone to the next."""
+
+    instance: str
+    """The one that is gone."""
+    error: str
+    """The code of the error with which it ended the request."""
+    output_tokens: int
+    """That had been generated when it moved."""
+    wait_s: float
+    """From then until another instance was told of it."""
+
+
+@dataclass(frozen=True, slots=True)
 class RequestTrace:
     """The way one request went, as its gateway puts it together."""
 
     request_id: str
     decode_instance: str
+    """The last one."""
     prompt_tokens: int
     output_tokens: int
     finish: str
@@ -61,6 +76,8 @@ class RequestTrace:
     """Prompt tokens found in the prefix cache of the instance that computed the rest."""
     handovers: tuple[HandoverTrace, ...] = ()
     """All attempts, in order."""
+    migrations: tuple[MigrationTrace, ...] = ()
+    """From decode instance to decode instance, in order."""
     ttft_s: float = 0.0
     """From the valid request to its first token in the gateway."""
     tpot_s: float = 0.0

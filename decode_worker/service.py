@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import grpc
 
-from baton.core.errors import BatonError, Cancelled, HandoverError, InvalidRequest, Overloaded
+from baton.core.errors import BatonError, Cancelled, HandoverError, InvalidRequest
 from baton.core.ids import Incarnation, InstanceId
 from baton.core.log import get_logger
 from baton.core.request import FinishReason
@@ -15,9 +15,11 @@ from baton.decode_worker.attempt import AttemptHost
 from baton.decode_worker.outbox import Outbox
 from baton.decode_worker.owner import OwnerTable, RequestOwner, Submission
 from baton.decode_worker.prefill_channels import PrefillRef
+from baton.executor.admission import Admission
 from baton.proto import worker_pb2 as pb
 from baton.proto import worker_pb2_grpc as pb_grpc
 from baton.proto.convert import error_proto, request_core
+from baton.proto.drain_call import answer_drain
 from baton.proto.errors import to_status
 
 _log = get_logger("decode")
@@ -29,13 +31,15 @@ class DecodeService(pb_grpc.DecodeServicer):
     """Serves gateways; a gateway that goes away takes its requests with it."""
 
     def __init__(self, host: AttemptHost, owners: OwnerTable) -> None:
-        self.open_requests = 0
+        engine, name = host.instance.config.engine, host.instance.config.instance_id
+        limit = engine.max_waiting + engine.max_sequences
+        self.admission = Admission(name, limit=limit)
+        """Of requests: as many as engine and queue hold."""
         self.finished: Counter[str] = Counter()
         """Requests that ended, by reason."""
         self._host = host
         self._owners = owners
-        engine = host.instance.config.engine
-        self._max_open = engine.max_waiting + engine.max_sequences
+        self._sessions: set[_Session] = set()
 
     async def Session(
         self, request_iterator: AsyncIterator[pb.GatewayFrame], context: Stream
@@ -45,6 +49,7 @@ class DecodeService(pb_grpc.DecodeServicer):
         hello = pb.Hello(instance_id=instance.config.instance_id, incarnation=instance.incarnation)
         await context.write(pb.DecodeFrame(hello=hello))
         session = _Session(self, self._host, self._owners)
+        self._sessions.add(session)
         writer = asyncio.create_task(session.write_to(context))
         problem: BatonError | None = None
         try:
@@ -54,14 +59,29 @@ class DecodeService(pb_grpc.DecodeServicer):
         finally:
             writer.cancel()
             await session.close()
+            self._sessions.remove(session)
         if problem is not None:
             await context.abort(*to_status(problem))
 
-    def admit(self) -> None:
-        """Count a request in; raises Overloaded beyond what engine and queue hold."""
-        if self.open_requests >= self._max_open:
-            raise Overloaded(f"{self.open_requests} requests are open in this decode instance")
-        self.open_requests += 1
+    async def Drain(
+        self,
+        request: pb.DrainRequest,
+        context: grpc.aio.ServicerContext[pb.DrainRequest, pb.DrainReply],
+    ) -> pb.DrainReply:
+        """See proto/worker.proto."""
+        return await answer_drain(request, context, self.drain)
+
+    async def drain(self, deadline_s: float) -> int:
+        """See Worker."""
+        return await self.admission.drain(deadline_s, self._hand_over)
+
+    async def fence(self) -> None:
+        """See Worker."""
+        await self.admission.fence(self._hand_over)
+
+    def _hand_over(self) -> int:
+        error = self.admission.refusal()
+        return sum(session.hand_over(error) for session in self._sessions)
 
 
 class _Session:
@@ -73,6 +93,7 @@ class _Session:
         self._owners = owners
         self._outbox = Outbox()
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._open: dict[int, RequestOwner] = {}
 
     async def write_to(self, context: Stream) -> None:
         """Send a frame per step, for as long as the stream lives."""
@@ -95,7 +116,7 @@ class _Session:
             raise HandoverError(f"malformed message: Submit.key: {message.key} is in use")
         try:
             submission = _submission(message)
-            self._service.admit()
+            self._service.admission.enter()
         except BatonError as error:
             finish = pb.Finish(reason=FinishReason.ERROR, error=error_proto(error))
             self._outbox.finish(message.key, finish)
@@ -104,11 +125,12 @@ class _Session:
         owner = RequestOwner(submission, self._host, self._owners, self._outbox)
         task = self._host.tasks.start(owner.run())
         self._tasks[submission.key] = task
+        self._open[submission.key] = owner
         task.add_done_callback(lambda _: self._ended(submission.key, owner))
 
     def _ended(self, key: int, owner: RequestOwner) -> None:
-        del self._tasks[key]
-        self._service.open_requests -= 1
+        del self._tasks[key], self._open[key]
+        self._service.admission.leave()
         if owner.reason is None:  # cancelled before it ran at all
             owner.fail(Cancelled("the caller asked for it"))
         self._service.finished[str(owner.reason)] += 1
@@ -117,6 +139,13 @@ class _Session:
         task = self._tasks.get(key)
         if task is not None:  # it may have ended while the message was on its way
             task.cancel()
+
+    def hand_over(self, error: BatonError) -> int:
+        """End what is open with an error that lets the gateway go on elsewhere; return how many."""
+        for key, owner in self._open.items():
+            owner.fail(error)
+            self._tasks[key].cancel()
+        return len(self._open)
 
     async def close(self) -> None:
         """Cancel what is still open and wait until it has given everything back."""

@@ -9,6 +9,7 @@ from baton.decode_worker.owner import OwnerTable
 from baton.decode_worker.placement import Placement
 from baton.decode_worker.prefill_channels import PrefillChannels
 from baton.decode_worker.service import DecodeService
+from baton.executor.admission import Admission
 from baton.executor.instance import Instance
 from baton.executor.worker import Worker
 from baton.proto import worker_pb2_grpc as pb_grpc
@@ -36,7 +37,20 @@ class DecodeWorker(Worker[OwnerTable]):
         """See Worker."""
         pb_grpc.add_DecodeServicer_to_server(self._service, server)
 
-    async def drain(self) -> None:
+    async def drain(self, deadline_s: float) -> int:
+        """See Worker: gateways resume on other decode instances what is not done in time."""
+        return await self._service.drain(deadline_s)
+
+    async def fence(self) -> None:
+        """See Worker."""
+        await self._service.fence()
+
+    @property
+    def admission(self) -> Admission:
+        """See Worker."""
+        return self._service.admission
+
+    async def wind_down(self) -> None:
         """See Worker."""
         await self._host.tasks.drain(_DRAIN_S)
         await self._host.channels.close()
@@ -59,7 +73,8 @@ class DecodeWorker(Worker[OwnerTable]):
         finished = {f"finished_{name}": n for name, n in self._service.finished.items()}
         return {
             **self.instance.stats(),
-            "open_requests": self._service.open_requests,
+            "open_requests": self._service.admission.open,
+            "draining": int(self._service.admission.draining),
             "attempts": len(self._host.attempts),
             "tasks": len(self._host.tasks),
             "prefill_channels": len(self._host.channels),

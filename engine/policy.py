@@ -66,13 +66,17 @@ class OutputLengths:
         self._all: float | None = None
 
     def expect(self, request: GenerateRequest) -> float:
-        """Return the estimate: its group's, else everybody's, else max_tokens; never over that."""
-        mean = self._by_group.get(len(request.prompt).bit_length(), self._all)
-        return request.max_tokens if mean is None else min(mean, request.max_tokens)
+        """Return the estimate: its group's, else everybody's, else max_tokens; never over that.
+
+        Of a request that was resumed: of what is left of it, at least one token.
+        """
+        mean = self._by_group.get(request.output_start.bit_length(), self._all)
+        whole = request.max_tokens if mean is None else min(mean, request.max_tokens)
+        return max(whole - request.resumed, 1.0)
 
     def observe(self, request: GenerateRequest, generated: int) -> None:
         """Take in how many tokens one generated."""
-        group = len(request.prompt).bit_length()
+        group = request.output_start.bit_length()
         self._by_group[group] = _towards(self._by_group.get(group), generated)
         self._all = _towards(self._all, generated)
 

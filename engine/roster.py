@@ -79,8 +79,9 @@ class Roster:
         if prompt_len > capacity:
             raise InvalidRequest("prompt", f"{prompt_len} tokens", f"at most {capacity}")
         # The last token's KV is never read; with `hold` the first token is the last.
-        if not hold and prompt_len + request.max_tokens - 1 > capacity:
-            allowed = f"at most {capacity - prompt_len + 1} after {prompt_len} of prompt"
+        start = request.output_start
+        if not hold and start + request.max_tokens - 1 > capacity:
+            allowed = f"at most {capacity - start + 1} after {start} of prompt"
             raise InvalidRequest("max_tokens", request.max_tokens, allowed)
 
     def run(self, seq: Sequence, budget: int) -> bool:

@@ -387,7 +387,7 @@ class Scheduler:
         if seq.sampling.looks_back and (known != start or step <= self._steps - self._depth):
             before = tuple(seq.tokens[:start])
         seq.sampled_at = (self._steps + 1, end)
-        return SamplingContext(seq.prompt_len, seq.request.stop_token_ids, before)
+        return SamplingContext(seq.output_start, seq.request.stop_token_ids, before)
 
     def _close_step(
         self, step: int, *, copied: bool

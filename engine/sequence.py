@@ -48,7 +48,9 @@ class Sequence:
     place: tuple[int, SeqId] = field(init=False)
     """What sequences are ordered by: rank, then arrival."""
     prompt_len: int = field(init=False)
-    """Tokens in the prompt."""
+    """Tokens that it arrived with: computed by chunks, or handed over."""
+    output_start: int = field(init=False)
+    """Where its output begins: below prompt_len if an instance that is gone generated some."""
     sampling: SamplingParams = field(init=False, repr=False)
     computed: int = 0
     """Tokens, from the first, whose KV is in the blocks."""
@@ -86,18 +88,19 @@ class Sequence:
     def __post_init__(self) -> None:
         self.place = self.rank, self.seq_id
         self.prompt_len = len(self.request.prompt)
+        self.output_start = self.request.output_start
         self.sampling = self.request.sampling
         self.plain = self.sampling.plain
 
     @property
     def generated(self) -> int:
-        """Tokens generated so far."""
-        return len(self.tokens) - self.prompt_len
+        """Tokens generated so far, here or before it came here."""
+        return len(self.tokens) - self.output_start
 
     @property
     def max_kv_tokens(self) -> int:
         """Tokens whose KV it can ever need: the last token's is never read."""
-        return self.prompt_len if self.hold else self.prompt_len + self.request.max_tokens - 1
+        return self.prompt_len if self.hold else self.output_start + self.request.max_tokens - 1
 
     def extend(self, blocks: tuple[BlockRef, ...]) -> None:
         """Append `blocks` to the block table."""

@@ -18,7 +18,7 @@ class SamplingContext:
     """What choosing the next token needs to know of its sequence, if that is not `plain`."""
 
     prompt_len: int
-    """Tokens in the prompt; all later ones are output."""
+    """Tokens in the user's prompt; all later ones are output."""
     stop_token_ids: tuple[int, ...]
     before: tuple[int, ...] | None
     """The sequence's tokens before those of this step. None if sampling does not look back, or if

@@ -8,15 +8,19 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from baton.core.config import WorkerConfig
+from baton.core.lease import Report, Standing
 from baton.core.log import get_logger
 from baton.core.topology import InstanceInfo
+from baton.executor.admission import Admission
 from baton.executor.device import Device
 from baton.executor.engine_loop import Listener
 from baton.executor.gpu_start import Gpu
 from baton.executor.instance import Instance
+from baton.executor.leased import Leased
 from baton.executor.rank_group import OnListening, nobody
 from baton.kv_transfer.choose import OpenTransport, open_transport
 from baton.proto.grpc_runtime import WorkerServer
+from baton.proto.lease_service import add_lease_service
 
 L = TypeVar("L", bound=Listener)
 
@@ -35,6 +39,15 @@ class Worker(ABC, Generic[L]):
         self._closing = asyncio.Event()
         self._health: asyncio.Task[None] | None = None
         self._problems: list[str] = []
+        self._leased = Leased(
+            instance.incarnation,
+            report=self.report,
+            busy=lambda: instance.engine.in_step,
+            fence=self.fence,
+            serve=lambda: self.admission.unfence(),
+            stall_s=instance.config.parallel.step_timeout_s,
+        )
+        self._lease_watch: asyncio.Task[None] | None = None
 
     @classmethod
     @abstractmethod
@@ -46,8 +59,25 @@ class Worker(ABC, Generic[L]):
         """Add the role's service to a gRPC server."""
 
     @abstractmethod
-    async def drain(self) -> None:
+    async def wind_down(self) -> None:
         """End what is open, fences included; no new call comes in any more."""
+
+    @abstractmethod
+    async def drain(self, deadline_s: float) -> int:
+        """Admit nothing more, let what is open end, and return once nothing is; `close` follows.
+
+        What is not done in `deadline_s` seconds others take over: its callers are told that this
+        instance is draining, and go on elsewhere. Returns how much that was.
+        """
+
+    @abstractmethod
+    async def fence(self) -> None:
+        """Refuse what is new, end what is open, and return once all is given back."""
+
+    @property
+    @abstractmethod
+    def admission(self) -> Admission:
+        """Who is inside."""
 
     @abstractmethod
     def problems(self) -> list[str]:
@@ -79,11 +109,12 @@ class Worker(ABC, Generic[L]):
         )
         worker = cls(instance, listener)
         try:
-            worker._server = await WorkerServer.start(config.host, config.port, worker.register)
+            worker._server = await WorkerServer.start(config.host, config.port, worker._register)
         except BaseException:
             await instance.close()
             raise
         worker._health = asyncio.create_task(worker._watch_health(worker._server))
+        worker._lease_watch = asyncio.create_task(worker._leased.watch())
         on_progress(f"{config.role} instance ready at {worker._server.address}")
         return worker
 
@@ -93,15 +124,40 @@ class Worker(ABC, Generic[L]):
         assert self._server is not None, "not started"
         return self.instance.info(self._server.address)
 
+    def report(self) -> Report:
+        """Return how the instance is, but for its lease."""
+        roster = self.instance.engine.stats().scheduler.roster
+        pool = roster.memory.pool
+        return Report(
+            Standing.FREE,
+            draining=self.admission.draining,
+            problems=tuple(self._problems),
+            steps=self.instance.engine.stats().steps,
+            waiting=roster.waiting,
+            running=roster.running,
+            open_requests=self.admission.open,
+            blocks_used=pool.used,
+            blocks_total=pool.total,
+        )
+
+    def _register(self, server: Any) -> None:
+        self.register(server)
+        add_lease_service(server, self._leased)
+
     async def close(self) -> None:
         """End open work, give everything back, and check that nothing is left."""
         self._closing.set()
+        if self._lease_watch is not None:
+            self._lease_watch.cancel()
+            await asyncio.wait({self._lease_watch})
+            if not self._lease_watch.cancelled():
+                self._lease_watch.result()  # a bug, which must be seen
         if self._health is not None:
             await self._health
         if self._server is not None:
             await self._server.close()
         try:
-            await self.drain()
+            await self.wind_down()
         finally:
             await self.instance.close()
         self.check()

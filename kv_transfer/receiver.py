@@ -17,6 +17,7 @@ from baton.core.errors import (
     BatonError,
     Cancelled,
     DeadlineExceeded,
+    Draining,
     HandoverError,
     Incompatible,
     Unavailable,
@@ -336,6 +337,6 @@ class Receiver:
 def _refusal(code: str, text: str) -> BatonError:
     """Return prefill's refusal as the error it names; Unavailable if we do not know the code."""
     cls = all_errors().get(code)
-    if cls is None or not issubclass(cls, HandoverError | DeadlineExceeded):
+    if cls is None or not issubclass(cls, HandoverError | DeadlineExceeded | Draining):
         return Unavailable(f"prefill refused: {text} ({code})")
     return cls(text)

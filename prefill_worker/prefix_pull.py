@@ -36,7 +36,7 @@ class PrefixPull:
         self._open = open_
         self._offer = offer
         self._pulls = pulls
-        self._request = replace(open_.request, prompt=prompt, max_tokens=1)
+        self._request = replace(open_.request, prompt=prompt, max_tokens=1, resumed=0)
         self._timeout_s = instance.config.handover.read_timeout_s
 
     def __repr__(self) -> str:

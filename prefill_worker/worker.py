@@ -3,6 +3,7 @@
 import grpc
 
 from baton.core.clock import monotonic
+from baton.executor.admission import Admission
 from baton.executor.instance import Instance
 from baton.executor.worker import Worker
 from baton.prefill_worker.service import PrefillService
@@ -31,7 +32,20 @@ class PrefillWorker(Worker[SessionTable]):
         """See Worker."""
         pb_grpc.add_PrefillServicer_to_server(self._service, server)
 
-    async def drain(self) -> None:
+    async def drain(self, deadline_s: float) -> int:
+        """See Worker: decode takes to other prefill instances what is not done in time."""
+        return await self._service.drain(deadline_s)
+
+    async def fence(self) -> None:
+        """See Worker."""
+        await self._service.fence()
+
+    @property
+    def admission(self) -> Admission:
+        """See Worker."""
+        return self._service.admission
+
+    async def wind_down(self) -> None:
         """See Worker: sessions have ended with their streams; pulls may have a fence to pass."""
         await self._table.tasks.drain(_DRAIN_S)
         self._table.tasks.check()
@@ -57,6 +71,7 @@ class PrefillWorker(Worker[SessionTable]):
             **self.instance.stats(),
             "sessions": len(self._table),
             "tasks": len(self._table.tasks),
+            "draining": int(self._service.admission.draining),
             "blocks_pulled": self._table.pulls.blocks,
             "pulls_wrong": self._table.pulls.wrong,
             **outcomes,

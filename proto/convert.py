@@ -8,7 +8,14 @@ field that was never set looks like 0 or "": what may not be that is checked.
 import math
 from dataclasses import fields
 
-from baton.core.errors import BatonError, HandoverError, Incompatible, InvalidRequest, show
+from baton.core.errors import (
+    BatonError,
+    HandoverError,
+    Incompatible,
+    InvalidRequest,
+    Overloaded,
+    show,
+)
 from baton.core.handover import (
     PROTOCOL_VERSION,
     Abort,
@@ -53,6 +60,7 @@ def request_proto(request: GenerateRequest) -> pb.Request:
         stop_token_ids=request.stop_token_ids,
         tenant=request.tenant,
         priority=request.priority,
+        resumed=request.resumed,
         **sampling_fields(request.sampling),
     )
 
@@ -68,6 +76,9 @@ def request_core(message: pb.Request) -> GenerateRequest:
     if abs(message.priority) > PRIORITY_LEVELS:
         allowed = f"-{PRIORITY_LEVELS} to {PRIORITY_LEVELS}"
         raise InvalidRequest("priority", message.priority, allowed)
+    if message.resumed >= min(len(message.prompt), message.max_tokens) and message.resumed:
+        allowed = "fewer than max_tokens, and than the tokens of prompt"
+        raise InvalidRequest("resumed", message.resumed, allowed)
     return GenerateRequest(
         request_id=RequestId(message.request_id),
         prompt=tuple(message.prompt),
@@ -76,6 +87,7 @@ def request_core(message: pb.Request) -> GenerateRequest:
         stop_token_ids=tuple(message.stop_token_ids),
         tenant=message.tenant,
         priority=message.priority,
+        resumed=message.resumed,
     )
 
 
@@ -91,12 +103,16 @@ def trace_core(message: pb.HandoverTrace) -> HandoverTrace:
 
 def error_proto(error: BatonError) -> pb.Error:
     """Put an error on the wire."""
-    return pb.Error(code=error.code, message=error.message)
+    retry_after_s = error.retry_after_s if isinstance(error, Overloaded) else 0.0
+    return pb.Error(code=error.code, message=error.message, retry_after_s=retry_after_s)
 
 
 def error_core(message: pb.Error) -> BatonError:
     """Take an error off the wire; it has the same code and text, and is there to be raised."""
-    return error_of(message.code, message.message)
+    error = error_of(message.code, message.message)
+    if isinstance(error, Overloaded) and 0 < message.retry_after_s < math.inf:
+        error.retry_after_s = message.retry_after_s
+    return error
 
 
 def to_prefill_proto(message: ToPrefill) -> pb.ToPrefill:

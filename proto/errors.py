@@ -18,6 +18,7 @@ STATUS = {
     "unavailable": grpc.StatusCode.UNAVAILABLE,
     "instance_lost": grpc.StatusCode.UNAVAILABLE,
     "rank_lost": grpc.StatusCode.UNAVAILABLE,
+    "draining": grpc.StatusCode.UNAVAILABLE,
     "deadline_exceeded": grpc.StatusCode.DEADLINE_EXCEEDED,
     "cancelled": grpc.StatusCode.CANCELLED,
     "handover_failed": grpc.StatusCode.UNAVAILABLE,

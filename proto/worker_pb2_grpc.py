@@ -41,6 +41,11 @@ class DecodeStub:
                 request_serializer=baton_dot_proto_dot_worker__pb2.GatewayFrame.SerializeToString,
                 response_deserializer=baton_dot_proto_dot_worker__pb2.DecodeFrame.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/baton.internal.v1.Decode/Drain',
+                request_serializer=baton_dot_proto_dot_worker__pb2.DrainRequest.SerializeToString,
+                response_deserializer=baton_dot_proto_dot_worker__pb2.DrainReply.FromString,
+                _registered_method=True)
 
 
 class DecodeServicer:
@@ -54,6 +59,14 @@ class DecodeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """Refuses what is new as `draining`, gives what is open `deadline_s` seconds to end, and then ends
+        the rest as `draining`, for gateways to resume elsewhere. Answers once nothing is open.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DecodeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -61,6 +74,11 @@ def add_DecodeServicer_to_server(servicer, server):
                     servicer.Session,
                     request_deserializer=baton_dot_proto_dot_worker__pb2.GatewayFrame.FromString,
                     response_serializer=baton_dot_proto_dot_worker__pb2.DecodeFrame.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=baton_dot_proto_dot_worker__pb2.DrainRequest.FromString,
+                    response_serializer=baton_dot_proto_dot_worker__pb2.DrainReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -102,6 +120,33 @@ class Decode:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.internal.v1.Decode/Drain',
+            baton_dot_proto_dot_worker__pb2.DrainRequest.SerializeToString,
+            baton_dot_proto_dot_worker__pb2.DrainReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class PrefillStub:
     """Served by a prefill leader. One Handover stream per attempt; its end, for whatever reason,
@@ -119,6 +164,11 @@ class PrefillStub:
                 request_serializer=baton_dot_proto_dot_worker__pb2.ToPrefill.SerializeToString,
                 response_deserializer=baton_dot_proto_dot_worker__pb2.ToDecode.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/baton.internal.v1.Prefill/Drain',
+                request_serializer=baton_dot_proto_dot_worker__pb2.DrainRequest.SerializeToString,
+                response_deserializer=baton_dot_proto_dot_worker__pb2.DrainReply.FromString,
+                _registered_method=True)
 
 
 class PrefillServicer:
@@ -132,6 +182,13 @@ class PrefillServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """As Decode.Drain: what is refused or ended, decode takes to another prefill instance.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PrefillServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -139,6 +196,11 @@ def add_PrefillServicer_to_server(servicer, server):
                     servicer.Handover,
                     request_deserializer=baton_dot_proto_dot_worker__pb2.ToPrefill.FromString,
                     response_serializer=baton_dot_proto_dot_worker__pb2.ToDecode.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=baton_dot_proto_dot_worker__pb2.DrainRequest.FromString,
+                    response_serializer=baton_dot_proto_dot_worker__pb2.DrainReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -170,6 +232,33 @@ class Prefill:
             '/baton.internal.v1.Prefill/Handover',
             baton_dot_proto_dot_worker__pb2.ToPrefill.SerializeToString,
             baton_dot_proto_dot_worker__pb2.ToDecode.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.internal.v1.Prefill/Drain',
+            baton_dot_proto_dot_worker__pb2.DrainRequest.SerializeToString,
+            baton_dot_proto_dot_worker__pb2.DrainReply.FromString,
             options,
             channel_credentials,
             insecure,

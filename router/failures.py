@@ -1,14 +1,24 @@
-"""Which prefill instances failed to hand over a moment ago, as if they hung or were gone."""
+"""Which prefill instances failed to hand over a moment ago, as if they hung, left or were gone."""
 
 from baton.core.clock import Clock
-from baton.core.errors import DeadlineExceeded, InstanceLost, PeerLost, RankLost, Unavailable
+from baton.core.errors import (
+    DeadlineExceeded,
+    Draining,
+    InstanceLost,
+    PeerLost,
+    RankLost,
+    Unavailable,
+)
 from baton.router.load import InstanceKey
 
 AVOIDED_S = 5.0
 """How long a failure counts: a hung instance costs each request that tries it a whole deadline,
 and one that works again should not go without work for long."""
 
-_GONE = {error.code for error in (PeerLost, Unavailable, InstanceLost, RankLost, DeadlineExceeded)}
+_GONE = {
+    error.code
+    for error in (PeerLost, Unavailable, InstanceLost, RankLost, Draining, DeadlineExceeded)
+}
 
 
 class RecentFailures:

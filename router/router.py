@@ -1,6 +1,6 @@
 """Choose the pair of instances for a request, or refuse it: bounded, and least loaded first."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -38,14 +38,22 @@ class RouterStats:
 class Lease:
     """One admitted request's place in the system: a context manager that gives it back once."""
 
-    def __init__(self, router: "Router", route: Route, prompt_tokens: int) -> None:
+    def __init__(
+        self, router: "Router", route: Route, *, prompt_tokens: int, max_tokens: int
+    ) -> None:
         self.route = route
         self.prompt_tokens = prompt_tokens
+        self.max_tokens = max_tokens
         self.output_tokens = 0
-        self.computing_prompt = bool(route.prefill)
-        """The first prefill instance of the route has not computed the prompt yet."""
+        self.computing = 0
+        """Tokens that the first prefill instance of the route has yet to compute."""
         self.closed = False
         self._router = router
+
+    @property
+    def held_tokens(self) -> int:
+        """Tokens of KV on the decode instance: prompt and output so far."""
+        return self.prompt_tokens + self.output_tokens
 
     def generated(self, tokens: int) -> None:
         """Note new output tokens; the first ones show that the prompt has been computed."""
@@ -54,6 +62,14 @@ class Lease:
     def handed_over(self, handovers: Sequence[HandoverTrace]) -> None:
         """Note how the attempts of this request's handover ended, in order."""
         self._router._handed_over(self, handovers)
+
+    def move(self, membership: Membership, *, avoided: Collection[InstanceKey] = ()) -> None:
+        """Choose another pair, for what is left of a request whose decode instance is gone.
+
+        Those in `avoided` are chosen last. Raises Unavailable, and nothing has changed, if no
+        decode instance can take it.
+        """
+        self._router._move(self, membership, avoided)
 
     def close(self) -> None:
         """Give the place back; any further call does nothing."""
@@ -95,18 +111,48 @@ class Router:
             self._overloaded += 1
             message = f"{len(self._leases)} requests are open, which is the most that is allowed"
             raise Overloaded(message, self._rate.seconds_to_next())
-        decode = self._least_loaded_decode(membership, prompt_tokens + max_tokens)
-        prefill = self._ranked_prefill(membership, decode, prompt_tokens)
-        lease = Lease(self, Route(decode, prefill), prompt_tokens)
+        try:
+            route = self._route(membership, prompt_tokens, prompt_tokens + max_tokens, ())
+        except Unavailable:
+            self._unavailable += 1
+            raise
+        lease = Lease(self, route, prompt_tokens=prompt_tokens, max_tokens=max_tokens)
         self._leases.add(lease)
         self._admitted += 1
-        self._decode.add(key_of(decode), requests=1, tokens=prompt_tokens)
-        if prefill:
-            self._prefill.add(key_of(prefill[0]), requests=1, tokens=prompt_tokens)
+        self._count(lease)
         return lease
 
-    def _least_loaded_decode(self, membership: Membership, tokens: int) -> InstanceInfo:
-        """Return the instance whose KV pool our open requests fill least.
+    def _move(self, lease: Lease, membership: Membership, avoided: Collection[InstanceKey]) -> None:
+        assert not lease.closed
+        most = lease.prompt_tokens + lease.max_tokens
+        route = self._route(membership, lease.held_tokens, most, avoided)
+        self._uncount(lease)
+        lease.route = route
+        self._count(lease)
+
+    def _route(
+        self, membership: Membership, tokens: int, most: int, avoided: Collection[InstanceKey]
+    ) -> Route:
+        """Choose a pair to compute `tokens` tokens, which may become as many as `most`."""
+        decode = self._least_loaded_decode(membership, most, avoided)
+        return Route(decode, self._ranked_prefill(membership, decode, tokens))
+
+    def _count(self, lease: Lease) -> None:
+        """Add a request that is yet to be computed to the loads of its route."""
+        tokens = lease.held_tokens
+        self._decode.add(key_of(lease.route.decode), requests=1, tokens=tokens)
+        if lease.route.prefill:
+            lease.computing = tokens
+            self._prefill.add(key_of(lease.route.prefill[0]), requests=1, tokens=tokens)
+
+    def _uncount(self, lease: Lease) -> None:
+        self._end_prefill(lease)
+        self._decode.add(key_of(lease.route.decode), requests=-1, tokens=-lease.held_tokens)
+
+    def _least_loaded_decode(
+        self, membership: Membership, tokens: int, avoided: Collection[InstanceKey]
+    ) -> InstanceInfo:
+        """Return the instance whose KV pool our open requests fill least; `avoided` ones last.
 
         KV held, unlike max_tokens, is what a decode step costs; it grows with every token.
         """
@@ -114,12 +160,12 @@ class Router:
             i for i in membership.of(Role.DECODE, Role.MIXED) if tokens <= i.max_model_len
         ]
         if not candidates:
-            self._unavailable += 1
             raise Unavailable("no decode instance is ready to take the request")
 
-        def share_then_requests(instance: InstanceInfo) -> tuple[float, int, str]:
+        def share_then_requests(instance: InstanceInfo) -> tuple[bool, float, int, str]:
             load = self._decode.of(instance)
-            return load.tokens / instance.kv_tokens, load.requests, instance.instance_id
+            share = load.tokens / instance.kv_tokens
+            return key_of(instance) in avoided, share, load.requests, instance.instance_id
 
         return min(candidates, key=share_then_requests)
 
@@ -158,19 +204,17 @@ class Router:
         self._end_prefill(lease)
 
     def _end_prefill(self, lease: Lease) -> None:
-        if lease.computing_prompt:
-            lease.computing_prompt = False
+        if lease.computing:
             key = key_of(lease.route.prefill[0])
-            self._prefill.add(key, requests=-1, tokens=-lease.prompt_tokens)
+            self._prefill.add(key, requests=-1, tokens=-lease.computing)
+            lease.computing = 0
 
     def _close(self, lease: Lease) -> None:
         if lease.closed:
             return
         lease.closed = True
         self._leases.remove(lease)
-        self._end_prefill(lease)
-        held = lease.prompt_tokens + lease.output_tokens
-        self._decode.add(key_of(lease.route.decode), requests=-1, tokens=-held)
+        self._uncount(lease)
         self._rate.completed()
 
     def check(self) -> None:
@@ -178,10 +222,9 @@ class Router:
         decode, prefill = LoadTable(), LoadTable()
         for lease in self._leases:
             assert not lease.closed
-            held = lease.prompt_tokens + lease.output_tokens
-            decode.add(key_of(lease.route.decode), requests=1, tokens=held)
-            if lease.computing_prompt:
-                prefill.add(key_of(lease.route.prefill[0]), requests=1, tokens=lease.prompt_tokens)
+            decode.add(key_of(lease.route.decode), requests=1, tokens=lease.held_tokens)
+            if lease.computing:
+                prefill.add(key_of(lease.route.prefill[0]), requests=1, tokens=lease.computing)
         assert decode.rows() == self._decode.rows(), (decode.rows(), self._decode.rows())
         assert prefill.rows() == self._prefill.rows(), (prefill.rows(), self._prefill.rows())
         assert len(self._leases) <= self._max_open_requests

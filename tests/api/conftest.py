@@ -74,7 +74,10 @@ class _Stream:
 
 
 class ScriptedLeader(pb_grpc.DecodeServicer):
-    """Serves Decode.Session; each step is one message with a token of every running request."""
+    """Serves Decode.Session; each step is one message with a token of every running request.
+
+    A request that is resumed goes on where the other leader's script ended.
+    """
 
     def __init__(self, name: str, script: Callable[[pb.Request], Script]) -> None:
         self.name = name
@@ -161,7 +164,8 @@ class ScriptedLeader(pb_grpc.DecodeServicer):
             if frame.WhichOneof("frame") == "submit":
                 self.submits.append(frame.submit)
                 script = self.script(frame.submit.request)
-                stream.running[frame.submit.key] = _Running(script)
+                run = _Running(script, sent=frame.submit.request.resumed)
+                stream.running[frame.submit.key] = run
                 stream.wake.set()
             else:
                 await self._cancel(stream, frame.cancel.key, context)

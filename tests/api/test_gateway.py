@@ -57,7 +57,7 @@ async def test_what_the_leader_is_told(gateway, leader, request_for, board):
     assert submit.request.seed == 1
     assert [ref.instance_id for ref in submit.prefill] == ["prefill-0"]
     assert submit.prefill[0].incarnation == prefill.incarnation
-    assert submit.timeout_s == gateway.config.request_timeout_s
+    assert submit.timeout_s == pytest.approx(gateway.config.request_timeout_s, rel=0.1)
 
 
 async def test_many_requests_share_one_stream_and_one_message_per_step(
@@ -156,16 +156,16 @@ async def test_an_error_of_the_leader_comes_after_the_text_before_it(
     assert b'baton_requests_total{outcome="wrong_kv"} 1.0' in gateway.metrics.render()
 
 
-async def test_a_lost_leader_ends_its_requests_and_a_new_one_takes_over(
+async def test_a_lost_leader_is_replaced_by_a_new_one(
     make_gateway, board, leader, make_leader, request_for, text_script, until
 ):
     leader.script = text_script("one two three", hold_after=1)
-    async with make_gateway() as gateway:
+    async with make_gateway(max_migrations=0) as gateway:
         tasks = [asyncio.create_task(collect(gateway, request_for())) for _ in range(3)]
         await until(lambda: leader.running == 3)
         await leader.close()
         for result in await asyncio.gather(*tasks, return_exceptions=True):
-            assert isinstance(result, InstanceLost)
+            assert isinstance(result, InstanceLost), "migration is switched off"
         with pytest.raises(Unavailable):
             await collect(gateway, request_for())
         assert gateway.health() == ["no decode instance is ready"]
@@ -335,3 +335,17 @@ async def test_a_bug_while_a_request_is_submitted_ends_that_request_alone(
     gateway.check()
     assert gateway.trace(request.generate.request_id).error == "internal"
     assert (await collect(gateway, request_for()))[0] == "def add(a, b):"
+
+
+async def test_what_raises_before_a_request_is_admitted_holds_no_place(
+    gateway, request_for, monkeypatch
+):
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("a bug")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("baton.api.gateway.Detokenizer", broken)
+        with pytest.raises(ValueError, match="a bug"):
+            await collect(gateway, request_for())
+    assert gateway.stats().router.open_requests == 0
+    gateway.check()

@@ -210,11 +210,15 @@ async def test_too_many_is_429_with_retry_after(
 
 
 async def test_an_error_in_mid_stream_is_an_event_and_then_the_end(
-    http, leader, text_script, until
+    make_front_door, leader, text_script
 ):
     leader.script = text_script("one two three", hold_after=2)
     call = COMPLETION | {"stream": True}
-    async with http.stream("POST", "/v1/completions", json=call) as response:
+    door = await make_front_door(max_migrations=0)
+    async with (
+        httpx.AsyncClient(base_url=door.http_url, timeout=20) as http,
+        http.stream("POST", "/v1/completions", json=call) as response,
+    ):
         lines = response.aiter_lines()
         first = await anext(lines)
         assert json.loads(first.removeprefix("data: "))["choices"][0]["text"]

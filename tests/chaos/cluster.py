@@ -1,23 +1,26 @@
-"""The processes of one world: a decode instance, two prefill instances, each behind a link."""
+"""The processes of one world: two decode and two prefill instances, each behind a link."""
 
 import asyncio
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
 
 from baton.core.config import EngineConfig, HandoverConfig, WorkerConfig
-from baton.core.topology import Role
-from baton.proto import worker_pb2 as pb
+from baton.core.ids import Incarnation, InstanceId
+from baton.core.topology import InstanceInfo, Membership, MembershipBoard, Role
 
 from .gateway import open_gateway
 from .link import Link
 from .process import PATIENCE_S, Told, WorkerProcess
-from .schedule import PREFILLS, World, catalogue
+from .schedule import DECODES, MODEL_DIR, PREFILLS, World, catalogue
 
-MODEL_DIR = Path(__file__).parents[2] / "demo_model" / "main"
-_NAMES = ("decode-0", *(f"prefill-{index}" for index in range(PREFILLS)))
+_NAMES = (
+    *(f"decode-{index}" for index in range(DECODES)),
+    *(f"prefill-{index}" for index in range(PREFILLS)),
+)
 _NOWHERE = "127.0.0.1:1"
 
 _DEADLINES = {
@@ -34,9 +37,11 @@ class Cluster:
 
     def __init__(self, world: World, folder: Path, told: Told) -> None:
         self.world = world
-        self.links = [Link() for _ in range(PREFILLS)]
+        self.links = [Link() for _ in _NAMES]
+        """One to each process."""
         self.processes: list[WorkerProcess] = []
-        """All that live: decode, then the prefill instances."""
+        """All that live: the decode, then the prefill instances."""
+        self.board = MembershipBoard()
         self._folder = folder
         self._told = told
         self._lives = itertools.count(1)
@@ -54,34 +59,52 @@ class Cluster:
         if failed:
             await cluster.kill()
             raise AssertionError(f"a worker did not start; see {folder}") from failed[0]
-        for link, prefill in zip(cluster.links, cluster.prefills, strict=True):
-            link.upstream = prefill.facts["address"]
+        cluster._publish()
         return cluster
 
     @property
-    def decode(self) -> WorkerProcess:
-        """The decode instance."""
-        return self.processes[0]
+    def decodes(self) -> list[WorkerProcess]:
+        """The decode instances."""
+        return self.processes[:DECODES]
 
     @property
     def prefills(self) -> list[WorkerProcess]:
         """The prefill instances."""
-        return self.processes[1:]
+        return self.processes[DECODES:]
 
-    def ref(self, index: int) -> pb.InstanceRef:
-        """Return how a request names a prefill instance now; -1 is one that is not there."""
-        if index < 0:
-            return pb.InstanceRef(instance_id="prefill-9", address=_NOWHERE, incarnation=9)
-        return self.prefills[index].ref(self.links[index].address)
+    def link_to(self, process: WorkerProcess) -> Link:
+        """Return what lies between a process and those that call it."""
+        return self.links[self.processes.index(process)]
 
-    async def replace(self, process: WorkerProcess) -> WorkerProcess:
-        """Kill a process and start it anew, under its name, as another incarnation."""
+    def prefill(self, index: int) -> InstanceInfo:
+        """Return a prefill instance as it is called now; -1 is one that is not there."""
+        info = self._info(DECODES + max(index, 0))
+        if index >= 0:
+            return info
+        return replace(
+            info,
+            instance_id=InstanceId("prefill-9"),
+            address=_NOWHERE,
+            incarnation=Incarnation(9),
+        )
+
+    async def replace(self, process: WorkerProcess, *, gently: bool = False) -> WorkerProcess:
+        """Kill a process, or close it, and start it anew under its name, as another incarnation."""
         place = self.processes.index(process)
-        await process.kill()
+        await (process.close() if gently else process.kill())
         reborn = self.processes[place] = await self._process(_NAMES[place])
-        if place > 0:
-            self.links[place - 1].upstream = reborn.facts["address"]
+        self._publish()
         return reborn
+
+    def _publish(self) -> None:
+        """Tell the gateways who is there, as a control plane does."""
+        for link, process in zip(self.links, self.processes, strict=True):
+            link.upstream = process.info.address
+        instances = tuple(map(self._info, range(len(_NAMES))))
+        self.board.publish(Membership(self.board.current.version + 1, instances))
+
+    def _info(self, place: int) -> InstanceInfo:
+        return replace(self.processes[place].info, address=self.links[place].address)
 
     async def close(self) -> None:
         """Close everything in good order; fails if a process still holds something."""
@@ -145,10 +168,11 @@ async def right_answers(folder: Path) -> list[list[int]]:
         engine=EngineConfig(kv_memory_mib=64, prefix_cache=False),
     )
     process = await WorkerProcess.start(config, lambda _: None, folder / "reference.log")
-    async with open_gateway(process.facts["address"], lambda _: None) as gateway:
-        answers = [await gateway.submit(entry, ()) for entry in catalogue()]
+    board = MembershipBoard(Membership(1, (process.info,)))
+    async with open_gateway(board, lambda _: None) as gateway:
+        answers = [gateway.submit(entry, ()) for entry in catalogue()]
         async with asyncio.timeout(PATIENCE_S):
             await asyncio.gather(*(answer.done.wait() for answer in answers))
     await process.close()
-    assert all(answer.finishes[0].reason == "length" for answer in answers), answers
+    assert all(answer.finish and answer.finish.reason == "length" for answer in answers), answers
     return [answer.tokens for answer in answers]

@@ -1,24 +1,32 @@
-"""The gateway's side of a session, spoken with the stubs; tells of every token as it comes."""
+"""The product's gateway as the driver holds it; tells of every piece of an answer as it comes."""
 
 import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache
 
-import grpc
-
+from baton.api import gateway as product
+from baton.api.validate import TextRequest
+from baton.core.config import GatewayConfig
+from baton.core.errors import BatonError
 from baton.core.ids import RequestId
-from baton.core.request import GenerateRequest, SamplingParams
+from baton.core.metrics import GatewayMetrics
+from baton.core.request import FinishReason, GenerateRequest, SamplingParams
+from baton.core.topology import InstanceInfo, Membership, MembershipBoard
+from baton.models.tokenizer import Tokenizer, load_tokenizer
 from baton.proto import worker_pb2 as pb
-from baton.proto import worker_pb2_grpc as pb_grpc
-from baton.proto.convert import request_proto
-from baton.proto.grpc_runtime import open_channel
+from baton.proto.convert import error_proto, trace_proto
+from baton.router.router import Router
 
 from .process import PATIENCE_S
-from .schedule import Entry
+from .schedule import MODEL_DIR, Entry
+
+_MOST_LOSSES = 16
+"""More than one request can meet in a run."""
 
 Happened = Callable[[str], None]
 
@@ -27,89 +35,122 @@ Happened = Callable[[str], None]
 class Answer:
     """What came for one request."""
 
-    key: int
     tokens: list[int] = field(default_factory=list)
-    finishes: list[pb.Finish] = field(default_factory=list)
-    after_the_last: int = 0
-    """Updates that came although it had ended."""
+    finish: pb.Finish | None = None
+    """How it ended, if somebody still waited for it."""
     done: asyncio.Event = field(default_factory=asyncio.Event)
-    """It has ended, or its stream has."""
+    """It has ended, or nobody waits for it any more."""
+    migrations: list[str] = field(default_factory=list)
+    """Why it moved to another decode instance, each time."""
+    reading: asyncio.Task[None] | None = None
 
 
 class Gateway:
-    """One Session stream; made by `open_gateway`."""
+    """One gateway; made by `open_gateway`."""
 
-    def __init__(self, call: Any, happened: Happened) -> None:
+    def __init__(self, gateway: product.Gateway | None, happened: Happened) -> None:
         self.hung_up = False
-        self._call = call
+        self._gateway = gateway
         self._happened = happened
-        self._one_by_one = asyncio.Lock()
-        self._keys = itertools.count(1)
-        self._answers: dict[int, Answer] = {}
+        self._numbers = itertools.count(1)
+        self.answers: list[Answer] = []
 
-    async def submit(self, entry: Entry, prefill: Sequence[pb.InstanceRef]) -> Answer:
-        """Send a request."""
-        key = next(self._keys)
-        answer = self._answers[key] = Answer(key)
+    def submit(self, entry: Entry, prefill: Sequence[InstanceInfo]) -> Answer:
+        """Send a request, to be computed by these prefill instances in order of preference."""
+        answer = Answer()
+        self.answers.append(answer)
         sampling = SamplingParams(temperature=entry.temperature, seed=entry.seed)
-        request = GenerateRequest(
-            RequestId(f"request-{key}"), entry.prompt, entry.max_tokens, sampling, ()
-        )
-        submit = pb.Submit(
-            key=key, request=request_proto(request), prefill=prefill, timeout_s=PATIENCE_S
-        )
-        await self._write(pb.GatewayFrame(submit=submit))
+        name = RequestId(f"request-{next(self._numbers)}")
+        request = GenerateRequest(name, entry.prompt, entry.max_tokens, sampling, ())
+        answer.reading = asyncio.create_task(self._read(request, tuple(prefill), answer))
         return answer
 
-    async def cancel(self, answer: Answer) -> None:
-        """Cancel a request."""
-        await self._write(pb.GatewayFrame(cancel=pb.Cancel(key=answer.key)))
+    def cancel(self, answer: Answer) -> None:
+        """Stop reading an answer, as a client that goes away."""
+        assert answer.reading is not None, "not submitted"
+        answer.reading.cancel()
 
-    async def _write(self, frame: pb.GatewayFrame) -> None:
-        async with self._one_by_one:
-            if not self.hung_up:
-                with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                    await self._call.write(frame)  # `pump` says how the stream ended
-
-    def hang_up(self) -> int:
-        """Go away; return how many requests were open."""
+    async def hang_up(self) -> int:
+        """Go away at once; return how many requests were open."""
+        assert self._gateway is not None, "not opened"
         self.hung_up = True
-        self._call.cancel()
-        return sum(not answer.finishes for answer in self._answers.values())
+        still = sum(not answer.done.is_set() for answer in self.answers)
+        await self._gateway.close()
+        return still
 
-    async def pump(self) -> None:
-        """Take what comes until the stream ends."""
+    async def _read(
+        self, request: GenerateRequest, prefill: tuple[InstanceInfo, ...], answer: Answer
+    ) -> None:
+        assert self._gateway is not None, "not opened"
+        _asked_for.set(prefill)
+        error: BatonError | None = None
+        reason = FinishReason.ERROR
         try:
-            while (frame := await self._call.read()) is not grpc.aio.EOF:
-                for update in frame.updates:
-                    self._take(update)
+            await self._somebody_there()
+            async with aclosing(self._gateway.generate(TextRequest(request))) as pieces:
+                async for piece in pieces:
+                    answer.tokens += piece.tokens
+                    reason = piece.finish or reason
+                    self._happened("done" if piece.finish else "token")
+        except BatonError as failure:
+            error = failure
         finally:
-            for answer in self._answers.values():
-                answer.done.set()
-
-    def _take(self, update: pb.Update) -> None:
-        answer = self._answers[update.key]
-        answer.after_the_last += bool(answer.finishes)
-        answer.tokens += update.tokens
-        if update.HasField("finish"):
-            answer.finishes.append(update.finish)
             answer.done.set()
-        self._happened("done" if update.HasField("finish") else "token")
+        trace = self._gateway.trace(request.request_id)
+        answer.finish = pb.Finish(
+            reason=reason,
+            error=None if error is None else error_proto(error),
+            handovers=[] if trace is None else map(trace_proto, trace.handovers),
+        )
+        answer.migrations += [] if trace is None else [move.error for move in trace.migrations]
+
+    async def _somebody_there(self) -> None:
+        """Wait as a client does that is told 503: only what is admitted has the promise."""
+        assert self._gateway is not None, "not opened"
+        async with asyncio.timeout(PATIENCE_S):
+            while "no decode instance is ready" in self._gateway.health():
+                await self._gateway._sessions.changed()
+
+
+_asked_for: ContextVar[tuple[InstanceInfo, ...] | None] = ContextVar("asked_for", default=None)
+"""The prefill instances that the request wants which this task reads."""
+
+
+class _ObedientRouter(Router):
+    """Ranks prefill instances as the schedule has it; for requests that move, as it thinks best."""
+
+    def _ranked_prefill(
+        self, membership: Membership, decode: InstanceInfo, tokens: int
+    ) -> tuple[InstanceInfo, ...]:
+        asked_for = _asked_for.get()
+        if asked_for is None:
+            return super()._ranked_prefill(membership, decode, tokens)
+        return asked_for
+
+
+@cache
+def _tokenizer() -> Tokenizer:
+    return load_tokenizer(MODEL_DIR)
 
 
 @asynccontextmanager
-async def open_gateway(address: str, happened: Happened) -> AsyncIterator[Gateway]:
-    """Open a session with the decode instance at `address`."""
-    async with contextlib.AsyncExitStack() as stack:
-        channel = await stack.enter_async_context(open_channel(address))
-        call = pb_grpc.DecodeStub(channel).Session()
-        async with asyncio.timeout(PATIENCE_S):
-            await call.read()
-        gateway = Gateway(call, happened)
-        pump = asyncio.create_task(gateway.pump())
-        try:
-            yield gateway
-        finally:
-            call.cancel()
-            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
-                await pump
+async def open_gateway(board: MembershipBoard, happened: Happened) -> AsyncIterator[Gateway]:
+    """Open a gateway to the instances of a board; it has given everything back at the end."""
+    config = GatewayConfig(
+        request_timeout_s=PATIENCE_S, migration_wait_s=PATIENCE_S, max_migrations=_MOST_LOSSES
+    )
+    inner = product.Gateway(
+        config, _tokenizer(), "model", board, GatewayMetrics(), expects_prefill=True
+    )
+    inner._router = _ObedientRouter(max_open_requests=config.max_open_requests)
+    await inner.start()
+    gateway = Gateway(inner, happened)
+    try:
+        yield gateway
+        late = {s.instance_id: s.late_updates for s in inner.stats().sessions if s.late_updates}
+        assert not late, f"updates after the last of their request: {late}"
+    finally:
+        await inner.close()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(*(answer.reading for answer in gateway.answers if answer.reading))
+    inner.check()

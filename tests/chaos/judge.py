@@ -9,7 +9,9 @@ from baton.proto import worker_pb2 as pb
 from .gateway import Answer, Gateway
 from .schedule import WRONG_BYTES, Ask, Schedule
 
-_MAKE_READS_LATE = frozenset({"pause", "pause_decode", "freeze", "slow", "late", "hang", "kill"})
+_MAKE_READS_LATE = frozenset(
+    {"pause", "pause_decode", "freeze", "slow", "late", "hang", "kill", "drain"}
+)
 """After these, prefill may rightly have given up the blocks that are being read."""
 
 
@@ -44,8 +46,8 @@ def judge(
     for index, sent in requests.items():
         for problem in _wrong_with(sent, right[sent.ask.entry]):
             yield f"request {index} (entry {sent.ask.entry}) {problem}"
-        for finish in sent.answer.finishes:
-            outcomes.update(outcomes_of(finish))
+        if sent.answer.finish is not None:
+            outcomes.update(outcomes_of(sent.answer.finish))
     kinds = {fault.kind for fault in schedule.faults}
     wrong_bytes = sum(struck[kind] for kind in (*WRONG_BYTES, "overwrite"))
     wrong_kv = outcomes["wrong_kv"]
@@ -58,16 +60,13 @@ def judge(
 
 def _wrong_with(sent: Sent, right: list[int]) -> Iterator[str]:
     answer = sent.answer
-    if answer.after_the_last or len(answer.finishes) > 1:
-        yield f"ended {len(answer.finishes)} times, {answer.after_the_last} updates after the first"
     if answer.tokens != right[: len(answer.tokens)]:
         yield f"has other tokens: {answer.tokens}, not {right}"
     if sent.given_up:
         return
-    if not answer.finishes:
+    finish = answer.finish
+    if finish is None:
         yield "has not ended"
-        return
-    finish = answer.finishes[0]
-    if finish.reason != "length" or len(answer.tokens) != len(right):
+    elif finish.reason != "length" or len(answer.tokens) != len(right):
         said = f"{finish.reason} {finish.error.code} {finish.error.message}"
         yield f"ended as {said} after {len(answer.tokens)} tokens"

@@ -15,7 +15,6 @@ from typing import Any
 from .cluster import Cluster
 from .gateway import Gateway, open_gateway
 from .judge import Sent, judge, outcomes_of
-from .link import Link
 from .process import PATIENCE_S, WorkerProcess
 from .schedule import (
     FROM_OUTSIDE,
@@ -43,6 +42,8 @@ class Report:
     """How often each kind of fault really did something."""
     outcomes: Counter[str] = field(default_factory=Counter)
     """Of the attempts to hand a prompt over."""
+    migrations: Counter[str] = field(default_factory=Counter)
+    """Of requests from one decode instance to the other, by why."""
     log: list[str] = field(default_factory=list)
     """What happened, in order, with seconds since the start."""
 
@@ -69,7 +70,7 @@ class Play:
         """Hear of an event or a strike inside a process."""
         if "struck" in message:
             self._strikes(message["struck"], f"in {message['name']}: {message['what']}")
-        elif message["name"] == "decode-0":
+        elif message["name"].startswith("decode"):
             self._happened(message["event"])
 
     async def run(self) -> Report:
@@ -85,10 +86,10 @@ class Play:
         return self.report
 
     async def _run(self) -> None:
-        address = self._cluster.decode.facts["address"]
+        board = self._cluster.board
         async with (
-            open_gateway(address, self._happened) as main,
-            open_gateway(address, self._happened) as guest,
+            open_gateway(board, self._happened) as main,
+            open_gateway(board, self._happened) as guest,
         ):
             self._gateways = main, guest
             for fault in [fault for fault in self._waiting if fault.event == "delay"]:
@@ -101,7 +102,8 @@ class Play:
 
     def _arm(self) -> None:
         faults = self._schedule.faults
-        self._cluster.decode.arm([fault for fault in faults if fault.kind in IN_READS])
+        for decode in self._cluster.decodes:
+            decode.arm([fault for fault in faults if fault.kind in IN_READS])
         for index, prefill in enumerate(self._cluster.prefills):
             prefill.arm(
                 [f for f in faults if f.kind in (*IN_PULLS, *IN_PREFILL) and f.target == index]
@@ -113,8 +115,8 @@ class Play:
         await asyncio.sleep(ask.after_s)
         if gateway.hung_up:
             return
-        refs = [self._cluster.ref(number) for number in ask.prefill]
-        answer = await gateway.submit(requests()[ask.entry], refs)
+        prefill = [self._cluster.prefill(number) for number in ask.prefill]
+        answer = gateway.submit(requests()[ask.entry], prefill)
         self._sent[index] = Sent(ask, gateway, answer)
         self._note(f"request {index} sent")
 
@@ -145,33 +147,33 @@ class Play:
         elif fault.kind in ON_DECODE:
             await self._strike_decode(fault)
         elif fault.kind == "hang_up":
-            self._strikes(
-                "hang_up", f"{self._gateways[1].hang_up()} requests of the guest were open"
-            )
+            still = await self._gateways[1].hang_up()
+            self._strikes("hang_up", f"{still} requests of the guest were open")
         else:
             sent = self._sent.get(fault.target)
-            if sent and not sent.answer.finishes and not sent.gateway.hung_up:
+            if sent and not sent.answer.done.is_set():
                 sent.cancelled = True
-                await sent.gateway.cancel(sent.answer)
+                sent.gateway.cancel(sent.answer)
                 self._strikes("cancel", f"request {fault.target}")
 
     async def _strike_prefill(self, fault: Fault) -> None:
         process = self._cluster.prefills[fault.target]
         if fault.kind in LINK:
-            await self._strike_link(fault, self._cluster.links[fault.target])
-            return
-        self._strikes(fault.kind, f"{process!r}, for {fault.seconds} s")
-        if fault.kind == "kill":
-            await self._kill(process, fault.seconds)
+            await self._strike_link(fault, process)
+        elif fault.kind == "kill":
+            await self._kill(process, fault)
+        elif fault.kind == "drain":
+            await self._drain(process, fault)
         else:
             await self._pause(process, fault)
 
-    async def _strike_link(self, fault: Fault, link: Link) -> None:
+    async def _strike_link(self, fault: Fault, process: WorkerProcess) -> None:
+        link = self._cluster.link_to(process)
         if link.connections:
-            what = f"prefill-{fault.target}, {link.connections} connections, for {fault.seconds} s"
+            what = f"{process!r}, {link.connections} connections, for {fault.seconds} s"
             self._strikes(fault.kind, what)
         match fault.kind:
-            case "cut":
+            case "cut" | "cut_decode":
                 link.cut()
             case "freeze":
                 link.freeze()
@@ -179,31 +181,44 @@ class Play:
                 link.slow(fault.seconds / 5)
         await asyncio.sleep(fault.seconds)
         link.mend()
-        self._note(f"the link to prefill-{fault.target} is mended")
+        self._note(f"the link to {process!r} is mended")
 
     async def _strike_decode(self, fault: Fault) -> None:
-        process = self._cluster.decode
-        self._strikes(fault.kind, f"{process!r}, for {fault.seconds} s")
-        if fault.kind == "kill_decode":  # its requests are lost; to others it owes nothing
-            for gateway in self._gateways:
-                gateway.hang_up()
-            await self._kill(process, fault.seconds)
-        else:
-            await self._pause(process, fault)
+        process = self._cluster.decodes[fault.target]
+        match fault.kind:
+            case "kill_decode":
+                await self._kill(process, fault)
+            case "drain_decode":
+                await self._drain(process, fault)
+            case "cut_decode":
+                await self._strike_link(fault, process)
+            case _:
+                await self._pause(process, fault)
 
     async def _pause(self, process: WorkerProcess, fault: Fault) -> None:
+        self._strikes(fault.kind, f"{process!r}, for {fault.seconds} s")
         process.signal(signal.SIGSTOP)
         await asyncio.sleep(fault.seconds)
         process.signal(signal.SIGCONT)
         self._note(f"{fault.kind} of {process!r} is over")
 
-    async def _kill(self, process: WorkerProcess, down_s: float) -> None:
+    async def _kill(self, process: WorkerProcess, fault: Fault) -> None:
         if process in self._dying:
             return
         self._dying.add(process)
+        self._strikes(fault.kind, f"{process!r}, for {fault.seconds} s")
         process.signal(signal.SIGKILL)
-        await asyncio.sleep(down_s)
+        await asyncio.sleep(fault.seconds)
         self._note(f"restarted {await self._cluster.replace(process)!r}")
+
+    async def _drain(self, process: WorkerProcess, fault: Fault) -> None:
+        """Let it leave in good order, which checks its books, and come back."""
+        if process in self._dying:
+            return
+        self._dying.add(process)
+        self._strikes(fault.kind, f"{process!r}, with {fault.seconds} s to end what is open")
+        self._note(f"{process!r} handed over {await process.drain(fault.seconds)}")
+        self._note(f"restarted {await self._cluster.replace(process, gently=True)!r}")
 
     async def _faults_over(self) -> None:
         """Call off what will not strike any more, and see the rest through."""
@@ -234,10 +249,14 @@ class Play:
 
     def _judge(self) -> None:
         for index, sent in self._sent.items():
-            for finish in sent.answer.finishes:
-                outcomes = outcomes_of(finish)
+            answer = sent.answer
+            self.report.migrations.update(answer.migrations)
+            if answer.finish is not None:
+                outcomes = outcomes_of(answer.finish)
                 self.report.outcomes.update(outcomes)
-                self._note(f"request {index}: {finish.reason}, handed over: {outcomes}")
+                moved = f", moved: {answer.migrations}" if answer.migrations else ""
+                said = f"{answer.finish.reason}, handed over: {outcomes}{moved}"
+                self._note(f"request {index}: {said}")
         for problem in judge(self._schedule, self._sent, self.report.struck, self._right):
             self._problem(problem)
 

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from baton.core.config import WorkerConfig
+from baton.core.topology import InstanceInfo, Role
 from baton.proto import worker_pb2 as pb
+from baton.proto.grpc_runtime import open_channel
+from baton.proto.worker_pb2_grpc import DecodeStub, PrefillStub
 
 from . import worker_main
 from .schedule import Fault
@@ -31,7 +34,7 @@ class WorkerProcess:
     """One incarnation of a worker; made by `start`, ended by `kill` or `close`."""
 
     def __init__(self, process: Any, pipe: Connection, told: Told) -> None:
-        self.facts: dict[str, Any] = {}
+        self._facts: dict[str, Any] = {}
         self._process = process
         self._pipe = pipe
         self._told = told
@@ -50,22 +53,27 @@ class WorkerProcess:
         theirs.close()
         worker = cls(process, ours, told)
         try:
-            worker.facts = await worker._reply()
+            worker._facts = await worker._reply()
         except BaseException:
             await worker.kill()
             raise
         return worker
 
     def __repr__(self) -> str:
-        return f"<WorkerProcess {self.facts.get('instance_id')}, pid {self._process.pid}>"
+        return f"<WorkerProcess {self._facts.get('instance_id')}, pid {self._process.pid}>"
 
-    def ref(self, address: str) -> pb.InstanceRef:
-        """Return what a request names it by, reached at `address`."""
-        return pb.InstanceRef(
-            instance_id=self.facts["instance_id"],
-            address=address,
-            incarnation=self.facts["incarnation"],
-        )
+    @property
+    def info(self) -> InstanceInfo:
+        """What it says of itself."""
+        return InstanceInfo(**self._facts)
+
+    async def drain(self, deadline_s: float) -> int:
+        """Drain it as a control plane does; return how much it handed over."""
+        stub = PrefillStub if self.info.role is Role.PREFILL else DecodeStub
+        async with open_channel(self.info.address) as channel, asyncio.timeout(PATIENCE_S):
+            reply = await stub(channel).Drain(pb.DrainRequest(deadline_s=deadline_s))
+        handed_over: int = reply.handed_over
+        return handed_over
 
     def arm(self, faults: Sequence[Fault]) -> None:
         """Let these faults wait inside the process."""

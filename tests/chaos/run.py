@@ -4,12 +4,15 @@ One seed alone is replayed with its schedule and all that happened.
 """
 
 import asyncio
+import logging
 import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+
+from baton.core import log
 
 from .campaign import Campaign
 from .play import Report
@@ -25,6 +28,7 @@ async def main(first: int, last: int) -> int:
     campaign = Campaign(folder)
     struck: Counter[str] = Counter()
     outcomes: Counter[str] = Counter()
+    migrations: Counter[str] = Counter()
     failed = []
     try:
         for seed in range(first, last + 1):
@@ -32,10 +36,13 @@ async def main(first: int, last: int) -> int:
             schedule, report = await campaign.run(seed)
             struck += report.struck
             outcomes += report.outcomes
+            migrations += report.migrations
             failed += [seed] * bool(report.problems)
             _show(schedule, report, time.monotonic() - started, whole=first == last)
     finally:
         await campaign.close()
+    _print("", "requests moved to another decode instance:")
+    _print(*(f"  {name:18}{n:6}" for name, n in sorted(migrations.items())))
     status = _summary(last - first + 1, struck, outcomes, failed)
     if status:
         _print(f"logs of the processes: {folder}")
@@ -77,4 +84,5 @@ def _seeds(text: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
+    log.configure(level=logging.ERROR)  # what the gateways warn of, the schedule has brought about
     sys.exit(asyncio.run(main(*_seeds(sys.argv[1] if len(sys.argv) > 1 else "0-499"))))

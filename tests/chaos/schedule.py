@@ -8,6 +8,9 @@ runs; how far the run has come when a fault strikes does, a little.
 import random
 from dataclasses import asdict, dataclass
 from functools import cache
+from pathlib import Path
+
+MODEL_DIR = Path(__file__).parents[2] / "demo_model" / "main"
 
 SEEDS_PER_WORLD = 10
 """Neighbouring seeds share their processes, and whatever the last one left in their caches."""
@@ -21,9 +24,10 @@ IN_PULLS = ("pull_flip", "pull_stale", "pull_fail", "pull_hang", "pull_late")
 IN_PREFILL = ("overwrite", "refuse", "repeat_offer", "lose_offer")
 """Strike inside a prefill process; see faulty_prefill.py."""
 LINK = ("cut", "freeze", "slow")
-FROM_OUTSIDE = ("kill", "pause", *LINK)
+FROM_OUTSIDE = ("kill", "pause", "drain", *LINK)
 """Strike a prefill process, or the link to it, from outside."""
-ON_DECODE = ("kill_decode", "pause_decode")
+ON_DECODE = ("kill_decode", "pause_decode", "drain_decode", "cut_decode")
+"""The last: the link between a decode process and the gateways."""
 BY_CLIENT = ("cancel", "cancel", "hang_up")
 """Cancelling one request in the middle is what users do most."""
 BEFOREHAND = ("nowhere", "crowd")
@@ -32,7 +36,8 @@ DRAWN = (*IN_READS, *IN_PULLS, *IN_PREFILL, *FROM_OUTSIDE, *ON_DECODE, *BY_CLIEN
 KINDS = tuple(dict.fromkeys((*DRAWN, *BEFOREHAND)))
 
 PREFILLS = 2
-"""Prefill instances; one decode instance reads from both."""
+DECODES = 2
+"""Instances; each decode instance reads from both prefill instances."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class Fault:
     count: int
     """Strikes at the n-th event, from 1; milliseconds for a delay."""
     target: int
-    """A prefill instance, or the request to cancel."""
+    """An instance of its role, or the request to cancel."""
     seconds: float
     """How long it lasts."""
     seed: int

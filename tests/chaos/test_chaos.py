@@ -5,7 +5,7 @@ import pytest
 from .campaign import Campaign
 from .schedule import draw_schedule
 
-SAMPLE = [*range(190, 210), *range(290, 300)]
+SAMPLE = range(180, 210)
 """Three worlds, and every kind of fault by turns."""
 
 

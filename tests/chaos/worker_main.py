@@ -8,6 +8,7 @@ import asyncio
 import faulthandler
 import os
 import sys
+from dataclasses import asdict
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -46,9 +47,7 @@ async def _serve(config: WorkerConfig, pipe: Connection) -> None:
     if config.role is Role.PREFILL:
         make_faulty(worker, armed)
     async with worker:
-        info = worker.info
-        names = ("instance_id", "address", "incarnation", "pid")
-        pipe.send({name: getattr(info, name) for name in names})
+        pipe.send(asdict(worker.info))
         while (command := await asyncio.to_thread(_receive, pipe))["do"] != "close":
             if command["do"] == "arm":
                 armed.arm([Fault(**fault) for fault in command["faults"]])

@@ -136,6 +136,24 @@ async def test_cancel_ends_a_request_with_exactly_one_finish(call: Any) -> None:
     assert (found[1].reason, found[2].reason) == ("cancelled", "length")
 
 
+async def test_a_drain_ends_what_is_open_and_refuses_what_comes(
+    call: Any, worker: DecodeWorker
+) -> None:
+    for key in (1, 2):
+        await call.write(submit(key, max_tokens=400))
+    begun: set[int] = set()
+    async with asyncio.timeout(TIMEOUT_S):
+        while begun != {1, 2}:
+            begun |= {update.key for update in (await call.read()).updates}
+    assert await worker.drain(0.0) == 2
+    await call.write(submit(3))
+    found = await finishes(call, 3)
+    assert [found[key].reason for key in (1, 2, 3)] == ["error"] * 3
+    assert [found[key].error.code for key in (1, 2, 3)] == ["draining"] * 3
+    stats = worker.stats()
+    assert (stats["draining"], stats["open_requests"], stats["finished_error"]) == (1, 0, 2)
+
+
 async def test_a_step_that_raises_ends_its_requests_and_not_the_worker(
     call: Any, worker: DecodeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

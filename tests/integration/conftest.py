@@ -45,6 +45,8 @@ class Prompt:
     """All of it, instead of the four above."""
     tenant: str = ""
     priority: int = 0
+    output: tuple[int, ...] = ()
+    """What an instance that is gone has generated."""
 
 
 @dataclass
@@ -96,7 +98,7 @@ class Session:
                 prompt.stop,
                 tenant=prompt.tenant,
                 priority=prompt.priority,
-            )
+            ).resume(prompt.output)
         )
         submit = pb.Submit(key=key, request=request, prefill=prefill, timeout_s=timeout_s)
         await self._call.write(pb.GatewayFrame(submit=submit))
@@ -241,7 +243,7 @@ class WorkerProcess:
         assert self.process.returncode == 0, errors
 
 
-StartProcess = Callable[[WorkerConfig], WorkerProcess]
+StartProcess = Callable[..., WorkerProcess]
 
 
 @pytest.fixture
@@ -249,10 +251,10 @@ def start_process() -> Any:
     """Start workers as processes; whatever is left at the end is killed by its pid."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(config: WorkerConfig) -> WorkerProcess:
+    def start(config: WorkerConfig, *die_after: int) -> WorkerProcess:
         script = Path(__file__).with_name("worker_process.py")
         process = subprocess.Popen(
-            [sys.executable, str(script), config.model_dump_json()],
+            [sys.executable, str(script), config.model_dump_json(), *map(str, die_after)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

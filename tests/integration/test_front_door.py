@@ -235,11 +235,11 @@ async def test_a_client_that_goes_away_cancels_on_both_sides(
         assert prefill()["handover_cancelled"] == 1, "prefill went on to the end"
 
 
-async def test_a_killed_decode_process_gives_open_requests_a_clear_error(
+async def test_with_no_decode_instance_left_open_requests_get_a_clear_error(
     build: Build, start_process: Any, tools: Any, demo_model_dir: Path
 ) -> None:
     victim = start_process(tools.worker_config(Role.DECODE, "decode-7", demo_model_dir))
-    house = await build()
+    house = await build(migration_wait_s=0.2)
     info = house.pair.decode.info
     lost = InstanceInfo(
         **{name: getattr(info, name) for name in info.__slots__}

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def start_instance(tools: Any, model_dir: Path) -> Any:
     """Start instances as processes; whatever is left of them at the end is killed by its pid."""
     started: list[RankProcesses] = []
 
-    def start(role: Role, mesh: str, max_batch_tokens: int = 64) -> RankProcesses:
+    def start(role: Role, mesh: str, max_batch_tokens: int = 64, **options: Any) -> RankProcesses:
         config = tools.worker_config(
             role,
             f"{role.value}-0",
@@ -116,6 +117,7 @@ def start_instance(tools: Any, model_dir: Path) -> Any:
             kv_memory_mib=16,
             max_batch_tokens=max_batch_tokens,
             executor="torch",
+            **options,
             handover={
                 "secret": SECRET,
                 "transport": "shm",
@@ -209,6 +211,25 @@ async def test_a_long_prompt_is_spread_over_ranks(
     await one.close()
     moved = {name.split("_")[0] for name in one.counters if name.endswith("_calls")}
     assert moved == {"cp"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["tp2", "ep2"])
+async def test_ranks_run_ahead_together(
+    start_instance: StartInstance, alone: Any, tools: Any, prompts: list[Any], mesh: str
+) -> None:
+    """Each rank puts in the tokens that it sampled itself; stop tokens are learned a step late."""
+    instance = await start_instance(Role.DECODE, mesh, run_ahead=True).ready(tools)
+    whole = [answer.tokens for answer in await alone.run(prompts)]
+    stopping = [
+        replace(prompt, stop=(tokens[5],)) for prompt, tokens in zip(prompts, whole, strict=True)
+    ]
+    async with tools.open_session(instance.address) as session:
+        for asked in (prompts, stopping):
+            expected = [answer.tokens for answer in await alone.run(asked)]
+            answers = await session.run(asked)
+            assert [answer.tokens for answer in answers] == expected
+    await instance.close()
 
 
 async def test_experts_move_while_requests_run(

@@ -353,6 +353,7 @@ def test_an_offer_before_accepted_and_one_after_the_last(
         ("overloaded", "unavailable"),
         ("no_such_code", "unavailable"),
         ("deadline_exceeded", "deadline_exceeded"),
+        ("draining", "draining"),
     ],
 )
 def test_refusals_keep_their_meaning(receiver: Receiver, code: str, expected: str) -> None:

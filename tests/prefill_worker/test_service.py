@@ -98,6 +98,34 @@ async def test_offers_cover_the_prompt_once_and_received_frees_it(
     assert worker.stats()["handover_ok"] == 1
 
 
+async def test_a_drain_lets_what_is_offered_be_read(worker: PrefillWorker, call: Any) -> None:
+    await call.write(open_message(worker))
+    await until_last_offer(call)
+    drain = asyncio.create_task(worker.drain(TIMEOUT_S))
+    await asyncio.sleep(0)
+    async with grpc.aio.insecure_channel(worker.info.address) as channel:
+        late = pb_grpc.PrefillStub(channel).Handover()
+        await late.write(open_message(worker))
+        [refused] = await everything(late)
+    assert refused.refused.code == "draining"
+    assert not drain.done()
+    await call.write(pb.ToPrefill(received=pb.Received(attempt=2)))
+    assert await everything(call) == []
+    assert await drain == 0
+    assert worker.stats()["handover_ok"] == 1
+
+
+async def test_what_is_open_at_the_deadline_of_a_drain_is_given_up(
+    worker: PrefillWorker, call: Any
+) -> None:
+    await call.write(open_message(worker))
+    await until_last_offer(call)
+    assert await worker.drain(0.0) == 1
+    [refused] = await everything(call)
+    assert refused.refused.code == "draining"
+    assert worker.stats()["sessions"] == 0
+
+
 @pytest.mark.parametrize(
     "deadlines", [HandoverConfig(accept_timeout_s=600, received_timeout_s=0.6)]
 )

@@ -14,6 +14,7 @@ from baton.core.errors import (
     Incompatible,
     InvalidConfig,
     InvalidRequest,
+    Overloaded,
     all_errors,
 )
 from baton.core.handover import (
@@ -195,10 +196,24 @@ def test_errors_come_back_equal(cls: type[BatonError]):
     assert (str(back), back.code, back.retryable) == (str(error), error.code, error.retryable)
 
 
+def test_when_to_come_back_is_told():
+    back = error_core(over_the_wire(error_proto(Overloaded("full", 17.5))))
+    assert isinstance(back, Overloaded)
+    assert back.retry_after_s == 17.5
+    assert error_core(pb.Error(code="overloaded", message="of an older instance")).retry_after_s
+
+
+def test_a_resumed_request_comes_back_equal():
+    request = GenerateRequest("r", (1, 2), 4).resume([3, 4, 5])
+    assert request_core(over_the_wire(request_proto(request))) == request
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
         ({"request_id": ""}, "request_id"),
+        ({"resumed": 1}, "resumed"),
+        ({"prompt": [1, 2, 3], "resumed": 2, "max_tokens": 2}, "resumed"),
         ({"prompt": []}, "prompt"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"priority": 11}, "priority"),

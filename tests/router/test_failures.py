@@ -27,7 +27,7 @@ def ranking(router: Router, membership: Membership, *handovers: HandoverTrace) -
 
 
 @pytest.mark.parametrize(
-    "outcome", ["peer_lost", "unavailable", "instance_lost", "deadline_exceeded"]
+    "outcome", ["peer_lost", "unavailable", "instance_lost", "draining", "deadline_exceeded"]
 )
 def test_a_prefill_instance_that_failed_comes_last_for_a_while(
     router: Router, membership: Membership, clock: ManualClock, outcome: str

@@ -125,6 +125,49 @@ def test_a_lease_is_given_back_when_its_block_raises(router, make_instance):
     assert (stats.open_requests, stats.decode, stats.prefill) == (0, {}, {})
 
 
+def test_a_request_moves_with_all_that_it_holds(router, make_instance):
+    d0, d1 = make_instance("d0"), make_instance("d1")
+    p0, p1 = make_instance("p0", Role.PREFILL), make_instance("p1", Role.PREFILL)
+    lease = router.admit(Membership(1, (d0, p0)), prompt_tokens=50, max_tokens=9)
+    lease.generated(3)
+    assert router.stats().prefill == {}
+    lease.move(Membership(2, (d1, p1)))
+    assert (lease.route.decode, lease.route.prefill) == (d1, (p1,))
+    assert router.stats().decode == {key_of(d1): Load(1, 53)}
+    assert router.stats().prefill == {key_of(p1): Load(1, 53)}, "output is computed again"
+    router.check()
+    lease.move(Membership(3, (d0, p0)))
+    lease.generated(2)
+    assert router.stats().decode == {key_of(d0): Load(1, 55)}
+    lease.close()
+    assert (router.stats().decode, router.stats().prefill) == ({}, {})
+
+
+def test_an_avoided_instance_is_chosen_last(router, make_instance):
+    d0, d1 = make_instance("d0"), make_instance("d1")
+    busy = router.admit(Membership(1, (d1,)), prompt_tokens=500, max_tokens=1)
+    lease = router.admit(Membership(1, (d0,)), prompt_tokens=5, max_tokens=1)
+    lease.move(Membership(1, (d0, d1)), avoided={key_of(d0)})
+    assert lease.route.decode is d1
+    lease.move(Membership(2, (d0,)), avoided={key_of(d0)})
+    assert lease.route.decode is d0
+    busy.close()
+
+
+def test_where_nobody_can_take_it_nothing_has_changed(router, make_instance):
+    d0, small = make_instance("d0"), make_instance("d1", max_model_len=13)
+    lease = router.admit(Membership(1, (d0,)), prompt_tokens=5, max_tokens=9)
+    lease.generated(8)
+    before = router.stats().decode
+    for membership in (Membership(), Membership(1, (small,))):
+        with pytest.raises(Unavailable):
+            lease.move(membership)
+    assert router.stats().decode == before
+    small = make_instance("d1", max_model_len=14)
+    lease.move(Membership(2, (small,)))
+    assert lease.route.decode is small
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_any_history_keeps_the_counts_and_ends_at_zero(seed, make_instance):
     rng = random.Random(seed)
@@ -146,6 +189,9 @@ def test_any_history_keeps_the_counts_and_ends_at_zero(seed, make_instance):
                 leases.append(router.admit(membership, prompt_tokens=tokens, max_tokens=1))
         elif leases and action < 0.8:
             rng.choice(leases).generated(rng.randint(1, 4))
+            with contextlib.suppress(Unavailable):
+                present = tuple(i for i in instances if rng.random() < 0.3)
+                rng.choice(leases).move(Membership(step, present))
         elif leases:
             leases.pop(rng.randrange(len(leases))).close()
         router.check()

@@ -1,0 +1,228 @@
+"""Keeps the leases of all instances that a membership lists, and hears how each of them is.
+
+Whoever gives an instance work or decides on its life renews its lease: each gateway, and the
+controller. Who gets no answer for as long as a lease lasts gives the instance up, as the instance
+then gives itself up: neither has to hear of the other for that.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import grpc
+
+from baton.core.clock import Clock, monotonic
+from baton.core.errors import BatonError, HandoverError, InstanceLost
+from baton.core.lease import Beat, Leave, Report, Standing
+from baton.core.log import get_logger
+from baton.core.topology import InstanceInfo, Membership, MembershipBoard
+from baton.proto import lease_pb2 as pb
+from baton.proto.convert_lease import beat_proto, report_core
+from baton.proto.errors import from_rpc_error
+from baton.proto.grpc_runtime import open_channel
+from baton.proto.lease_pb2_grpc import LeaseStub
+from baton.router.load import InstanceKey, key_of
+
+_PAUSE_S = 0.25
+"""Before a broken stream is opened again."""
+_LEAVE_TIMEOUT_S = 1.0
+
+_log = get_logger("leases")
+_Call = grpc.aio.StreamStreamCall[pb.Beat, pb.Report]
+OnLost = Callable[[InstanceInfo, InstanceLost], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How a granter grants."""
+
+    granter: str
+    """Its name and incarnation."""
+    controls: bool = False
+    """It is the controller."""
+    lease_s: float = 3.0
+    beat_s: float = 1.0
+
+
+class LeaseKeeper:
+    """Start `run()` as a task; `close` says goodbye, a cancellation does not."""
+
+    def __init__(
+        self, board: MembershipBoard, terms: Terms, *, on_lost: OnLost, clock: Clock = monotonic
+    ) -> None:
+        """`on_lost` hears of an instance once per loss: it has not answered, or is fenced."""
+        self._board = board
+        self.terms = terms
+        self._on_lost = on_lost
+        self._clock = clock
+        self._streams: dict[InstanceKey, _Stream] = {}
+        self._closing = False
+
+    def __repr__(self) -> str:
+        return f"LeaseKeeper({self.terms.granter}, instances={len(self._streams)})"
+
+    def report(self, instance: InstanceInfo) -> Report | None:
+        """Return what a live instance said last; None if it is not live."""
+        stream = self._streams.get(key_of(instance))
+        return stream.report if stream is not None and stream.live else None
+
+    def takes_requests(self, instance: InstanceInfo) -> bool:
+        """Return whether an instance may be used: it is not lost, and does not drain.
+
+        One that has never been heard of counts as there.
+        """
+        stream = self._streams.get(key_of(instance))
+        if stream is None or stream.report is None:
+            return True
+        return stream.live and not stream.report.draining
+
+    async def run(self) -> None:
+        """Follow the membership until cancelled, or closed."""
+        async with asyncio.TaskGroup() as group:
+            version = -1
+            while not self._closing:
+                membership = await self._board.newer_than(version)
+                version = membership.version
+                self._follow(membership, group)
+
+    @property
+    def epoch(self) -> int:
+        """The version of the membership that is gone by."""
+        return self._board.current.version
+
+    def lost(self, instance: InstanceInfo, error: InstanceLost) -> None:
+        """Hear from a stream that an instance is lost."""
+        self._on_lost(instance, error)
+
+    async def close(self) -> None:
+        """Say goodbye to every instance: nothing of this granter's is open there any more."""
+        self._closing = True
+        live = [stream for stream in self._streams.values() if stream.live]
+        await asyncio.gather(*(stream.leave(Leave.GOODBYE) for stream in live))
+
+    def _follow(self, membership: Membership, group: asyncio.TaskGroup) -> None:
+        listed = {key_of(i): i for i in membership.instances}
+        places = {i.instance_id for i in membership.instances}
+        for key in [key for key in self._streams if key not in listed]:
+            stream = self._streams.pop(key)
+            how = Leave.REVOKE if key[0] in places else Leave.WITHDRAW
+            group.create_task(stream.leave(how))
+        for key, instance in listed.items():
+            if key not in self._streams:
+                stream = _Stream(instance, self)
+                self._streams[key] = stream
+                stream.task = group.create_task(stream.keep())
+
+
+class _Stream:
+    """The lease of one instance."""
+
+    def __init__(self, instance: InstanceInfo, keeper: LeaseKeeper) -> None:
+        self.live = False
+        """It has answered lately, and serves."""
+        self.report: Report | None = None
+        """The last one."""
+        self.task: asyncio.Task[None] | None = None
+        self._instance = instance
+        self._keeper = keeper
+        self._terms = keeper.terms
+        self._answers = 0
+        self._silent = False
+        """The last stream ended because no answer came."""
+
+    async def keep(self) -> None:
+        """Hold one stream after the other, until cancelled."""
+        while True:
+            answered = self._answers
+            error = await self._hold()
+            # A connection may break; who cannot be reached by a new one is gone.
+            if self._answers == answered or self._silent:
+                self._lost(error)
+                await asyncio.sleep(_PAUSE_S)
+
+    async def leave(self, how: Leave) -> None:
+        """Say how this granter goes, if there is a stream to say it on; nothing follows."""
+        if self.task is not None:
+            self.task.cancel()
+            await asyncio.wait({self.task})
+        with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            async with (
+                asyncio.timeout(_LEAVE_TIMEOUT_S),
+                open_channel(self._instance.address) as channel,
+            ):
+                call: _Call = LeaseStub(channel).Hold()
+                await call.write(self._beat(how))
+                await call.done_writing()
+                await call.read()
+
+    async def _hold(self) -> InstanceLost:
+        """Beat until no answer comes, and return why."""
+        name, self._silent = self._instance.instance_id, False
+        async with open_channel(self._instance.address) as channel:
+            call: _Call = LeaseStub(channel).Hold()
+            try:
+                while True:
+                    await self._beaten(call)
+                    await asyncio.sleep(self._terms.beat_s)
+            except TimeoutError:
+                self._silent = True
+                return InstanceLost(f"{name} does not answer for {self._terms.lease_s:g} s")
+            except grpc.aio.AioRpcError as error:
+                return InstanceLost(f"{name} cannot be reached: {from_rpc_error(error).message}")
+            except BatonError as error:
+                return InstanceLost(f"{name}: {error.message}")
+            finally:
+                call.cancel()
+
+    async def _beaten(self, call: _Call) -> None:
+        """Send a beat and take its report; TimeoutError if none comes while a lease lasts.
+
+        In three parts, so that after this process has itself stood still for as long, an answer
+        that is there is seen.
+        """
+        exchange = asyncio.ensure_future(self._exchange(call))
+        try:
+            for _ in range(3):
+                await asyncio.wait({exchange}, timeout=self._terms.lease_s / 3)
+                if exchange.done():
+                    self._take(_result(exchange))
+                    return
+            raise TimeoutError
+        finally:
+            exchange.cancel()
+            await asyncio.wait({exchange})
+
+    async def _exchange(self, call: _Call) -> Report:
+        await call.write(self._beat())
+        message = await call.read()
+        if not isinstance(message, pb.Report):
+            raise HandoverError("it closed the stream")
+        return report_core(message)
+
+    def _beat(self, leave: Leave | None = None) -> pb.Beat:
+        terms, epoch = self._terms, self._keeper.epoch
+        beat = Beat(terms.granter, epoch, terms.lease_s, terms.controls)
+        return beat_proto(beat, self._instance.incarnation, leave)
+
+    def _take(self, report: Report) -> None:
+        self._answers += 1
+        self.report = report
+        if report.standing is not Standing.FENCED:
+            self.live = True
+            return
+        why = "; ".join(report.problems) or "its lease had run out"
+        self._lost(InstanceLost(f"{self._instance.instance_id} is fenced: {why}"))
+
+    def _lost(self, error: InstanceLost) -> None:
+        if self.live:
+            self.live = False
+            _log.warning("instance lost", instance=self._instance.instance_id, reason=str(error))
+            self._keeper.lost(self._instance, error)
+
+
+def _result(exchange: "asyncio.Future[Report]") -> Report:
+    """Return the report; raises HandoverError for gRPC's other ways to say that a call is over."""
+    if exchange.cancelled() or isinstance(exchange.exception(), asyncio.InvalidStateError):
+        raise HandoverError("the stream was closed")
+    return exchange.result()

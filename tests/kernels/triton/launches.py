@@ -185,9 +185,19 @@ def routed(tokens: int, experts: int, routing: Routing, *, corrected: bool = Fal
 
 
 def grouped(
-    tokens: int, experts: int, inputs: int, outputs: int, top_k: int, dtype: torch.dtype = BF16
+    tokens: int,
+    experts: int,
+    inputs: int,
+    outputs: int,
+    top_k: int,
+    dtype: torch.dtype = BF16,
+    *,
+    first: bool = False,
 ) -> None:
-    """Launch the second linear layer of experts: its rows are slots, and weighted."""
+    """Launch the second linear layer of experts: its rows are slots, and weighted.
+
+    Or the first one, whose rows are tokens, and serve all of a token's slots.
+    """
     chosen = meta(tokens, top_k, dtype=INT32)
     order = order_by_expert(chosen, experts, tile_rows(chosen.numel(), experts))
     scales = meta(experts, outputs, dtype=FLOAT32) if dtype != BF16 else None
@@ -195,6 +205,9 @@ def grouped(
     if dtype == torch.uint8:  # stands for MXFP4
         scales = meta(experts, outputs, inputs // 32, dtype=torch.uint8)
         weight = meta(experts, outputs, inputs // 2, dtype=torch.uint8)
+    if first:
+        grouped_linear(meta(tokens, inputs), weight, order, scales=scales)
+        return
     weights = meta(tokens, top_k, dtype=FLOAT32)
     grouped_linear(meta(tokens * top_k, inputs), weight, order, scales=scales, weights=weights)
 
@@ -238,6 +251,7 @@ LAUNCHES = {
     "decode_attention/one row": lambda: decode(8, 1, 128, rows=1),
     "prefill_attention/8b": lambda: prefill(32, 8, 128),
     "prefill_attention/8b fp8": lambda: prefill(32, 8, 128, dtype=FP8),
+    "prefill_attention/70b tp8": lambda: prefill(8, 1, 128),
     "prefill_attention/8b skipping": lambda: prefill(32, 8, 128, skip_below=1e-4),
     "prefill_attention/gemma2": lambda: prefill(16, 8, 256, window=4096, softcap=50.0),
     "prefill_attention/gemma2 fp8": lambda: prefill(16, 8, 256, dtype=FP8, softcap=50.0),
@@ -248,12 +262,17 @@ LAUNCHES = {
     "prefill_attention/one row": lambda: prefill(8, 1, 128, tokens=1, sequences=1),
     "prefill_attention/phi3": lambda: prefill(32, 32, 96),
     "rope_kv_write/8b": lambda: rope(32, 8, 128, 64, BF16, normed=False),
+    "rope_kv_write/70b tp8": lambda: rope(8, 1, 128, 64, BF16, normed=False),
     "rope_kv_write/normed fp8": lambda: rope(32, 8, 128, 64, FP8, normed=True),
     "rope_kv_write/partial": lambda: rope(32, 32, 96, 36, BF16, normed=False),
     "latent_write/deepseek": lambda: latent(128),
     "latent_write/deepseek fp8": lambda: latent(16, FP8),
     "add_rms_norm/norm alone": lambda: rms_norm(meta(256, 4096), meta(4096), 1e-5),
     "add_rms_norm/8b": lambda: add_rms_norm_(meta(256, 4096), meta(256, 4096), meta(4096), 1e-5),
+    "add_rms_norm/70b": lambda: add_rms_norm_(meta(256, 8192), meta(256, 8192), meta(8192), 1e-5),
+    "add_rms_norm/deepseek": lambda: add_rms_norm_(
+        meta(256, 7168), meta(256, 7168), meta(7168), 1e-6
+    ),
     "add_rms_norm/70b fp8": lambda: add_rms_norm_fp8_(
         meta(256, 8192), meta(256, 8192), meta(8192), 1e-5
     ),
@@ -262,6 +281,15 @@ LAUNCHES = {
     "sampling/penalised": lambda: sampled(256, 128256, penalised=True),
     "skinny_linear/8b o": lambda: skinny(1, 4096, 4096),
     "skinny_linear/8b gate_up": lambda: skinny(64, 28672, 4096),
+    "skinny_linear/8b qkv": lambda: skinny(32, 6144, 4096),
+    "skinny_linear/8b down": lambda: skinny(16, 4096, 14336),
+    "skinny_linear/8b head": lambda: skinny(64, 128256, 4096),
+    "skinny_linear/70b tp8 qkv": lambda: skinny(32, 1280, 8192),
+    "skinny_linear/70b tp8 o": lambda: skinny(32, 8192, 1024),
+    "skinny_linear/70b tp8 gate_up": lambda: skinny(64, 7168, 8192),
+    "skinny_linear/70b tp8 head": lambda: skinny(64, 16032, 8192),
+    "skinny_linear/deepseek tp8 q_b": lambda: skinny(64, 3072, 1536),
+    "skinny_linear/deepseek kv_a": lambda: skinny(64, 576, 7168),
     "skinny_linear/8b o 17 rows": lambda: skinny(17, 4096, 4096),
     "skinny_linear/70b tp8 down": lambda: skinny(32, 8192, 3584),
     "skinny_linear/8b fp8": lambda: skinny(16, 28672, 4096, FP8),
@@ -277,8 +305,11 @@ LAUNCHES = {
     "moe_routing/one row": lambda: routed(1, 32, Routing("top_softmax", 4)),
     "moe_routing/deepseek": lambda: routed(8192, 256, _DEEPSEEK, corrected=True),
     "grouped_linear/mixtral": lambda: grouped(32, 8, 14336, 4096, 2),
+    "grouped_linear/mixtral first": lambda: grouped(32, 8, 4096, 28672, 2, first=True),
+    "grouped_linear/mixtral first prefill": lambda: grouped(8192, 8, 4096, 28672, 2, first=True),
     "grouped_linear/mixtral prefill": lambda: grouped(8192, 8, 14336, 4096, 2),
     "grouped_linear/deepseek": lambda: grouped(2048, 256, 2048, 7168, 8),
+    "grouped_linear/deepseek first": lambda: grouped(128, 256, 7168, 4096, 8, first=True),
     "grouped_linear/deepseek fp8": lambda: grouped(128, 256, 2048, 7168, 8, FP8),
     "grouped_linear/deepseek fp8 prefill": lambda: grouped(8192, 256, 2048, 7168, 8, FP8),
     "grouped_linear/gpt-oss mxfp4": lambda: grouped(64, 32, 2880, 2880, 4, torch.uint8),
@@ -290,8 +321,44 @@ LAUNCHES = {
     "kv_digest/heads": lambda: digests(16),
     "kv_digest/fp8 with scales": lambda: digests(1),
     "gate_mul/8b": lambda: gate_mul(meta(256, 2 * 14336), "silu"),
+    "gate_mul/70b tp8": lambda: gate_mul(meta(256, 2 * 3584), "silu"),
+    "gate_mul/deepseek": lambda: gate_mul(meta(1024, 2 * 2048), "silu"),
     "gate_mul/70b fp8": lambda: gate_mul_fp8(meta(256, 2 * 28672), "silu"),
     "gate_mul/gemma2": lambda: gate_mul(meta(256, 2 * 14336), "gelu_tanh"),
     "gate_mul/gpt-oss": lambda: gate_mul(meta(256, 2 * 2880), "clamped", alpha=1.702, limit=7.0),
 }
 """By kernel and case."""
+
+_ATTENTION = {"decode_attention": "8b", "prefill_attention": "8b", "rope_kv_write": "8b"}
+_ENDS = {"add_rms_norm": "8b", "sampling": "8b", "block_copy": "bf16", "kv_digest": "heads"}
+
+MODELS = {
+    "8b dense": _ATTENTION | _ENDS | {"skinny_linear": "8b", "gate_mul": "8b"},
+    "70b tp8 dense": {
+        "decode_attention": "70b tp8",
+        "prefill_attention": "70b tp8",
+        "rope_kv_write": "70b tp8",
+        "add_rms_norm": "70b",
+        "skinny_linear": "70b tp8",
+        "gate_mul": "70b tp8",
+    },
+    # Mixtral 8x7B's attention, norms and gates are an 8B model's.
+    "mixtral": _ATTENTION
+    | _ENDS
+    | {
+        "moe_routing": "mixtral",
+        "grouped_linear": "mixtral",
+        "gate_mul": "8b",
+        "skinny_linear": "8b",
+    },
+    "deepseek": {
+        "mla_decode": "deepseek",
+        "latent_write": "deepseek",
+        "add_rms_norm": "deepseek",
+        "moe_routing": "deepseek",
+        "grouped_linear": "deepseek",
+        "gate_mul": "deepseek",
+        "skinny_linear": "deepseek",
+    },
+}
+"""Models in production, and for each kernel that a step of theirs launches, the case here."""

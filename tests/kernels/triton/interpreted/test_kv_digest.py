@@ -34,6 +34,7 @@ def test_hashes_are_those_of_the_host(units, grain, monkeypatch):
         return found
 
     monkeypatch.setattr(device, "_sums_of", launched)
-    found = device.DeviceBytes(torch.from_numpy(memory)).hash_units(key, pieces, labels)
+    there = torch.from_numpy(memory).to(torch.get_default_device())
+    found = device.DeviceBytes(there).hash_units(key, pieces, labels)
     assert grains == [grain]
     assert np.array_equal(found, hash_units(key, memory, pieces, labels))

@@ -9,7 +9,8 @@ from baton.kernels.triton.run_copy import copy_runs
 @pytest.mark.parametrize(("step", "grain"), [(16, 16), (4, 4), (1, 1)])
 def test_runs_arrive_whole_and_nothing_else_changes(step, grain):
     random = np.random.default_rng(0)
-    memory = torch.from_numpy(random.integers(1, 256, 1 << 17, dtype=np.uint8))
+    here = torch.get_default_device()
+    memory = torch.from_numpy(random.integers(1, 256, 1 << 17, dtype=np.uint8)).to(here)
     offset = -memory.data_ptr() % 16
     source, target = memory[offset:], torch.zeros_like(memory)
     target = target[-target.data_ptr() % 16 :]
@@ -18,8 +19,8 @@ def test_runs_arrive_whole_and_nothing_else_changes(step, grain):
     go = np.array([7, 60_000, 30_000, 1_000], np.int64) // step * step
     table = run_table(go + target.data_ptr(), come + source.data_ptr(), lengths)
     assert grain_of(table) == grain
-    copy_runs(table, int(lengths.max()), grain=grain)
+    copy_runs(table.to(here), int(lengths.max()), grain=grain)
     wanted = torch.zeros_like(target)
-    for here, there, length in zip(go, come, lengths, strict=True):
-        wanted[here : here + length] = source[there : there + length]
+    for to, start, length in zip(go, come, lengths, strict=True):
+        wanted[to : to + length] = source[start : start + length]
     assert target.equal(wanted)

@@ -8,7 +8,6 @@ made, for some of the heads at a time.
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.attention.bias import causal_lower_right
 
 from baton.kernels.kv_pool import PagedLayer
 from baton.kernels.paged_batch import PagedBatch
@@ -39,6 +38,9 @@ def attend_prompts(
 
 
 def _attend(q: Tensor, latents: Tensor, how: LatentHeads, out: Tensor) -> None:
+    # Importing it brings torch's compiler along, which takes seconds and leaves files behind.
+    from torch.nn.attention.bias import causal_lower_right
+
     spec = how.spec
     length, rows = latents.shape[0], q.shape[0]
     plain, turned = latents[:, : spec.kv_rank], latents[:, spec.kv_rank :]

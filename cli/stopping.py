@@ -28,7 +28,7 @@ class Stopping:
         return 128 + self._signal
 
     def arm(self) -> None:
-        """Take the signals, again if somebody else has taken them since: Ray does when it starts."""
+        """Take the signals, again if somebody has taken them since: Ray does when it starts."""
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
             loop.add_signal_handler(number, self._signalled, number)

@@ -3,6 +3,7 @@
 import socket
 from pathlib import Path
 
+from baton.core.cluster_spec import ClusterSpec
 from baton.core.config import ClusterConfig
 from baton.core.errors import InvalidConfig
 from baton.core.kv_layout import ITEM_BYTES
@@ -21,6 +22,21 @@ def check_before_start(config: ClusterConfig) -> ModelSpec:
     check_port("--port", gateway.host, gateway.http_port)
     check_port("--grpc-port", gateway.host, gateway.grpc_port)
     return spec
+
+
+def check_spec(spec: ClusterSpec) -> None:
+    """Check the model folders and limits of a cluster; raises InvalidConfig for the first mistake.
+
+    Memory is that of other machines, perhaps: the instances themselves say if it is too little.
+    """
+    for i, model in enumerate(spec.models):
+        found = read_spec(model.dir)
+        for name, pool in model.pools.items():
+            wanted = pool.engine.max_model_len
+            if wanted is not None and wanted > found.max_position:
+                allowed = f"at most {found.max_position}, which the model was made for"
+                field = f"models.{i}.pools.{name}.engine.max_model_len"
+                raise InvalidConfig(field, wanted, allowed)
 
 
 def check_port(field: str, host: str, port: int) -> None:
@@ -46,8 +62,10 @@ def _check_length(config: ClusterConfig, spec: ModelSpec) -> None:
 
 
 def _check_memory(config: ClusterConfig, spec: ModelSpec) -> None:
+    if config.engine.device == "cuda":
+        return  # each instance measures its GPU
     layout = spec.kv_layout(config.engine.block_size, config.engine.dtype)
-    kv = config.engine.kv_memory_mib
+    kv = config.engine.kv_mib_on_host
     if kv * MIB < layout.block_bytes:
         least = -(-layout.block_bytes // MIB)
         raise InvalidConfig(

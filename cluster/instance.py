@@ -8,8 +8,10 @@ from typing import Any
 
 from baton.cluster import ray_calls
 from baton.cluster.rank_process import RankProcess, drop
-from baton.core.config import LeaderRef, ParallelConfig, WorkerConfig
+from baton.core.cluster_spec import RankResources
+from baton.core.config import LeaderRef, WorkerConfig
 from baton.core.errors import InstanceLost
+from baton.core.ids import InstanceId
 from baton.core.topology import InstanceInfo
 
 FOLLOWER = "baton.executor.follower:Follower"
@@ -18,16 +20,16 @@ FOLLOWER = "baton.executor.follower:Follower"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an instance runs: one place, on one node, for each of its stages."""
+    """Where an instance runs."""
 
     group: ray_calls.Places
-    index: int
-    """Of the first stage's place."""
-
-    @staticmethod
-    def sizes(parallel: ParallelConfig) -> list[int]:
-        """Return the ranks in each place that an instance needs."""
-        return [parallel.stage_size] * parallel.pp
+    """One place for each of its stages."""
+    hosts: tuple[str, ...]
+    """The address on which the ranks of each stage listen."""
+    resources: RankResources
+    """What each rank takes."""
+    actors: str | None
+    """Rank r is to be known to Ray as <actors>.<r>, and to outlive this process; None: neither."""
 
 
 class Instance:
@@ -37,34 +39,42 @@ class Instance:
     """
 
     def __init__(
-        self, config: WorkerConfig, log_path: Path, on_progress: Callable[[str], None]
+        self,
+        name: InstanceId,
+        ranks: int,
+        log_path: Path,
+        on_progress: Callable[[str], None],
     ) -> None:
         """The leader's log is `log_path`, and that of rank 1 beside it, with `.rank1` added."""
-        self._config = config
+        self._name = name
         self._ranks = [
             RankProcess(
-                config.instance_id if rank == 0 else f"rank {rank} of {config.instance_id}",
+                name if rank == 0 else f"rank {rank} of {name}",
                 log_path if rank == 0 else log_path.with_suffix(f".rank{rank}{log_path.suffix}"),
                 on_progress if rank == 0 else _unheard,
             )
-            for rank in range(config.parallel.size)
+            for rank in range(ranks)
         ]
         self._ready = False
         self._closing = False
 
     def __repr__(self) -> str:
-        return f"Instance({self._config.instance_id}, ready={self._ready})"
+        return f"Instance({self._name}, ready={self._ready})"
 
-    async def start(self, factory: str, place: Place, timeout_s: float) -> InstanceInfo:
+    async def start(
+        self, factory: str, config: WorkerConfig, place: Place, timeout_s: float
+    ) -> InstanceInfo:
         """Start all processes, the leader with the worker class `factory`; return once ready.
 
         Raises as RankProcess.start does, of whichever rank fails first.
         """
-        stage = self._config.parallel.stage_size
+        plan = [self._config_of(rank, config, place) for rank in range(len(self._ranks))]
         for rank, process in enumerate(self._ranks):
-            await process.create(place.group, place.index + rank // stage)
-        leading = asyncio.create_task(self._ranks[0].start(factory, self._config, timeout_s))
-        following = asyncio.create_task(self._start_others(timeout_s))
+            name = None if place.actors is None else f"{place.actors}.{rank}"
+            stage = rank // config.parallel.stage_size
+            await process.create(place.group, stage, place.resources, name)
+        leading = asyncio.create_task(self._ranks[0].start(factory, plan[0], timeout_s))
+        following = asyncio.create_task(self._start_others(plan, timeout_s))
         try:
             await _first_error(leading, following)
             info: InstanceInfo = leading.result()
@@ -74,18 +84,34 @@ class Instance:
         self._ready = True
         return info
 
+    async def adopt(self, actors: str, timeout_s: float) -> InstanceInfo:
+        """Take over the processes of that name; return what the leader says once it is ready.
+
+        Raises InstanceLost if any is gone, or did not start; `kill` those that are left then.
+        """
+        found = await asyncio.gather(
+            *(process.find(f"{actors}.{rank}") for rank, process in enumerate(self._ranks)),
+            return_exceptions=True,  # those that are found must be known, to be killed
+        )
+        for error in found:
+            if error is not None:
+                raise error
+        info: InstanceInfo = await self._ranks[0].started(timeout_s)
+        self._ready = True
+        return info
+
     async def ended(self) -> None:
         """Wait until a process or the worker has ended, or hangs; raises InstanceLost then."""
         waits = [asyncio.create_task(process.ended()) for process in self._ranks]
         try:
             done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            self._ready = False  # but not if we are cancelled: then it can close in order
             rank = waits.index(next(iter(done)))
             try:
                 waits[rank].result()
             except InstanceLost as error:
                 raise InstanceLost(f"rank {rank}: {error}" if rank else str(error)) from None
         finally:
-            self._ready = False
             for wait in waits:
                 await drop(wait)
 
@@ -96,6 +122,19 @@ class Instance:
     async def rank_stats(self, timeout_s: float) -> list[dict[str, float | int | str]]:
         """Return the counters of every rank, the leader's first."""
         return [await process.stats(timeout_s) for process in self._ranks]
+
+    async def drain(self, deadline_s: float) -> None:
+        """Let it take no more requests, and end or move those that are open."""
+        await self._ranks[0].drain(deadline_s)
+
+    async def kill_named(self, actors: str) -> None:
+        """End at once what is left of the processes of that name."""
+        if actors:
+            await asyncio.gather(
+                *(process.find(f"{actors}.{rank}") for rank, process in enumerate(self._ranks)),
+                return_exceptions=True,  # those that are gone need no end
+            )
+            await self.kill()
 
     async def kill(self) -> None:
         """End its processes at once."""
@@ -112,14 +151,14 @@ class Instance:
         finally:
             await self.kill()
 
-    async def _start_others(self, timeout_s: float) -> None:
+    async def _start_others(self, plan: list[WorkerConfig], timeout_s: float) -> None:
         if len(self._ranks) == 1:
             return
         leader = await self._ranks[0].leader(timeout_s)
         if leader is None:
             return  # the leader's own start says why
         others = [
-            asyncio.create_task(process.start(FOLLOWER, self._following(leader, rank), timeout_s))
+            asyncio.create_task(process.start(FOLLOWER, _following(leader, plan[rank]), timeout_s))
             for rank, process in enumerate(self._ranks)
             if rank
         ]
@@ -129,8 +168,13 @@ class Instance:
             for other in others:
                 await drop(other)
 
-    def _following(self, leader: LeaderRef, rank: int) -> WorkerConfig:
-        return self._config.model_copy(update={"leader": leader, "rank": rank})
+    def _config_of(self, rank: int, config: WorkerConfig, place: Place) -> WorkerConfig:
+        host = place.hosts[rank // config.parallel.stage_size]
+        return config.model_copy(update={"rank": rank, "host": host})
+
+
+def _following(leader: LeaderRef, config: WorkerConfig) -> WorkerConfig:
+    return config.model_copy(update={"leader": leader})
 
 
 async def _first_error(*tasks: "asyncio.Task[Any]") -> None:

@@ -3,25 +3,26 @@
 Ray runs each of these methods in a thread of its pool; nothing here knows Ray.
 """
 
-import asyncio
-import faulthandler
 import importlib
-import os
-import sys
 import threading
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+from baton.cluster.actor_process import LoopThread, leave_on_sigterm, write_output_to
 from baton.core import log
 from baton.core.config import LeaderRef, WorkerConfig
-from baton.core.errors import BatonError, InternalError
+from baton.core.errors import BatonError, InstanceLost, InternalError
 from baton.core.topology import InstanceInfo, RankInfo
 
-CALLS_AT_ONCE = 7
-"""Threads that the actor needs: start, progress, leader, wait_closed, stats and close overlap."""
+CALLS_AT_ONCE = 12
+"""Threads that the actor needs: start, progress, leader, started, wait_closed, stats, drain and
+close overlap, and some of them twice while one controller takes over from another."""
+_DRAIN_S = 20.0
+_CLOSE_S = 8.0
+"""For the worker to drain and to close after SIGTERM: in all less than Kubernetes gives."""
 
 
 class Worker(Protocol):
@@ -45,10 +46,9 @@ class InstanceActor:
     """Hosts one worker; `start` it once, `close` it once."""
 
     def __init__(self, log_path: Path) -> None:
-        _write_output_to(log_path)
+        write_output_to(log_path)
         log.configure()
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="worker-loop", daemon=True).start()
+        self._loop = LoopThread("worker-loop")
         self._worker: Worker | None = None
         self._starting: Future[Any] | None = None
         self._lines: list[str] = []
@@ -56,6 +56,7 @@ class InstanceActor:
         self._news = threading.Condition()
         self._settled = False
         self._closed = threading.Event()
+        leave_on_sigterm(self._drain_and_close, _DRAIN_S + _CLOSE_S)
 
     def start(self, factory: str, config: WorkerConfig) -> InstanceInfo | RankInfo:
         """Start the worker class named `module:Class`, and return what it says of itself.
@@ -65,7 +66,7 @@ class InstanceActor:
         try:
             self._say("importing the model's libraries")
             kind = _load(factory)
-            self._starting = self._on_loop(
+            self._starting = self._loop.run(
                 kind.start(config, on_progress=self._say, on_listening=self._listening)
             )
             self._worker = self._starting.result()
@@ -90,6 +91,17 @@ class InstanceActor:
             self._news.wait_for(lambda: self._leader is not None or self._settled)
             return self._leader
 
+    def started(self) -> InstanceInfo | RankInfo:
+        """Wait until the worker has started, whoever asked for it, and return what it says of it.
+
+        Raises InstanceLost if it did not start.
+        """
+        with self._news:
+            self._news.wait_for(lambda: self._settled)
+        if self._worker is None or self._closed.is_set():
+            raise InstanceLost("its worker does not run")
+        return self._worker.info
+
     def wait_closed(self) -> None:
         """Return when the worker has been closed.
 
@@ -100,20 +112,30 @@ class InstanceActor:
     def stats(self) -> dict[str, float | int | str]:
         """Return the worker's counters; empty before it is ready."""
         worker = self._worker
-        return self._on_loop(_stats(worker)).result() if worker else {}
+        return self._loop.run(_stats(worker)).result() if worker else {}
+
+    def drain(self, deadline_s: float) -> None:
+        """Let the worker take no more requests, and end or move those that are open."""
+        leader: Any = self._worker
+        # Other ranks than the leader have no requests.
+        if leader is not None and isinstance(leader.info, InstanceInfo):
+            self._loop.run(leader.drain(deadline_s)).result()
 
     def close(self) -> None:
         """Close the worker, or give up starting it."""
         try:
             if self._worker is not None:
-                self._on_loop(self._worker.close()).result()
+                self._loop.run(self._worker.close()).result()
             elif self._starting is not None:
                 self._starting.cancel()
         finally:
             self._closed.set()
 
-    def _on_loop(self, work: Coroutine[Any, Any, Any]) -> "Future[Any]":
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+    def _drain_and_close(self) -> None:
+        try:
+            self.drain(_DRAIN_S)
+        finally:
+            self.close()
 
     def _say(self, line: str) -> None:
         with self._news:
@@ -139,14 +161,3 @@ def _load(factory: str) -> type[Worker]:
     module, _, name = factory.partition(":")
     found: type[Worker] = getattr(importlib.import_module(module), name)
     return found
-
-
-def _write_output_to(path: Path) -> None:
-    """Append stdout and stderr, those of native code and of a crash too, to a file."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(target, 1)
-    os.dup2(target, 2)
-    os.close(target)
-    faulthandler.enable(file=2)

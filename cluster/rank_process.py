@@ -1,12 +1,14 @@
 """The process of one rank, seen from the driver: start what it hosts, notice its end, close it."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from baton.cluster import ray_calls
 from baton.cluster.instance_actor import CALLS_AT_ONCE, InstanceActor
+from baton.core.cluster_spec import RankResources
 from baton.core.config import LeaderRef, WorkerConfig
 from baton.core.errors import BatonError, DeadlineExceeded, InstanceLost
 
@@ -14,6 +16,8 @@ _TAIL_LINES = 15
 _RELAY_GRACE_S = 2.0
 _CREATE_TIMEOUT_S = 10.0
 """For Ray to take note of an actor; its process starts after that."""
+_MARGIN_S = 5.0
+"""How much later than the process's own deadline ours is."""
 _PROBE_EVERY_S = 2.0
 _PROBE_WAITS = 3
 """Of `_PROBE_EVERY_S` for one answer. More than one: if it was this process that stood still, the
@@ -28,21 +32,40 @@ class RankProcess:
         self._log_path = log_path
         self._on_progress = on_progress
         self._actor: ray_calls.Actor = None
+        self._actor_name: str | None = None
         self._last_line = "none"
 
     def __repr__(self) -> str:
         return f"RankProcess({self._name})"
 
-    async def create(self, group: ray_calls.Places, place: int) -> None:
+    async def create(
+        self,
+        group: ray_calls.Places,
+        place: int,
+        resources: RankResources,
+        actor_name: str | None,
+    ) -> None:
         """Start the process in one place of a group; raises Unavailable if Ray fails."""
+        self._actor_name = actor_name
         self._actor = await ray_calls.create_actor(
             InstanceActor,
             self._log_path,
             group=group,
             place=place,
+            resources=resources,
+            name=actor_name,
             concurrency=CALLS_AT_ONCE,
             timeout_s=_CREATE_TIMEOUT_S,
         )
+
+    async def find(self, actor_name: str) -> None:
+        """Take over the process that another controller created; InstanceLost if it is gone."""
+        self._actor_name = actor_name
+        self._actor = await ray_calls.find_actor(actor_name, _CREATE_TIMEOUT_S)
+
+    async def started(self, timeout_s: float) -> Any:
+        """Wait until it has started what it was told to; return what that says of itself."""
+        return await ray_calls.call(self._actor, "started", timeout_s=timeout_s)
 
     async def start(self, factory: str, config: WorkerConfig, timeout_s: float) -> Any:
         """Start the class `factory` in it; return what it says of itself once it is ready.
@@ -88,12 +111,19 @@ class RankProcess:
         )
         return found
 
+    async def drain(self, deadline_s: float) -> None:
+        """Let it take no more requests, and end or move those that are open."""
+        await ray_calls.call(self._actor, "drain", deadline_s, timeout_s=deadline_s + _MARGIN_S)
+
     async def close(self, grace_s: float) -> None:
         """Close what it hosts; DeadlineExceeded after `grace_s`."""
         await ray_calls.call(self._actor, "close", timeout_s=grace_s)
 
     async def kill(self) -> None:
-        """End its process at once."""
+        """End its process at once, also one that was being created when we were cancelled."""
+        if self._actor is None and self._actor_name is not None:
+            with contextlib.suppress(InstanceLost):
+                self._actor = await ray_calls.find_actor(self._actor_name, _CREATE_TIMEOUT_S)
         if self._actor is not None:
             await ray_calls.kill(self._actor)
 

@@ -10,10 +10,14 @@ import functools
 import logging
 import os
 import secrets
+import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from concurrent import futures
 from typing import Any
 
+from baton.cluster.placement import Node, Room
+from baton.core.cluster_spec import RankResources
 from baton.core.errors import BatonError, DeadlineExceeded, InstanceLost, InternalError, Unavailable
 
 ENVIRONMENT = {
@@ -34,18 +38,28 @@ ENVIRONMENT = {
     "RAY_ENABLE_AUTO_CONNECT": "0",
 }
 """For the driver, the head and every worker alike: they must agree."""
+_AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _DROPPED = ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH", "RAY_NAMESPACE", "RAY_JOB_CONFIG_JSON_ENV_VAR")
 
 
-for _name in _DROPPED:
-    os.environ.pop(_name, None)
-os.environ.update(ENVIRONMENT)
+_USERS = {name: os.environ.get(name) for name in _AUTHENTICATION}
+"""What the user has for a Ray of their own."""
+_IN_RAY = "RAY_RAYLET_PID" in os.environ
+"""A process that Ray started has its environment from its head, and is connected already."""
+if not _IN_RAY:
+    for _name in _DROPPED:
+        os.environ.pop(_name, None)
+    os.environ.update(ENVIRONMENT)
 
 import ray  # noqa: E402
 from ray import exceptions as ray_errors  # noqa: E402
+from ray._private import state as ray_state  # noqa: E402
+from ray.experimental import internal_kv  # noqa: E402
 from ray.util.placement_group import (  # noqa: E402
     PlacementGroup,
+    get_placement_group,
     placement_group,
+    placement_group_table,
     remove_placement_group,
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # noqa: E402
@@ -54,6 +68,10 @@ Actor = Any
 """A handle of a Ray actor."""
 Places = PlacementGroup
 """Reserved places for processes."""
+NAMESPACE = "baton"
+"""Of all names in Ray: actors, placement groups and keys."""
+_under_way: set["futures.Future[None]"] = set()
+"""Calls that block, and have not returned."""
 _KILL_TIMEOUT_S = 5.0
 _MARGIN_S = 5.0
 """How much later than Ray's own deadline ours is."""
@@ -65,64 +83,140 @@ def head_environment(threads: int) -> dict[str, str]:
     return {**os.environ, **ENVIRONMENT, **numbers}
 
 
+def use_token(token: str | None) -> None:
+    """Know a cluster's password before connecting; None: as the user's environment has it."""
+    if token is not None:
+        ENVIRONMENT["RAY_AUTH_TOKEN"] = os.environ["RAY_AUTH_TOKEN"] = token
+        return
+    for name, value in _USERS.items():
+        ENVIRONMENT.pop(name, None)
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
 async def connect(address: str, timeout_s: float) -> None:
     """Make this process a driver of the Ray at `address`."""
     await _in_thread(_connect, address, timeout_s=timeout_s)
 
 
 def _connect(address: str) -> None:
-    ray.init(address=address, namespace="baton", log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
 
 
 async def disconnect(timeout_s: float) -> None:
     """Leave Ray; does nothing if not connected.
 
     Raises Unavailable after `timeout_s`; nothing else will wait for Ray then, not even the end of
-    this process.
+    this process. So it is if a call is still waiting for an answer: leaving under its feet would
+    end this process.
     """
     try:
+        if calls := list(_under_way):
+            await asyncio.to_thread(futures.wait, calls, timeout_s)
+        if stuck := sum(not call.done() for call in calls):
+            raise Unavailable(f"Ray did not answer {stuck} calls within {timeout_s:g} s")
         await _in_thread(ray.shutdown, timeout_s=timeout_s)
     except Unavailable:
         atexit.unregister(ray.shutdown)
+        if any(not call.done() for call in _under_way):
+            atexit.register(_end_at_once)
         raise
 
 
-async def reserve_places(sizes: Sequence[int], timeout_s: float) -> Places:
-    """Reserve places, each on one node, for so many processes each.
+def _end_at_once() -> None:
+    """End this process without its last steps: with a call still in there, Ray would crash."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
-    Raises Unavailable after `timeout_s`, with what is there: an impossible group stays pending
-    without a word.
+
+async def nodes(timeout_s: float) -> list[Node]:
+    """Return the machines of the Ray cluster that are alive."""
+    found: list[Node] = await _in_thread(_nodes, timeout_s=timeout_s)
+    return found
+
+
+def _nodes() -> list[Node]:
+    free = ray_state.available_resources_per_node()  # type: ignore[no-untyped-call]
+    return [
+        Node(n["NodeID"], n["NodeManagerAddress"], n["Resources"], free.get(n["NodeID"], {}))
+        for n in ray.nodes()  # type: ignore[no-untyped-call]
+        if n["Alive"]
+    ]
+
+
+async def reserve(room: Room, *, node_id: str | None, name: str | None, timeout_s: float) -> Places:
+    """Reserve places, if there are any on `node_id`, for the stages of one instance.
+
+    A group with a name outlives this process. Raises Unavailable after `timeout_s`: a group for
+    which there is no room stays pending without a word.
     """
-    reserved: Places | str = await _in_thread(
-        _reserve_places, sizes, timeout_s, timeout_s=timeout_s + _MARGIN_S
+    group: Places = await _in_thread(_reserve, room, node_id, name, timeout_s=timeout_s)
+    return group
+
+
+def _reserve(room: Room, node_id: str | None, name: str | None) -> Places:
+    group: Places = placement_group(
+        [dict(bundle) for bundle in room.bundles],
+        strategy=room.strategy,
+        name=name or "",
+        lifetime="detached" if name else None,
+        _soft_target_node_id=node_id,
     )
-    if isinstance(reserved, str):
-        wanted = f"{sum(sizes)} processes, {' and '.join(map(str, sizes))} together on a node"
-        raise Unavailable(f"Ray found no room in {timeout_s:g} s for {wanted}; {reserved}")
-    return reserved
+    return group
 
 
-def _reserve_places(sizes: Sequence[int], timeout_s: float) -> Places | str:
-    """Return the places, or what there is instead."""
-    group: Places = placement_group([{"CPU": size} for size in sizes], strategy="PACK")
-    if group.wait(timeout_s):
-        return group
-    remove_placement_group(group)
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    rooms = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
-    return f"its nodes have room for {' and '.join(map(str, rooms))}, if nothing else is there"
+async def find_places(name: str, timeout_s: float) -> Places | None:
+    """Return the places that were reserved under a name; None if there are none."""
+    found: Places | None = await _in_thread(_found, get_placement_group, name, timeout_s=timeout_s)
+    return found
+
+
+def _found(find: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what `find` finds; None if it raises ValueError, as Ray's do."""
+    try:
+        return find(*arguments)
+    except ValueError:
+        return None
+
+
+async def await_places(group: Places, timeout_s: float) -> list[str]:
+    """Wait until places are there; return the node of each. Unavailable after `timeout_s`."""
+    ready = await _in_thread(group.wait, timeout_s, timeout_s=timeout_s + _MARGIN_S)
+    if not ready:
+        raise Unavailable(f"Ray found no room in {timeout_s:g} s")
+    table = await _in_thread(placement_group_table, group, timeout_s=_MARGIN_S)
+    return [table["bundles_to_node_id"][i] for i in range(group.bundle_count)]
+
+
+async def release(group: Places, timeout_s: float) -> None:
+    """Give places back."""
+    await _in_thread(remove_placement_group, group, timeout_s=timeout_s)
 
 
 async def create_actor(
-    cls: type, *arguments: Any, group: Places, place: int, concurrency: int, timeout_s: float
+    cls: type,
+    *arguments: Any,
+    group: Places,
+    place: int,
+    resources: RankResources,
+    name: str | None,
+    concurrency: int,
+    timeout_s: float,
 ) -> Actor:
     """Start an actor of `cls` in one place of a group; it runs `concurrency` calls at once.
 
-    It is never restarted by Ray: reconcile.py decides that. Raises Unavailable after `timeout_s`:
-    Ray blocks until its head answers, which a head that is going down does not.
+    One with a name outlives this process. It is never restarted by Ray: plan.py decides that.
+    Raises Unavailable after `timeout_s`: Ray blocks until its head answers, which a head that is
+    going down does not.
     """
     remote: Any = _exported(cls).options(
-        num_cpus=1,
+        num_cpus=resources.cpus,
+        num_gpus=resources.gpus,
+        resources=resources.custom,
+        name=name,
+        lifetime="detached" if name else None,
         max_restarts=0,
         max_task_retries=0,
         max_concurrency=concurrency,
@@ -131,6 +225,57 @@ async def create_actor(
         ),
     )
     return await _in_thread(remote.remote, *arguments, timeout_s=timeout_s)
+
+
+async def create_service(
+    cls: type, *arguments: Any, name: str, concurrency: int, restarts: int, timeout_s: float
+) -> Actor:
+    """Start a named actor of `cls` that outlives this process, on any node; it takes no CPU.
+
+    Ray starts it again up to `restarts` times; -1: always.
+    """
+    remote: Any = _exported(cls).options(
+        num_cpus=0,
+        name=name,
+        lifetime="detached",
+        max_restarts=restarts,
+        max_task_retries=0,
+        max_concurrency=concurrency,
+        scheduling_strategy="SPREAD",
+    )
+    return await _in_thread(remote.remote, *arguments, timeout_s=timeout_s)
+
+
+async def find_actor(name: str, timeout_s: float) -> Actor:
+    """Return the actor of a name; raises InstanceLost if there is none."""
+    actor = await _in_thread(_found, ray.get_actor, name, NAMESPACE, timeout_s=timeout_s)
+    if actor is None:
+        raise InstanceLost(f"there is no actor {name}")
+    return actor
+
+
+async def put_value(key: str, value: str, timeout_s: float) -> None:
+    """Write a value where it lasts as long as Ray's head, or its Redis."""
+    arguments = (key.encode(), value.encode(), True)
+    put = functools.partial(internal_kv._internal_kv_put, *arguments, namespace=NAMESPACE.encode())
+    await _in_thread(put, timeout_s=timeout_s)
+
+
+async def get_value(key: str, timeout_s: float) -> str | None:
+    """Return what was written last; None if nothing was."""
+    get = functools.partial(
+        internal_kv._internal_kv_get, key.encode(), namespace=NAMESPACE.encode()
+    )
+    found: bytes | None = await _in_thread(get, timeout_s=timeout_s)
+    return None if found is None else found.decode()
+
+
+async def delete_value(key: str, timeout_s: float) -> None:
+    """Forget a value."""
+    delete = functools.partial(
+        internal_kv._internal_kv_del, key.encode(), namespace=NAMESPACE.encode()
+    )
+    await _in_thread(delete, timeout_s=timeout_s)
 
 
 @functools.cache
@@ -182,12 +327,21 @@ async def _in_thread(function: Callable[..., Any], *arguments: Any, timeout_s: f
         done.cancel()
         raise Unavailable(f"Ray did not answer within {timeout_s:g} s")
     with _errors_ours():
-        return done.result()
+        try:
+            return done.result()
+        except (ray_errors.RayError, ConnectionError):
+            raise
+        except Exception as error:  # Ray's own calls raise what comes to hand
+            raise Unavailable(f"Ray failed: {error}") from None
 
 
 def _start_thread(function: Callable[..., Any], *arguments: Any) -> "asyncio.Future[Any]":
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Any] = loop.create_future()
+
+    returned: futures.Future[None] = futures.Future()
+    _under_way.add(returned)
+    returned.add_done_callback(_under_way.discard)
 
     def report(result: Any, error: BaseException | None) -> None:
         if done.done():
@@ -203,6 +357,7 @@ def _start_thread(function: Callable[..., Any], *arguments: Any) -> "asyncio.Fut
             result = function(*arguments)
         except BaseException as error:  # whatever it is, it belongs to who waits
             raised = error
+        returned.set_result(None)
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(report, result, raised)
 

@@ -20,7 +20,7 @@ import grpc
 
 from baton.core.clock import Clock
 from baton.core.errors import BatonError
-from baton.core.handover import PROTOCOL_VERSION, Offer, OfferedBlock, Open
+from baton.core.handover import PROTOCOL_VERSION, BlockRef, Offer, OfferedBlock, Open
 from baton.core.ids import Attempt, InstanceId, SeqId, new_ticket
 from baton.core.log import get_logger
 from baton.core.memory import MIB
@@ -30,12 +30,17 @@ from baton.decode_worker.peer_channels import PeerChannels, PeerRef
 from baton.engine.step import Pinned
 from baton.executor.handover_orders import DigestOrder, HandoverTerms
 from baton.executor.instance import Instance
+from baton.executor.mesh_handover import MeshHandover
+from baton.proto import worker_pb2 as pb
 from baton.proto import worker_pb2_grpc as pb_grpc
 from baton.proto.convert_backup import backup_proto
 from baton.proto.errors import from_rpc_error
 
 _SLACK_S = 2.0
 """For the answer, beyond what the peer's reads may take."""
+
+_ATTEMPT = Attempt(0)
+"""Each offer has a ticket of its own, and none is tried twice."""
 
 _log = get_logger("backup")
 
@@ -149,18 +154,31 @@ class Backups:
         refs = pinned.blocks[first : first + self._most]
         end = first + len(refs)
         open_ = self._open(pinned, end)
+        handover = self._new_handover(open_)
+        try:
+            offer = await self._digested(handover, first, refs)
+            reply = await self._call(portion.peer, backup_proto(open_, offer))
+        finally:
+            await handover.close()  # until then the peer may read
+        return min(int(reply.cached_blocks), end)
+
+    async def _digested(
+        self, handover: MeshHandover, first: int, refs: tuple[BlockRef, ...]
+    ) -> Offer:
         layers = self._instance.layout.all_layers
-        digests = await self._digests(open_, DigestOrder(layers, first, refs))
-        offer = Offer(open_.attempt, 0, layers, first, tuple(map(OfferedBlock, refs, digests)))
+        digests = await handover.digest(DigestOrder(layers, first, refs))
+        return Offer(_ATTEMPT, 0, layers, first, tuple(map(OfferedBlock, refs, digests)))
+
+    async def _call(self, peer: PeerRef, request: pb.BackupRequest) -> pb.BackupReply:
         timeout_s = self._instance.config.handover.read_timeout_s + _SLACK_S
-        async with self._channels.channel(portion.peer) as channel:
+        async with self._channels.channel(peer) as channel:
             try:
-                reply = await pb_grpc.DecodeStub(channel).Backup(
-                    backup_proto(open_, offer), timeout=timeout_s
+                reply: pb.BackupReply = await pb_grpc.DecodeStub(channel).Backup(
+                    request, timeout=timeout_s
                 )
             except grpc.aio.AioRpcError as error:
                 raise from_rpc_error(error) from None
-        return min(int(reply.cached_blocks), end)
+        return reply
 
     def _open(self, pinned: Pinned, blocks: int) -> Open:
         instance = self._instance
@@ -172,18 +190,14 @@ class Backups:
             decode_instance=InstanceId(instance.config.instance_id),
             decode_incarnation=instance.incarnation,
             ticket=new_ticket(),
-            attempt=Attempt(0),
+            attempt=_ATTEMPT,
             request=replace(pinned.request, prompt=prompt, max_tokens=1, resumed=0),
             transports=instance.transports,
             place_blocks=instance.kv.num_blocks,
         )
 
-    async def _digests(self, open_: Open, order: DigestOrder) -> list[bytes]:
+    def _new_handover(self, open_: Open) -> MeshHandover:
         ours = open_.layout
-        handover = self._instance.handover(
+        return self._instance.handover(
             HandoverTerms(ours, ours, open_.compatibility, open_.ticket, open_.request.prompt)
         )
-        try:
-            return await handover.digest(order)
-        finally:
-            await handover.close()

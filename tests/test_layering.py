@@ -42,6 +42,7 @@ HOMES = {
     "structlog": {"core"},
     "prometheus_client": {"core", "api"},
     "xxhash": {"core"},
+    "yaml": {"cluster"},
     "google": {"proto"},
     "grpc_tools": {"proto"},
     "grpc": _GRPC_HOMES,

@@ -45,6 +45,10 @@ class StandIn:
             )
         )
 
+    async def drain(self, deadline_s: float) -> int:
+        log_line("drained")
+        return 0
+
     async def close(self) -> None:
         log_line("closed in order")
 

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from baton.cluster import rank_process, ray_calls
-from baton.cluster.instance import Instance, Place
-from baton.core.config import ParallelConfig, WorkerConfig
+from baton.cluster.instance import Instance
 from baton.core.errors import InstanceLost, InternalError
-from baton.core.topology import Role
+from baton.core.ids import InstanceId
 
 MakeInstance = Callable[..., Instance]
 
@@ -26,14 +25,8 @@ def make_instance(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MakeInstan
             return await answers[method]()
 
         monkeypatch.setattr(ray_calls, "call", call)
-        config = WorkerConfig(
-            instance_id="mixed-0",
-            role=Role.MIXED,
-            model_dir=tmp_path,
-            model_name="none",
-            parallel=ParallelConfig(tp=ranks),
-        )
-        return Instance(config, tmp_path / "log", lambda line: None)
+        name = InstanceId("mixed-0")
+        return Instance(name, ranks, tmp_path / "log", lambda line: None)
 
     return make
 
@@ -88,8 +81,3 @@ async def test_the_end_of_one_rank_is_that_of_the_instance(make_instance: MakeIn
     async with asyncio.timeout(20):
         with pytest.raises(InstanceLost, match="rank 1: its process ended"):
             await make_instance(2, wait_closed=wait_closed, stats=stats).ended()
-
-
-def test_each_stage_has_a_place_with_room_for_its_ranks() -> None:
-    assert Place.sizes(ParallelConfig()) == [1]
-    assert Place.sizes(ParallelConfig(tp=2, pp=3, ep=2)) == [4, 4, 4]

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from baton.cluster import ray_calls
-from baton.cluster.local_cluster import LocalCluster, desired_instances
+from baton.cluster.local_cluster import LocalCluster
+from baton.cluster.placement import Room
 from baton.cluster.processes import wait_gone
-from baton.cluster.reconcile import Desired
-from baton.core.config import ClusterConfig
 from baton.core.errors import BatonError, DeadlineExceeded, InstanceLost, InvalidConfig, Unavailable
 from baton.core.ids import InstanceId
 from baton.core.topology import InstanceInfo, Role
@@ -38,9 +37,10 @@ async def test_instances_come_get_lost_come_back_and_leave_nothing(
         assert {i.role for i in before.values()} == {Role.PREFILL, Role.DECODE}
         assert before[DECODE].pid != before[InstanceId("prefill-0")].pid != os.getpid()
         assert (await cluster.instance_stats(DECODE))["omp"] == "3"
-        wanted = "no room in 0.1 s for 3 processes, 2 and 1 together on a node; its nodes have room"
-        with pytest.raises(Unavailable, match=f"{wanted} for 2"):
-            await ray_calls.reserve_places([2, 1], 0.1)
+        room = Room(({"CPU": 3.0},))
+        group = await ray_calls.reserve(room, node_id=None, name=None, timeout_s=30)
+        with pytest.raises(Unavailable, match="Ray found no room in 0"):
+            await ray_calls.await_places(group, 0.1)
         cluster.check()
 
         version = cluster.board.current.version
@@ -119,11 +119,3 @@ async def test_a_start_that_fails_says_why_and_leaves_nothing(
     for part in words:
         assert part in str(caught.value)
     assert os.listdir(short_temp_dir) == []
-
-
-def test_without_prefill_instances_decode_is_mixed() -> None:
-    config = ClusterConfig(model_dir=Path("none"), model_name="none", prefill=0, decode=2)
-    assert desired_instances(config) == (
-        Desired(InstanceId("mixed-0"), Role.MIXED),
-        Desired(InstanceId("mixed-1"), Role.MIXED),
-    )

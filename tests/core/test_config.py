@@ -25,7 +25,7 @@ CLASSES = [EngineConfig, HandoverConfig, WorkerConfig, GatewayConfig, ClusterCon
         (EngineConfig, {"kv_memory_mib": 0}, "kv_memory_mib", "greater than or equal to 1"),
         (EngineConfig, {"max_batch_tokens": 15}, "max_batch_tokens", "equal to 16"),
         (EngineConfig, {"max_sequences": "many"}, "max_sequences", "valid integer"),
-        (EngineConfig, {"max_sequence": 4}, "max_sequence", "not permitted"),
+        (EngineConfig, {"max_sequence": 4}, "max_sequence", "no such field"),
         (HandoverConfig, {"read_timeout_s": 0}, "read_timeout_s", "greater than 0"),
         (GatewayConfig, {"http_port": 65536}, "http_port", "less than or equal to 65535"),
         (WorkerConfig, WORKER | {"instance_id": "Decode 0"}, "instance_id", "match pattern"),
@@ -74,3 +74,9 @@ def test_a_secret_travels_and_is_not_shown():
     assert HandoverConfig.model_validate_json(config.model_dump_json()) == config
     assert config.secret.get_secret_value() not in repr(config)
     assert config.secret.get_secret_value() not in str(config.model_dump())
+
+
+def test_each_pool_may_keep_kv_in_its_own_dtype():
+    config = ClusterConfig(model_dir=Path(), model_name="m", decode_kv_dtype="bfloat16")
+    assert config.engine_of(Role.PREFILL) == config.engine
+    assert config.engine_of(Role.DECODE) == EngineConfig(kv_dtype="bfloat16")

@@ -1,0 +1,56 @@
+"""What the processes of all our actors have in common; nothing here knows Ray."""
+
+import asyncio
+import faulthandler
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+
+class LoopThread:
+    """An event loop in a thread of its own: Ray runs an actor's methods in threads of its pool."""
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name=name, daemon=True).start()
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> "Future[Any]":
+        """Run a coroutine there; from any thread."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+
+def write_output_to(path: Path) -> None:
+    """Append stdout and stderr, those of native code and of a crash too, to a file."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    os.close(target)
+    faulthandler.enable(file=2)
+
+
+def leave_on_sigterm(leave: Callable[[], None], within_s: float) -> None:
+    """On SIGTERM, call `leave` in a thread, and end this process once it returns or takes too long.
+
+    To be called from an actor's constructor: Ray runs that in the main thread, which alone can take
+    signals, and takes them whatever the actor's other threads do.
+    """
+
+    def end() -> None:
+        leaving = threading.Thread(target=leave, name="leave", daemon=True)
+        leaving.start()
+        leaving.join(within_s)
+        os._exit(0)
+
+    def terminated(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        threading.Thread(target=end, name="end", daemon=True).start()
+
+    signal.signal(signal.SIGTERM, terminated)

@@ -1,0 +1,42 @@
+"""The process of one gateway. Ray starts it again whenever it ends.
+
+It has no async methods: Ray would run the others on one event loop then, not in the main thread.
+"""
+
+import threading
+from pathlib import Path
+
+from baton.cluster.actor_process import LoopThread, leave_on_sigterm, write_output_to
+from baton.cluster.gateway_host import GatewayHost
+from baton.cluster.status import GatewayInfo, GatewayPlan
+from baton.core import log
+
+CALLS_AT_ONCE = 8
+_DRAIN_S = 20.0
+_CLOSE_S = 8.0
+"""For the gateway to drain and to close after SIGTERM: in all less than Kubernetes gives."""
+
+
+class GatewayActor:
+    """Hosts one gateway, from its construction to `close`."""
+
+    def __init__(self, plan: GatewayPlan, log_path: Path) -> None:
+        write_output_to(log_path)
+        log.configure()
+        self._tried = threading.Event()
+        """It listens, or was kept from it."""
+        self._host = GatewayHost(plan, self._tried.set)
+        self._loop = LoopThread("gateway-loop")
+        self._serving = self._loop.run(self._host.serve())
+        leave_on_sigterm(lambda: self.close(_DRAIN_S), _DRAIN_S + _CLOSE_S)
+
+    def info(self) -> GatewayInfo:
+        """Wait until it listens, and return where; raises what kept it from doing so."""
+        self._tried.wait()
+        found: GatewayInfo = self._loop.run(self._host.info()).result()
+        return found
+
+    def close(self, drain_s: float) -> None:
+        """Take no new requests, give those that are open `drain_s` seconds, and close."""
+        self._loop.run(self._host.stop(drain_s)).result()
+        self._serving.result()

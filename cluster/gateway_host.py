@@ -1,0 +1,106 @@
+"""A gateway of its own: front door and router for one model, fed by the controller.
+
+It goes on with the last membership while there is no controller.
+"""
+
+import asyncio
+import contextlib
+import os
+import traceback
+from collections.abc import Callable
+
+from baton.api.gateway import Gateway
+from baton.api.serve import FrontDoor
+from baton.cluster import ray_calls
+from baton.cluster.membership_feed import follow
+from baton.cluster.names import CONTROLLER
+from baton.cluster.status import GatewayInfo, GatewayPlan
+from baton.core.errors import BatonError
+from baton.core.metrics import GatewayMetrics
+from baton.core.topology import Membership, MembershipBoard
+from baton.models.tokenizer import load_tokenizer
+
+POLL_S = 10.0
+"""How long one question for the membership waits for news."""
+_POLL_MARGIN_S = 5.0
+_TRY_AGAIN_S = 2.0
+
+
+class GatewayHost:
+    """Serves from `serve` to `stop`. One event loop only."""
+
+    def __init__(self, plan: GatewayPlan, on_tried: Callable[[], None]) -> None:
+        """`on_tried` is called when it listens, or is kept from it."""
+        self._plan = plan
+        self._on_tried = on_tried
+        self._door: FrontDoor | None = None
+        self._problem: BatonError | None = None
+        self._board = MembershipBoard(Membership(-1))
+        self._stop = asyncio.Event()
+        self._drain_s = 0.0
+
+    async def serve(self) -> None:
+        """Serve until told to stop; what is in the way, such as a port in use, may go away."""
+        feed = asyncio.create_task(follow(self._board, self._plan.model_name, _ask))
+        while not self._stop.is_set():
+            try:
+                await self._serve_once()
+            except BatonError as error:
+                traceback.print_exc()
+                self._problem = error
+                self._on_tried()
+                await _set_within(self._stop, _TRY_AGAIN_S)
+        feed.cancel()
+
+    async def _serve_once(self) -> None:
+        plan = self._plan
+        gateway = Gateway(
+            plan.config,
+            await asyncio.to_thread(load_tokenizer, plan.model_dir),
+            plan.model_name,
+            self._board,
+            GatewayMetrics(),
+            expects_prefill=plan.expects_prefill,
+        )
+        async with gateway:
+            self._door = await FrontDoor.start(gateway)
+            self._problem = None
+            self._on_tried()
+            await self._stop.wait()
+            await self._door.close(self._drain_s)
+
+    async def stop(self, drain_s: float) -> None:
+        """Begin to close: no new requests, and `drain_s` seconds for those that are open."""
+        self._drain_s = drain_s
+        self._stop.set()
+
+    async def info(self) -> GatewayInfo:
+        """Return where it listens; raises what kept it from doing so."""
+        if self._problem is not None:
+            raise self._problem
+        assert self._door is not None, "neither door nor problem"
+        return GatewayInfo(
+            name=self._plan.name,
+            model_name=self._plan.model_name,
+            http_url=self._door.http_url,
+            grpc_address=self._door.grpc_address,
+            pid=os.getpid(),
+            open_requests=self._door.gateway.stats().open_requests,
+            epoch=self._board.current.version,
+        )
+
+
+async def _set_within(event: asyncio.Event, timeout_s: float) -> None:
+    """Wait for an event, at most so long."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+
+
+async def _ask(version: int) -> Membership:
+    """Ask the controller for a later membership; see membership_feed.Ask."""
+    controller = await ray_calls.find_actor(CONTROLLER, _POLL_MARGIN_S)
+    found: Membership = await ray_calls.call(
+        controller, "ask", "membership", version, POLL_S, timeout_s=POLL_S + _POLL_MARGIN_S
+    )
+    return found

@@ -1,0 +1,119 @@
+"""The gateways of a cluster: started, found again, closed. Ray starts those again that end."""
+
+import asyncio
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+from baton.cluster import ray_calls
+from baton.cluster.control import Control
+from baton.cluster.gateway_actor import CALLS_AT_ONCE, GatewayActor
+from baton.cluster.state import ControlState, GatewayHandle
+from baton.cluster.status import GatewayInfo, GatewayPlan, GatewayStatus
+from baton.core.cluster_spec import ClusterSpec
+from baton.core.errors import BatonError, InstanceLost
+from baton.core.topology import Role
+
+_CREATE_TIMEOUT_S = 10.0
+_INFO_TIMEOUT_S = 5.0
+_MARGIN_S = 8.0
+"""For a gateway to close, once it has drained."""
+
+
+def gateway_plans(spec: ClusterSpec) -> dict[str, GatewayPlan]:
+    """Return what each gateway of a spec is to be started with, by its name."""
+    plans: dict[str, GatewayPlan] = {}
+    for model in spec.models:
+        prefill = any(p.role is Role.PREFILL and p.instances for p in model.pools.values())
+        for number in range(model.gateways.count):
+            name = f"gateway-{len(plans)}"
+            config = model.gateways.of(number)
+            plans[name] = GatewayPlan(name, model.name, model.dir, config, prefill)
+    return plans
+
+
+def revision_of(plan: GatewayPlan) -> str:
+    """Return a name for all that a gateway is started with."""
+    return hashlib.sha256(repr(plan).encode()).hexdigest()[:12]
+
+
+class GatewayKeeper:
+    """Keeps the gateways that the control's spec wants; one event loop only."""
+
+    def __init__(self, control: Control, log_dir: Path) -> None:
+        self._control = control
+        self._log_dir = log_dir
+
+    async def ensure(self) -> None:
+        """Close those that are wanted no more or otherwise, and start what is missing."""
+        wanted = gateway_plans(self._control.state.spec)
+        for name, handle in self._control.state.gateways.items():
+            if name not in wanted or revision_of(wanted[name]) != handle.revision:
+                await self._close(name, handle)
+        for name, plan in wanted.items():
+            known = self._control.state.gateways.get(name)
+            if known is None or not await _exists(known.actor):
+                await self._start(plan)
+
+    async def close_all(self) -> None:
+        """Close every gateway, all at once."""
+        handles = self._control.state.gateways.items()
+        await asyncio.gather(*(self._close(name, handle) for name, handle in handles))
+
+    async def status(self) -> tuple[GatewayStatus, ...]:
+        """Return how each is."""
+        handles = sorted(self._control.state.gateways.items())
+        return tuple(await asyncio.gather(*(_status(n, handle.actor) for n, handle in handles)))
+
+    async def _start(self, plan: GatewayPlan) -> None:
+        actor = f"{plan.name}.{self._control.state.serial + 1}"
+        handle = GatewayHandle(actor, revision_of(plan))
+        await self._control.change(lambda state: _with_gateway(state, plan.name, handle))
+        self._control.journal.add("start", plan.name, f"wanted for {plan.model_name}")
+        await ray_calls.create_service(
+            GatewayActor,
+            plan,
+            self._log_dir / f"{plan.name}.log",
+            name=actor,
+            concurrency=CALLS_AT_ONCE,
+            restarts=-1,
+            timeout_s=_CREATE_TIMEOUT_S,
+        )
+
+    async def _close(self, name: str, handle: GatewayHandle) -> None:
+        drain_s = self._control.state.spec.drain_timeout_s
+        self._control.journal.add("drain", name, "wanted no more, or otherwise")
+        try:
+            actor = await ray_calls.find_actor(handle.actor, _CREATE_TIMEOUT_S)
+            try:
+                await ray_calls.call(actor, "close", drain_s, timeout_s=drain_s + _MARGIN_S)
+            finally:
+                await ray_calls.kill(actor)
+        except BatonError as error:
+            self._control.journal.add("trouble", name, f"not closed in order: {error}")
+        await self._control.change(lambda state: _with_gateway(state, name, None))
+        self._control.journal.add("gone", name, "closed")
+
+
+async def _exists(actor: str) -> bool:
+    try:
+        await ray_calls.find_actor(actor, _CREATE_TIMEOUT_S)
+    except InstanceLost:
+        return False
+    return True
+
+
+async def _status(name: str, actor_name: str) -> GatewayStatus:
+    try:
+        actor = await ray_calls.find_actor(actor_name, _INFO_TIMEOUT_S)
+        info: GatewayInfo = await ray_calls.call(actor, "info", timeout_s=_INFO_TIMEOUT_S)
+    except BatonError as error:
+        return GatewayStatus(name, None, str(error))
+    return GatewayStatus(name, info)
+
+
+def _with_gateway(state: ControlState, name: str, handle: GatewayHandle | None) -> ControlState:
+    gateways = {n: known for n, known in state.gateways.items() if n != name}
+    if handle is None:
+        return replace(state, gateways=gateways)
+    return replace(state, gateways={**gateways, name: handle}, serial=state.serial + 1)

@@ -1,0 +1,87 @@
+"""What the controller tells: who is there, and how they are. Plain data."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from baton.core.config import GatewayConfig
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayPlan:
+    """What one gateway is started with."""
+
+    name: str
+    model_name: str
+    model_dir: Path
+    config: GatewayConfig
+    expects_prefill: bool
+    """The model has prefill instances."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayInfo:
+    """What a gateway says of itself."""
+
+    name: str
+    model_name: str
+    http_url: str
+    grpc_address: str
+    pid: int
+    open_requests: int
+    epoch: int
+    """The version of the membership that it uses."""
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceStatus:
+    """One instance."""
+
+    name: str
+    phase: str
+    generation: int
+    """How often it was started before."""
+    ranks: int
+    incarnation: int | None = None
+    """None unless it is ready."""
+    pid: int | None = None
+    address: str = ""
+    kv_tokens: int = 0
+    kv_used: float | None = None
+    """Share of its KV blocks that requests hold; None if it did not tell."""
+    running: int | None = None
+    waiting: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """One pool."""
+
+    name: str
+    role: str
+    model: str
+    wanted: int
+    instances: tuple[InstanceStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayStatus:
+    """One gateway."""
+
+    name: str
+    info: GatewayInfo | None
+    problem: str = ""
+    """Why there is no info."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Everything."""
+
+    controller_pid: int
+    epoch: int
+    settled: bool
+    """Everything is as it is wanted."""
+    drain_timeout_s: float
+    """How long requests of an instance that is to leave may take."""
+    pools: tuple[PoolStatus, ...]
+    gateways: tuple[GatewayStatus, ...]

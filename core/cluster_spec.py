@@ -1,0 +1,171 @@
+"""What a cluster is to be: models, their pools of instances, and gateways.
+
+ClusterSpec ── models ──▶ ModelSpec ── pools ──▶ PoolSpec      one role, many instances
+                                    └─ gateways ▶ GatewaySpec
+"""
+
+import re
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from baton.core.config import Config, EngineConfig, GatewayConfig, HandoverConfig, ParallelConfig
+from baton.core.errors import InvalidConfig
+from baton.core.topology import Role
+
+POOL_NAME = r"^[a-z0-9][a-z0-9-]{0,54}$"
+"""What a pool may be called: its instances are <pool>-<number>."""
+_DECODES = (Role.DECODE, Role.MIXED)
+
+
+class RankResources(Config):
+    """What one rank takes of its node, in Ray's units."""
+
+    cpus: float = Field(default=1.0, gt=0, le=1024)
+    """CPUs that are reserved."""
+    gpus: float = Field(default=0.0, ge=0, le=1)
+    """1: a GPU of its own. Less only if the cluster says share_gpus."""
+    custom: dict[str, float] = Field(default_factory=dict)
+    """Resources that nodes were started with, such as {"gpu-h200": 1}: to have prefill where there
+    is most compute, and decode where memory is fastest."""
+
+
+class PoolSpec(Config):
+    """All instances of one role for one model."""
+
+    role: Role
+    """prefill, decode or mixed; a pool that is called so need not say it."""
+    instances: int = Field(default=1, ge=0, le=1024)
+    """How many."""
+    min_instances: int = Field(default=0, ge=0, le=1024)
+    """Fewer are refused to whoever scales, drains or flips."""
+    max_instances: int = Field(default=1024, ge=0, le=1024)
+    """More are refused likewise."""
+    threads: int = Field(default=1, ge=1, le=1024)
+    """CPU threads per rank for the model."""
+    parallel: ParallelConfig = ParallelConfig()
+    """Over how many ranks each instance is spread."""
+    engine: EngineConfig = EngineConfig()
+    """Limits of each engine; what is not said here is as the model says."""
+    resources: RankResources = RankResources()
+    """What each rank takes of its node."""
+
+
+class GatewaySpec(GatewayConfig):
+    """The front doors of one model."""
+
+    count: int = Field(default=1, ge=0, le=64)
+    """How many. The ports of the next are 2 above those of the one before, unless they are 0."""
+
+    def of(self, number: int) -> GatewayConfig:
+        """Return the config of one gateway, by its number from 0."""
+        values = self.model_dump(exclude={"count"})
+        for port in ("http_port", "grpc_port"):
+            if values[port]:
+                values[port] += 2 * number
+        return GatewayConfig.checked(**values)
+
+
+class ModelSpec(Config):
+    """One model, and who serves it."""
+
+    name: str = Field(min_length=1)
+    """The name by which users ask for it."""
+    dir: Path
+    """A Hugging Face checkpoint folder, on every node."""
+    engine: EngineConfig = EngineConfig()
+    """Limits of each engine, for all pools."""
+    handover: HandoverConfig = HandoverConfig()
+    """Deadlines and transport of the handover."""
+    pools: dict[str, PoolSpec] = Field(min_length=1)
+    """By name, which is the role if it says no other."""
+    gateways: GatewaySpec = GatewaySpec()
+    """Their front doors."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_pools(cls, values: Any) -> Any:
+        """Give each pool its name as role, and the model's engine where it says nothing else."""
+        pools = values.get("pools") if isinstance(values, dict) else None
+        if not isinstance(pools, dict):
+            return values
+        engine = values.get("engine")
+        filled = {name: _filled(name, pool, engine) for name, pool in pools.items()}
+        return {**values, "pools": filled}
+
+
+def _filled(name: Any, pool: Any, engine: Any) -> Any:
+    """Return a pool as its model completes it; None, which is what YAML makes of nothing, is {}."""
+    if pool is None:
+        pool = {}
+    if not isinstance(pool, dict):
+        return pool
+    if name in list(Role):
+        pool = {"role": name, **pool}
+    own = pool.get("engine", {})
+    if isinstance(engine, dict) and isinstance(own, dict):
+        pool = {**pool, "engine": {**engine, **own}}
+    elif isinstance(engine, EngineConfig) and "engine" not in pool:
+        pool = {**pool, "engine": engine}
+    return pool
+
+
+class ClusterSpec(Config):
+    """All that Baton is to keep running on one Ray cluster."""
+
+    models: tuple[ModelSpec, ...] = Field(min_length=1)
+    """What is served."""
+    host: str = Field(default="", examples=["127.0.0.1"])
+    """Address that instances listen on; empty: that by which Ray knows their node."""
+    share_gpus: bool = False
+    """Let ranks have parts of a GPU, and so share it, whatever their roles."""
+    cpus: int | None = Field(default=None, ge=1, le=1024)
+    """For a Ray that is started here: the CPUs that it gives out; by default the machine's, or what
+    the instances take and one more if that is more."""
+    start_timeout_s: float = Field(default=180.0, gt=0)
+    """For an instance to become ready."""
+    drain_timeout_s: float = Field(default=60.0, gt=0)
+    """For the requests of an instance that is to leave."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        seen: set[str] = set()
+        for i, model in enumerate(self.models):
+            for name, pool in model.pools.items():
+                where = f"models.{i}.pools.{name}"
+                if not re.match(POOL_NAME, name):
+                    allowed = "a to z, 0 to 9 and dashes, at most 55"
+                    raise InvalidConfig(where, name, allowed)
+                if name in seen:
+                    raise InvalidConfig(where, name, "a name that no pool of another model has")
+                seen.add(name)
+                self._check_pool(where, pool)
+            if not any(p.role in _DECODES and p.instances for p in model.pools.values()):
+                allowed = "at least one instance that decodes, in a pool of role decode or mixed"
+                raise InvalidConfig(f"models.{i}.pools", list(model.pools), allowed)
+        return self
+
+    def _check_pool(self, where: str, pool: PoolSpec) -> None:
+        if not pool.min_instances <= pool.instances <= pool.max_instances:
+            allowed = f"{pool.min_instances} to {pool.max_instances}: min_ to max_instances"
+            raise InvalidConfig(f"{where}.instances", pool.instances, allowed)
+        gpus = pool.resources.gpus
+        if 0 < gpus < 1 and not self.share_gpus:
+            allowed = "0 or 1; parts of a GPU only with share_gpus: true"
+            raise InvalidConfig(f"{where}.resources.gpus", gpus, allowed)
+        for name, amount in pool.resources.custom.items():
+            if amount <= 0 or name in ("CPU", "GPU"):
+                allowed = "more than 0 of a resource that is not CPU or GPU"
+                raise InvalidConfig(f"{where}.resources.custom.{name}", amount, allowed)
+
+    def pools(self) -> dict[str, tuple[ModelSpec, PoolSpec]]:
+        """Return every pool, and the model that it serves, by the pool's name."""
+        return {name: (m, pool) for m in self.models for name, pool in m.pools.items()}
+
+    def with_secrets(self) -> Self:
+        """Return this spec, each model with a secret for its handovers if it has none."""
+        models = tuple(
+            m.model_copy(update={"handover": m.handover.with_secret()}) for m in self.models
+        )
+        return self.model_copy(update={"models": models})

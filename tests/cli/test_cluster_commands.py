@@ -1,0 +1,117 @@
+"""`baton up` and what follows as users meet it: real commands, Ray, instances, a gateway."""
+
+import json
+import os
+import re
+import signal
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from baton.cli.main import app
+from baton.cluster.processes import session_members
+
+Start = Callable[..., Any]
+
+SPEC = """\
+host: 127.0.0.1
+cpus: 3
+models:
+  - name: baton-demo
+    dir: {model}
+    engine: {{kv_memory_mib: 16}}
+    pools:
+      prefill:
+      decode:
+    gateways: {{http_port: 0, grpc_port: 0}}
+"""
+
+
+@pytest.fixture
+def spec(tmp_path: Path, demo_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A spec's file; the note of its cluster lies in `tmp_path`, too."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    path = tmp_path / "cluster.yaml"
+    path.write_text(SPEC.format(model=demo_model_dir))
+    return path
+
+
+def incarnations(lines: list[str]) -> list[str]:
+    return re.findall(r"ready +1 +\d+ +\S+ +([0-9a-f]{16})", "\n".join(lines))
+
+
+def done(command: Any) -> list[str]:
+    """Wait for a command to end well; return its output."""
+    assert command.end() == 0, "\n".join(command.lines)
+    lines: list[str] = command.lines
+    return lines
+
+
+@pytest.mark.timeout(400)
+def test_a_cluster_outlives_its_commands_and_its_controller(
+    baton: Start, spec: Path, tmp_path: Path
+) -> None:
+    first = done(baton("up", "-f", str(spec)))
+    note = tmp_path / "baton" / "cluster.json"
+    assert stat.S_IMODE(note.stat().st_mode) == 0o600
+    guard = json.loads(note.read_text())["guard"]
+    try:
+        assert len(session_members(guard)) > 5
+        text = "\n".join(first)
+        born = incarnations(first)
+        assert len(born) == 2
+        controller = int(re.findall(r"controller pid (\d+)", text)[0])
+        url = re.findall(r"(http://\S+)/v1", text)[0]
+
+        request = {"model": "baton-demo", "prompt": "def f():\n", "max_tokens": 24, "seed": 1}
+        with httpx.Client(base_url=url, trust_env=False, timeout=120) as http:
+            answer = http.post("/v1/completions", json=request).json()["choices"]
+            os.kill(controller, signal.SIGKILL)
+            assert http.post("/v1/completions", json=request).json()["choices"] == answer
+
+        again = done(baton("up", "-f", str(spec)))
+        assert any("nothing changes" in line for line in again)
+        assert incarnations(again) == born, "the next controller adopted both"
+        assert not any(f"controller pid {controller}," in line for line in again)
+    finally:
+        left = done(baton("down"))
+    assert "nothing is left" in left[-1]
+    assert session_members(guard) == {}
+    assert not note.exists()
+
+
+def refused(*arguments: str) -> str:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    return result.output
+
+
+def test_a_bad_spec_is_refused_with_line_and_field(spec: Path) -> None:
+    spec.write_text(spec.read_text().replace("kv_memory_mib: 16", "kv_memory_mib: none"))
+    said = refused("up", "-f", str(spec))
+    assert "cluster.yaml:6: models.0.engine.kv_memory_mib: 'none' is not allowed" in said
+
+
+def test_a_model_that_is_none_is_refused(spec: Path, tmp_path: Path) -> None:
+    spec.write_text(SPEC.format(model=tmp_path))
+    assert "config.json" in refused("up", "-f", str(spec))
+    spec.write_text(SPEC.format(model=tmp_path).replace("16}}", "16, max_model_len: 9999999}}"))
+    assert "config.json" in refused("up", "-f", str(spec))
+
+
+def test_a_limit_beyond_the_model_is_refused(spec: Path) -> None:
+    spec.write_text(spec.read_text().replace("mib: 16", "mib: 16, max_model_len: 9999999"))
+    assert "models.0.pools.prefill.engine.max_model_len" in refused("up", "-f", str(spec))
+
+
+@pytest.mark.parametrize(
+    "command", [("status",), ("scale", "decode", "2"), ("drain", "x"), ("flip", "x"), ("down",)]
+)
+def test_without_a_cluster_there_is_nothing_to_ask(spec: Path, command: tuple[str, ...]) -> None:
+    assert "`baton up` has not started a Ray cluster" in refused(*command)

@@ -1,0 +1,111 @@
+"""The controller over a real Ray, with stand-in workers: it plans, dies, comes back and adopts."""
+
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from baton.cluster import ray_calls
+from baton.cluster.processes import wait_gone
+from baton.cluster.ray_head import RayHead
+from baton.cluster.status import InstanceStatus
+from baton.core.errors import BatonError, InvalidRequest, Unavailable
+from baton.core.topology import Membership
+from tests.cluster.controllers import PATIENCE_S, Cluster, spec
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch, short_temp_dir: Path) -> Callable[[], Any]:
+    """Return a context: a Ray of our own with room for five, and a controller with no spec yet."""
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}")
+
+    @asynccontextmanager
+    async def running() -> AsyncIterator[Cluster]:
+        head = await RayHead.start(
+            short_temp_dir, slots=5, environment=ray_calls.head_environment(1), timeout_s=120
+        )
+        try:
+            await ray_calls.connect(head.address, 60)
+            try:
+                found = Cluster(short_temp_dir / "logs")
+                await found.start()
+                yield found
+            finally:
+                await ray_calls.disconnect(60)
+        finally:
+            await head.stop(grace_s=20)
+
+    return running
+
+
+def incarnations(instances: dict[str, InstanceStatus]) -> dict[str, int | None]:
+    return {name: instance.incarnation for name, instance in instances.items()}
+
+
+@pytest.mark.timeout(400)
+async def test_a_controller_keeps_what_is_wanted_and_outlives_its_own_death(
+    cluster: Callable[[], Any],
+) -> None:
+    async with cluster() as control:
+        with pytest.raises(Unavailable, match="nothing is up"):
+            await control.ask("status")
+        with pytest.raises(Unavailable, match="all pools take CPU 7; all nodes have 5"):
+            await control.ask("apply", spec(decode=6))
+        assert await control.ask("apply", spec())
+        first = await control.instances()
+        assert sorted(first) == ["decode-0", "prefill-0"]
+        assert not await control.ask("apply", spec()), "the same again"
+
+        assert await control.ask("scale", "decode", 2)
+        assert not await control.ask("scale", "decode", 2)
+        two = await control.instances()
+        assert sorted(two) == ["decode-0", "decode-1", "prefill-0"]
+        with pytest.raises(InvalidRequest, match="one of prefill, decode"):
+            await control.ask("scale", "mixed", 2)
+
+        # One dies with the controller: the next one adopts the others, and replaces that one.
+        before = await control.pid()
+        os.kill(before, signal.SIGKILL)
+        os.kill(two["decode-1"].pid, signal.SIGKILL)
+        third = await control.instances()
+        assert await control.pid() != before
+        assert third["decode-1"].incarnation != two["decode-1"].incarnation
+        kept = ("decode-0", "prefill-0")
+        assert {n: third[n].incarnation for n in kept} == {n: two[n].incarnation for n in kept}
+        assert await control.whats("decode-0") == ["adopt"]
+        membership: Membership = await control.ask("membership", -1, 0.0)
+        assert membership.version > 1000, "no version of the dead controller is used again"
+        assert len(membership.instances) == 3
+
+        # SIGTERM closes an instance in order; it comes back.
+        os.kill(third["decode-0"].pid, signal.SIGTERM)
+        await control.until("decode-0", "lost")
+        fourth = await control.instances()
+        assert fourth["decode-0"].pid != third["decode-0"].pid
+        assert control.log("decode-0") == ["drained", "closed in order"]
+
+        await control.ask("flip", "decode-1")
+        assert sorted(await control.instances()) == ["decode-0", "prefill-0", "prefill-1"]
+        assert control.log("decode-1")[-2:] == ["drained", "closed in order"]
+        await control.ask("drain", "prefill-1")
+        assert sorted(await control.instances()) == ["decode-0", "prefill-0"]
+
+        assert await control.ask("apply", spec(engine={"kv_memory_mib": 7}))
+        replaced = await control.instances()
+        assert len(replaced) == 2
+        assert not set(incarnations(fourth).values()) & set(incarnations(replaced).values())
+
+        await control.ask("down")
+        pids = [i.pid for i in replaced.values() if i.pid is not None]
+        await wait_gone(pids, PATIENCE_S)
+        assert not any(map(running, pids))
+        with pytest.raises(BatonError, match="nothing is up"):
+            await control.ask("status")
+
+
+def running(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()

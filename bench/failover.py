@@ -48,7 +48,7 @@ class Process:
     """A decode instance in a process of its own."""
 
     def __init__(self, name: str, model: Path, context: int, backup: str) -> None:
-        handover = HandoverConfig(backup=backup, secret="of this benchmark only")  # type: ignore[arg-type]
+        handover = HandoverConfig(backup=backup, secret="of this benchmark only")
         config = WorkerConfig(
             instance_id=name,
             role=Role.DECODE,
@@ -64,6 +64,12 @@ class Process:
         assert self._process.stdout is not None
         facts = json.loads(self._process.stdout.readline())
         self.info = InstanceInfo(**facts | {"role": Role.DECODE})
+
+    @property
+    def cpu_s(self) -> float:
+        """Processor time that it has taken so far."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def kill(self) -> None:
         """End it as by kill -9."""
@@ -167,19 +173,22 @@ class Answer:
 async def tpots(
     model: Path, options: argparse.Namespace, draw: random.Random
 ) -> dict[str, list[float]]:
-    """Return the mean TPOT of each batch, in milliseconds, without and with a backup in turn."""
+    """Return, for each batch, without and with a backup in turn, all in milliseconds: its mean TPOT
+    (`off`, `on`), and the processor time of both instances per output token (`cpu off`, `cpu on`).
+    """
     one = await asyncio.to_thread(Process, "a-decode", model, options.context, "peer")
     two = await asyncio.to_thread(Process, "b-peer", model, options.context, "peer")
     session = DecodeSession(one.info, clock=monotonic, max_unsent=1024)
     ready = asyncio.Event()
     holding = asyncio.create_task(session.run(connect_timeout_s=30, on_ready=ready.set))
-    found: dict[str, list[float]] = {"off": [], "on": []}
+    found: dict[str, list[float]] = {"off": [], "on": [], "cpu off": [], "cpu on": []}
     try:
         async with asyncio.timeout(PATIENCE_S):
             await ready.wait()
         for number in range(options.rounds + 1):  # the first one warms up
             for kind in ("off", "on") if number % 2 else ("on", "off"):
                 answers = [Answer() for _ in range(options.batch)]
+                began = one.cpu_s + two.cpu_s
                 for answer in answers:
                     session.submit(
                         request_of(options.cost_prompt, 256, draw),
@@ -194,6 +203,8 @@ async def tpots(
                 assert all((a.backed_up_tokens > 0) == (kind == "on") for a in answers), kind
                 if number:
                     found[kind].append(1e3 * statistics.mean(a.tpot for a in answers))
+                    cpu_s = one.cpu_s + two.cpu_s - began
+                    found[f"cpu {kind}"].append(1e3 * cpu_s / (256 * options.batch))
     finally:
         holding.cancel()
         await asyncio.wait({holding})
@@ -230,9 +241,11 @@ async def main(options: argparse.Namespace) -> None:
         cells = (kind, spread([r.gap_s for r in recoveries]), *(f"{m:.0f}" for m in medians))
         print(f"| {' | '.join(cells)} |")
     costs = await tpots(model, options, draw)
-    ratios = [on / off for on, off in zip(costs["on"], costs["off"], strict=True)]
-    print(f"\nTPOT ms, batch {options.batch}, prompts of {options.cost_prompt}: ", end="")
-    print(f"off {spread(costs['off'])}, on {spread(costs['on'])}, on / off {spread(ratios)}")
+    print("\n| per output token | off, ms | on, ms | on / off |")
+    print("|---|---|---|---|")
+    for name, off, on in (("TPOT", "off", "on"), ("processor, both", "cpu off", "cpu on")):
+        ratios = [b / a for a, b in zip(costs[off], costs[on], strict=True)]
+        print(f"| {name} | {spread(costs[off])} | {spread(costs[on])} | {spread(ratios)} |")
 
 
 if __name__ == "__main__":

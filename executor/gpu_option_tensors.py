@@ -30,7 +30,6 @@ class OptionTensors:
     """The device's side; only launched work reads and writes it."""
 
     def __init__(self, seats: int, vocabulary: int, device: torch.device) -> None:
-        self._nobody = seats
         self._histories = min(seats, HISTORIES)
         # The last row is of those without penalties: it is written and never read.
         shape = (self._histories + 1, vocabulary)
@@ -70,9 +69,9 @@ class OptionTensors:
     def change_(self, logits: Tensor, seats: Tensor, positions: Tensor) -> None:
         """Change float32 logits [rows, vocabulary] of the tokens at `positions` [rows]."""
         count = seats.shape[0]
-        rows = torch.full((self._nobody + 1,), -1, dtype=torch.int64, device=logits.device)
+        rows = torch.full((self._params.shape[1],), -1, dtype=torch.int64, device=logits.device)
+        # Changes that are not used are nobody's, and so change rows that are padding.
         rows.index_copy_(0, seats, torch.arange(count, device=logits.device))
-        rows[self._nobody] = -1
         owners, tokens, amounts, until, *after = self._changes
         changes = RowChanges(
             rows=rows[owners].to(torch.int32),

@@ -118,7 +118,8 @@ def start_runner(
     Raises InvalidConfig if they do not fit.
     """
     assert isinstance(model, Decoder), f"{model} does not run on a GPU"
-    steps = GpuPass(model, kv, gpu.queue, limits_of(config, model, depth))
+    limits = limits_of(config, model, depth)
+    steps = GpuPass(model, kv, gpu.queue, limits, skip_below=config.attention_skip_below)
     sizes = captured_sizes(gpu, config, model)
     captured: list[int] = []
 

@@ -8,9 +8,12 @@ from tests.executor.engine_world import EngineWorld, request
 
 STOP = (5, 6)
 
+OFTEN = tuple((token, 30 - 0.4 * token) for token in range(2, 11))
+"""Tokens of the prompts come in the output too: who counts those as these is found out."""
+
 OPTIONS = {
     "repetition": SamplingParams(temperature=0.8, seed=1, repetition_penalty=1.4),
-    "frequency": SamplingParams(temperature=0.0, frequency_penalty=0.7),
+    "frequency": SamplingParams(temperature=0.0, frequency_penalty=0.7, logit_bias=OFTEN),
     "presence": SamplingParams(temperature=0.9, seed=2, presence_penalty=1.5, top_k=30),
     "bias": SamplingParams(temperature=0.0, logit_bias=((7, 9.0), (9, -100.0), (11, 9.5))),
     "min tokens": SamplingParams(temperature=0.0, min_tokens=6, logit_bias=((5, 50.0),)),

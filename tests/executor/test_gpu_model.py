@@ -35,21 +35,23 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 
     def run(self: Any, *args: Any, grid: tuple[int, ...], **options: Any) -> None:
         found[self.fn.__name__] += 1
+        found["skipping"] += bool(options.get("SKIPPING"))
 
     monkeypatch.setattr(JITFunction, "run", run)
     with using_backend(Backend.TRITON):
         yield found
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> GpuModel:
+@pytest.fixture(params=[0.0, 1e-4], ids=["all keys", "skipping"])
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> GpuModel:
     fields = {name: value for name, value in LLAMA_8B.items() if value}
     (tmp_path / "config.json").write_text(json.dumps(fields))
     spec = read_spec(tmp_path)
     decoder = Decoder(spec, MetaCheckpoint(), dtype="bfloat16", threads=1)
     kv = KVCache(spec.kv_layout(16, "bfloat16"), 4096, "meta")
     options = OptionTensors(768, spec.vocab_size, META)
-    return GpuModel(decoder, kv, SeatTensors(768, 512, META), numbers(3, 256), options)
+    rows, state = numbers(3, 256), SeatTensors(768, 512, META)
+    return GpuModel(decoder, kv, state, rows, options, skip_below=request.param)
 
 
 def numbers(*shape: int) -> Tensor:
@@ -68,7 +70,9 @@ def test_a_step_of_decodes_and_its_sampling(
     assert launches["_rope_kv_write"] == 32
 
 
-def test_a_step_with_chunks_of_prompts(model: GpuModel, launches: Counter[str]) -> None:
+def test_a_step_with_chunks_of_prompts(
+    request: pytest.FixtureRequest, model: GpuModel, launches: Counter[str]
+) -> None:
     tokens, sequences = 8 + 5000, 10
     ragged = RaggedStep(
         *(numbers(tokens) for _ in range(3)),
@@ -84,3 +88,4 @@ def test_a_step_with_chunks_of_prompts(model: GpuModel, launches: Counter[str]) 
     assert rows.logits.shape == (9, 128256)
     assert rows.seats.shape == rows.positions.shape == (9,)
     assert launches["_choose"] == 1
+    assert launches["skipping"] == (32 if request.node.callspec.params["model"] else 0)

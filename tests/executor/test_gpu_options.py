@@ -5,10 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from baton.core.request import GenerateRequest, SamplingParams
 from baton.engine.step import SamplingContext, ScheduledSequence
 from baton.executor import gpu_option_tensors, gpu_options
+from baton.executor.gpu_option_tensors import OptionTensors
 from baton.executor.gpu_options import Extent, OptionSeats
 from baton.executor.gpu_pass import GpuLimits, GpuPass
 from baton.executor.gpu_queue import EagerQueue, GpuQueue
@@ -173,6 +175,31 @@ def test_what_who_leaves_had_is_for_others(monkeypatch: pytest.MonkeyPatch) -> N
     assert options.extent(1, sequence(6, OPTIONS["presence"])) is Extent.CHANGED
     options.leave([2, 1])
     assert not (options.table[4 * 5 :].reshape(-1, 3)[0] != 4).any(), "changes of nobody's are left"
+
+
+def test_a_past_begins_anew_with_who_takes_the_seat() -> None:
+    device = OptionTensors(2, 100, torch.device("cpu"))
+    host = OptionSeats(2, 100)
+    seat, seats = 1, torch.tensor([1])
+    word = SamplingParams(temperature=0.0, bad_words=((8, 9, 10),))
+
+    def forbidden(*said: int) -> list[int]:
+        one = sequence(1, word, *said)
+        assert host.extent(seat, one) is Extent.CHANGED
+        device.take_table(torch.from_numpy(host.table))
+        device.begin(seat, -1, torch.tensor(said), prompt_len=1)
+        logits = torch.zeros(1, 100)
+        device.change_(logits, seats, torch.tensor([len(said)]))
+        return logits[0].isinf().nonzero().flatten().tolist()
+
+    assert forbidden(1, 2, 3, 8, 9) == [10]
+    assert forbidden(1, 2, 3, 8, 4) == []
+    assert forbidden(9) == [], "the 8 before it was another's"
+    device.take_tokens(seats, torch.tensor([8]))
+    device.take_tokens(seats, torch.tensor([9]))
+    logits = torch.zeros(1, 100)
+    device.change_(logits, seats, torch.tensor([3]))
+    assert logits[0].isinf().nonzero().flatten().tolist() == [10]
 
 
 @pytest.mark.parametrize("sampling", ON_HOST.values(), ids=ON_HOST)

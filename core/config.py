@@ -85,6 +85,10 @@ class EngineConfig(Config):
     """Batch sizes for which a step of decodes is captured at start, smaller batches being padded;
     by default 1, 2, 4, then multiples of 8 and from 256 on of 32, up to `max_sequences`. Without
     any, or beyond the largest, kernels are launched one by one."""
+    attention_skip_below: float = Field(default=0.0, ge=0, lt=1)
+    """In prompts' attention by Triton's kernel, leave out keys whose share is less than this of the
+    likeliest key's; 0 leaves out none. Of a token that sees n keys, at most e = n times this of the
+    weight is left out, and its attention is off by at most 2 e times the largest value."""
     prefix_hash: Literal["xxh3_128", "sha256"] = "xxh3_128"
     """Names prefixes in the cache. sha256 is slower, and safe from users who look for collisions
     with the prompts of others."""

@@ -21,6 +21,9 @@ def compute_device(config: WorkerConfig) -> torch.device:
     """Return the device that computes; InvalidConfig if what is asked for cannot be had."""
     engine = config.engine
     if engine.device == "cpu" or (engine.device == "auto" and not _gpu_suits(config)):
+        if engine.attention_skip_below:
+            allowed = "0 on the CPU: only a GPU's kernel leaves keys out"
+            raise InvalidConfig("attention_skip_below", engine.attention_skip_below, allowed)
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise InvalidConfig("device", engine.device, "cpu or auto: torch finds no CUDA device here")

@@ -10,7 +10,7 @@ from baton.core.ids import BlockId, SeqId
 from baton.core.kv_layout import KVLayout
 from baton.core.memory import MIB
 from baton.core.request import SamplingParams
-from baton.engine.step import ScheduledSequence
+from baton.engine.step import SamplingContext, ScheduledSequence
 from baton.executor.cuda_device import CudaDevice
 from baton.executor.cuda_queue import CudaQueue
 from baton.executor.device import Device
@@ -25,7 +25,8 @@ from baton.models.loader import Model
 
 Say = Callable[[str], None]
 
-_PARAMS = SamplingParams(temperature=1.0, top_p=0.9)
+_PARAMS = SamplingParams(temperature=1.0, top_p=0.9, logprobs=0)
+_CONTEXT = SamplingContext(0, (), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,7 @@ def measured_use(gpu: Gpu, config: EngineConfig, model: Decoder, layout: KVLayou
         prompts = gpu.meter.peak(lambda: _run(steps, _largest_prompts(limits, layout)))
         decodes = gpu.meter.peak(lambda: _run(steps, _most_decodes(limits)))
     captured = decodes if captured_sizes(gpu, config, model) else 0
+    loaded += steps.option_bytes
     return MemoryUse(gpu.meter.total(), loaded, max(prompts, decodes), captured)
 
 
@@ -116,7 +118,8 @@ def start_runner(
     Raises InvalidConfig if they do not fit.
     """
     assert isinstance(model, Decoder), f"{model} does not run on a GPU"
-    steps = GpuPass(model, kv, gpu.queue, limits_of(config, model, depth))
+    limits = limits_of(config, model, depth)
+    steps = GpuPass(model, kv, gpu.queue, limits, skip_below=config.attention_skip_below)
     sizes = captured_sizes(gpu, config, model)
     captured: list[int] = []
 
@@ -147,13 +150,15 @@ def _largest_prompts(limits: GpuLimits, layout: KVLayout) -> list[ScheduledSeque
         taken = layout.blocks_for(count)
         table = tuple(BlockId(b) for b in range(block, block + taken))
         block += taken
-        sequences.append(ScheduledSequence(SeqId(number), (0,) * count, 0, table, True, _PARAMS))
+        sequences.append(
+            ScheduledSequence(SeqId(number), (0,) * count, 0, table, True, _PARAMS, _CONTEXT)
+        )
     return sequences
 
 
 def _most_decodes(limits: GpuLimits) -> list[ScheduledSequence]:
     """Return as many sequences as a step may have, of one token each."""
     return [
-        ScheduledSequence(SeqId(number), (0,), 0, (BlockId(number),), True, _PARAMS)
+        ScheduledSequence(SeqId(number), (0,), 0, (BlockId(number),), True, _PARAMS, _CONTEXT)
         for number in range(min(limits.rows, limits.tokens))
     ]

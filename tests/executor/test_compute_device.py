@@ -52,6 +52,13 @@ def test_what_a_gpu_cannot_do_stays_on_the_cpu(
         compute_device(config(device="cuda", **more))  # type: ignore[arg-type]
 
 
+def test_keys_are_left_out_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, there=True)
+    assert compute_device(config(attention_skip_below=1e-4)).type == "cuda"
+    with pytest.raises(InvalidConfig, match=r"attention_skip_below: .*0\.0001.* 0 on the CPU"):
+        compute_device(config(attention_skip_below=1e-4, device="cpu"))
+
+
 def test_steps_under_way() -> None:
     assert steps_under_way(config(), on_gpu=False) == StepsUnderWay(1, ahead=False)
     assert steps_under_way(config(), on_gpu=True) == StepsUnderWay(2, ahead=True)

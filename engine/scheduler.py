@@ -322,11 +322,13 @@ class Scheduler:
         for seq in tuple(self._roster.running):
             if seq.phase is not running:
                 continue  # just preempted, for one of a better rank
+            if left_out and seq in left_out:
+                continue
             computed, tokens, pending = seq.planned, seq.tokens, seq.pending
             if computed < seq.prompt_len or computed != len(tokens) + pending - 1:
                 prefilling.append(seq)
                 continue
-            if len(batch) == share or (left_out and seq in left_out):
+            if len(batch) == share:
                 continue
             if seq.in_steps and (not ahead or computed == seq.max_kv_tokens):
                 continue  # its token must be known first, or is its last

@@ -6,7 +6,6 @@
 
 import asyncio
 import json
-import os
 import random
 import subprocess
 import sys
@@ -17,8 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-
-from baton.core.topology import Role
 
 from .ray_nodes import RayNodes
 
@@ -40,7 +37,7 @@ drain_timeout_s: 3
 models:
   - name: demo
     dir: {model}
-    engine: {{kv_memory_mib: 16}}
+    engine: {{kv_memory_mib: 48}}
     pools:
       prefill: {{instances: 1}}
       decode: {{instances: 2}}
@@ -185,10 +182,9 @@ class ThreeNodes:
         """Let the client send a request."""
         values = {"prompt": prompt.prompt, "max_tokens": prompt.max_tokens}
         values |= {"temperature": prompt.temperature, "seed": prompt.seed}
-        number = self._orders + 1
-        running = Running(entry, asyncio.create_task(self._order("generate", **values)))
+        number = self._next()
+        running = Running(entry, asyncio.create_task(self._sent(number, "generate", values)))
         self._running[number] = running
-        self._orders = number
         return running
 
     async def answers(self, prompts: tuple[Prompt, ...]) -> list[list[int]]:
@@ -246,9 +242,14 @@ class ThreeNodes:
         await self._reader
 
     async def _order(self, what: str, **values: Any) -> Any:
-        assert self._agent.stdin is not None
+        return await self._sent(self._next(), what, values)
+
+    def _next(self) -> int:
         self._orders += 1
-        number = self._orders
+        return self._orders
+
+    async def _sent(self, number: int, what: str, values: dict[str, Any]) -> Any:
+        assert self._agent.stdin is not None
         self._answers[number] = asyncio.get_running_loop().create_future()
         line = json.dumps({"id": number, "do": what, **values}) + "\n"
         self._agent.stdin.write(line.encode())

@@ -50,6 +50,8 @@ class Agent:
                 return await self._ask(order["method"], order["arguments"])
             case "generate":
                 return await self._generate(order)
+            case "nodes":
+                return [node.address for node in await ray_calls.nodes(10.0)]
             case _:
                 return await self._gateway()
 

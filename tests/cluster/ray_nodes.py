@@ -1,6 +1,7 @@
 """Ray over several nodes: the head on the first, and a worker on each of the others."""
 
 import asyncio
+import contextlib
 import secrets
 import signal
 import subprocess
@@ -115,13 +116,15 @@ class RayNodes:
         await asyncio.to_thread(self.nodes[index].power_on)
         await self.start_ray(index)
 
-    async def ended(self, index: int) -> None:
-        """Wait until Ray on a node has ended, by itself."""
-        await asyncio.to_thread(self._rays[index].wait, _START_S)
+    def running(self, index: int) -> bool:
+        """Return whether Ray runs on a node; it ends by itself once the head has given it up."""
+        return self._rays[index].poll() is None
 
-    def signal(self, address: str, pid: int, number: signal.Signals) -> None:
+    async def signal(self, address: str, pid: int, number: signal.Signals) -> None:
         """Send a signal to a process of a node, by the pid that it has there."""
-        self.nodes[self.index_of(address)].run("kill", f"-{int(number)}", str(pid))
+        node = self.nodes[self.index_of(address)]
+        with contextlib.suppress(subprocess.CalledProcessError):  # it has ended
+            await asyncio.to_thread(node.run, "kill", f"-{int(number)}", str(pid))
 
 
 def _head(own: Path) -> tuple[str, ...]:

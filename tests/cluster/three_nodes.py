@@ -37,7 +37,7 @@ drain_timeout_s: 3
 models:
   - name: demo
     dir: {model}
-    engine: {{kv_memory_mib: 48}}
+    engine: {{kv_memory_mib: 128}}
     pools:
       prefill: {{instances: 1}}
       decode: {{instances: 2}}
@@ -55,7 +55,7 @@ class Prompt:
     seed: int
 
 
-def catalogue(size: int = 8, *, longest: int = 600) -> tuple[Prompt, ...]:
+def catalogue(size: int = 8, *, longest: int = 1800) -> tuple[Prompt, ...]:
     """Return requests, always the same ones; few enough to know the right answer to each."""
     draw = random.Random(7)
     return tuple(
@@ -175,6 +175,35 @@ class ThreeNodes:
                         found: dict[str, Any] = event
                         return found
                 after = 0 if not events else after
+
+    async def controller(self) -> tuple[str, int]:
+        """Return the controller's host and its pid there."""
+        pid = (await self.ask("status"))["controller_pid"]
+        for node in map(self.ray.node, range(1, len(self.ray.nodes) + 1)):
+            if node.up and "ControllerActor" in node.run("sh", "-c", f"cat /proc/{pid}/cmdline; :"):
+                return node.address, pid
+        raise AssertionError(f"no node has the controller, pid {pid}")
+
+    # ---- nodes -------------------------------------------------------------------------------
+
+    async def known(self, index: int) -> bool:
+        """Return whether Ray's head takes a node for alive."""
+        return self.ray.nodes[index].address in await self._order("nodes")
+
+    async def given_up(self, index: int) -> None:
+        """Wait until Ray's head takes a node for dead."""
+        async with asyncio.timeout(PATIENCE_S):
+            while await self.known(index):
+                await asyncio.sleep(_LOOK_AGAIN_S)
+
+    async def heal(self, index: int) -> None:
+        """Plug a node in again; Ray is started there again if its head had given it up."""
+        self.ray.nodes[index].heal()
+        async with asyncio.timeout(PATIENCE_S):
+            while self.ray.running(index) and not await self.known(index):
+                await asyncio.sleep(_LOOK_AGAIN_S)
+        if not self.ray.running(index):
+            await self.ray.start_ray(index)
 
     # ---- requests ----------------------------------------------------------------------------
 

@@ -85,7 +85,7 @@ def _summary(reports: Sequence[Report]) -> None:
 
 def _quantile(values: Sequence[float], share: float) -> str:
     if not values:
-        return "–"
+        return "-"
     return f"{sorted(values)[math.ceil(share * len(values)) - 1]:.1f}"
 
 

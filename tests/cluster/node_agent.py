@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ class Agent:
         return {
             "tokens": tokens,
             "finish": finish,
-            "gap_s": max(b - a for a, b in zip(times, times[1:], strict=False)),
+            "gap_s": max(b - a for a, b in pairwise(times)),
             "moved": self._moved(request_id),
         }
 

@@ -61,7 +61,9 @@ class Play:
         """Play it to the end."""
         cluster = self._cluster
         before = await cluster.instances()
-        self._sent = [cluster.submit(entry, self._prompts[entry]) for entry in self._schedule.entries]
+        self._sent = [
+            cluster.submit(entry, self._prompts[entry]) for entry in self._schedule.entries
+        ]
         async with asyncio.TaskGroup() as group:
             for fault in self._schedule.faults:
                 group.create_task(self._strike_when_due(fault, before))

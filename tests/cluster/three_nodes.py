@@ -1,7 +1,7 @@
 """A cluster of Baton on three nodes, from outside: its commands, its requests, its two oracles.
 
-    node 1: Ray's head, gateway and client     node 2, node 3: room for instances
-    (never struck: a request has one gateway)  (as on node 1, less)
+node 1: Ray's head, gateway and client     node 2, node 3: room for instances
+(never struck: a request has one gateway)  (as on node 1, less)
 """
 
 import asyncio
@@ -9,7 +9,6 @@ import json
 import random
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -193,14 +192,18 @@ class ThreeNodes:
     async def given_up(self, index: int) -> None:
         """Wait until Ray's head takes a node for dead."""
         async with asyncio.timeout(PATIENCE_S):
-            while await self.known(index):
+            while True:
+                if not await self.known(index):
+                    return
                 await asyncio.sleep(_LOOK_AGAIN_S)
 
     async def heal(self, index: int) -> None:
         """Plug a node in again; Ray is started there again if its head had given it up."""
         self.ray.nodes[index].heal()
         async with asyncio.timeout(PATIENCE_S):
-            while self.ray.running(index) and not await self.known(index):
+            while True:
+                if not self.ray.running(index) or await self.known(index):
+                    break
                 await asyncio.sleep(_LOOK_AGAIN_S)
         if not self.ray.running(index):
             await self.ray.start_ray(index)
@@ -240,7 +243,9 @@ class ThreeNodes:
         held: dict[str, Any] = {}
         try:
             async with asyncio.timeout(PATIENCE_S):
-                while held := await self.held():
+                while True:
+                    if not (held := await self.held()):
+                        return
                     await asyncio.sleep(_LOOK_AGAIN_S)
         except TimeoutError:
             raise AssertionError(f"still held: {held}\n{self.logs()}") from None

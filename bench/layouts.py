@@ -1,4 +1,4 @@
-"""How fast one instance decodes in every layout, and where its time goes; prints Markdown.
+"""How fast one instance decodes and prefills in every layout, and where its time goes, in Markdown.
 
     python bench/layouts.py
 
@@ -39,16 +39,30 @@ from baton.models.spec import read_spec
 
 DENSE = {"tp1": {}, "tp2": {"tp": 2}, "pp2": {"pp": 2}, "tp2pp2": {"tp": 2, "pp": 2}}
 EXPERTS = {"tp1": {}, "tp2": {"tp": 2}, "ep2": {"ep": 2}, "tp2ep2": {"tp": 2, "ep": 2}}
-BATCHES = (1, 8)
-PROMPT, OUTPUT = 32, 96
+LONG = {"tp1": {}, "tp2": {"tp": 2}, "cp2": {"cp": 2}}
 DEADLINE_S = 300.0
 
 
 @dataclass(frozen=True)
+class Load:
+    """Requests that begin at once."""
+
+    name: str
+    requests: int
+    prompt: int = 32
+    output: int = 96
+
+
+DECODES = (Load("batch 1", 1), Load("batch 8", 8))
+PROMPTS = (Load("a prompt of 1,920 in one step", 1, 1920, 1),)
+
+
+@dataclass(frozen=True)
 class Round:
-    """One batch of requests, from the first token of all on."""
+    """One load, until all its requests have ended."""
 
     tokens_per_s: float
+    """Of the output, or of the prompt if there is hardly any output."""
     collectives: float
     """Share of the leader's time inside collectives, waiting for peers included."""
     idle: float
@@ -91,14 +105,22 @@ class Listener:
         raise error
 
 
-async def measure(folder: Path, sizes: dict[str, int], rounds: int) -> dict[int, list[Round]]:
-    """Return the rounds of each batch size on an instance of its own."""
+async def measure(
+    folder: Path, sizes: dict[str, int], rounds: int, loads: Sequence[Load]
+) -> dict[str, list[Round]]:
+    """Return the rounds of each load on an instance of its own."""
+    most = max(load.prompt for load in loads)
     config = WorkerConfig(
         instance_id="bench-0",
         role=Role.MIXED,
         model_dir=folder,
         model_name="bench",
-        engine=EngineConfig(executor="torch", kv_memory_mib=64, prefix_cache=False),
+        engine=EngineConfig(
+            executor="torch",
+            kv_memory_mib=64,
+            prefix_cache=False,
+            max_batch_tokens=max(512, most),
+        ),
         handover=HandoverConfig().with_secret(),
         parallel=ParallelConfig(**sizes, expert_balance_steps=0),
     )
@@ -116,12 +138,12 @@ async def measure(folder: Path, sizes: dict[str, int], rounds: int) -> dict[int,
             config, listener, lambda line: None, on_listening=start_others
         )
         vocabulary = read_spec(folder).vocab_size
-        found: dict[int, list[Round]] = {batch: [] for batch in BATCHES}
+        found: dict[str, list[Round]] = {load.name: [] for load in loads}
         for number in range(rounds + 1):  # the first one warms up
-            for batch in BATCHES:
-                result = await _round(instance, listener, batch, vocabulary)
+            for load in loads:
+                result = await _round(instance, listener, load, vocabulary)
                 if number:
-                    found[batch].append(result)
+                    found[load.name].append(result)
         await instance.close()
         for other in others:
             assert other.wait(30) == 0, "a rank did not close in order"
@@ -131,36 +153,38 @@ async def measure(folder: Path, sizes: dict[str, int], rounds: int) -> dict[int,
     return found
 
 
-async def _round(instance: Instance, listener: Listener, batch: int, vocabulary: int) -> Round:
-    listener.begin(batch)
-    for number in range(batch):
-        tokens = tuple((7 + 31 * number + 3 * i) % vocabulary for i in range(PROMPT))
-        sampling = SamplingParams(temperature=0.0, min_tokens=OUTPUT)
-        request = GenerateRequest(RequestId(f"r{number}"), tokens, OUTPUT, sampling)
+async def _round(instance: Instance, listener: Listener, load: Load, vocabulary: int) -> Round:
+    listener.begin(load.requests)
+    for number in range(load.requests):
+        tokens = tuple((7 + 31 * number + 3 * i) % vocabulary for i in range(load.prompt))
+        sampling = SamplingParams(temperature=0.0, min_tokens=load.output)
+        request = GenerateRequest(RequestId(f"r{number}"), tokens, load.output, sampling)
         instance.engine.submit(request)
     before, began = _seconds(instance), time.perf_counter()
     async with asyncio.timeout(DEADLINE_S):
         await listener.ended.wait()
     wall = time.perf_counter() - began
     inside, computing = (now - then for now, then in zip(_seconds(instance), before, strict=True))
-    return Round(listener.tokens / wall, inside / wall, 1 - computing / wall)
+    tokens = listener.tokens if load.output > 1 else load.requests * load.prompt
+    return Round(tokens / wall, inside / wall, 1 - computing / wall)
 
 
 def _seconds(instance: Instance) -> tuple[float, float]:
     """Return seconds inside collectives, and inside steps less those, of the leader so far."""
     stats = instance.stats()
-    names = [n for n in stats if n.startswith(("tp_", "pp_", "ep_")) and n.endswith("_s")]
+    names = [n for n in stats if n.startswith(("tp_", "pp_", "ep_", "cp_")) and n.endswith("_s")]
     inside = sum(float(stats[name]) for name in names)
     return inside, float(stats["rank_busy_s"]) - inside
 
 
-def table(title: str, found: dict[str, dict[int, list[Round]]]) -> str:
+def table(title: str, found: dict[str, dict[str, list[Round]]]) -> str:
     """Return a Markdown table: medians, and least to most for the speed."""
-    heads = [f"batch {batch}: tokens/s | collectives | stage idle" for batch in BATCHES]
-    lines = [f"| {title} | " + " | ".join(heads) + " |", "|---|" + "---|" * 3 * len(BATCHES)]
-    for layout, batches in found.items():
+    loads = list(next(iter(found.values())))
+    heads = [f"{load}: tokens/s | collectives | stage idle" for load in loads]
+    lines = [f"| {title} | " + " | ".join(heads) + " |", "|---|" + "---|" * 3 * len(loads)]
+    for layout, by_load in found.items():
         cells = [layout]
-        for rounds in batches.values():
+        for rounds in by_load.values():
             speeds = [r.tokens_per_s for r in rounds]
             spread = f"({min(speeds):.0f} to {max(speeds):.0f})"
             cells.append(f"{statistics.median(speeds):.0f} {spread}")
@@ -207,9 +231,16 @@ async def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         experts = model_with_experts(Path(folder))
-        works = [("demo model", DEMO_MODEL, DENSE), ("eight experts", experts, EXPERTS)]
-        for title, model, layouts in works:
-            found = {name: await measure(model, n, options.rounds) for name, n in layouts.items()}
+        works = [
+            ("demo model", DEMO_MODEL, DENSE, DECODES),
+            ("eight experts", experts, EXPERTS, DECODES),
+            ("demo model", DEMO_MODEL, LONG, PROMPTS),
+        ]
+        for title, model, layouts, loads in works:
+            found = {
+                name: await measure(model, sizes, options.rounds, loads)
+                for name, sizes in layouts.items()
+            }
             print(table(title, found), end="\n\n")
 
 

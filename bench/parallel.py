@@ -5,9 +5,13 @@
 Every rank is a process with one thread of torch. In a round each way does one call of each size,
 begun by all ranks at once, every other round in reverse order, so that all meet the same machine;
 shown is the median of rank 0. The ways are Gloo over 127.0.0.1, shared memory on one host
-(OneShotGroup), and int8 over Gloo (QuantisedGroup). The last columns are what follows an all-reduce
-in a layer, the residual's add and the norm on rows of 2048, by torch's operations one by one and as
-in all_reduce_add_norm.
+(OneShotGroup), and int8 over Gloo (QuantisedGroup). An all-to-all sends each rank as many rows, but
+one fewer to the next. "sum, add and norm" is an all-reduce with what follows it in a layer, the
+residual's addition and the norm of rows of 2048: by shared memory one operation after the other, as
+one call, which reads the other ranks' addends where they lie, and over Gloo as one call.
+
+Below each table is the size from which on Gloo is the faster way, by kind: what LIMIT_BYTES of
+baton.parallel.one_shot_group was chosen by.
 
 With more ranks than cores the figures tell of correctness and overhead, not of speed-up. The bytes
 per token and layer are baton.parallel.cost, which tests compare with the counters.
@@ -26,22 +30,24 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.nn import functional
 
+from baton.kernels.rms_norm import rms_norm
+from baton.models.blocks.norms import Norm
 from baton.parallel.cost import LayerShape, bytes_per_token, layer_costs
-from baton.parallel.fused import all_reduce_add_norm
-from baton.parallel.group import Group, SoloGroup
+from baton.parallel.group import Group
 from baton.parallel.join import Meeting, join_mesh, listen
 from baton.parallel.layered_group import LayeredGroup
 from baton.parallel.mesh import Mesh
 from baton.parallel.one_shot_group import one_shot
 from baton.parallel.quantised_group import QuantisedGroup
+from baton.parallel.token_rows import AllRows
 
 PATIENCE_S = 600.0
 HIDDEN = 2048
 SIZES = tuple(1 << power for power in range(13, 26, 2))
 """Bytes of a rank's float32, of 8 KiB, a row of 2048, and more."""
-KINDS = ("all_reduce", "reduce_scatter", "all_gather")
+KINDS = ("all_reduce", "reduce_scatter", "all_gather", "all_to_all")
+ADD_NORM = "sum, add and norm"
 SHAPES = {
     "dense, 32 of 4096, bf16": LayerShape(32, 8192, 4096),
     "experts, 48 of 2048, 8 of 128, bf16": LayerShape(48, 4096, 2048, top_k=8),
@@ -81,20 +87,30 @@ def calls_of(ways: dict[str, Group]) -> Iterator[tuple[str, str, int, Callable[[
             if name != "int8":
                 yield "reduce_scatter", name, size, lambda way=way, x=flat: way.reduce_scatter(x)
                 yield "all_gather", name, size, lambda way=way, x=part: way.all_gather(x)
-        residual, weight = torch.zeros_like(x), torch.ones(x.shape[1])
-        for name, norm in (("one by one", add_norm), ("fused", all_reduce_add_norm)):
-            yield (
-                "add and norm",
-                name,
-                size,
-                lambda f=norm, x=x, r=residual, w=weight: f(SoloGroup(), x, r, w, 1e-5),
-            )
+                yield "all_to_all", name, size, exchange(way, flat)
+                yield ADD_NORM, name, size, add_norm(way, x)
+        yield ADD_NORM, "one by one", size, add_norm_one_by_one(ways["shared"], x)
 
 
-def add_norm(group: Group, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Do what all_reduce_add_norm does, each operation on all rows."""
-    residual += group.all_reduce_(x)
-    return functional.rms_norm(residual, weight.shape, weight, eps)
+def exchange(way: Group, flat: Tensor) -> Callable[[], object]:
+    """Return an uneven all-to-all of nearly all of `flat`, a column."""
+    each, after = flat.numel() // way.size, (way.rank + 1) % way.size
+    sent = [each - (rank == after) for rank in range(way.size)]
+    received = [each - ((rank + 1) % way.size == way.rank) for rank in range(way.size)]
+    x = flat[: sum(sent)]
+    return lambda: way.all_to_all(x, sent, received)
+
+
+def add_norm(way: Group, x: Tensor) -> Callable[[], object]:
+    """Return what models do after a row-parallel matrix, in one call."""
+    rows, norm, stream = AllRows(way, x.shape[0]), Norm(torch.ones(x.shape[1]), 1e-5), x.clone()
+    return lambda: rows.add_norm_(x, stream, norm)
+
+
+def add_norm_one_by_one(way: Group, x: Tensor) -> Callable[[], object]:
+    """Return the same, operation by operation."""
+    weight, stream = torch.ones(x.shape[1]), x.clone()
+    return lambda: rms_norm(stream.add_(way.all_reduce_(x)), weight, 1e-5)
 
 
 def be_rank(mesh: Mesh, rank: int, rounds: int, pipe: Connection) -> None:
@@ -145,14 +161,25 @@ def times_table(ranks: int, times: Times) -> Table:
     columns = [
         *((kind, way) for kind in KINDS for way in ("Gloo", "shared")),
         ("all_reduce", "int8"),
-        ("add and norm", "one by one"),
-        ("add and norm", "fused"),
+        *((ADD_NORM, way) for way in ("Gloo", "one by one", "shared")),
     ]
     rows = Table(f"{ranks} ranks, µs", *(f"{kind}, {way}" for kind, way in columns))
     for size in SIZES:
         cells = [f"{times[kind, way, size] * 1e6:,.0f}" for kind, way in columns]
         rows.add_row(f"{size >> 10:,} KiB", *cells)
     return rows
+
+
+def crossings(times: Times) -> str:
+    """Say from which of the sizes on, and at all greater ones, Gloo is the faster way."""
+    found = []
+    for kind in (*KINDS, ADD_NORM):
+        slower = [size for size in SIZES if times[kind, "shared", size] > times[kind, "Gloo", size]]
+        faster = [size for size in SIZES if size not in slower]
+        beyond = [size for size in slower if size > max(faster, default=0)]
+        at = f"{min(beyond) >> 10:,} KiB" if beyond else "no size"
+        found.append(f"{kind.replace('_', '-')}: {at}")
+    return f"Gloo is the faster way from here on: {', '.join(found)}"
 
 
 def cost_table() -> Table:
@@ -175,7 +202,9 @@ def main() -> None:
     options = parser.parse_args()
     console = Console(width=200)
     for ranks in options.ranks:
-        console.print(times_table(ranks, measure(ranks, options.rounds)))
+        times = measure(ranks, options.rounds)
+        console.print(times_table(ranks, times))
+        console.print(crossings(times))
     console.print(cost_table())
 
 

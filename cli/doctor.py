@@ -17,6 +17,7 @@ from baton import __version__
 from baton.cli import machine
 from baton.cli.defaults import DEMO_MODEL
 from baton.core.memory import MIB, available_memory
+from baton.kernels.backend import Backend, choose_backend
 from baton.kernels.native.build import NoNativeCode
 from baton.kernels.native.library import load_library
 from baton.kv_transfer.ucx.capabilities import UcxCapabilities, describe
@@ -61,6 +62,7 @@ def examine() -> Iterator[Finding]:
         _gpus,
         _torch,
         _native,
+        _kernels,
         _ray,
         _ucx,
         _rdma,
@@ -138,7 +140,7 @@ def _gpus() -> Finding:
     cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
     names = [_gpu_name(card) for card in cards]
     if names:
-        use = "none: this version of Baton computes on the CPU"
+        use = "one, for an instance of one rank; see GPU kernels"
         return Finding("GPUs", ", ".join(names), use, Verdict.NOTE)
     return Finding("GPUs", "no NVIDIA GPU", "the CPU")
 
@@ -167,6 +169,16 @@ def _native() -> Finding:
     return Finding("executor", f"compiled for {library.instructions}", use)
 
 
+def _kernels() -> Finding:
+    """What an executor on a GPU computes with, or would."""
+    torch = importlib.import_module("torch")
+    choice = choose_backend("cuda")
+    if not torch.cuda.is_available():
+        return Finding("GPU kernels", choice.backend, "unused: torch finds no CUDA device here")
+    verdict = Verdict.GOOD if choice.backend is Backend.TRITON else Verdict.NOTE
+    return Finding("GPU kernels", choice.backend, choice.why, verdict)
+
+
 def _ray() -> Finding:
     importlib.import_module("ray")
     version = importlib.metadata.version("ray")
@@ -176,6 +188,8 @@ def _ray() -> Finding:
 def _ucx() -> Finding:
     found = _describe_ucx()
     here = f"{found.version}, {found.library}: {', '.join(found.transports)}"
+    if found.moves_cuda:
+        here += f"; memory of GPUs by {', '.join(found.cuda_transports)}"
     use = "for RDMA between machines, or if it is asked for; else KV goes by shm and TCP"
     return Finding("UCX", here, use)
 

@@ -49,16 +49,31 @@ def serve(
         int, typer.Option(help="Places over which a decode instance spreads experts.")
     ] = 1,
     threads: Annotated[int, typer.Option(help="CPU threads per rank.")] = 1,
+    device: Annotated[
+        str, typer.Option(help="Where models run: cpu, cuda, or auto: a GPU if there is one.")
+    ] = "auto",
+    gpu_memory_utilization: Annotated[
+        float, typer.Option(help="Share of a GPU's memory that an instance may take.")
+    ] = 0.9,
     executor: Annotated[
         str, typer.Option(help="Who computes: native, torch, or auto: native if it can be had.")
     ] = "auto",
     dtype: Annotated[
         str, typer.Option(help="What to compute in, and the KV: float32 or bfloat16.")
     ] = "float32",
+    prefill_kv_dtype: Annotated[
+        str | None, typer.Option(help="What prefill keeps KV as: float32 or bfloat16.")
+    ] = None,
+    decode_kv_dtype: Annotated[
+        str | None, typer.Option(help="What decode keeps KV as; converted when handed over.")
+    ] = None,
     batch_invariant: Annotated[
         bool, typer.Option(help="Bitwise the same logits in any batch, or refuse to start.")
     ] = False,
-    kv_memory_mib: Annotated[int, typer.Option(help="KV memory per rank, in MiB.")] = 256,
+    kv_memory_mib: Annotated[
+        int | None,
+        typer.Option(help="KV memory per rank, in MiB; by default 256, on a GPU what is left."),
+    ] = None,
     block_size: Annotated[int, typer.Option(help="Tokens per KV block: 8, 16 or 32.")] = 16,
     max_model_len: Annotated[
         int | None, typer.Option(help="Tokens of prompt and output; by default the model's.")
@@ -101,9 +116,13 @@ def serve(
                 tp=prefill_tp, pp=prefill_pp, ep=prefill_ep, cp=prefill_cp
             ),
             decode_parallel=ParallelConfig.checked(tp=decode_tp, pp=decode_pp, ep=decode_ep),
+            prefill_kv_dtype=prefill_kv_dtype,
+            decode_kv_dtype=decode_kv_dtype,
             threads=threads,
             start_timeout_s=start_timeout,
             engine=EngineConfig.checked(
+                device=device,
+                gpu_memory_utilization=gpu_memory_utilization,
                 executor=executor,
                 dtype=dtype,
                 batch_invariant=batch_invariant,

@@ -62,8 +62,10 @@ def _check_length(config: ClusterConfig, spec: ModelSpec) -> None:
 
 
 def _check_memory(config: ClusterConfig, spec: ModelSpec) -> None:
+    if config.engine.device == "cuda":
+        return  # each instance measures its GPU
     layout = spec.kv_layout(config.engine.block_size, config.engine.dtype)
-    kv = config.engine.kv_memory_mib
+    kv = config.engine.kv_mib_on_host
     if kv * MIB < layout.block_bytes:
         least = -(-layout.block_bytes // MIB)
         raise InvalidConfig(

@@ -35,6 +35,7 @@ async def serve(config: ClusterConfig, console: Console, stopping: Stopping) -> 
         stopping.hurry = cluster.hurry  # type: ignore[attr-defined]
 
     async with running(config, say, on_cluster=remember) as system:
+        stopping.arm()
         show(system)
         stopping.expected = True
         await system.cluster.watch()

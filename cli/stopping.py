@@ -27,11 +27,16 @@ class Stopping:
             return 0
         return 128 + self._signal
 
+    def arm(self) -> None:
+        """Take the signals, again if somebody has taken them since: Ray does when it starts."""
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._signalled, number)
+
     async def _guard(self, main: Coroutine[Any, Any, None]) -> None:
         loop = asyncio.get_running_loop()
         self._main = asyncio.create_task(main)
-        for number in _SIGNALS:
-            loop.add_signal_handler(number, self._signalled, number)
+        self.arm()
         try:
             await self._main
         except asyncio.CancelledError:
@@ -43,6 +48,9 @@ class Stopping:
 
     def _signalled(self, number: signal.Signals) -> None:
         assert self._main is not None
+        # Ray's handler, which prints where the process was and then calls ours, has set an alarm
+        # that aborts the process three seconds later: less than closing in order may take.
+        signal.alarm(0)
         if self._signal is None:
             self._signal = number
             self._say("stopping; once more to stop at once")

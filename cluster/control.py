@@ -34,7 +34,7 @@ from baton.cluster.journal import Journal
 from baton.cluster.place_keeper import PlaceKeeper
 from baton.cluster.plan import Plan, Situation, asks_for_room, make_plan, missing
 from baton.cluster.spec import worker_config
-from baton.cluster.state import ControlState, Handles
+from baton.cluster.state import ControlState, begun
 from baton.cluster.watch import Watch, always
 from baton.core.clock import Clock, monotonic
 from baton.core.cluster_spec import ClusterSpec
@@ -197,7 +197,7 @@ class Control:
             room = await self._rooms()
             async with self._saving:
                 plan = self._plan(room, now)
-                await self._save(lambda state: _begun(state, plan.actions, now))
+                await self._save(lambda state: begun(state, plan.actions, now))
                 for action in plan.actions:
                     self._perform(action)
         except BatonError as error:
@@ -415,21 +415,6 @@ class Control:
             self.settled.clear()
         else:
             self.settled.set()
-
-
-def _begun(state: ControlState, actions: tuple[Action, ...], now: float) -> ControlState:
-    """Return the state after actions were begun, each start with names of its own."""
-    fleet, handles, serial = state.fleet, dict(state.handles), state.serial
-    for action in actions:
-        fleet = acted(fleet, action, now)
-        if isinstance(action, Start):
-            serial += 1
-            name = f"{action.instance_id}.{serial}"
-            known = handles.get(action.instance_id)
-            place = known.place if known else ""
-            ranks = state.spec.pools()[action.desired.pool][1].parallel.size
-            handles[action.instance_id] = Handles(place or name, name, ranks)
-    return replace(state, fleet=fleet, handles=handles, serial=serial)
 
 
 def _leaving_again(name: InstanceId, generation: int, becomes: Desired | None) -> Action:

@@ -13,6 +13,7 @@ import secrets
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from typing import Any
 
 from baton.cluster.placement import Node, Room
@@ -71,7 +72,7 @@ Places = PlacementGroup
 """Reserved places for processes."""
 NAMESPACE = "baton"
 """Of all names in Ray: actors, placement groups and keys."""
-_under_way: set["asyncio.Future[Any]"] = set()
+_under_way: set["futures.Future[None]"] = set()
 """Calls that block, and have not returned."""
 _KILL_TIMEOUT_S = 5.0
 _MARGIN_S = 5.0
@@ -113,9 +114,9 @@ async def disconnect(timeout_s: float) -> None:
     end this process.
     """
     try:
-        if _under_way:
-            await asyncio.wait(_under_way, timeout=timeout_s)
-        if stuck := sum(not call.done() for call in _under_way):
+        if calls := list(_under_way):
+            await asyncio.to_thread(futures.wait, calls, timeout_s)
+        if stuck := sum(not call.done() for call in calls):
             raise Unavailable(f"Ray did not answer {stuck} calls within {timeout_s:g} s")
         await _in_thread(ray.shutdown, timeout_s=timeout_s)
     except Unavailable:
@@ -340,12 +341,11 @@ def _start_thread(function: Callable[..., Any], *arguments: Any) -> "asyncio.Fut
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Any] = loop.create_future()
 
-    returned: asyncio.Future[Any] = loop.create_future()
+    returned: futures.Future[None] = futures.Future()
     _under_way.add(returned)
     returned.add_done_callback(_under_way.discard)
 
     def report(result: Any, error: BaseException | None) -> None:
-        returned.set_result(None)
         if done.done():
             return
         if error is None:
@@ -359,6 +359,7 @@ def _start_thread(function: Callable[..., Any], *arguments: Any) -> "asyncio.Fut
             result = function(*arguments)
         except BaseException as error:  # whatever it is, it belongs to who waits
             raised = error
+        returned.set_result(None)
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(report, result, raised)
 

@@ -32,9 +32,17 @@ class RayHead:
 
     @classmethod
     async def start(
-        cls, temp_dir: Path, *, slots: int, environment: dict[str, str], timeout_s: float
+        cls,
+        temp_dir: Path,
+        *,
+        slots: int,
+        environment: dict[str, str],
+        timeout_s: float,
+        port: int = 0,
     ) -> Self:
         """Start a head with room for `slots` instances on 127.0.0.1; all its files in `temp_dir`.
+
+        `port` 0 takes a free one.
 
         Raises Unavailable, with the end of what Ray said, if it exits or takes too long.
         """
@@ -44,7 +52,7 @@ class RayHead:
             "-m",
             "baton.cluster.head_process",
             str(temp_dir),
-            *arguments(temp_dir, slots),
+            *arguments(temp_dir, slots, port),
             stdin=asyncio.subprocess.PIPE,  # its end tells the guard that we have ended
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -117,13 +125,13 @@ class RayHead:
                 self._ready.set()
 
 
-def arguments(temp_dir: Path, slots: int) -> tuple[str, ...]:
+def arguments(temp_dir: Path, slots: int, port: int = 0) -> tuple[str, ...]:
     """Return the arguments of `ray start`."""
     return (
         "--head",
         "--block",
         "--node-ip-address=127.0.0.1",
-        "--port=0",
+        f"--port={port}",
         f"--temp-dir={temp_dir}",
         # One "CPU" is a place for one instance; Ray starts that many worker processes in advance.
         f"--num-cpus={slots}",

@@ -114,7 +114,7 @@ def _pool(config: ClusterConfig, role: Role, count: int, parallel: ParallelConfi
         instances=count,
         threads=config.threads,
         parallel=parallel,
-        engine=config.engine,
+        engine=config.engine_of(role),
     )
 
 

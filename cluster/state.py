@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from baton.cluster.fleet import Desired, Fleet, Observed, Phase
+from baton.cluster.fleet import Action, Desired, Fleet, Observed, Phase, Start, acted
 from baton.cluster.plan import Wish
 from baton.cluster.spec import revision_of
 from baton.core.cluster_spec import ClusterSpec, PoolSpec
@@ -117,6 +117,21 @@ def _desired(values: dict[str, Any]) -> Desired:
 def _info(values: dict[str, Any]) -> InstanceInfo:
     typed = {"role": Role(values["role"]), "incarnation": Incarnation(values["incarnation"])}
     return InstanceInfo(**{**values, **typed})
+
+
+def begun(state: ControlState, actions: tuple[Action, ...], now: float) -> ControlState:
+    """Return the state after actions were begun, each start with names of its own."""
+    fleet, handles, serial = state.fleet, dict(state.handles), state.serial
+    for action in actions:
+        fleet = acted(fleet, action, now)
+        if isinstance(action, Start):
+            serial += 1
+            name = f"{action.instance_id}.{serial}"
+            known = handles.get(action.instance_id)
+            place = known.place if known else ""
+            ranks = state.spec.pools()[action.desired.pool][1].parallel.size
+            handles[action.instance_id] = Handles(place or name, name, ranks)
+    return replace(state, fleet=fleet, handles=handles, serial=serial)
 
 
 def with_spec(state: ControlState, spec: ClusterSpec) -> ControlState:

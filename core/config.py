@@ -2,7 +2,7 @@
 
 import secrets
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_serializer
 
@@ -31,9 +31,15 @@ class Config(BaseModel):
             raise InvalidConfig(field, value, allowed) from None
 
 
+KVDtype = Literal["float32", "bfloat16"]
+"""What KV may be kept as."""
+
+
 class EngineConfig(Config):
     """What one engine computes with, and its limits."""
 
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model and its KV are; auto is a GPU if there is one that can do what is asked."""
     executor: Literal["auto", "native", "torch"] = "auto"
     """Who computes on the CPU: native code compiled here, or torch; auto is native if it can."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -45,11 +51,12 @@ class EngineConfig(Config):
     and however its prompt is cut. The native executor always computes so; torch never does."""
     block_size: Literal[8, 16, 32] = 16
     """Tokens per KV block."""
-    kv_dtype: Literal["float32", "bfloat16"] | None = None
+    kv_dtype: KVDtype | None = None
     """What KV is kept as, if not as the model computes; anything else takes the executor torch.
     bfloat16 takes half the memory. Prefill and decode may differ."""
-    kv_memory_mib: int = Field(default=256, ge=1, le=1 << 20)
-    """Memory of the KV pool per rank, in MiB."""
+    kv_memory_mib: int | None = Field(default=None, ge=1, le=1 << 20)
+    """Memory of the KV pool per rank, in MiB; by default 256 on a CPU, and on a GPU all that
+    `gpu_memory_utilization` leaves."""
     max_batch_tokens: int = Field(default=512, ge=16, le=1 << 17)
     """Token budget of one step: decodes first, the rest for prefill chunks."""
     max_sequences: int = Field(default=64, ge=1, le=4096)
@@ -69,9 +76,23 @@ class EngineConfig(Config):
     A preempted sequence goes to the host if that, both ways, is cheaper than computing it again."""
     prefix_cache: bool = True
     """Keep the KV of ended sequences, and begin prompts where the longest known prefix ends."""
+    run_ahead: bool | None = None
+    """Plan each step while the last one runs, before its tokens are known; by default on a GPU.
+    Tokens are the same, but a sequence that stops takes part in one more step for nothing."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    """Share of a GPU's memory for the weights, the largest step and the KV pool together."""
+    cuda_graph_sizes: tuple[Annotated[int, Field(ge=1, le=4096)], ...] | None = None
+    """Batch sizes for which a step of decodes is captured at start, smaller batches being padded;
+    by default 1, 2, 4, then multiples of 8 and from 256 on of 32, up to `max_sequences`. Without
+    any, or beyond the largest, kernels are launched one by one."""
     prefix_hash: Literal["xxh3_128", "sha256"] = "xxh3_128"
     """Names prefixes in the cache. sha256 is slower, and safe from users who look for collisions
     with the prompts of others."""
+
+    @property
+    def kv_mib_on_host(self) -> int:
+        """Memory of the KV pool per rank in MiB, where that is in host memory."""
+        return 256 if self.kv_memory_mib is None else self.kv_memory_mib
 
 
 class ParallelConfig(Config):
@@ -249,6 +270,10 @@ class ClusterConfig(Config):
     """Over how many ranks each prefill instance is spread."""
     decode_parallel: ParallelConfig = ParallelConfig()
     """Over how many ranks each decode instance is spread."""
+    prefill_kv_dtype: KVDtype | None = None
+    """What prefill instances keep KV as, if not as `engine` says; see EngineConfig.kv_dtype."""
+    decode_kv_dtype: KVDtype | None = None
+    """What decode instances keep KV as, if not as `engine` says; it is converted on the way."""
     threads: int = Field(default=1, ge=1, le=1024)
     """CPU threads per rank."""
     start_timeout_s: float = Field(default=180.0, gt=0)
@@ -259,3 +284,8 @@ class ClusterConfig(Config):
     """Deadlines and transport of the handover."""
     gateway: GatewayConfig = GatewayConfig()
     """The front door."""
+
+    def engine_of(self, role: Role) -> EngineConfig:
+        """Return the engine's config on instances of a role."""
+        own = self.prefill_kv_dtype if role is Role.PREFILL else self.decode_kv_dtype
+        return self.engine if own is None else self.engine.model_copy(update={"kv_dtype": own})

@@ -54,6 +54,9 @@ class Open:
     """How prefill may read them: what Transport.metadata() gave on each of decode's ranks."""
     place_blocks: int = 0
     """Blocks in the pool of each of decode's ranks: see Accepted."""
+    device_ways: tuple[str, ...] = ()
+    """By which decode can read pools on devices straight into its own, as
+    NegotiatedTransport.ways names them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,9 @@ class Accepted:
     place_blocks: int = 0
     """Blocks in the pool of each rank. Block b is number b % place_blocks at place
     b // place_blocks along ep, where other ranks have other sequences."""
+    direct: bool = False
+    """Whether `transports` read pools on devices, by one of decode's ways: offers then name blocks
+    there, which land in decode's pool on a device, and nothing passes through staging."""
 
 
 @dataclass(frozen=True, slots=True)

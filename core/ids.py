@@ -26,6 +26,10 @@ def new_incarnation() -> Incarnation:
     return Incarnation(secrets.randbits(63) | 1)
 
 
+NO_TICKET = Ticket(bytes(16))
+"""Opens nothing."""
+
+
 def new_ticket() -> Ticket:
     """Draw a ticket (16 bytes)."""
     return Ticket(secrets.token_bytes(16))

@@ -75,6 +75,8 @@ class AttemptHost:
     """Attempts that wait for room, or read, by their reserved sequence."""
     running: "set[HandoverAttempt]" = field(default_factory=set)
     """All attempts, those that only wait for their fence included."""
+    not_direct: set[InstanceId] = field(default_factory=set)
+    """Prefill instances whose pools on devices turned out not to be readable from here."""
 
 
 class HandoverAttempt:
@@ -108,6 +110,7 @@ class HandoverAttempt:
             cached_blocks=_shareable_blocks(instance, request),
             transports=instance.transports,
             place_blocks=instance.kv.num_blocks,
+            device_ways=() if prefill.instance_id in host.not_direct else instance.direct.ways,
         )
         self._machine = Receiver(
             self._open, config=instance.config.handover, landing=instance.memory.landing
@@ -115,9 +118,12 @@ class HandoverAttempt:
         self._events: asyncio.Queue[ReceiverEvent] = asyncio.Queue(_QUEUE)
         self._unread = asyncio.Semaphore(_UNREAD)
         self._handover: MeshHandover | None = None
-        """Made once prefill has said how its KV lies."""
+        """Made once prefill has said how its KV lies, which is:"""
+        self._prefill_layout = instance.sharded
         self._stream: Stream | None = None
         self._pinned: SeqId | None = None
+        self._shared: MeshHandover | None = None
+        """What is pinned, as prefill may read it."""
         self._outcome = "cancelled"
         self._abandoned = False
 
@@ -232,7 +238,8 @@ class HandoverAttempt:
             case machine.Send(message):
                 await self._send(message)
             case machine.Connect():
-                self._handover = self._new_handover(action.plan)
+                self._prefill_layout = action.plan.source
+                self._handover = self._new_handover(action.plan, direct=action.direct)
                 tasks.create_task(self._connect(self._handover, action))
             case machine.Reserve():
                 self._reserve()
@@ -278,16 +285,14 @@ class HandoverAttempt:
         pinned = self._pinned
         table = () if pinned is None else self._instance.engine.blocks(pinned)
         refs = table[want.first_block : want.end_block]
-        layers, ours = self._instance.layout.all_layers, self._open.layout
-        shared = self._new_handover(plan_between(ours, ours))  # it goes the other way than the rest
-        try:
-            digests = await shared.digest(DigestOrder(layers, want.first_block, refs))
-        finally:
-            await shared.close()
+        layers = self._instance.layout.all_layers
+        # It goes the other way than the rest.
+        self._shared = self._new_handover(plan_between(self._open.layout, self._prefill_layout))
+        digests = await self._shared.digest(DigestOrder(layers, want.first_block, refs))
         blocks = tuple(map(OfferedBlock, refs, digests))
         await self._send(Offer(self._open.attempt, 0, layers, want.first_block, blocks))
 
-    def _new_handover(self, plan: TransferPlan) -> MeshHandover:
+    def _new_handover(self, plan: TransferPlan, *, direct: bool = False) -> MeshHandover:
         return self._instance.handover(
             HandoverTerms(
                 plan.source,
@@ -295,11 +300,15 @@ class HandoverAttempt:
                 self._open.compatibility,
                 self._open.ticket,
                 self._open.request.prompt,
-                staged=self._instance.memory.on_device,
+                staged=self._instance.memory.on_device and not direct,
+                direct=direct,
             )
         )
 
     def _unshare(self) -> None:
+        shared, self._shared = self._shared, None
+        if shared is not None:
+            self._host.tasks.start(shared.close())
         pinned, self._pinned = self._pinned, None
         if pinned is not None:
             self._instance.engine.release(pinned)
@@ -328,6 +337,9 @@ class HandoverAttempt:
         try:
             await handover.connect(action.transports, action.place_blocks)
         except TransportError as error:
+            if action.direct:  # such as another container; the next attempt goes through staging
+                self._host.not_direct.add(self.prefill.instance_id)
+                _log.warning("no direct reads", prefill=self.prefill.instance_id, why=str(error))
             self._events.put_nowait(machine.Connected(error))
         else:
             self._events.put_nowait(machine.Connected())

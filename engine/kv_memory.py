@@ -139,7 +139,11 @@ class KVMemory:
         return len(self._cache.match(hashes)) * self._block_size
 
     def commit(self, seq: Sequence) -> None:
-        """Let the cache have what is computed and full; no step may be using `seq`'s blocks."""
+        """Let the cache have what is computed and full.
+
+        While a step uses `seq`'s blocks, none is exchanged: then all ends where the cache has
+        another block with the same KV, and `seq.twin` says so.
+        """
         full = seq.computed // self._block_size
         if self._cache is None or full == seq.committed:
             return
@@ -148,6 +152,10 @@ class KVMemory:
             parent = hashes[index - 1] if index else self._cache.root(seq.request.tenant)
             mine = seq.blocks[index]
             kept = self._cache.insert(hashes[index], parent, mine)
+            seq.twin = kept != mine and seq.in_steps > 0 and not seq.hold
+            if seq.twin:
+                seq.committed = index
+                return
             if kept == mine:
                 self._pool.keep(mine)
             else:

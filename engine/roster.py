@@ -149,14 +149,30 @@ class Roster:
 
         False if none of these has any: then it keeps its blocks and must sit this step out.
         """
-        if seq.computed < len(seq.table) * self._block_size:
+        if seq.planned < len(seq.table) * self._block_size:
             return True
         while not self.memory.take_one(seq):
-            victim = self._last_after(seq)
+            victim = self.last_after(seq, in_steps=False)
             if victim is None:
                 return False
             self._preempt(victim)
         return True
+
+    def last_after(self, seq: Sequence, *, in_steps: bool) -> Sequence | None:
+        """Return the last in rank that may be preempted for `seq`.
+
+        Not one with `hold`: its blocks are on offer to a peer, and it never grows. Nor one of
+        another partition. One that a step under way computes only with `in_steps`: its turn comes
+        when it has been left out of a plan.
+        """
+        for other in self.running.last_first():
+            if other is seq:
+                return None
+            if other.partition != seq.partition or other.hold:
+                continue
+            if in_steps or not other.in_steps:
+                return other
+        return None
 
     def fence(self, seq: Sequence) -> None:
         """Granted → ended, with blocks that reads may still write."""
@@ -229,19 +245,6 @@ class Roster:
     @property
     def _has_slot(self) -> bool:
         return len(self.running) + self._granted < self._slots
-
-    def _last_after(self, seq: Sequence) -> Sequence | None:
-        """Return the last in rank that may be preempted for `seq`.
-
-        Not one with `hold`: its blocks are on offer to a peer, and it never grows. Nor one that a
-        step under way computes: its turn comes with a later plan. Nor one of another partition.
-        """
-        for other in self.running.last_first():
-            if other is seq:
-                return None
-            if other.partition == seq.partition and not other.hold and not other.in_steps:
-                return other
-        return None
 
     def _preempt(self, seq: Sequence) -> None:
         """Running → queued, where its rank says; what it has is brought back or computed again."""

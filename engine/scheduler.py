@@ -14,6 +14,17 @@ Several steps may be under way at once, for models that are computed in stages: 
 busy if there are as many steps as stages. Every stage runs the steps in the order of their plans,
 so a prompt's next chunk may be planned before the last one is computed; a decode has to wait for
 its token. The sequences that decode are spread over the steps evenly.
+
+Or, for a model that one device computes, steps are planned *ahead*: while step n runs, step n + 1
+is planned with the same sequences, whose tokens the scheduler learns when n ends (PENDING):
+
+    step n      n + 1                  n + 2
+    … "def" ─▶  PENDING … " f" ──────▶ PENDING …        goes on
+    … EOS ───▶  PENDING … dropped                       has ended with n; n + 1 computed for nothing
+
+That a sequence is at its last token by its limit is known before, so only a stop token is learned
+one step late. What was computed after it is never counted, told or cached, and its blocks are given
+back when no step writes them any more.
 """
 
 from collections import deque
@@ -30,6 +41,7 @@ from baton.engine.partitions import Partitions
 from baton.engine.roster import Roster, RosterStats
 from baton.engine.sequence import Phase, Sequence
 from baton.engine.step import (
+    PENDING,
     ChunkComputed,
     EngineEvent,
     Outlook,
@@ -66,13 +78,15 @@ class Scheduler:
         host_blocks: int = 0,
         depth: int = 1,
         partitions: int = 1,
+        ahead: bool = False,
     ) -> None:
         """`host_blocks` are there for preempted sequences, in a pool of their own.
 
-        Up to `depth` steps may be under way at once. Both pools are cut into `partitions`, of
-        which a sequence has one: see engine/partitions.py.
+        Up to `depth` steps may be under way at once, with `ahead` of the same sequences. Both pools
+        are cut into `partitions`, of which a sequence has one: see engine/partitions.py.
         """
         assert depth >= 1, depth
+        assert depth > 1 or not ahead, "nothing is planned ahead of a step that has ended"
         if config.max_batch_tokens < config.block_size:
             allowed = f"at least one block of {config.block_size} tokens"
             raise InvalidConfig("max_batch_tokens", config.max_batch_tokens, allowed)
@@ -83,6 +97,7 @@ class Scheduler:
         self._memory = Partitions(config, num_blocks, host_blocks, partitions)
         self._roster = Roster(config, self._memory, slots=slots)
         self._depth = depth
+        self._ahead = ahead
         self._under_way: deque[tuple[StepPlan, list[Sequence]]] = deque()
         self._in_step: list[Sequence] = []
         """Of the step that is being planned."""
@@ -192,7 +207,7 @@ class Scheduler:
     def apply(self, result: StepResult) -> list[EngineEvent]:
         """End the oldest step: take in its tokens, and tell what came of it, in the plan's order.
 
-        Blocks go to the cache, which may exchange them, once no other step uses the sequence's.
+        Of sequences that have ended meanwhile nothing is taken in.
         """
         events: list[EngineEvent] = []
         size, ended, told = self._block_size, Phase.ENDED, result.logprobs
@@ -200,13 +215,15 @@ class Scheduler:
             if seq.phase is ended:
                 continue
             computed = seq.computed = part.end
-            if computed // size > seq.committed and not seq.in_steps:
+            if computed // size > seq.committed and not (seq.twin and seq.in_steps):
                 self._memory.commit(seq)
             prompt_end = min(computed, seq.prompt_len)
             if prompt_end > seq.told:
                 seq.told = prompt_end
                 events.append(ChunkComputed(seq.seq_id, prompt_end))
             if part.samples:
+                if seq.pending:
+                    seq.pending -= 1
                 logprobs = told.get(seq.seq_id) if told else None
                 events.append(self._append(seq, result.tokens[seq.seq_id], logprobs))
         return events
@@ -274,6 +291,8 @@ class Scheduler:
         assert not self._in_step
         in_steps = sum(len(sequences) for _, sequences in self._under_way)
         assert in_steps == self._roster.in_steps(), "a sequence counts its steps wrongly"
+        assert self._ahead or not any(seq.pending for seq in self._roster.running)
+        assert all(0 <= seq.pending <= seq.in_steps for seq in self._roster.running)
 
     # How
 
@@ -284,29 +303,44 @@ class Scheduler:
         most of what a step of a busy engine costs here: `_schedule` is written out in it.
         """
         prefilling = []
-        running, size, share = Phase.RUNNING, self._block_size, self._share()
+        running, size, share, ahead = Phase.RUNNING, self._block_size, self._share(), self._ahead
         in_step, add, grow = self._in_step, batch.append, self._roster.grow
+        left_out: list[Sequence] = []
         for seq in tuple(self._roster.running):
             if seq.phase is not running:
                 continue  # just preempted, for one of a better rank
-            computed, tokens = seq.planned, seq.tokens
-            if computed < seq.prompt_len or computed != len(tokens) - 1:
+            computed, tokens, pending = seq.planned, seq.tokens, seq.pending
+            if computed < seq.prompt_len or computed != len(tokens) + pending - 1:
                 prefilling.append(seq)
                 continue
-            if seq.in_steps or len(batch) == share or (computed % size == 0 and not grow(seq)):
+            if len(batch) == share or (left_out and seq in left_out):
+                continue
+            if seq.in_steps and (not ahead or computed == seq.max_kv_tokens):
+                continue  # its token must be known first, or is its last
+            if computed % size == 0 and not grow(seq):
+                left_out += self._whom_to_leave_out(seq)
                 continue
             seq.planned = computed + 1
-            seq.in_steps = 1
+            seq.in_steps += 1
+            seq.pending += ahead
             in_step.append(seq)
-            last, sampling = (tokens[-1],), seq.sampling
+            last, sampling = (PENDING if pending else tokens[-1],), seq.sampling
             context = None if seq.plain else self._context(seq, computed, computed + 1)
             add(ScheduledSequence(seq.seq_id, last, computed, seq.table, True, sampling, context))
         return prefilling
 
+    def _whom_to_leave_out(self, seq: Sequence) -> list[Sequence]:
+        """Return whom `seq`, which found no block, can preempt once it is in no step any more.
+
+        If everybody were planned ahead, everybody would always be in a step.
+        """
+        victim = self._roster.last_after(seq, in_steps=True) if self._ahead else None
+        return [] if victim is None else [victim]
+
     def _share(self) -> int:
         """Return how many sequences may decode in the next step: an equal share of all."""
-        if self._depth == 1:
-            return -1  # there is no other step to leave any to
+        if self._depth == 1 or self._ahead:
+            return -1  # there is no other step to leave any to, or it has them too
         decoding = sum(len(seq.tokens) > seq.prompt_len for seq in self._roster.running)
         return -(-decoding // self._depth)
 
@@ -334,6 +368,8 @@ class Scheduler:
         seq.in_steps += 1
         self._in_step.append(seq)
         samples = end == len(seq.tokens)
+        if samples and not seq.hold:
+            seq.pending += self._ahead
         return ScheduledSequence(
             seq_id=seq.seq_id,
             tokens=tuple(seq.tokens[start:end]),

@@ -75,6 +75,11 @@ class Sequence:
     """Tokens, from the first, whose KV is in host memory; only while it waits."""
     in_steps: int = 0
     """How many of the steps under way read and write its blocks."""
+    pending: int = 0
+    """Tokens after `tokens` that steps under way sample; counted only by who plans ahead."""
+    twin: bool = False
+    """The cache has another block with the KV of its first one that is not committed, and takes
+    the place of that once no step uses it."""
     plain: bool = field(init=False)
     """Its sampling is `plain`: asked once, because every step needs to know."""
     sampled_at: tuple[int, int] = (-1, -1)
@@ -112,6 +117,7 @@ class Sequence:
         """Forget the blocks and what was computed into them, and return them."""
         blocks, self.blocks, self.table = self.blocks, (), ()
         self.computed = self.planned = self.committed = 0
+        self.twin = False
         return blocks
 
     def chunk_end(self, start: int, budget: int, block_size: int) -> int:

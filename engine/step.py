@@ -8,6 +8,10 @@ from baton.core.handover import BlockRef
 from baton.core.ids import BlockId, SeqId
 from baton.core.request import FinishReason, SamplingParams, TokenLogprobs
 
+PENDING = -1
+"""In a plan, the token that the sequence's last step samples: the executor has it, or will have it
+before this step, and the scheduler does not yet."""
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingContext:
@@ -27,7 +31,8 @@ class ScheduledSequence(NamedTuple):
 
     seq_id: SeqId
     tokens: tuple[int, ...]
-    """Tokens whose KV this step computes and writes; one for a decode, a chunk for a prefill."""
+    """Tokens whose KV this step computes and writes; one for a decode, a chunk for a prefill.
+    A decode's is PENDING if it is planned before the token is known."""
     start: int
     """Position of tokens[0] in the sequence; the KV of all positions before it is in the blocks."""
     blocks: tuple[BlockId, ...]

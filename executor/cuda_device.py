@@ -6,7 +6,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from baton.core.errors import InternalError
+from baton.core.errors import InternalError, TransportError
+from baton.core.log import get_logger
+from baton.kernels.run_copy import gpu_run_copier
+from baton.kv_transfer.cuda_ipc.libcuda import CudaDriver, load
+from baton.kv_transfer.device_driver import DeviceDriver
+
+_log = get_logger(__name__)
 
 
 class CudaDevice:
@@ -17,9 +23,15 @@ class CudaDevice:
         self._device = torch.device("cuda", index)
         self._out = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         self._in = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._driver = _driver(index)
 
     def __repr__(self) -> str:
         return f"<CudaDevice {self._device}, {torch.cuda.get_device_name(self._device)}>"
+
+    @property
+    def driver(self) -> DeviceDriver | None:
+        """See Device."""
+        return self._driver
 
     def allocate(self, size: int) -> Tensor:
         """See Device."""
@@ -45,13 +57,15 @@ class CudaDevice:
         """See Device."""
         return self._copy(self._in, source, target)
 
-    @contextmanager
-    def stream(self, *, after_model: bool) -> Iterator[None]:
+    def record(self) -> "CudaEvent":
         """See Device."""
-        stream = self._out if after_model else self._in
-        if after_model:
-            stream.wait_stream(torch.cuda.default_stream(self._device))
-        with torch.cuda.stream(stream):
+        with torch.cuda.device(self._device):
+            return CudaEvent(torch.cuda.current_stream(self._device))
+
+    @contextmanager
+    def stream(self, *, outward: bool) -> Iterator[None]:
+        """See Device."""
+        with torch.cuda.stream(self._out if outward else self._in):
             yield
 
     def synchronize(self) -> None:
@@ -67,17 +81,31 @@ class CudaDevice:
 
 
 class CudaEvent:
-    """The end of a copy: an event in the stream that it was started in."""
+    """An event in a stream: the end of all that was started there before."""
 
-    def __init__(self, stream: torch.cuda.Stream, keep: Tensor) -> None:
-        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    def __init__(self, stream: torch.cuda.Stream, keep: Tensor | None = None) -> None:
+        self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         self._event.record(stream)
         self._keep = keep
         """What is copied from; torch would give its memory to the next that asks."""
 
+    @property
+    def done(self) -> bool:
+        """See Event."""
+        return bool(self._event.query())  # type: ignore[no-untyped-call]
+
     def wait(self) -> None:
         """See Event."""
         self._event.synchronize()
+
+
+def _driver(index: int) -> DeviceDriver | None:
+    """Return how transports reach the device; None, with a warning, if they cannot."""
+    try:
+        return CudaDriver(index, load(), gpu_run_copier(index))
+    except (TransportError, ImportError) as error:
+        _log.warning("device.not_shared", device=index, reason=str(error))
+        return None
 
 
 def _expect_success(code: object, what: str) -> None:

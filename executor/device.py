@@ -1,7 +1,8 @@
 """Where a pool may lie if not in this process's host memory, and how bytes get out and in.
 
-Kernels reach a device's memory; transports do not. What is handed over is therefore copied to host
-memory and read there, and what was read is copied to the device: executor/staging.py.
+Kernels reach a device's memory; of the transports, those that know its driver do. For others, what
+is handed over is copied to host memory and read there, and what was read is copied to the device:
+executor/staging.py.
 """
 
 from contextlib import AbstractContextManager
@@ -9,12 +10,19 @@ from typing import Protocol
 
 from torch import Tensor
 
+from baton.kv_transfer.device_driver import DeviceDriver
+
 
 class Event(Protocol):
-    """The end of a copy."""
+    """The end of a copy, or of what the model has started up to some point."""
+
+    @property
+    def done(self) -> bool:
+        """Whether it is complete; asking does not block."""
+        ...
 
     def wait(self) -> None:
-        """Block until the copy is complete; until then neither side may be touched."""
+        """Block, asleep, until it is complete; until then neither side of a copy may be touched."""
         ...
 
 
@@ -24,6 +32,11 @@ class Device(Protocol):
     Tensors are flat bytes (uint8). Copies complete when they do, in any order; whoever needs one to
     be complete waits for its event.
     """
+
+    @property
+    def driver(self) -> DeviceDriver | None:
+        """How transports reach its memory; None if none can."""
+        ...
 
     def allocate(self, size: int) -> Tensor:
         """Return `size` zeroed bytes of the device's memory."""
@@ -45,10 +58,17 @@ class Device(Protocol):
         """Begin to copy pinned host memory into device memory of the same size."""
         ...
 
-    def stream(self, *, after_model: bool) -> AbstractContextManager[object]:
-        """Let kernels that are started within run beside the model's.
+    def record(self) -> Event:
+        """Return the end of all that the calling thread has started on its current stream.
 
-        With `after_model` they wait for all that the model has started so far.
+        For the model's thread: KV is in the pool once the event after its layers is complete.
+        """
+        ...
+
+    def stream(self, *, outward: bool) -> AbstractContextManager[object]:
+        """Let kernels that are started within run beside the model's, before copies that follow.
+
+        They wait for nothing: what they read must be complete, by an event of `record`.
         """
         ...
 

@@ -7,7 +7,8 @@ Everything but the model runs on the event loop, so nothing is locked. The loop 
 event, which every command and every finished step sets.
 
 A model that is computed in stages takes the next step while the last ones are still on their way
-through: up to `depth` of them, which end in the order in which they began.
+through: up to `depth` of them, which end in the order in which they began. So does one that runs
+ahead of the host: its thread has the next step at hand when one ends.
 """
 
 import asyncio
@@ -248,7 +249,9 @@ class EngineLoop:
         """Do all that can be done without waiting."""
         events: list[EngineEvent] = []
         while self._under_way and self._has_ended(self._under_way[0]):
-            events += self._end_step(self._under_way.popleft())
+            if events:  # what is done about them counts before the next step's are taken in
+                self._listener.step_done(events)
+            events = self._end_step(self._under_way.popleft())
         if not self._closing:
             events += self._scheduler.grant()
         if events:

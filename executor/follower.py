@@ -179,8 +179,8 @@ class Follower:
 
     # Methods that the leader calls.
 
-    async def _load(self, port: int) -> bytes:
-        """Meet the other ranks and load; return how this rank's KV is read."""
+    async def _load(self, port: int) -> tuple[bytes, bytes]:
+        """Meet the other ranks and load; return how this rank's KV is read, in both ways."""
         try:
             self._rank = await load_rank(
                 self._config,
@@ -196,8 +196,7 @@ class Follower:
             raise
         self._model.start()
         self._ready.set_result(None)
-        transport = self._rank.transport
-        return b"" if transport is None or self._rank.place.copy else transport.metadata()
+        return self._rank.metadata()
 
     async def _close(self) -> None:
         await self.close()
@@ -232,10 +231,15 @@ class Follower:
     # How
 
     async def _beat(self) -> None:
-        """Let the leader know that this event loop is alive."""
+        """Let the leader know that this event loop is alive, and what has been counted."""
+        told: dict[str, int] = {}
         while not self._closed.is_set():
             assert self._link is not None, "not connected"
             self._link.beat()
+            counters = {} if self._rank is None else self._rank.moved()
+            if counters != told:
+                told = counters
+                self._link.send(["counters", told])
             await asyncio.sleep(TICK_S)
 
     def _run_steps(self) -> None:

@@ -1,7 +1,10 @@
 """The memory of an instance that takes part in handovers: its pool, its staging, and the region.
 
 in host memory      │ pool: blocks …                  │ staging: pages … │   one region
-on a device         │ pool: blocks … │ (not registered)  │ staging: pages … │   the region
+on a device         │ pool: blocks … │ its own region    │ staging: pages … │   the region
+
+What reads the memory of devices has the pool registered, everything else the staging: which of both
+a handover takes, prefill decides by what decode can read.
 """
 
 import torch
@@ -13,6 +16,8 @@ from baton.core.topology import Role
 from baton.executor.device import Device
 from baton.executor.kv_cache import KVCache
 from baton.executor.staging import Staging
+from baton.kernels.kv_digest import Digests, HashesItself, Labels, Memory, Pieces
+from baton.kernels.kv_digest_device import DeviceBytes
 from baton.kv_transfer.choose import allocate
 from baton.kv_transfer.landing import Landing, least_page
 from baton.kv_transfer.transport import Region
@@ -32,8 +37,10 @@ class HandoverMemory:
         device: Device | None = None,
     ) -> None:
         """`device`: where the pool is to lie, if not in host memory."""
+        self.device = device
+        """Where the pool lies, if not in host memory."""
         self.on_device = device is not None
-        """Whether no transport reaches the pool, so that all KV passes through staging."""
+        """Whether KV passes through staging, unless both sides can do without."""
         page_bytes, pages = _pages(config, layout, on_device=self.on_device)
         pool_bytes = num_blocks * layout.block_bytes
         ahead = 0 if self.on_device else pool_bytes
@@ -51,10 +58,21 @@ class HandoverMemory:
             Region(memory.data_ptr(), size, memory) if shared is None else shared.region(memory)
         )
         """What transports are to register."""
+        self.device_region: Region | None = None
+        """What those are to register that read the memory of devices."""
+        if device is not None and device.driver is not None:
+            self.device_region = Region(
+                pool.data_ptr(), pool_bytes, (device, pool), device=device.driver
+            )
         self.staging: Staging | None = None
         """What KV passes through where it cannot be read in place; none if that was not wanted."""
         if pages:
             self.staging = Staging(self.kv, memory[ahead:], page_bytes, offset=ahead, device=device)
+
+    @property
+    def pool(self) -> Memory | HashesItself:
+        """The pool's bytes, where they lie, to be hashed."""
+        return self.kv.memory if self.device is None else _PoolOn(self.device, self.kv)
 
     @property
     def landing(self) -> Landing:
@@ -69,6 +87,19 @@ class HandoverMemory:
         if self.staging is not None:
             self.staging.close()
             self.staging.pool.check()
+
+
+class _PoolOn(HashesItself):
+    """Implements HashesItself for a pool on a device, beside the model."""
+
+    def __init__(self, device: Device, kv: KVCache) -> None:
+        self._device = device
+        self._bytes = DeviceBytes(kv.bytes)
+
+    def hash_units(self, key: bytes, pieces: Pieces, labels: Labels) -> Digests:
+        """See HashesItself; what is hashed has been computed, or read, and waited for."""
+        with self._device.stream(outward=True):
+            return self._bytes.hash_units(key, pieces, labels)
 
 
 def _pages(config: WorkerConfig, layout: KVLayout, *, on_device: bool) -> tuple[int, int]:

@@ -23,18 +23,20 @@ class HandoverTerms:
     prompt: tuple[int, ...]
     staged: bool = False
     """Whether no transport can write the target's blocks."""
+    direct: bool = False
+    """Whether the blocks on both sides are on devices, and read from one to the other."""
 
     def pack(self) -> list[Any]:
         """Return it as lists and numbers."""
         sides = [self.source.describe(), self.target.describe()]
-        return [*sides, self.compatibility, self.ticket, self.prompt, self.staged]
+        return [*sides, self.compatibility, self.ticket, self.prompt, self.staged, self.direct]
 
     @classmethod
     def unpack(cls, packed: Sequence[Any]) -> "HandoverTerms":
         """Return the terms that were packed."""
-        source, target, compatibility, ticket, prompt, staged = packed
+        source, target, compatibility, ticket, prompt, staged, direct = packed
         sides = _layout(source), _layout(target)
-        return cls(*sides, compatibility, ticket, tuple(prompt), staged)
+        return cls(*sides, compatibility, ticket, tuple(prompt), staged, direct)
 
     @property
     def plan(self) -> TransferPlan:

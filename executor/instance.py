@@ -13,14 +13,19 @@ from baton.core.topology import InstanceInfo
 from baton.engine.scheduler import Scheduler
 from baton.executor.device import Device
 from baton.executor.engine_loop import EngineLoop, Listener, Runner
+from baton.executor.gpu_runner import GpuRunner
+from baton.executor.gpu_start import Gpu
 from baton.executor.handover_memory import HandoverMemory
 from baton.executor.handover_orders import HandoverTerms
 from baton.executor.kv_cache import KVCache
 from baton.executor.mesh_handover import MeshHandover
 from baton.executor.mesh_runner import MeshRunner
+from baton.executor.paced_runner import PacedRunner
 from baton.executor.rank import LoadedRank, RankParts, load_rank, meeting_of
 from baton.executor.rank_group import OnListening, RankGroup, Say, nobody
+from baton.executor.runner import ModelRunner
 from baton.kv_transfer.choose import OpenTransport, open_transport
+from baton.kv_transfer.sender import DirectReads
 from baton.kv_transfer.transport import Transport
 from baton.models.revision import revision
 from baton.parallel.join import listen
@@ -38,6 +43,7 @@ class Instance:
         rank: LoadedRank,
         ranks: RankGroup,
         transports: tuple[bytes, ...],
+        direct: DirectReads,
         listener: Listener,
         facts: "_Facts",
     ) -> None:
@@ -52,26 +58,38 @@ class Instance:
         """The leader's part of it."""
         self.transports = transports
         """How each rank's KV is read, as Accepted has it; none if it is mixed."""
+        self.direct = direct
+        """How each rank's KV is read where it is on devices; nothing if one of them cannot be."""
         self._rank = rank
         self._ranks = ranks
         self._facts = facts
         host_blocks = rank.host.num_blocks if rank.host is not None else 0
-        depth, places = rank.layout.pp, config.parallel.ep
+        steps, places = rank.steps, config.parallel.ep
         self._scheduler = Scheduler(
             config.engine,
             places * rank.kv.num_blocks,
             host_blocks=places * host_blocks,
-            depth=depth,
+            depth=steps.depth,
             partitions=places,
+            ahead=steps.ahead,
         )
-        self._own = rank.runner()
-        runner: Runner = self._own
-        if not self.alone:
-            runner = MeshRunner(self._own, ranks, tells=rank.tells)
-        self.engine = EngineLoop(self._scheduler, runner, listener, depth=depth)
+        self._own: ModelRunner | GpuRunner = rank.gpu or rank.runner()
+        self._paced: PacedRunner | None = None
+        self.engine = EngineLoop(self._scheduler, self._runner(), listener, depth=steps.depth)
         self._running = asyncio.create_task(self.engine.run())
         self._running.add_done_callback(self._engine_ended)
         self._closing = False
+
+    def _runner(self) -> Runner:
+        """Return what the engine runs steps by: this rank, with all others, as its device does."""
+        rank = self._rank
+        runner: Runner = self._own
+        if not self.alone:
+            assert isinstance(self._own, ModelRunner), "an instance of many ranks on GPUs"
+            runner = MeshRunner(self._own, self._ranks, tells=rank.tells)
+        if rank.memory is not None and rank.memory.device is not None:
+            runner = self._paced = PacedRunner(runner, rank.memory.device)
+        return runner
 
     @classmethod
     async def load(
@@ -82,21 +100,26 @@ class Instance:
         open_transport: OpenTransport = open_transport,
         on_listening: OnListening = nobody,
         device: Device | None = None,
+        gpu: Gpu | None = None,
     ) -> "Instance":
         """Load the model and start the engine; raises InvalidConfig for what is not right.
 
         With more ranks than this one, wait for the others: see RankGroup. `device` is where the
-        pool is to lie, if not in host memory.
+        pool is to lie, and `gpu` what computes, if not where and what the config says.
         """
         facts = _Facts()
         ranks = RankGroup(config, facts.incarnation)
         try:
-            rank, transports = await _load_all(
-                config, ranks, facts, RankParts(on_progress, open_transport, device), on_listening
+            rank, transports, direct = await _load_all(
+                config,
+                ranks,
+                facts,
+                RankParts(on_progress, open_transport, device, gpu),
+                on_listening,
             )
             try:
                 await asyncio.to_thread(facts.learn, config, rank)
-                return cls(config, rank, ranks, transports, listener, facts)
+                return cls(config, rank, ranks, transports, direct, listener, facts)
             except BaseException:  # the scheduler may refuse its config
                 await rank.close()
                 raise
@@ -149,8 +172,10 @@ class Instance:
         )
 
     def stats(self) -> dict[str, float | int | str]:
-        """Return counters of engine, pool, collectives and transport by name; of ranks, the
-        leader's.
+        """Return counters of engine, pool, collectives and transports by name.
+
+        Transports' are those of all ranks together (see RankGroup.counters); steps and collectives
+        are the leader's, which is in all of them.
         """
         loop = self.engine.stats()
         roster = loop.scheduler.roster
@@ -173,14 +198,7 @@ class Instance:
             "prompt_tokens_cached": roster.memory.cached_tokens,
         }
         counters |= self._rank.collectives()
-        if self._rank.transport is not None:
-            transport = self._rank.transport.stats()
-            counters["transfers_open"] = transport.transfers_open
-            counters["transfers_failed"] = transport.transfers_failed
-            counters["transport_fallbacks"] = transport.fallbacks
-            for name, count in transport.bytes_read.items():
-                counters[f"bytes_read_{name}"] = count
-        return counters
+        return counters | self._ranks.counters(self._rank.moved())
 
     def problems(self) -> list[str]:
         """Return what is beyond its budget, in words; none: healthy."""
@@ -218,6 +236,8 @@ class Instance:
         self._closing = True
         await self.engine.close()
         await self._running
+        if self._paced is not None:
+            self._paced.close()
         await self._ranks.close()
         await self._rank.close()
 
@@ -228,7 +248,7 @@ async def _load_all(
     facts: "_Facts",
     parts: RankParts,
     on_listening: OnListening,
-) -> tuple[LoadedRank, tuple[bytes, ...]]:
+) -> tuple[LoadedRank, tuple[bytes, ...], DirectReads]:
     """Wait for all ranks, and let each load its share; return the leader's, and how to read all."""
     listener, port = None, 0
     if config.parallel.size > 1:
@@ -244,13 +264,16 @@ async def _load_all(
         others.cancel()
         raise
     try:
-        transports = await others
+        others_told = await others
     except BaseException:
         await rank.close()
         raise
-    if rank.transport is None:
-        return rank, ()
-    return rank, (rank.transport.metadata(), *filter(None, transports))
+    own = rank.metadata()
+    told = [metadata for metadata in (own, *others_told) if metadata[0]]
+    direct = tuple(metadata[1] for metadata in told)
+    ways = () if rank.direct is None else rank.direct.ways
+    reads = DirectReads(direct, ways) if all(direct) else DirectReads((), ())
+    return rank, tuple(metadata[0] for metadata in told), reads
 
 
 class _Facts:

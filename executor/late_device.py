@@ -1,7 +1,8 @@
-"""A device made of host memory, whose copies are late and out of order; for tests of staging.
+"""A device made of host memory, whose copies are late and out of order; for tests of handovers.
 
 A copy moves its bytes only when somebody waits, and then others may come first, in an order drawn
-from the seed. Who forgets to wait finds old bytes.
+from the seed. Who forgets to wait finds old bytes. If it is told to, it hides what the model has
+computed as well, until its event is waited for.
 """
 
 import random
@@ -12,6 +13,8 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from baton.kv_transfer.cuda_ipc.late_driver import LateDriver
+
 
 @dataclass(eq=False, slots=True)
 class _Copy:
@@ -19,15 +22,47 @@ class _Copy:
     source: Tensor
     target: Tensor
 
+    @property
+    def done(self) -> bool:
+        """See Event."""
+        return self not in self.device._open
+
     def wait(self) -> None:
         """See Event."""
         self.device._complete(self)
 
 
+@dataclass(eq=False, slots=True)
+class _Recorded:
+    """What the model has written, kept out of sight until somebody waits."""
+
+    device: "LateDevice"
+    hidden: list[tuple[Tensor, Tensor, Tensor]]
+    """Memory, places in it, and the words that belong there."""
+    done: bool = False
+
+    def wait(self) -> None:
+        """See Event."""
+        self.device._show(self)
+
+
 class LateDevice:
     """Implements `Device`."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, *, hides: bool = False, shared: bool = True) -> None:
+        """`hides`: what changes in its memory shows only when the `record` after it is waited for;
+        for memory that the model alone writes. `shared`: whether other processes can read it.
+        """
+        self.memory = LateDriver(seed)
+        """What copies between its memory and that of others."""
+        self.driver = self.memory if shared else None
+        """See Device."""
+        self.recorded = 0
+        """Events so far."""
+        self._hides = hides
+        self._shown: list[tuple[Tensor, Tensor]] = []
+        """Memory, and what was in it when it was last looked at."""
+        self._events: list[_Recorded] = []
         self.copies_to_host = 0
         self.copies_from_host = 0
         self._random = random.Random(seed)
@@ -41,8 +76,11 @@ class LateDevice:
 
     def allocate(self, size: int) -> Tensor:
         """See Device."""
-        memory = torch.zeros(size, dtype=torch.uint8)
+        memory = torch.frombuffer(self.memory.allocate(size).buffer, dtype=torch.uint8)
         self._own.append(_range(memory))
+        if self._hides:
+            words = memory[: size // 8 * 8].view(torch.int64)
+            self._shown.append((words, words.clone()))
         return memory
 
     def pin(self, memory: Tensor) -> None:
@@ -66,7 +104,21 @@ class LateDevice:
         self.copies_from_host += 1
         return self._begin(source, target)
 
-    def stream(self, *, after_model: bool) -> AbstractContextManager[object]:
+    def record(self) -> _Recorded:
+        """See Device."""
+        with self._lock:
+            self.recorded += 1
+            hidden = []
+            for memory, shown in self._shown:
+                places = (memory != shown).nonzero().squeeze(1)
+                hidden.append((memory, places, memory[places]))
+                memory[places] = ~memory[places]
+                shown[places] = memory[places]
+            event = _Recorded(self, hidden)
+            self._events.append(event)
+            return event
+
+    def stream(self, *, outward: bool) -> AbstractContextManager[object]:
         """See Device."""
         return nullcontext()
 
@@ -76,9 +128,22 @@ class LateDevice:
             self._run(len(self._open))
 
     def check(self) -> None:
-        """Assert that every copy was waited for, and that no host memory is pinned any more."""
+        """Assert that every copy and event was waited for, and that no host memory is pinned."""
         assert not self._open, self
+        assert not self._events, f"{len(self._events)} events that nobody waited for"
+        self.memory.check()
         assert not self._pinned, "host memory is still pinned"
+
+    def _show(self, event: _Recorded) -> None:
+        """Let all that was recorded up to `event` come true, in order as on a stream."""
+        with self._lock:
+            while not event.done:
+                first = self._events.pop(0)
+                for (memory, places, true), (_, shown) in zip(
+                    first.hidden, self._shown, strict=True
+                ):
+                    memory[places] = shown[places] = true
+                first.done = True
 
     def _begin(self, source: Tensor, target: Tensor) -> _Copy:
         assert source.shape == target.shape, "a copy between unequal sizes"

@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -93,6 +94,8 @@ class RankGroup:
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._last_call = 0
         self._encoder = StepEncoder()
+        self._counters: dict[int, dict[str, int]] = {}
+        """What each rank has told last."""
         self._steps: dict[int, _Gathered] = {}
         """The steps under way."""
         self.progress: Progress = (-1, 0)
@@ -117,6 +120,16 @@ class RankGroup:
         """Where the other ranks find this one."""
         assert self._port, "there are no other ranks"
         return LeaderRef(host=self._host, port=self._port, incarnation=self._owner[1])
+
+    def counters(self, own: dict[str, int]) -> dict[str, int]:
+        """Return the sums of the leader's own counters and the other ranks', by name.
+
+        Those are what they have told last: some seconds ago, or later if nothing has changed.
+        """
+        total = Counter(own)
+        for told in list(self._counters.values()):
+            total.update(told)
+        return dict(total)
 
     async def join(self) -> None:
         """Wait until all ranks are connected; DeadlineExceeded names those that are not."""
@@ -250,6 +263,8 @@ class RankGroup:
             case ["result", result]:
                 found = result_from(result)
                 self.tell(found.step, found)
+            case ["counters", told]:
+                self._counters[rank] = told
             case ["failed", step, error]:
                 self.tell(step, error_from(error))
             case _:

@@ -4,7 +4,7 @@ The leader decides what is read and when (kv_transfer/receiver.py). Each rank fi
 transfer plan what of it is its own, reads that from the source ranks that have it, and verifies it,
 on one of two ways:
 
-    in place     transport ─▶ blocks, verified there
+    in place     transport ─▶ blocks, verified there: in host memory, or from device to device
     staged       transport ─▶ a page of staging, verified there ─▶ blocks; a piece of the offer at
                  a time, so that a page is held no longer than that takes
 
@@ -16,15 +16,17 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
 from baton.core.errors import DeadlineExceeded, PeerLost, TransportError, WrongKV
-from baton.core.handover import OfferedBlock
+from baton.core.handover import BlockRef, OfferedBlock
 from baton.core.ids import BlockId
 from baton.core.kv_layout import LayerRange
 from baton.core.sharded_layout import Rank
 from baton.executor.handover_memory import HandoverMemory
 from baton.executor.handover_orders import DigestOrder, HandoverTerms, ReadOrder
 from baton.executor.staging import Staging
-from baton.kernels.kv_digest import Digests
+from baton.kernels.kv_digest import Digests, HashesItself, Memory
 from baton.kv_transfer.landing import pieces
 from baton.kv_transfer.plan import TokenRange
 from baton.kv_transfer.staging_pool import Claim
@@ -77,6 +79,9 @@ class RankHandover:
         """In the pool of each source rank."""
         self._peers: dict[Rank, Peer] = {}
         """At the source's place along ep that the prompt's KV is at."""
+        self._ticket = terms.ticket
+        self._grants = False
+        """Whether something was granted to it."""
         self._transfers: set[Transfer] = set()
         self._jobs: set[asyncio.Task[None]] = set()
 
@@ -146,6 +151,8 @@ class RankHandover:
             await self.drop()
         ends = (transfer.wait() for transfer in self._transfers)
         await asyncio.gather(*ends, *self._jobs, return_exceptions=True)
+        if self._grants:
+            self._transport.revoke(self._ticket)
 
     async def digest(self, order: DigestOrder) -> list[bytes]:
         """Return, for each block, the digests of what this rank has of it; copies it out first.
@@ -166,11 +173,26 @@ class RankHandover:
             memory.staging.copy_out(refs, own, order.pages)
         if order.pages:
             assert memory.staging is not None, "pages of no staging"
-            refs, readable = order.pages, memory.staging.memory
+            refs = order.pages
+            readable: Memory | HashesItself = memory.staging.memory
         else:
-            readable = memory.kv.memory
+            readable = memory.pool
         first = order.first_block
-        return self._digests.offered(self._place, order.layers, first, refs, readable)
+        digests = self._digests.offered(self._place, order.layers, first, refs, readable)
+        self._grant(refs, held.counted_from(shard.layers.start), staged=bool(order.pages))
+        return digests
+
+    def _grant(self, refs: Sequence[BlockRef], layers: LayerRange, *, staged: bool) -> None:
+        """Let the ticket open `layers` of these blocks, or of the pages that stand for them."""
+        layout, memory = self._memory.kv.layout, self._memory
+        start, size = layout.run(BlockId(0), layers)
+        begins = np.array([ref.block for ref in refs], np.int64) * layout.block_bytes + start
+        if staged:
+            assert memory.staging is not None, "pages of no staging"
+            begins += memory.staging.offset(BlockId(0))
+        if size:
+            self._grants = True
+            self._transport.grant(self._ticket, begins, np.full(len(refs), size, np.int64))
 
     async def _read_in_place(self, order: ReadOrder) -> TransferReport:
         transfers = self._post(order.layers, order.tokens, order.offered, order.blocks, 0)
@@ -181,7 +203,7 @@ class RankHandover:
             order.tokens,
             order.offered,
             order.blocks,
-            self._memory.kv.memory,
+            self._memory.pool,
             _on_the_way(transfers),
         )
         return report
@@ -283,7 +305,7 @@ class RankHandover:
                 landing_offset=landing_offset,
             )
             try:
-                transfer = self._transport.read(self._peers[rank], table, units)
+                transfer = self._transport.read(self._peers[rank], table, units, self._ticket)
             except TransportError as error:
                 transfer = Transfer(self._peers[rank], 0)
                 transfer.finish("none", error)
@@ -308,7 +330,7 @@ class RankHandover:
         tokens: TokenRange,
         offered: Sequence[OfferedBlock],
         landing_blocks: Sequence[int],
-        memory: memoryview,
+        memory: Memory | HashesItself,
         on_the_way: Mapping[Rank, Digests] | None,
     ) -> None:
         """Compare the digests of what has landed in `memory` with what was offered."""

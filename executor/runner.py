@@ -12,6 +12,7 @@ from baton.engine.step import LayerWatch, StepPlan, StepResult
 from baton.executor.batch import SampledRow
 from baton.executor.expert_balance import ExpertBalancer
 from baton.executor.kv_cache import KVCache, copy_blocks
+from baton.executor.last_tokens import LastTokens
 from baton.executor.native_pass import NativePass
 from baton.executor.own_part import own_part
 from baton.executor.sampler import Sampler
@@ -51,7 +52,8 @@ class ModelRunner:
     ) -> None:
         """`host` has the KV of preempted sequences; without it no plan may copy.
 
-        `depth` is how many steps may be under way at once; `balancer` hears of every step.
+        `depth` is how many steps may be under way at once, perhaps of the same sequences;
+        `balancer` hears of every step.
         """
         native = isinstance(model, NativeDecoder)
         self._share = Share() if isinstance(model, NativeDecoder) else model.share
@@ -72,6 +74,7 @@ class ModelRunner:
         self._sampler: Sampler | ShardedSampler = Sampler(depth)
         if tp.size > 1:
             self._sampler = ShardedSampler(tp, vocabulary, depth)
+        self._last = LastTokens(depth)
         self._thread: int | None = None
         self._stats = RunnerStats(0, 0, 0, 0.0)
 
@@ -105,14 +108,18 @@ class ModelRunner:
         if ep.size > 1:
             host_blocks = 0 if self._host is None else self._host.num_blocks
             plan = own_part(plan, ep.rank, self._kv.num_blocks, host_blocks)
+        plan = self._last.known(plan)
         assert self._host is not None or not plan.swap_out, "no pool to copy blocks to"
         if self._host is not None:
             copy_blocks(self._kv, self._host, [(c.device, c.host) for c in plan.swap_out])
             copy_blocks(self._host, self._kv, [(c.host, c.device) for c in plan.swap_in])
-        computed = self._pass.compute(plan, watch)
+        computed: tuple[Tensor, tuple[SampledRow, ...]] | None = torch.empty(0, 0), ()
+        if plan.sequences or ep.size > 1:
+            computed = self._pass.compute(plan, watch)
         result = None
         if computed is not None:
             result = self._sampled(plan.step, *computed)
+            self._last.take(plan, result)
         if self._balancer is not None:
             self._balancer.after(plan.step)
         done = self._stats

@@ -67,6 +67,8 @@ class Staging:
     ) -> None:
         """Copy `layers` of the pool's blocks into pages, a block to a page, and wait for it.
 
+        Their KV has been computed: whoever offers it has heard so (executor/paced_runner.py).
+
         Pages are as large as blocks. Neighbours are filled by one copy, if all layers are copied.
         """
         assert self._device is not None, "a pool in host memory is read where it is"
@@ -76,7 +78,7 @@ class Staging:
         host = self._memory.view(-1, self.page_bytes)[:, start : start + size]
         joined = layers == layout.all_layers
         events = []
-        with self._device.stream(after_model=True):
+        with self._device.stream(outward=True):
             numbers = [ref.block for ref in blocks]
             index = torch.tensor(numbers, dtype=torch.int64, device=self._kv.tensor.device)
             gathered = gather_kv(self._kv.bytes, layout, index, layers)
@@ -98,7 +100,7 @@ class Staging:
             self._inbox = self._device.allocate(self._memory.numel())
         arrived = self._inbox[begin : begin + size]
         self._device.copy_from_host(staged, arrived).wait()
-        with self._device.stream(after_model=False):
+        with self._device.stream(outward=False):
             self._convert(arrived, conversion)
         self._device.synchronize()
 

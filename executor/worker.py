@@ -14,6 +14,7 @@ from baton.core.topology import InstanceInfo
 from baton.executor.admission import Admission
 from baton.executor.device import Device
 from baton.executor.engine_loop import Listener
+from baton.executor.gpu_start import Gpu
 from baton.executor.instance import Instance
 from baton.executor.leased import Leased
 from baton.executor.rank_group import OnListening, nobody
@@ -95,15 +96,16 @@ class Worker(ABC, Generic[L]):
         on_listening: OnListening = nobody,
         open_transport: OpenTransport = open_transport,
         device: Device | None = None,
+        gpu: Gpu | None = None,
     ) -> Self:
         """Load the model, open the transport, serve; raises InvalidConfig for what is not right.
 
         An instance of many ranks calls `on_listening` first: the others must follow it. `device` is
-        where the KV pool is to lie, if not in host memory.
+        where the KV pool is to lie, and `gpu` what computes, if not where and what the config says.
         """
         listener = cls.new_listener()
         instance = await Instance.load(
-            config, listener, on_progress, open_transport, on_listening, device
+            config, listener, on_progress, open_transport, on_listening, device, gpu
         )
         worker = cls(instance, listener)
         try:

@@ -25,6 +25,7 @@ The bound holds for bytes and labels that were chosen without knowing the key.
 
 import functools
 import hashlib
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +54,14 @@ Labels = NDArray[np.uint8]
 _log = get_logger(__name__)
 
 
+class HashesItself(ABC):
+    """Memory that this process cannot read, but have hashed: see kernels/kv_digest_device.py."""
+
+    @abstractmethod
+    def hash_units(self, key: bytes, pieces: "Pieces", labels: Labels) -> Digests:
+        """Return what `hash_units` does, of this memory."""
+
+
 class Pieces(NamedTuple):
     """Where the bytes of units lie: unit u is the pieces from ends[u-1] up to ends[u]."""
 
@@ -69,13 +78,17 @@ def expand_key(secret: bytes) -> bytes:
     return hashlib.shake_128(b"baton kv digest\0" + secret).digest(_KEY_BYTES)
 
 
-def hash_units(key: bytes, memory: Memory, pieces: Pieces, labels: Labels) -> Digests:
+def hash_units(
+    key: bytes, memory: "Memory | HashesItself", pieces: Pieces, labels: Labels
+) -> Digests:
     """Return the hash of each unit, its pieces one after the other, and of its label.
 
     One call of native code without the interpreter's lock, or numpy where there is no compiler.
     Raises ValueError for pieces that lie outside of the memory or are not all of units in order.
     """
     assert len(key) == _KEY_BYTES, "not of expand_key"
+    if isinstance(memory, HashesItself):
+        return memory.hash_units(key, pieces, labels)
     source = np.frombuffer(memory, np.uint8)
     if not is_native():
         return reference_hashes(key, source, pieces, labels)
@@ -97,13 +110,30 @@ def copy_and_hash(
     come, go = np.frombuffer(source, np.uint8), np.frombuffer(target, np.uint8)
     assert go.flags.writeable, "the target is read-only"
     if not is_native():
-        _check(pieces, pieces.offsets, come)
-        _check(pieces, into, go)
+        check_pieces(pieces, pieces.offsets, come.size)
+        check_pieces(pieces, into, go.size)
         for here, there, length in zip(into, pieces.offsets, pieces.lengths, strict=True):
             go[here : here + length] = come[there : there + length]
         return reference_hashes(key, go, pieces._replace(offsets=into), labels)
     found = np.empty((pieces.ends.size, DIGEST_BYTES), np.uint8)
     load_kv_digest().copy_and_digest(key, go, into, come, pieces, labels, found)
+    return found
+
+
+def hashes_of_sums(key: bytes, sums: Ints, chunks: Ints, sizes: Ints) -> Digests:
+    """Return the hashes of units whose chunks were summed elsewhere.
+
+    `sums` [units, at most so many chunks, (same, next)], of which unit u has `chunks`[u]; `sizes`
+    [units] is in bytes.
+    """
+    assert len(key) == _KEY_BYTES, "not of expand_key"
+    found = np.empty((len(sums), DIGEST_BYTES), np.uint8)
+    if is_native():
+        load_kv_digest().digest_of_sums(key, np.ascontiguousarray(sums), chunks, sizes, found)
+        return found
+    for unit, count in enumerate(chunks):
+        words = sums[unit, :count].reshape(-1).view("<u4").tolist()
+        found[unit] = _values([*words, int(sizes[unit])], key)
     return found
 
 
@@ -120,7 +150,7 @@ def is_native() -> bool:
 
 def reference_hashes(key: bytes, memory: Bytes, pieces: Pieces, labels: Labels) -> Digests:
     """Return what `hash_units` does, computed by numpy."""
-    _check(pieces, pieces.offsets, memory)
+    check_pieces(pieces, pieces.offsets, memory.size)
     found = np.empty((pieces.ends.size, DIGEST_BYTES), np.uint8)
     first = 0
     for unit, end in enumerate(pieces.ends):
@@ -139,7 +169,11 @@ def _reference_hash(key: bytes, data: Bytes, label: Bytes) -> Bytes:
     words: list[int] = []
     for start in range(0, lines.size, step):
         words += _chunk_sums(key, lines[start : start + step]).view("<u4").tolist()
-    words.append(data.size)
+    return _values([*words, data.size], key)
+
+
+def _values(words: list[int], key: bytes) -> Bytes:
+    """Return the polynomials over `words` at both points."""
     points = np.frombuffer(key, "<u8", offset=KEY_LINES * LINE_BYTES)
     values = [_polynomial(words, (int(point) & _PRIME) % _PRIME) for point in points]
     return np.array(values, "<u8").view(np.uint8)
@@ -175,14 +209,14 @@ def _polynomial(words: list[int], point: int) -> int:
     return value
 
 
-def _check(pieces: Pieces, offsets: Ints, memory: Bytes) -> None:
-    """Raise ValueError for pieces that native code refuses too."""
+def check_pieces(pieces: Pieces, offsets: Ints, size: int) -> None:
+    """Raise ValueError for pieces that native code refuses too, in memory of `size` bytes."""
     lengths, ends = pieces.lengths, pieces.ends
     if offsets.size != lengths.size:
         raise ValueError(f"{offsets.size} offsets for {lengths.size} pieces")
     steps = np.diff(ends, prepend=0)
     if np.any(steps < 0) or int(steps.sum()) != lengths.size:
         raise ValueError(f"units do not end, in order, with piece {lengths.size}")
-    outside = (offsets < 0) | (lengths < 0) | (offsets > memory.size - lengths.clip(0))
+    outside = (offsets < 0) | (lengths < 0) | (offsets > size - lengths.clip(0))
     if outside.any():
-        raise ValueError(f"a piece lies outside of {memory.size} bytes")
+        raise ValueError(f"a piece lies outside of {size} bytes")

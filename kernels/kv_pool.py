@@ -41,6 +41,30 @@ def layer_views(pool: Tensor) -> tuple[KVLayer, ...]:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class PagedLayer:
+    """One layer of a pool as kernels on a device see it."""
+
+    values: Tensor
+    """[num_blocks, parts, kv_heads, block_size, head_dim]; a block's tokens lie together for each
+    head, other strides are free."""
+    scales: Tensor | None = None
+    """[num_blocks, parts, kv_heads] float32, where values stand for themselves times these."""
+
+
+def paged_layers(pool: Tensor, scales: Tensor | None = None) -> tuple[PagedLayer, ...]:
+    """Return every layer of a pool [num_blocks, layers, parts, kv_heads, block, head_dim].
+
+    A pool in float8 has `scales` [num_blocks, layers, parts, kv_heads] (float32) that say what its
+    values stand for; new KV is divided by them, so they must be set before it is written. Where a
+    layout keeps them behind the values (core/kv_layout.py), kv_convert.py has the views of both.
+    """
+    return tuple(
+        PagedLayer(pool[:, layer], None if scales is None else scales[:, layer])
+        for layer in range(pool.shape[1])
+    )
+
+
 def write_kv(layer: KVLayer, slots: Tensor, kv: Tensor) -> None:
     """Write kv [tokens, parts, kv_heads, head_dim] to slots [tokens × parts × kv_heads].
 

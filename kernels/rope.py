@@ -39,3 +39,33 @@ def rope_(heads: Tensor, angles: RopeAngles) -> None:
     pairs = heads.view(tokens, count, 2, head_dim // 2)
     swapped = pairs.flip(2)
     pairs.mul_(angles.cos).addcmul_(swapped, angles.sin)
+
+
+class RopeTables(NamedTuple):
+    """Cosines and sines of one step's positions, as kernels on a device want them."""
+
+    cos: Tensor
+    """[tokens, turned / 2] float32"""
+    sin: Tensor
+    """[tokens, turned / 2] float32"""
+
+
+def rope_tables(positions: Tensor, frequencies: Tensor, magnitude: float = 1.0) -> RopeTables:
+    """Return the tables for positions [tokens] and frequencies [turned / 2].
+
+    What is turned also grows by `magnitude`.
+    """
+    angles = positions.to(torch.float32)[:, None] * frequencies
+    cos, sin = angles.cos(), angles.sin()
+    if magnitude != 1.0:
+        cos, sin = cos.mul_(magnitude), sin.mul_(magnitude)
+    return RopeTables(cos, sin)
+
+
+def rope_by_tables_(heads: Tensor, tables: RopeTables) -> None:
+    """Rotate the first dimensions of heads [tokens, heads, head_dim] in place, in float32."""
+    half = tables.cos.shape[1]
+    first, second = heads[..., :half].float(), heads[..., half : 2 * half].float()
+    cos, sin = tables.cos[:, None], tables.sin[:, None]
+    turned = first * cos - second * sin, second * cos + first * sin
+    heads[..., :half], heads[..., half : 2 * half] = turned

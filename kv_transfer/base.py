@@ -6,10 +6,13 @@ import threading
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from baton.core.errors import TransportError
+from baton.core.ids import NO_TICKET, Ticket
 from baton.kernels.kv_digest import Digests
+from baton.kernels.native.kv_digest import Ints
+from baton.kv_transfer.grants import Grants
 from baton.kv_transfer.runs import RunTable, checked_runs
 from baton.kv_transfer.transport import (
     Metadata,
@@ -72,14 +75,22 @@ class BaseTransport(ABC):
     """Implements `Transport` but for the connections, whose `_` methods a subclass brings."""
 
     def __init__(
-        self, kind: str, region: Region, own: Metadata, counters: Counters | None = None
+        self,
+        kind: str,
+        region: Region,
+        own: Metadata,
+        counters: Counters | None = None,
+        *,
+        grants: Grants | None = None,
     ) -> None:
+        """`grants` are of who serves every read itself, and asks them."""
         self._kind = kind
         self._region = region
         self._own = own
         self._peers = PeerTable()
         self._connected: dict[Peer, Done] = {}
         self._counters = counters or Counters()
+        self._grants = grants
         self._closed = False
 
     def __repr__(self) -> str:
@@ -116,11 +127,27 @@ class BaseTransport(ABC):
             raise
         return peer
 
-    def read(self, peer: Peer, runs: Sequence[Run], units: UnitsOf | None = None) -> Transfer:
+    def grant(self, ticket: Ticket, offsets: Ints, lengths: Ints) -> None:
+        """See Transport."""
+        if self._grants is not None:
+            self._grants.grant(ticket, offsets, lengths)
+
+    def revoke(self, ticket: Ticket) -> None:
+        """See Transport."""
+        if self._grants is not None:
+            self._grants.revoke(ticket)
+
+    def read(
+        self,
+        peer: Peer,
+        runs: Sequence[Run],
+        units: UnitsOf | None = None,
+        ticket: Ticket = NO_TICKET,
+    ) -> Transfer:
         """See Transport."""
         self._ensure_open()
         wanted = checked_runs(runs, self._region.length, peer.length)
-        transfer = Transfer(peer, wanted.nbytes)
+        transfer = Transfer(peer, wanted.nbytes, ticket)
         if len(wanted):
             self._post(transfer, wanted, units)
             self._counters.posted += 1
@@ -146,10 +173,12 @@ class BaseTransport(ABC):
         assert stats.transfers_open == 0, stats
         assert stats.peers == 0, self._peers
         assert not self._connected, "a peer that was removed is still connected"
+        assert self._grants is None or self._grants.idle, self._grants
 
     def stats(self) -> TransportStats:
         """See Transport."""
-        return self._counters.stats(len(self._peers))
+        stats = self._counters.stats(len(self._peers))
+        return stats if self._grants is None else replace(stats, refused=self._grants.refused)
 
     def _ensure_open(self) -> None:
         if self._closed:

@@ -9,6 +9,8 @@ from baton.core.config import HandoverConfig
 from baton.core.errors import InvalidConfig, TransportError
 from baton.core.ids import Incarnation
 from baton.core.log import get_logger
+from baton.kv_transfer.cuda_ipc.backend import CudaIpcBackend
+from baton.kv_transfer.grants import Grants
 from baton.kv_transfer.link.transport import LinkTransport
 from baton.kv_transfer.negotiated import NegotiatedTransport
 from baton.kv_transfer.shm.backend import ShmBackend
@@ -42,6 +44,43 @@ def allocate(size: int, config: HandoverConfig) -> SharedMemory | None:
         return None
 
 
+async def open_device_transport(
+    region: Region, config: HandoverConfig, *, host: str, owner: str, incarnation: Incarnation
+) -> NegotiatedTransport | None:
+    """Open what reads pools on devices into `region`, which lies on one.
+
+    That is cuda_ipc within a host, with `auto`, and UCX where it moves the memory of GPUs: with
+    `auto` only over RDMA, with `ucx` in whatever way it has. None if there is nothing of it here,
+    or if `config.transport` wants shm or tcp: then KV on devices passes through staging.
+    """
+    ucx = UcxConfig(host=host, options=config.ucx_options)
+    opened: list[Transport] = []
+    if config.transport == "auto":
+        try:
+            opened.append(_cuda_ipc(region, config, owner, incarnation))
+        except (TransportError, InvalidConfig) as error:
+            _log.warning("transport.left_out", kind="cuda_ipc", reason=str(error))
+    if config.transport == "ucx" or (
+        config.transport == "auto" and await asyncio.to_thread(_has_rdma, ucx)
+    ):
+        try:
+            opened.append(
+                await UcxTransport.open(region, owner=owner, incarnation=incarnation, config=ucx)
+            )
+        except TransportError as error:
+            _log.warning("transport.left_out", kind="ucx", reason=str(error))
+    if not opened:
+        return None
+    return NegotiatedTransport(opened, region, owner=owner, incarnation=incarnation)
+
+
+def _cuda_ipc(
+    region: Region, config: HandoverConfig, owner: str, incarnation: Incarnation
+) -> Transport:
+    backend, secret = CudaIpcBackend(region), config.secret.get_secret_value().encode()
+    return LinkTransport(region, backend, owner=owner, incarnation=incarnation, secret=secret)
+
+
 class OpenTransport(Protocol):
     """How an instance has its KV pool registered; `open_transport`, unless it is told otherwise."""
 
@@ -73,10 +112,11 @@ async def open_transport(
     async def open_one(kind: str) -> Transport:
         if kind == "ucx":
             return await UcxTransport.open(region, owner=owner, incarnation=incarnation, config=ucx)
-        backend = ShmBackend(region) if kind == "shm" else TcpBackend(region, host)
+        grants = Grants() if kind == "tcp" else None
+        backend = ShmBackend(region) if kind == "shm" else TcpBackend(region, host, grants)
         try:
             return LinkTransport(
-                region, backend, owner=owner, incarnation=incarnation, secret=secret
+                region, backend, owner=owner, incarnation=incarnation, secret=secret, grants=grants
             )
         except OSError as error:
             raise TransportError(f"{kind} cannot listen: {error}") from error

@@ -26,7 +26,15 @@ from baton.core.hashing import HASH_BYTES, chain_hashes, hash_bytes
 from baton.core.ids import Ticket
 from baton.core.kv_layout import LayerRange
 from baton.core.sharded_layout import Rank
-from baton.kernels.kv_digest import Digests, Labels, Pieces, expand_key, hash_units
+from baton.kernels.kv_digest import (
+    Digests,
+    HashesItself,
+    Labels,
+    Memory,
+    Pieces,
+    expand_key,
+    hash_units,
+)
 from baton.kv_transfer.plan import TokenRange, TransferPlan
 from baton.kv_transfer.transport import ReadUnits
 from baton.kv_transfer.units import PlacedUnits, held_units, in_memory, read_units, units_of_block
@@ -66,7 +74,7 @@ class DigestKey:
         layers: LayerRange,
         first_block: int,
         refs: Sequence[BlockRef],
-        memory: memoryview,
+        memory: Memory | HashesItself,
     ) -> list[bytes]:
         """Return, per block, the digests of the units that a source rank holds, end to end.
 
@@ -153,7 +161,7 @@ class DigestKey:
         tokens: TokenRange,
         offered: Sequence[OfferedBlock],
         landing_blocks: Sequence[int],
-        memory: memoryview,
+        memory: Memory | HashesItself,
         on_the_way: Mapping[Rank, Digests] | None = None,
     ) -> int | None:
         """Return the first token of a unit that is not what was offered; None if all are.
@@ -226,7 +234,7 @@ class DigestKey:
         numbers: Sequence[int],
         refs: Sequence[BlockRef],
         begins: Sequence[int],
-        memory: memoryview,
+        memory: Memory | HashesItself,
     ) -> Digests:
         """Return the digests of units of source blocks `numbers` [blocks, units, 16].
 

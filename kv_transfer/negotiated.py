@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import msgpack
 
 from baton.core.errors import PeerLost, TransportError
-from baton.core.ids import Incarnation
+from baton.core.ids import NO_TICKET, Incarnation, Ticket
 from baton.core.log import get_logger
+from baton.kernels.native.kv_digest import Ints
+from baton.kv_transfer.link.local import host_id
 from baton.kv_transfer.runs import checked_runs
-from baton.kv_transfer.shm.backend import host_id
 from baton.kv_transfer.transport import (
     Metadata,
     Peer,
@@ -30,7 +31,7 @@ from baton.kv_transfer.transport import (
 )
 
 _KIND = "negotiated"
-_ONE_HOST = {"shm"}
+_ONE_HOST = {"shm", "cuda_ipc"}
 """Kinds that do not reach another host, and that nobody misses there."""
 
 _log = get_logger(__name__)
@@ -88,6 +89,13 @@ class NegotiatedTransport:
         """`negotiated`."""
         return _KIND
 
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """Name what it reads by, so that two with a name in common can probably read each other."""
+        here = host_id()
+        kinds = [one.name for one in self._transports]
+        return tuple(f"{kind} {here}" if kind in _ONE_HOST else kind for kind in kinds)
+
     def metadata(self) -> bytes:
         """See Transport. Without a secret: it may be shown to anybody."""
         return self._own.pack(_KIND)
@@ -119,12 +127,28 @@ class NegotiatedTransport:
                 await self._fence(lost)
         return peer
 
-    def read(self, peer: Peer, runs: Sequence[Run], units: UnitsOf | None = None) -> Transfer:
+    def grant(self, ticket: Ticket, offsets: Ints, lengths: Ints) -> None:
+        """See Transport."""
+        for one in self._transports:
+            one.grant(ticket, offsets, lengths)
+
+    def revoke(self, ticket: Ticket) -> None:
+        """See Transport."""
+        for one in self._transports:
+            one.revoke(ticket)
+
+    def read(
+        self,
+        peer: Peer,
+        runs: Sequence[Run],
+        units: UnitsOf | None = None,
+        ticket: Ticket = NO_TICKET,
+    ) -> Transfer:
         """See Transport."""
         self._ensure_open()
         way = self._ways.get(peer)
         if way is not None:
-            transfer = way.transport.read(way.peer, runs, units)
+            transfer = way.transport.read(way.peer, runs, units, ticket)
             if not way.proved:
                 transfer.then(lambda outcome: self._ended(peer, way, outcome))
             return transfer
@@ -166,6 +190,7 @@ class NegotiatedTransport:
             transfers_failed=sum(stats.transfers_failed for stats in every) + self._refused,
             peers=len(self._peers),
             fallbacks=self._fallbacks,
+            refused=sum(stats.refused for stats in every),
         )
 
     def _ensure_open(self) -> None:

@@ -178,15 +178,18 @@ class Receiver:
         if self.state is not ReceiverState.OPENING:
             return self._fail(HandoverError("prefill accepted twice"), now)
         try:
-            plan = landing_plan(message.layout, self._open.layout, self._landing)
+            landing = _IN_POOL if message.direct else self._landing
+            plan = landing_plan(message.layout, self._open.layout, landing)
         except Incompatible as error:
             return self._fail(error, now)
+        if message.direct and not self._open.device_ways:
+            return self._fail(HandoverError("prefill counts on reads that decode cannot do"), now)
         self.state = ReceiverState.WAITING
         self._source_size = plan.source.model.block_size
         self._num_blocks = plan.source.model.blocks_for(self._tokens)
         self._times.accepted(now)
         self.deadline = now + self._config.offer_timeout_s
-        return [Connect(message.transports, message.place_blocks, plan)]
+        return [Connect(message.transports, message.place_blocks, plan, message.direct)]
 
     def _wanted(self, want: Want, now: float) -> list[ReceiverAction]:
         if self.state is not ReceiverState.WAITING or self._shared:

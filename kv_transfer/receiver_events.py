@@ -86,6 +86,8 @@ class Connect:
     """Both as Accepted has them."""
     plan: TransferPlan
     """How KV gets from there to here."""
+    direct: bool = False
+    """Whether it goes from device to device; as Accepted has it."""
 
 
 @dataclass(frozen=True, slots=True)

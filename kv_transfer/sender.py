@@ -8,7 +8,8 @@ No clock but the one passed in, no I/O. Whatever ends it, the machine emits Rele
 if a sequence was submitted, and End exactly once; after that every event is ignored.
 """
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from baton.core.config import HandoverConfig
@@ -66,6 +67,20 @@ class SenderState(StrEnum):
     ENDED = "ended"
 
 
+@dataclass(frozen=True, slots=True)
+class DirectReads:
+    """How others can read our blocks on devices where they are."""
+
+    transports: tuple[bytes, ...]
+    """As Accepted has them."""
+    ways: tuple[str, ...]
+    """See NegotiatedTransport.ways."""
+
+    def reach(self, theirs: Sequence[str]) -> bool:
+        """Return whether decode, which reads in these ways, can."""
+        return not set(self.ways).isdisjoint(theirs)
+
+
 class Sender:
     """One attempt, seen from prefill."""
 
@@ -77,8 +92,11 @@ class Sender:
         config: HandoverConfig,
         now: float,
         staged: bool = False,
+        direct: DirectReads | None = None,
     ) -> None:
-        """`staged`: nobody can read our blocks; they are copied to pages, which are offered."""
+        """`staged`: our blocks are copied to pages, which are offered, for whoever cannot read them
+        where they are as `direct` says.
+        """
         self.state = SenderState.NEW
         self.deadline = now + config.accept_timeout_s
         """When to send Tick, on the clock of `now`; infinite while the engine has the prompt."""
@@ -105,6 +123,7 @@ class Sender:
         self._cached_tokens = 0
         self._blocks: tuple[BlockRef, ...] = ()
         self._staged = staged
+        self._direct = direct
         self._pages: tuple[BlockRef, ...] = ()
         """One for each block of the prompt, once there is room for all of them."""
         self._unstaged: list[SendOffer] = []
@@ -118,6 +137,11 @@ class Sender:
         """How KV gets from here to decode; known once opened."""
         assert self._plan is not None, "not opened"
         return self._plan
+
+    @property
+    def direct(self) -> bool:
+        """Whether decode reads our blocks where they are on a device; known once opened."""
+        return self._accepted.direct
 
     def handle(self, event: SenderEvent, now: float) -> list[SenderAction]:
         """Take one event at time `now` (seconds) and return what to do, in order."""
@@ -162,6 +186,7 @@ class Sender:
             self._plan = plan_between(self._accepted.layout, message.layout)
         except Incompatible as error:
             return self._refuse(error)
+        self._accepted = self._way_of(message)
         self._open = message
         self._attempt = message.attempt
         self._prompt_tokens = len(message.request.prompt)
@@ -176,10 +201,18 @@ class Sender:
         want = Want(self._attempt, wanted.start, wanted.stop)
         return [Send(self._accepted), Send(want)]
 
+    def _way_of(self, message: Open) -> Accepted:
+        """Return what to answer; blocks on a device are read where they are, if decode can."""
+        direct = self._direct
+        if direct is None or not self.plan.in_place or not direct.reach(message.device_ways):
+            return self._accepted
+        self._staged = False
+        return replace(self._accepted, transports=direct.transports, direct=True)
+
     def _worth_pulling(self, event: Opened) -> range:
         message = event.message
-        if self._staged or message.layout != self._accepted.layout:
-            return range(0)  # what is read must land as it is, and where it is
+        if self._staged or self._accepted.direct or message.layout.model != self._layout:
+            return range(0)  # what is read must land as it is, block for block
         return blocks_to_pull(
             self._config,
             self._layout,

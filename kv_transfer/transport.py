@@ -19,11 +19,12 @@ from typing import Any, Protocol
 import msgpack
 
 from baton.core.errors import TransportError
-from baton.core.ids import Incarnation
+from baton.core.ids import NO_TICKET, Incarnation, Ticket
 from baton.kernels.kv_digest import Digests, Labels, Pieces
 from baton.kernels.native.kv_digest import Ints
+from baton.kv_transfer.device_driver import DeviceDriver
 
-METADATA_VERSION = 1
+METADATA_VERSION = 2
 """Both sides must speak the same version of `metadata()`."""
 
 _MAGIC = "baton-kv"
@@ -40,6 +41,8 @@ class Region:
     """Owns the memory; held until the transport is closed."""
     fd: int | None = None
     """Descriptor of exactly this memory, if others may map it; see shm/memory.py."""
+    device: DeviceDriver | None = None
+    """Of the device that it lies on; None for host memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +75,8 @@ class TransferReport:
     """From `read` until the last byte was in place."""
     transport: str
     """What carried its largest read: `shm` (memory mapped by the reader), `shm-cma` (copied by the
-    kernel), `tcp`; over UCX what it says itself: `cma`, `tcp`, `rc_mlx5`, `cuda_ipc`…, several
-    joined by `+`; `none` if there was nothing to read."""
+    kernel), `cuda_ipc` (copied by the reader's GPU), `tcp`; over UCX what it says itself: `cma`,
+    `tcp`, `rc_mlx5`…, several joined by `+`; `none` if there was nothing to read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +106,18 @@ class TransportStats:
     peers: int
     fallbacks: int = 0
     """How often another way than the preferred one was taken."""
+    refused: int = 0
+    """Reads by others that their ticket did not open, where that can be seen."""
 
 
 class Transfer:
     """Reads that were posted together."""
 
-    def __init__(self, peer: Peer, size: int) -> None:
+    def __init__(self, peer: Peer, size: int, ticket: Ticket = NO_TICKET) -> None:
         self.peer = peer
         self.size = size
+        self.ticket = ticket
+        """By which it reads."""
         self._posted_at = time.perf_counter()
         self._loop = asyncio.get_running_loop()
         self._future: asyncio.Future[TransferReport] = self._loop.create_future()
@@ -206,11 +213,27 @@ class Transport(Protocol):
         Raises TransportError if the metadata is not valid, not of this version or out of date.
         """
 
-    def read(self, peer: Peer, runs: Sequence[Run], units: UnitsOf | None = None) -> Transfer:
+    def grant(self, ticket: Ticket, offsets: Ints, lengths: Ints) -> None:
+        """Let whoever has `ticket` read these runs of one's own region too.
+
+        Where the owner of the memory is not asked when it is read, this changes nothing.
+        """
+
+    def revoke(self, ticket: Ticket) -> None:
+        """Take back all that was granted to `ticket`; safe to repeat."""
+
+    def read(
+        self,
+        peer: Peer,
+        runs: Sequence[Run],
+        units: UnitsOf | None = None,
+        ticket: Ticket = NO_TICKET,
+    ) -> Transfer:
         """Start to copy `runs` from the peer's region into one's own.
 
         Runs must not overlap on the local side. With no runs the transfer is completed at once.
-        A peer that is lost or removed gives a transfer that fails with PeerLost.
+        A peer that is lost or removed gives a transfer that fails with PeerLost, one that has not
+        granted the runs to `ticket` one that fails with TransportError.
 
         `units` returns the same bytes as units. A transport that copies them itself calls it, in
         a thread of its own, and gives the transfer their hashes; others leave it alone.

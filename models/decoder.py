@@ -7,14 +7,15 @@ from torch import Tensor
 
 from baton.engine.step import LayerWatch
 from baton.kernels.attention import Workspace
-from baton.kernels.kv_pool import KVLayer
-from baton.kernels.rope import RopeAngles, rope_angles
+from baton.kernels.kv_pool import KVLayer, PagedLayer
+from baton.kernels.paged_attention import PagedAttention
+from baton.kernels.rope import rope_angles, rope_tables
+from baton.models.blocks.device_step import DeviceRun, DeviceStep
 from baton.models.blocks.layer import DecoderLayer
 from baton.models.blocks.norms import Norm, load_norm
 from baton.models.blocks.ring import Ring
-from baton.models.blocks.step import ModelInput, Step
+from baton.models.blocks.step import KV, ModelInput, Step, StepUnderWay
 from baton.models.blocks.vocabulary import Embedding, Head
-from baton.models.rope_spec import RopeSpec
 from baton.models.share import Share
 from baton.models.spec import ModelSpec
 from baton.models.weights import Checkpoint, torch_dtype
@@ -45,6 +46,8 @@ class Decoder:
         """CPU threads of a forward pass; torch counts them per calling thread."""
         self.executor = f"torch ({why})"
         """Which executor this is, in words."""
+        self.device = checkpoint.device
+        """Where the weights are."""
         self.share = share = share or Share()
         """What of the model this rank computes."""
         decoder = spec.decoder
@@ -58,7 +61,10 @@ class Decoder:
             tie=decoder.tie, layers=spec.layers, spare_layers=decoder.spare_layers, own=own
         )
         ropes = dict.fromkeys(decoder.layers[index].attention.rope for index in own)
-        self._ropes = {rope: torch.tensor(rope.frequencies) for rope in ropes}
+        self._ropes = {
+            rope: torch.tensor(rope.frequencies, device=checkpoint.device) for rope in ropes
+        }
+        """On the device that the model is on."""
 
     def _load_ends(self, checkpoint: Checkpoint) -> None:
         """Take what the first and the last stage have."""
@@ -111,7 +117,9 @@ class Decoder:
     @torch.inference_mode()
     def join(self) -> None:
         """Take part in a step of other places along ep, with no tokens of the own."""
-        nothing = torch.empty(0, self.spec.hidden, dtype=torch_dtype(self.dtype))
+        nothing = torch.empty(
+            0, self.spec.hidden, dtype=torch_dtype(self.dtype), device=self.device
+        )
         for layer in self._layers:
             layer.join(nothing)
 
@@ -131,25 +139,80 @@ class Decoder:
         last layer, `stream_shape`, which the next stage takes as its `stream`. kv holds one entry
         per layer of the stage; `watch` counts the layers of the model.
         """
-        tokens = batch.tokens.shape[0]
-        rows = self._rows(tokens)
+        rows = self._rows(batch.tokens.shape[0])
         if stream is None:
             stream = self._embed(batch.tokens, rows)
-        angles = self._angles(batch.positions, stream.dtype)
         ring = Ring(self.share.ranks.cp, batch.ring, workspace) if batch.ring else None
+        angles = {
+            rope: rope_angles(batch.positions, frequencies, stream.dtype, rope.magnitude)
+            for rope, frequencies in self._ropes.items()
+        }
         step = Step(batch.attention, angles, workspace, rows, ring)
+        return self._run(stream, kv, step, batch.sampled, watch)
+
+    @torch.inference_mode()
+    def forward_device(
+        self,
+        step: DeviceStep,
+        kv: Sequence[PagedLayer],
+        watch: LayerWatch | None = None,
+        stream: Tensor | None = None,
+    ) -> Tensor:
+        """Write the tokens' KV to the pool and return what `forward` does, through paged kernels.
+
+        kv holds one entry per layer of the stage (kernels/kv_pool.py, paged_layers). Where
+        `capturable` and the backend is Triton's, nothing is read on the host and no shape depends
+        on values, so that the call can be captured in a CUDA graph for the shapes of `step`, with
+        or without chunks of prompts; `watch` is then called as layers are captured, not as they
+        run. Torch's backend computes the same (kernels/backend.py), and reads the device.
+        """
+        assert self.share.ranks.cp.size == 1, "rings of ranks are made by the host"
+        rows = self._rows(step.tokens.shape[0])
+        if stream is None:
+            stream = self._embed(step.tokens, rows)
+        angles = {
+            rope: rope_tables(step.positions, frequencies, rope.magnitude)
+            for rope, frequencies in self._ropes.items()
+        }
+        run = DeviceRun(step.slots, angles, PagedAttention(step.batch), rows)
+        return self._run(stream, kv, run, step.sampled, watch)
+
+    @property
+    def capturable(self) -> bool:
+        """Whether `forward_device` may be captured in a CUDA graph, for steps of decodes.
+
+        Experts at several places exchange as many rows as tokens choose, which the host must know.
+        """
+        return self.share.ranks.ep.size == 1
+
+    def _run(
+        self,
+        stream: Tensor,
+        kv: Sequence[KV],
+        step: StepUnderWay[KV],
+        sampled: Tensor | None,
+        watch: LayerWatch | None,
+    ) -> Tensor:
+        """Return what the stage is for; `sampled` are the rows whose logits are wanted, or all."""
+        rows = step.rows
+        normed = self._layers[0].norm(stream)
+        following = [*(layer.norm for layer in self._layers[1:]), self._norm]
         for index, layer in enumerate(self._layers, self._own.start):
-            heads_out = layer.heads_out(stream, kv[index - self._own.start], step)
+            place = index - self._own.start
+            heads_out = layer.heads_out(normed, kv[place], step)
             if watch is not None and index + 1 in watch.ends:
                 watch.reached(index + 1)
             if index == self.spec.layers - 1:  # from here on only the sampled rows matter
-                stream, heads_out = rows.gather(stream)[batch.sampled], heads_out[batch.sampled]
+                stream = rows.gather(stream)
+                if sampled is not None:
+                    stream, heads_out = stream[sampled], heads_out[sampled]
+                normed = stream  # what there is to return without any
                 rows = AllRows(self.share.ranks.tp, stream.shape[0])
             if stream.shape[0]:
-                stream = layer.finish(stream, heads_out, rows)
+                normed = layer.finish(stream, heads_out, rows, following[place])
             elif self.share.ranks.ep.size > 1:
                 layer.join(stream)
-        return self._logits(stream) if self.share.last else stream
+        return self._logits(normed) if self.share.last else stream
 
     def _rows(self, tokens: int) -> TokenRows:
         return token_rows(self.share.ranks.tp, tokens, self.share.scatter_from)
@@ -160,16 +223,9 @@ class Decoder:
         scale = self.spec.decoder.embedding_scale
         return stream if scale == 1.0 else stream.mul_(scale)
 
-    def _angles(self, positions: Tensor, dtype: torch.dtype) -> dict[RopeSpec, RopeAngles]:
-        return {
-            rope: rope_angles(positions, frequencies, dtype, rope.magnitude)
-            for rope, frequencies in self._ropes.items()
-        }
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        assert self._norm is not None, "only the last stage has logits"
-        assert self._head is not None
-        if not hidden.shape[0]:
+    def _logits(self, normed: Tensor) -> Tensor:
+        assert self._head is not None, "only the last stage has logits"
+        if not normed.shape[0]:
             own = self.share.vocabulary(self.spec)
-            return hidden.new_empty(0, own.stop - own.start, dtype=torch.float32)
-        return self._head(self._norm(hidden))
+            return normed.new_empty(0, own.stop - own.start, dtype=torch.float32)
+        return self._head(normed)

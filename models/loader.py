@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from baton.core.errors import InvalidConfig
+from baton.kernels.backend import choose_backend, use_backend
 from baton.kernels.native.build import NoNativeCode
 from baton.kernels.native.library import load_library
 from baton.models.decoder import Decoder
@@ -28,14 +29,17 @@ def load_model(
     max_length: int | None = None,
     executor: str = "auto",
     share: Share | None = None,
+    device: str = "cpu",
 ) -> Model:
     """Load a checkpoint folder to compute in `dtype` with `threads` CPU threads.
 
     `max_length` is the tokens that a sequence may have where the model is served, if that is less
     than what the model was made for. `executor` is one of EXECUTORS; auto is native wherever that
     can be had. `share` is the part of the model that is wanted, if other ranks have the rest: torch
-    computes it. Raises InvalidConfig that names the file, field or tensor that is missing or
-    unsupported, an executor that cannot be had, and a mesh that the model cannot be spread over.
+    computes it. `device` is where the model lies and runs; on a GPU torch computes it,
+    by the backend that kernels/backend.py chooses. Raises InvalidConfig that names the file, field
+    or tensor that is missing or unsupported, an executor that cannot be had, and a mesh that the
+    model cannot be spread over.
     """
     if threads < 1:
         raise InvalidConfig("threads", threads, "a whole number of at least 1")
@@ -45,9 +49,11 @@ def load_model(
     if share is not None:
         check_mesh(spec, share.mesh)
     torch.set_num_threads(threads)
-    checkpoint = Checkpoint(model_dir, torch_dtype(dtype))
-    why = "as asked for"
-    if executor != "torch":
+    choice = choose_backend(device)
+    use_backend(choice.backend)
+    checkpoint = Checkpoint(model_dir, torch_dtype(dtype), device)
+    why = "as asked for" if checkpoint.device.type == "cpu" else choice.why
+    if executor != "torch" and checkpoint.device.type == "cpu":
         try:
             return _native(spec, model_dir, dtype, threads, share)
         except NoNativeCode as error:

@@ -42,9 +42,15 @@ class Checkpoint:
     needs memory for that share and one tensor at most, whatever the size of the checkpoint.
     """
 
-    def __init__(self, model_dir: Path, dtype: torch.dtype) -> None:
-        """Open the folder's weight files; raises InvalidConfig that names a damaged one."""
+    def __init__(
+        self, model_dir: Path, dtype: torch.dtype, device: str | torch.device = "cpu"
+    ) -> None:
+        """Open the folder's weight files; raises InvalidConfig that names a damaged one.
+
+        `device` is where tensors that are taken go, one by one.
+        """
         self.dtype = dtype
+        self.device = torch.device(device)
         self._model_dir = model_dir
         self._files: dict[str, tuple[Any, Path]] = {}
         self._taken: set[str] = set()
@@ -72,7 +78,7 @@ class Checkpoint:
         type other than float32, float16 and bfloat16.
         """
         if _is_whole(cut, shape):
-            return self._read(name, shape, _FLOATS).to(self.dtype)
+            return self._read(name, shape, _FLOATS).to(self.device, self.dtype)
         return self._join([(name, shape, cut)])
 
     def take_stored(self, name: str, *shape: int) -> Tensor:
@@ -81,7 +87,7 @@ class Checkpoint:
 
     def take_bytes(self, name: str, *shape: int, cut: Cut = ()) -> Tensor:
         """Return a tensor of bytes, or a mapped cut of it, as `take` does."""
-        return self._read(name, shape, {"U8": torch.uint8}, cut)
+        return self._read(name, shape, {"U8": torch.uint8}, cut).to(self.device)
 
     def leave(self, *names: str) -> None:
         """Count tensors as taken: other ranks need them."""
@@ -144,7 +150,8 @@ class Checkpoint:
         for (name, shape, cut), length in zip(parts, lengths, strict=True):
             found = self._read(name, shape, _FLOATS, cut)
             if joined is None:
-                joined = torch.empty(sum(lengths), *found.shape[1:], dtype=self.dtype)
+                whole = (sum(lengths), *found.shape[1:])
+                joined = torch.empty(whole, dtype=self.dtype, device=self.device)
             joined[start : start + length].copy_(found)
             start += length
             del found  # and its mapping, before the next one

@@ -1,12 +1,13 @@
 """What a group's collectives move and how long they take, by kind."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
 from torch import Tensor
 
-from baton.parallel.group import Group
+from baton.parallel.group import Exchange, Group
 from baton.parallel.layered_group import LayeredGroup
 
 
@@ -19,7 +20,8 @@ class Moved:
     """That had to cross the rank's link in the busier direction, at the least: an all-reduce of B
     bytes on n ranks counts 2 B (n - 1) / n, whichever way it went."""
     seconds: float = 0.0
-    """In the calls, peers' delay included; on GPUs until the work was queued."""
+    """In the calls, peers' delay included; on GPUs until the work was queued. Not in it is what is
+    computed while an all-to-all is under way, nor adding up what is left to who asked for it."""
 
 
 class Traffic:
@@ -57,6 +59,13 @@ class CountedGroup(LayeredGroup):
         self.traffic.add("all_reduce", 2 * x.nbytes * (self.size - 1) // self.size, since)
         return x
 
+    def addends(self, x: Tensor) -> Sequence[Tensor]:
+        """See Group; counted as the all-reduce that it begins."""
+        since = perf_counter()
+        found = self.below.addends(x)
+        self.traffic.add("all_reduce", 2 * x.nbytes * (self.size - 1) // self.size, since)
+        return found
+
     def all_gather(self, x: Tensor, rows: Sequence[int] | None = None) -> Tensor:
         """See Group."""
         since = perf_counter()
@@ -71,14 +80,13 @@ class CountedGroup(LayeredGroup):
         self.traffic.add("reduce_scatter", x.nbytes - own.nbytes, since)
         return own
 
-    def all_to_all(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+    def start_all_to_all(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Exchange:
         """See Group."""
         since = perf_counter()
-        output = self.below.all_to_all(x, sent, received)
-        row = x[:1].nbytes if x.shape[0] else output[:1].nbytes
+        below = self.below.start_all_to_all(x, sent, received)
         rows = max(sum(sent) - sent[self.rank], sum(received) - received[self.rank])
-        self.traffic.add("all_to_all", rows * row, since)
-        return output
+        row_bytes = math.prod(x.shape[1:]) * x.itemsize
+        return _CountedExchange(below, self.traffic, rows * row_bytes, perf_counter() - since)
 
     def broadcast_(self, x: Tensor, source: int) -> Tensor:
         """See Group."""
@@ -99,3 +107,21 @@ class CountedGroup(LayeredGroup):
         self.below.receive_(x, source)
         self.traffic.add("receive", x.nbytes, since)
         return x
+
+
+@dataclass(frozen=True, slots=True)
+class _CountedExchange:
+    """Is counted when it has ended."""
+
+    below: Exchange
+    traffic: Traffic
+    moved_bytes: int
+    seconds: float
+    """That starting it took."""
+
+    def wait(self) -> Tensor:
+        """See Exchange."""
+        since = perf_counter()
+        rows = self.below.wait()
+        self.traffic.add("all_to_all", self.moved_bytes, since - self.seconds)
+        return rows

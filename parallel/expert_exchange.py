@@ -20,21 +20,31 @@ Expert = Callable[[Tensor], Tensor]
 class ExpertExchange:
     """One layer's experts, wherever they are."""
 
-    def __init__(self, ep: Group, placement: Placement, experts: Sequence[Expert]) -> None:
-        """`experts` are those that `placement` says are at this place, in that order."""
+    def __init__(
+        self,
+        ep: Group,
+        placement: Placement,
+        experts: Sequence[Expert],
+        device: str | torch.device = "cpu",
+    ) -> None:
+        """`experts` are those that `placement` says are at this place, in that order.
+
+        `device` is where tokens and experts are.
+        """
         assert len(placement.held) == ep.size, f"{placement} over {ep.size} places"
         assert len(placement.held[ep.rank]) == len(experts)
         self._ep = ep
         self._experts = experts
         self._slots = max(len(held) for held in placement.held)
         places = [placement.places(expert) for expert in range(placement.experts)]
-        self._copies = torch.tensor([len(found) for found in places])
-        self._targets = torch.zeros(len(places), max(map(len, places)), dtype=torch.int64)
+        self._copies = torch.tensor([len(found) for found in places], device=device)
+        targets = torch.zeros(len(places), max(map(len, places)), dtype=torch.int64)
         for expert, found in enumerate(places):
             for copy, place in enumerate(found):
                 slot = placement.held[place].index(expert)
-                self._targets[expert, copy] = place * self._slots + slot
-        self.loads = torch.zeros(len(places), dtype=torch.int64)
+                targets[expert, copy] = place * self._slots + slot
+        self._targets = targets.to(device)
+        self.loads = torch.zeros(len(places), dtype=torch.int64, device=device)
         """How often this place's tokens have chosen each expert."""
 
     def __repr__(self) -> str:

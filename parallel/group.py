@@ -7,6 +7,14 @@ from typing import Protocol
 from torch import Tensor
 
 
+class Exchange(Protocol):
+    """An all-to-all that is under way."""
+
+    def wait(self) -> Tensor:
+        """Return the rows received, rank by rank; once. Until then x may not be changed."""
+        ...
+
+
 class Group(Protocol):
     """The ranks along one line of the mesh; every one of them makes the same calls in one order.
 
@@ -28,6 +36,14 @@ class Group(Protocol):
         """Replace x by the sum over all ranks, in place, and return it; the same bits on each."""
         ...
 
+    def addends(self, x: Tensor) -> Sequence[Tensor]:
+        """Return tensors like x whose sum, in order, is that of all ranks' x; uses x up.
+
+        They are the same on each rank, and may be memory of other ranks: they are valid until the
+        next call. Who adds something to the sum anyway reads them as they lie.
+        """
+        ...
+
     def all_gather(self, x: Tensor, rows: Sequence[int] | None = None) -> Tensor:
         """Return all ranks' x one below the other, along dim 0; `rows` if they are not as many."""
         ...
@@ -38,6 +54,10 @@ class Group(Protocol):
 
     def all_to_all(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
         """Send `sent[i]` rows of x to rank i, in order; return the rows received, rank by rank."""
+        ...
+
+    def start_all_to_all(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Exchange:
+        """Begin an all-to-all, to compute meanwhile; the group's next call comes after `wait`."""
         ...
 
     def broadcast_(self, x: Tensor, source: int) -> Tensor:
@@ -53,6 +73,17 @@ class Group(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """An exchange in which nothing has to come from elsewhere."""
+
+    rows: Tensor
+
+    def wait(self) -> Tensor:
+        """See Exchange."""
+        return self.rows
+
+
 class SoloGroup:
     """A group of one, in which every collective is the identity."""
 
@@ -66,6 +97,10 @@ class SoloGroup:
         """See Group."""
         return x
 
+    def addends(self, x: Tensor) -> Sequence[Tensor]:
+        """See Group."""
+        return (x,)
+
     def all_gather(self, x: Tensor, rows: Sequence[int] | None = None) -> Tensor:
         """See Group."""
         return x
@@ -77,6 +112,10 @@ class SoloGroup:
     def all_to_all(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
         """See Group."""
         return x
+
+    def start_all_to_all(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Exchange:
+        """See Group."""
+        return Arrived(x)
 
     def broadcast_(self, x: Tensor, source: int) -> Tensor:
         """See Group."""

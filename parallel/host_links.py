@@ -49,7 +49,7 @@ def connect_on_host(group: Group, memory_bytes: int, deadline_s: float) -> HostL
         listener.bind(_address(token))
         listener.listen(group.size)
         listener.settimeout(deadline_s)
-        told = torch.frombuffer(bytearray(_host() + token), dtype=torch.uint8)[None]
+        told = torch.frombuffer(bytearray(host_id() + token), dtype=torch.uint8)[None]
         everyone = [bytes(row) for row in group.all_gather(told).numpy()]
         if len({row[:-_TOKEN_BYTES] for row in everyone}) > 1:
             return None
@@ -65,7 +65,7 @@ def connect_on_host(group: Group, memory_bytes: int, deadline_s: float) -> HostL
             raise RankLost(f"a peer of {group} on this host did not connect: {error}") from error
 
 
-def _host() -> bytes:
+def host_id() -> bytes:
     """Return 16 bytes that are the same in processes which can share memory, and in no others."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text()
     network = os.stat("/proc/self/ns/net").st_ino  # abstract sockets are found within one

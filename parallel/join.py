@@ -6,6 +6,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Literal
 
+import torch
 from torch._C import _distributed_c10d as c10d
 
 from baton.core.errors import InvalidConfig, RankLost
@@ -14,7 +15,8 @@ from baton.parallel.group import Group, Ranks
 from baton.parallel.mesh import AXES, Axis, Mesh
 from baton.parallel.one_shot_group import OneShotGroup, one_shot
 from baton.parallel.quantised_group import QuantisedGroup
-from baton.parallel.torch_group import TorchGroup
+from baton.parallel.symmetric_group import SymmetricGroup, symmetric
+from baton.parallel.torch_group import NcclGroup, TorchGroup
 
 Library = Literal["gloo", "nccl"]
 
@@ -43,7 +45,7 @@ class Membership:
         self.traffic: dict[Axis, Traffic] = {}
         """What the groups of more than one rank have moved."""
         self._store = store  # NCCL asks it again when two ranks first talk
-        self._leavable: list[TorchGroup | OneShotGroup] = []
+        self._leavable: list[TorchGroup | OneShotGroup | SymmetricGroup] = []
 
     def __enter__(self) -> "Membership":
         return self
@@ -76,23 +78,29 @@ def listen(host: str, port: int = 0) -> socket.socket:
     return socket.create_server((host, port), family=_family(host), backlog=128)
 
 
-def join_mesh(meeting: Meeting, rank: int, listener: socket.socket | None = None) -> Membership:
+def join_mesh(
+    meeting: Meeting,
+    rank: int,
+    listener: socket.socket | None = None,
+    device: torch.device | None = None,
+) -> Membership:
     """Meet the other ranks and return this one's groups; rank 0 gives its `listener` away.
 
-    Raises RankLost if not all have come within the deadline.
+    `device` is this rank's GPU, of its own, for NCCL; the calling thread's current device from now
+    on, as it must be that of each thread that calls a group. Raises RankLost if not all have come
+    within the deadline, InvalidConfig if there is no such device.
     """
     assert (listener is not None) == (rank == 0), "the leader listens, and nobody else"
+    _check_device(meeting, device)
     if meeting.mesh.size == 1:
         return Membership(None)
     try:
         store = _store(meeting, rank, listener)
         membership = Membership(store)
         try:
-            device = _gloo_device(meeting) if meeting.library == "gloo" else None
             for axis in AXES:
                 if meeting.mesh.length(axis) > 1:
-                    group = _library_group(membership, meeting, rank, axis, store, device)
-                    membership._add(axis, _with_layers(membership, meeting, axis, group))
+                    membership._add(axis, _group(membership, meeting, rank, axis, store, device))
         except BaseException:
             membership.leave()
             raise
@@ -103,6 +111,20 @@ def join_mesh(meeting: Meeting, rank: int, listener: socket.socket | None = None
             f"in {meeting.deadline_s:g} s: {reason}"
         ) from error
     return membership
+
+
+def _check_device(meeting: Meeting, device: torch.device | None) -> None:
+    """Raise InvalidConfig for a device that the library has no use for; make it the current one."""
+    if meeting.library == "gloo":
+        if device is not None and device.type != "cpu":
+            raise InvalidConfig("device", str(device), "cpu, with the library gloo")
+    elif device is None or device.type != "cuda" or device.index is None:
+        raise InvalidConfig("device", str(device), "a GPU and its number, with the library nccl")
+    elif device.index >= torch.cuda.device_count():
+        allowed = f"one of the {torch.cuda.device_count()} GPUs that this process sees"
+        raise InvalidConfig("device", str(device), allowed)
+    else:
+        torch.cuda.set_device(device)
 
 
 def _store(meeting: Meeting, rank: int, listener: socket.socket | None) -> c10d.Store:
@@ -126,47 +148,56 @@ def _gloo_device(meeting: Meeting) -> object:
     return c10d.ProcessGroupGloo.create_device(hostname=own)
 
 
-def _library_group(
+def _group(
     membership: Membership,
     meeting: Meeting,
     rank: int,
     axis: Axis,
     store: c10d.Store,
-    device: object | None,
-) -> TorchGroup:
+    device: torch.device | None,
+) -> Group:
+    """Return this rank's group along an axis: the library's, what does better, and what counts."""
     line = meeting.mesh.line(rank, axis)
-    name = f"{axis} group {','.join(map(str, line))}"
-    place, deadline = line.index(rank), timedelta(seconds=meeting.deadline_s)
+    name, place = f"{axis} group {','.join(map(str, line))}", line.index(rank)
     own_store = c10d.PrefixStore(name, store)
     backend: object
+    better: OneShotGroup | SymmetricGroup | None
     if meeting.library == "gloo":
-        gloo = c10d.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-        gloo._timeout, gloo._devices, gloo._threads = deadline, [device], 1
-        backend = c10d.ProcessGroupGloo(own_store, place, len(line), gloo)
+        backend = _gloo(meeting, own_store, place, len(line))
+        library = TorchGroup(backend, place, len(line), name, membership.leave)
+        membership._leavable.append(library)
+        better = one_shot(library, meeting.deadline_s, membership.leave)
     else:
-        nccl = c10d.ProcessGroupNCCL.Options()
-        nccl._timeout = deadline
-        backend = c10d.ProcessGroupNCCL(own_store, place, len(line), nccl)
-    group = TorchGroup(backend, place, len(line), name, membership.leave)
-    membership._leavable.append(group)
-    return group
-
-
-def _with_layers(
-    membership: Membership, meeting: Meeting, axis: Axis, library: TorchGroup
-) -> Group:
-    """Put upon the library's group what does better, and what counts."""
-    group: Group = library
-    if meeting.library == "gloo":
-        shared = one_shot(library, meeting.deadline_s, membership.leave)
-        if shared is not None:
-            membership._leavable.append(shared)
-            group = shared
+        assert device is not None, "NCCL without a GPU"
+        backend = _nccl(meeting, own_store, place, len(line), device)
+        library = NcclGroup(backend, place, len(line), name, membership.leave)
+        membership._leavable.append(library)
+        better = symmetric(library, own_store, name, device)
+    if better is not None:
+        membership._leavable.append(better)
     membership.traffic[axis] = Traffic()
-    group = CountedGroup(group, membership.traffic[axis])
+    group: Group = CountedGroup(better or library, membership.traffic[axis])
     if axis == "tp" and meeting.int8_from_bytes is not None:
         group = QuantisedGroup(group, meeting.int8_from_bytes)
     return group
+
+
+def _gloo(meeting: Meeting, store: c10d.Store, place: int, size: int) -> object:
+    options = c10d.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    options._timeout = timedelta(seconds=meeting.deadline_s)
+    options._devices, options._threads = [_gloo_device(meeting)], 1
+    return c10d.ProcessGroupGloo(store, place, size, options)
+
+
+def _nccl(
+    meeting: Meeting, store: c10d.Store, place: int, size: int, device: torch.device
+) -> object:
+    """Return NCCL's group, connected: left to itself it would connect in the first step."""
+    options = c10d.ProcessGroupNCCL.Options()
+    options._timeout = timedelta(seconds=meeting.deadline_s)
+    backend = c10d.ProcessGroupNCCL(store, place, size, options)
+    backend.eager_connect_single_device(device)
+    return backend
 
 
 def _family(host: str) -> socket.AddressFamily:

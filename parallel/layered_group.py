@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from baton.parallel.group import Group
+from baton.parallel.group import Exchange, Group
 
 
 class LayeredGroup:
@@ -30,6 +30,10 @@ class LayeredGroup:
         """See Group."""
         return self.below.all_reduce_(x)
 
+    def addends(self, x: Tensor) -> Sequence[Tensor]:
+        """See Group."""
+        return self.below.addends(x)
+
     def all_gather(self, x: Tensor, rows: Sequence[int] | None = None) -> Tensor:
         """See Group."""
         return self.below.all_gather(x, rows)
@@ -40,7 +44,11 @@ class LayeredGroup:
 
     def all_to_all(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
         """See Group."""
-        return self.below.all_to_all(x, sent, received)
+        return self.start_all_to_all(x, sent, received).wait()
+
+    def start_all_to_all(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Exchange:
+        """See Group."""
+        return self.below.start_all_to_all(x, sent, received)
 
     def broadcast_(self, x: Tensor, source: int) -> Tensor:
         """See Group."""

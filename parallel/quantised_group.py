@@ -10,6 +10,8 @@ in that block and m the largest of the sums that are rounded then; and by the ro
 and of x's type besides.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -38,7 +40,7 @@ class QuantisedGroup(LayeredGroup):
 
     def all_reduce_(self, x: Tensor) -> Tensor:
         """See Group; a number that is not finite makes its block so on all ranks."""
-        if x.nbytes < self._from_bytes or not x.is_floating_point():
+        if self._as_it_is(x):
             return self.below.all_reduce_(x)
         blocks = packed(x)
         more = blocks.shape[0] % self.size
@@ -46,6 +48,13 @@ class QuantisedGroup(LayeredGroup):
         parts = self.below.all_to_all(blocks, rows, [rows[self.rank]] * self.size)
         unpack(self.below.all_gather(self._added(parts), rows), x)
         return x
+
+    def addends(self, x: Tensor) -> Sequence[Tensor]:
+        """See Group."""
+        return self.below.addends(x) if self._as_it_is(x) else (self.all_reduce_(x),)
+
+    def _as_it_is(self, x: Tensor) -> bool:
+        return x.nbytes < self._from_bytes or not x.is_floating_point()
 
     def _added(self, parts: Tensor) -> Tensor:
         """Return the packed sums of the packed blocks that lie rank by rank."""

@@ -9,12 +9,21 @@ all-gather:
     matrix ── reduce-scatter ── norm of the own tokens ── all-gather ──── matrix
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
 
 from baton.parallel.group import Group
 from baton.parallel.split import sizes
+
+
+class AddNorm(Protocol):
+    """What follows a sum."""
+
+    def add_(self, addends: Sequence[Tensor], stream: Tensor) -> Tensor:
+        """Add the sum of the addends to the stream in place; return the norm of that."""
+        ...
 
 
 class TokenRows(Protocol):
@@ -31,6 +40,13 @@ class TokenRows(Protocol):
 
     def reduce(self, partial: Tensor) -> Tensor:
         """Return this rank's rows of the sum of all ranks' partial [tokens, n]; uses it up."""
+        ...
+
+    def add_norm_(self, partial: Tensor, stream: Tensor, norm: AddNorm) -> Tensor:
+        """Add `reduce` to this rank's rows of the stream, in place; return the norm of those.
+
+        One call, so that the sum need not be written where the addition and the norm follow.
+        """
         ...
 
 
@@ -52,6 +68,10 @@ class AllRows:
         """See TokenRows."""
         return self._tp.all_reduce_(partial)
 
+    def add_norm_(self, partial: Tensor, stream: Tensor, norm: AddNorm) -> Tensor:
+        """See TokenRows."""
+        return norm.add_(self._tp.addends(partial), stream)
+
 
 class OwnRows:
     """Each rank has the rows of some tokens, as many as any other or one more or less."""
@@ -71,6 +91,10 @@ class OwnRows:
     def reduce(self, partial: Tensor) -> Tensor:
         """See TokenRows."""
         return self._tp.reduce_scatter(partial, self._rows)
+
+    def add_norm_(self, partial: Tensor, stream: Tensor, norm: AddNorm) -> Tensor:
+        """See TokenRows."""
+        return norm.add_((self.reduce(partial),), stream)
 
 
 def token_rows(tp: Group, tokens: int, scatter_from: int) -> TokenRows:

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol, cast
 
 import torch
 from torch import Tensor, distributed
 
 from baton.core.errors import RankLost
-from baton.parallel.group import even_rows
+from baton.parallel.group import Exchange, even_rows
 
 
 class Work(Protocol):
@@ -30,6 +31,7 @@ class Backend(Protocol):
     def broadcast(self, tensors: list[Tensor], opts: Any) -> Work: ...
     def send(self, tensors: list[Tensor], to: int, tag: int) -> Work: ...
     def recv(self, tensors: list[Tensor], source: int, tag: int) -> Work: ...
+    def abort(self) -> None: ...
     def _allgather_base(self, output: Tensor, x: Tensor) -> Work: ...
     def alltoall_base(
         self, output: Tensor, x: Tensor, received: Sequence[int], sent: Sequence[int]
@@ -40,8 +42,7 @@ class TorchGroup:
     """See Group; made by join_mesh.
 
     After the first loss every call raises RankLost at once: the others' places in the order of
-    calls are unknown. On GPUs calls return when the work is queued, and a loss is found by NCCL's
-    watchdog, which ends the process; its instance ends with it.
+    calls are unknown.
     """
 
     def __init__(
@@ -74,6 +75,10 @@ class TorchGroup:
         self._do("all_reduce", lambda b: b.allreduce([x]))
         return x
 
+    def addends(self, x: Tensor) -> Sequence[Tensor]:
+        """See Group."""
+        return (self.all_reduce_(x),)
+
     def all_gather(self, x: Tensor, rows: Sequence[int] | None = None) -> Tensor:
         """See Group; uneven parts travel as long as the longest, since no library has them."""
         if rows is None or len(set(rows)) == 1:
@@ -99,14 +104,18 @@ class TorchGroup:
 
     def all_to_all(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
         """See Group."""
+        return self.start_all_to_all(x, sent, received).wait()
+
+    def start_all_to_all(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Exchange:
+        """See Group; NCCL goes by a stream of its own, Gloo by a thread."""
         assert sum(sent) == x.shape[0], f"{sent} of {x.shape[0]} rows"
         output = x.new_empty(sum(received), *x.shape[1:])
         into, out_of = _bytes_by_row(output), _bytes_by_row(x)
-        self._do(
+        work = self._start(
             "all_to_all",
             lambda b: b.alltoall_base(into, out_of, list(received), list(sent)),
         )
-        return output
+        return _TorchExchange(self, work, (into, out_of), output)
 
     def broadcast_(self, x: Tensor, source: int) -> Tensor:
         """See Group."""
@@ -131,21 +140,63 @@ class TorchGroup:
         return output
 
     def _do(self, kind: str, start: Callable[[Backend], Work]) -> None:
-        """Start and wait; a RuntimeError of torch while it runs is a lost rank."""
+        self._wait(kind, self._start(kind, start))
+
+    def _start(self, kind: str, start: Callable[[Backend], Work]) -> Work:
         if self._backend is None:
             raise RankLost(self._lost)
         try:
-            start(self._backend).wait()
+            return start(self._backend)
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            self._lost = f"{kind} of {self._name}, rank {self._rank} of {self._size}: {reason}"
-            self._on_lost()
-            raise RankLost(self._lost) from error
+            self._lose(kind, error)
+
+    def _wait(self, kind: str, work: Work) -> None:
+        try:
+            work.wait()
+        except RuntimeError as error:
+            self._lose(kind, error)
+
+    def _lose(self, kind: str, error: RuntimeError) -> NoReturn:
+        """Take a RuntimeError of torch for what it is, a lost rank."""
+        reason = str(error).splitlines()[0]
+        self._lost = f"{kind} of {self._name}, rank {self._rank} of {self._size}: {reason}"
+        self._on_lost()
+        raise RankLost(self._lost) from error
 
     def leave(self) -> None:
         """Cut the connections: a peer that waits for this rank gets RankLost at once."""
         self._lost = self._lost or f"{self._name} was left"
         self._backend = None  # the last reference: the sockets close with it
+
+
+class NcclGroup(TorchGroup):
+    """See Group, between GPUs; made by join_mesh.
+
+    Calls return when the work is queued, and the current stream waits for it. So a loss is found by
+    NCCL's watchdog, within the group's deadline: it ends the process, and its instance with it.
+    """
+
+    def leave(self) -> None:
+        """Cut the connections; letting go of the last reference would wait for lost peers."""
+        backend = self._backend
+        super().leave()
+        if backend is not None:
+            backend.abort()
+
+
+@dataclass(frozen=True, slots=True)
+class _TorchExchange:
+    """Keeps the memory that the library reads and writes."""
+
+    group: TorchGroup
+    work: Work
+    memory: tuple[Tensor, Tensor]
+    output: Tensor
+
+    def wait(self) -> Tensor:
+        """See Exchange."""
+        self.group._wait("all_to_all", self.work)
+        return self.output
 
 
 def _bytes_by_row(x: Tensor) -> Tensor:

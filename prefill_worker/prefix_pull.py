@@ -78,7 +78,7 @@ class PrefixPull:
         handover = self._instance.handover(
             HandoverTerms(
                 open_.layout,
-                open_.layout,
+                self._instance.sharded,
                 open_.compatibility,
                 open_.ticket,
                 open_.request.prompt,

@@ -94,6 +94,7 @@ class PrefillService(pb_grpc.PrefillServicer):
             config=instance.config.handover,
             now=self._clock(),
             staged=instance.memory.on_device,
+            direct=instance.direct if instance.direct.transports else None,
         )
 
 

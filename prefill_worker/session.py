@@ -154,6 +154,7 @@ class HandoverSession:
                 message.compatibility,
                 message.ticket,
                 message.request.prompt,
+                direct=self._sender.direct,
             )
         )
         try:

@@ -155,6 +155,7 @@ def to_decode_proto(message: ToDecode) -> pb.ToDecode:
                 transports=message.transports,
                 layout=layout_proto(message.layout),
                 place_blocks=message.place_blocks,
+                direct=message.direct,
             )
             return pb.ToDecode(accepted=accepted)
         case Offer():
@@ -171,10 +172,14 @@ def to_decode_core(message: pb.ToDecode) -> ToDecode:
     """Take what prefill says off the wire; HandoverError if malformed."""
     match message.WhichOneof("message"):
         case "accepted":
-            incarnation = _incarnation("Accepted.incarnation", message.accepted.incarnation)
-            layout = layout_core("Accepted.layout", message.accepted.layout)
-            transports = tuple(message.accepted.transports)
-            return Accepted(incarnation, layout, transports, message.accepted.place_blocks)
+            accepted = message.accepted
+            return Accepted(
+                incarnation=_incarnation("Accepted.incarnation", accepted.incarnation),
+                layout=layout_core("Accepted.layout", accepted.layout),
+                transports=tuple(accepted.transports),
+                place_blocks=accepted.place_blocks,
+                direct=accepted.direct,
+            )
         case "offer":
             return _offer_core(message.offer)
         case "want":
@@ -207,6 +212,7 @@ def _open_proto(message: Open) -> pb.Open:
         cached_blocks=message.cached_blocks,
         transports=message.transports,
         place_blocks=message.place_blocks,
+        device_ways=message.device_ways,
     )
 
 
@@ -236,6 +242,7 @@ def _open_core(message: pb.Open) -> Open:
         cached_blocks=message.cached_blocks,
         transports=tuple(message.transports),
         place_blocks=message.place_blocks,
+        device_ways=tuple(message.device_ways),
     )
 
 

@@ -237,7 +237,7 @@ class ToDecode(_message.Message):
     def __init__(self, accepted: _Optional[_Union[Accepted, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., want: _Optional[_Union[Want, _Mapping]] = ..., pulled: _Optional[_Union[Pulled, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("version", "compatibility", "decode_instance", "decode_incarnation", "ticket", "attempt", "request", "bytes_per_s", "layout", "cached_blocks", "transports", "place_blocks")
+    __slots__ = ("version", "compatibility", "decode_instance", "decode_incarnation", "ticket", "attempt", "request", "bytes_per_s", "layout", "cached_blocks", "transports", "place_blocks", "device_ways")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     COMPATIBILITY_FIELD_NUMBER: _ClassVar[int]
     DECODE_INSTANCE_FIELD_NUMBER: _ClassVar[int]
@@ -250,6 +250,7 @@ class Open(_message.Message):
     CACHED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     TRANSPORTS_FIELD_NUMBER: _ClassVar[int]
     PLACE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_WAYS_FIELD_NUMBER: _ClassVar[int]
     version: int
     compatibility: str
     decode_instance: str
@@ -262,7 +263,8 @@ class Open(_message.Message):
     cached_blocks: int
     transports: _containers.RepeatedScalarFieldContainer[bytes]
     place_blocks: int
-    def __init__(self, version: _Optional[int] = ..., compatibility: _Optional[str] = ..., decode_instance: _Optional[str] = ..., decode_incarnation: _Optional[int] = ..., ticket: _Optional[bytes] = ..., attempt: _Optional[int] = ..., request: _Optional[_Union[Request, _Mapping]] = ..., bytes_per_s: _Optional[float] = ..., layout: _Optional[_Union[ShardedLayout, _Mapping]] = ..., cached_blocks: _Optional[int] = ..., transports: _Optional[_Iterable[bytes]] = ..., place_blocks: _Optional[int] = ...) -> None: ...
+    device_ways: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[int] = ..., compatibility: _Optional[str] = ..., decode_instance: _Optional[str] = ..., decode_incarnation: _Optional[int] = ..., ticket: _Optional[bytes] = ..., attempt: _Optional[int] = ..., request: _Optional[_Union[Request, _Mapping]] = ..., bytes_per_s: _Optional[float] = ..., layout: _Optional[_Union[ShardedLayout, _Mapping]] = ..., cached_blocks: _Optional[int] = ..., transports: _Optional[_Iterable[bytes]] = ..., place_blocks: _Optional[int] = ..., device_ways: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ShardedLayout(_message.Message):
     __slots__ = ("layers", "kv_heads", "block_size", "head_dim", "dtype", "parts", "tp", "stages")
@@ -285,16 +287,18 @@ class ShardedLayout(_message.Message):
     def __init__(self, layers: _Optional[int] = ..., kv_heads: _Optional[int] = ..., block_size: _Optional[int] = ..., head_dim: _Optional[int] = ..., dtype: _Optional[str] = ..., parts: _Optional[int] = ..., tp: _Optional[int] = ..., stages: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Accepted(_message.Message):
-    __slots__ = ("incarnation", "transports", "layout", "place_blocks")
+    __slots__ = ("incarnation", "transports", "layout", "place_blocks", "direct")
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     TRANSPORTS_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     PLACE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    DIRECT_FIELD_NUMBER: _ClassVar[int]
     incarnation: int
     transports: _containers.RepeatedScalarFieldContainer[bytes]
     layout: ShardedLayout
     place_blocks: int
-    def __init__(self, incarnation: _Optional[int] = ..., transports: _Optional[_Iterable[bytes]] = ..., layout: _Optional[_Union[ShardedLayout, _Mapping]] = ..., place_blocks: _Optional[int] = ...) -> None: ...
+    direct: bool
+    def __init__(self, incarnation: _Optional[int] = ..., transports: _Optional[_Iterable[bytes]] = ..., layout: _Optional[_Union[ShardedLayout, _Mapping]] = ..., place_blocks: _Optional[int] = ..., direct: _Optional[bool] = ...) -> None: ...
 
 class Offer(_message.Message):
     __slots__ = ("attempt", "index", "layer_start", "layer_end", "first_block", "blocks", "first")

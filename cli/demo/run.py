@@ -59,6 +59,7 @@ async def demo(console: Console, stopping: Stopping) -> None:
         stopping.hurry = cluster.hurry  # type: ignore[attr-defined]
 
     async with running(config, say, on_cluster=remember) as system:
+        stopping.arm()
         instances = system.cluster.board.current.instances
         pids = system.cluster.processes()
         temp_dir = system.cluster.temp_dir

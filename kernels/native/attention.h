@@ -8,7 +8,7 @@
 
 #include <algorithm>
 
-#include "attention_amx.h"
+#include "attention_columns.h"
 #include "attention_float.h"
 #include "attention_pairs.h"
 
@@ -18,7 +18,7 @@ namespace baton {
 template <class Scratch>
 static inline void attend_span(const Attention& job, const Unit& unit, int32_t span,
                                const Scratch& scratch, const Gathered& into) {
-  std::fill_n(into.sums, unit.queries * sums_stride(job.value_dim), 0.0f);
+  std::fill_n(into.sums, whole_tiles(unit.queries) * sums_stride(job.value_dim), 0.0f);
   std::fill_n(into.highest, unit.queries, -kInfinity);
   std::fill_n(into.totals, unit.queries, 0.0f);
   const int32_t begin = std::max(unit.begin, span * kSpanKeys);
@@ -26,6 +26,7 @@ static inline void attend_span(const Attention& job, const Unit& unit, int32_t s
   for (int32_t tile = begin / kTileKeys * kTileKeys; tile < end; tile += kTileKeys) {
     attend_tile(job, unit, tile, scratch, into);
   }
+  finish_span(job, unit, scratch, into);
 }
 
 // ---- From spans to outputs

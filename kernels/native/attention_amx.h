@@ -1,13 +1,13 @@
-// Attention over a tile of keys in bfloat16, with AMX.
+// Attention over a tile of keys in bfloat16, with AMX: what goes in, and few queries.
 //
 // The same sums as attention_pairs.h, 16 queries at a time:
 //
 //     scores   [keys, queries] = K as it lies in the pool x 16 queries, transposed once per unit
-//     shares   [queries, keys], transposed
+//     shares   [queries, keys]: scores, transposed and softened row by row
 //     values   [queries, dims] = shares x V in pairs of keys
 //
-// Softmax goes over scores as they are, a lane for a query, or, of few queries, over transposed
-// ones, a lane for a key, which gives the same bits in less time.
+// No keys are transposed, and no values: a decode reads them once. Units of more queries go by
+// attention_columns.h.
 #pragma once
 
 #include "amx.h"
@@ -18,12 +18,13 @@
 namespace baton {
 
 constexpr int kKeyTiles = kTileKeys / kTileRows;
-constexpr int kFewQueries = 6;  // So few are softened one by one.
+constexpr int kTileScores = kTileKeys * kTileRows;
 
 struct TileScratch {
   uint32_t *q, *values;  // [16 queries][pairs of dims][16], [pairs of keys][value_dim]
-  float *by_key, *by_query, *found;
-  uint32_t* shares;  // [16 queries][pairs of keys]
+  uint32_t* turned;      // [value_dim][pairs of keys]
+  float *by_key, *next_by_key, *by_query, *found;
+  uint32_t* shares;  // [16 queries][pairs of keys], or turned
   uint16_t *keys, *rows, *zeros;
   Gathered all, span;
   int64_t floats;
@@ -33,7 +34,9 @@ struct TileScratch {
     const int64_t dim = padded(head_dim), width = sums_stride(value_dim);
     q = take<uint32_t>(at, kTileQueries * dim / 2);
     values = take<uint32_t>(at, kTileKeys / 2 * width);
-    by_key = take(at, kTileKeys * kTileRows);
+    turned = take<uint32_t>(at, width * kTileKeys / 2);
+    by_key = take(at, kTileScores);
+    next_by_key = take(at, kTileScores);
     by_query = take(at, kTileRows * kTileKeys);
     shares = take<uint32_t>(at, kTileRows * kTileKeys / 2);
     found = take(at, kTileRows * width);
@@ -161,103 +164,21 @@ static inline void score_tiles(const uint32_t* q, const TileRows& rows, int begi
   _tile_stored(3, by_key + 3 * kTileRows * kTileRows, kTileBytes);
 }
 
-// ---- Softmax: what soften() does, in the same order, of 16 queries at once
-
-struct SeenColumns {
-  IntVec begin, end;
-};
-
-// The sum over keys in the order of soften(): 16 by 16, then halves on halves.
-static inline Vec sum_by_key(const float* by_key) {
-  Vec sums[kTileRows];
-  for (int lane = 0; lane < kTileRows; ++lane) {
-    sums[lane] = load(by_key + lane * kTileRows);
-    for (int tile = 1; tile < kKeyTiles; ++tile) {
-      sums[lane] += load(by_key + (tile * kTileRows + lane) * kTileRows);
-    }
-  }
-  for (int half = kTileRows / 2; half > 0; half /= 2) {
-    for (int lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
-  }
-  return sums[0];
-}
-
-// Leaves shares in by_key, updates `highest` and `totals` and returns what to fade sums by.
-static inline Vec soften_columns(float* by_key, const SeenColumns& seen, float softcap,
-                                 Vec& highest, Vec& totals) {
-  Vec tops[4];
-  for (Vec& top : tops) top = splat(-kInfinity);
-  for (int key = 0; key < kTileKeys; ++key) {
-    Vec value = load(by_key + key * kTileRows);
-    if (softcap != 0.0f) value = tanh_of(value / softcap) * softcap;
-    value = (seen.begin <= key) & (seen.end > key) ? value : splat(-kInfinity);
-    store(by_key + key * kTileRows, value);
-    tops[key % 4] = larger(tops[key % 4], value);
-  }
-  const Vec found = larger(larger(tops[0], tops[1]), larger(tops[2], tops[3]));
-  const Vec before = highest, after = found > before ? found : before;
-  const Vec against = after == -kInfinity ? Vec{} : after;
-  for (int key = 0; key < kTileKeys; ++key) {
-    float* score = by_key + key * kTileRows;
-    store(score, exp_of(load(score) - against));
-  }
-  const Vec fade = before == after ? splat(1.0f) : exp_of(before - after);
-  highest = after;
-  totals = reinterpret_cast<Vec>(_mm512_fmadd_ps(totals, fade, sum_by_key(by_key)));
-  return fade;
-}
-
-// Two vectors, rounded to the lower and the upper halves of words.
-static inline IntVec rounded_words(Vec first, Vec second) {
-  const IntVec low = bits_of(rounded(first)), high = bits_of(rounded(second));
-  return reinterpret_cast<IntVec>(_mm512_srli_epi32(reinterpret_cast<__m512i>(low), 16)) | high;
-}
-
-static inline void transpose_shares(const float* by_key, const TileScratch& scratch) {
-  float words[kTileKeys / 2][kTileRows];
-  const float* rows[kTileKeys / 2];
-  for (int pair = 0; pair < kTileKeys / 2; ++pair) {
-    const float* shares = by_key + 2 * pair * kTileRows;
-    const IntVec both = rounded_words(load(shares), load(shares + kTileRows));
-    std::memcpy(words[pair], &both, sizeof both);
-    rows[pair] = words[pair];
-  }
-  float* to = reinterpret_cast<float*>(scratch.shares);
-  pack_keys(rows, kTileRows, to, kTileKeys / 2);
-  pack_keys(rows + kTileRows, kTileRows, to + kTileRows, kTileKeys / 2);
-}
+// ---- Softmax
 
 // From scores by key to rounded shares by query; fades are [16].
-static inline void soften_many(const Attention& job, const Unit& unit, int32_t tile, int query,
-                               int count, const TileScratch& scratch, const Gathered& into,
-                               float* fades) {
-  SeenColumns columns{};
-  for (int i = 0; i < count; ++i) {
-    const Seen seen = seen_by(job, unit, tile, query + i);
-    columns.begin[i] = seen.begin;
-    columns.end[i] = seen.end;
-  }
-  Vec highest = load_lanes(into.highest + query, count);
-  Vec totals = load_lanes(into.totals + query, count);
-  store(fades, soften_columns(scratch.by_key, columns, job.softcap, highest, totals));
-  store_lanes(into.highest + query, highest, count);
-  store_lanes(into.totals + query, totals, count);
-  transpose_shares(scratch.by_key, scratch);
-}
-
-static inline void soften_few(const Attention& job, const Unit& unit, int32_t tile, int query,
-                              int count, const TileScratch& scratch, const Gathered& into,
-                              float* fades) {
+static inline void soften_rows(const Attention& job, const Unit& unit, int32_t tile,
+                               const TileScratch& scratch, const Gathered& into, float* fades) {
   const float* rows[kTileRows];
   for (int keys = 0; keys < kTileKeys; keys += kTileRows) {
     for (int row = 0; row < kTileRows; ++row) rows[row] = scratch.by_key + (keys + row) * kTileRows;
-    pack_keys(rows, (count + 3) / 4 * 4, scratch.by_query + keys, kTileKeys);
+    pack_keys(rows, (unit.queries + 3) / 4 * 4, scratch.by_query + keys, kTileKeys);
   }
-  for (int i = 0; i < count; ++i) {
-    const Seen seen = seen_by(job, unit, tile, query + i);
+  for (int i = 0; i < unit.queries; ++i) {
+    const Seen seen = seen_by(job, unit, tile, i);
     float* scores = scratch.by_query + i * kTileKeys;
-    fades[i] = soften(scores, seen.begin, seen.end, job.softcap, into.highest + query + i,
-                      into.totals + query + i);
+    fades[i] = soften(scores, seen.begin, seen.end, job.softcap, into.highest + i,
+                      into.totals + i);
     narrow_row(scores, kTileKeys, 1.0f,
                reinterpret_cast<uint16_t*>(scratch.shares + i * kTileKeys / 2));
   }
@@ -288,32 +209,21 @@ static inline void weigh_tiles(const uint32_t* shares, const uint32_t* values, i
   }
 }
 
-// ---- All queries of a unit
+// ---- All queries, no more than 16, of a unit, on keys [keys.begin, keys.end)
 
-static inline void attend_tile(const Attention& job, const Unit& unit, int32_t tile,
-                               const TileScratch& scratch, const Gathered& into) {
+static inline void attend_rows(const Attention& job, const Unit& unit, int32_t tile, Share keys,
+                               const TileRows& rows, const TileScratch& scratch,
+                               const Gathered& into) {
   const int64_t whole = padded(job.shape.head_dim), width = sums_stride(job.value_dim);
-  const int begin = std::max(0, unit.begin - tile), end = std::min(kTileKeys, unit.end - tile);
-  KeyRows<uint16_t> rows;
-  find_rows(job, unit, tile, begin, end, kGroup, scratch.zeros, rows);
-  const TileRows tiles = find_tiles(job, begin, end, rows, scratch);
-  const int first = begin / kGroup * kGroup, after = (end + kGroup - 1) / kGroup * kGroup;
-  pair_values(rows.values, first, after, job.value_dim, scratch.values);
-  for (int query = 0; query < unit.queries; query += kTileRows) {
-    const int count = std::min(kTileRows, unit.queries - query);
-    const int last = seen_by(job, unit, tile, query + count - 1).end;
-    const int from = seen_by(job, unit, tile, query).begin;
-    if (from >= last) continue;
-    score_tiles(scratch.q + query * whole / 2, tiles, from / kTileRows,
-                (last + kTileRows - 1) / kTileRows, whole, scratch.by_key);
-    float fades[kTileRows];
-    const auto soften = count <= kFewQueries ? soften_few : soften_many;
-    soften(job, unit, tile, query, count, scratch, into, fades);
-    weigh_tiles(scratch.shares, scratch.values, from / kGroup * kGroup,
-                (last + kGroup - 1) / kGroup * kGroup, width, scratch.found);
-    for (int i = 0; i < count; ++i) {
-      gather_found(scratch.found + i * width, fades[i], into.sums + (query + i) * width, width);
-    }
+  const int begin = static_cast<int>(keys.begin), end = static_cast<int>(keys.end);
+  score_tiles(scratch.q, rows, begin / kTileRows, (end + kTileRows - 1) / kTileRows, whole,
+              scratch.by_key);
+  float fades[kTileRows];
+  soften_rows(job, unit, tile, scratch, into, fades);
+  weigh_tiles(scratch.shares, scratch.values, begin / kGroup * kGroup,
+              (end + kGroup - 1) / kGroup * kGroup, width, scratch.found);
+  for (int i = 0; i < unit.queries; ++i) {
+    gather_found(scratch.found + i * width, fades[i], into.sums + i * width, width);
   }
 }
 

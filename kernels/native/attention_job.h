@@ -40,8 +40,11 @@ static inline int64_t sums_stride(int64_t value_dim) {
   return (value_dim + kWidth - 1) / kWidth * kWidth;
 }
 
+// Room for whole tiles of queries, whose sums AMX gathers by dimension.
+static inline int64_t whole_tiles(int64_t queries) { return (queries + 15) / 16 * 16; }
+
 static inline int64_t gathered_floats(int64_t queries, int64_t value_dim) {
-  return queries * (sums_stride(value_dim) + 2);
+  return whole_tiles(queries) * (sums_stride(value_dim) + 2);
 }
 
 // The next `count` values of scratch memory, from where a cache line begins if `memory` does.
@@ -53,8 +56,8 @@ static inline Value* take(float*& memory, int64_t count) {
 }
 
 static inline Gathered gathered_at(float* memory, int64_t queries, int64_t value_dim) {
-  float* highest = memory + queries * sums_stride(value_dim);
-  return {memory, highest, highest + queries};
+  float* highest = memory + whole_tiles(queries) * sums_stride(value_dim);
+  return {memory, highest, highest + whole_tiles(queries)};
 }
 
 // ---- Work

@@ -149,11 +149,9 @@ struct Gathered {
   float* totals;
 };
 
-static inline float exp_of(float x) { return exp_of(splat(x))[0]; }
-
 // By how much sums shrink when their highest score rises.
 static inline float fade_of(float before, float after) {
-  return before == after ? 1.0f : exp_of(before - after);
+  return before == after ? 1.0f : exp_below(splat(before - after))[0];
 }
 
 // Turns a query's scores into shares, 0 outside [begin, end); returns what to fade its sums by.
@@ -175,7 +173,7 @@ static inline float soften(float* scores, int begin, int end, float softcap, flo
   const float against = after == -kInfinity ? 0.0f : after;
   Vec sum{};
   for (int v = 0; v < kVecs; ++v) {
-    const Vec share = exp_of(values[v] - against);
+    const Vec share = exp_below(values[v] - against);
     store(scores + v * kWidth, share);
     sum += share;
   }

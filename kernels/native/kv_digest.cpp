@@ -95,7 +95,8 @@ struct Sums {
   void take(const uint8_t* from, uint8_t* to, const uint8_t* key, int64_t lines) {
 #pragma GCC unroll 8
     for (int64_t at = 0; at < lines * kLine; at += kLine) {
-      if (kCopy == Copy::kStreamed) __builtin_prefetch(from + at + kAhead, 0, 2);
+      if (kCopy != Copy::kNone) __builtin_prefetch(from + at + kAhead, 0, 2);
+      if (kCopy == Copy::kCached) __builtin_prefetch(to + at + kAhead, 1, 2);
 #pragma GCC unroll 4
       for (int part = 0; part < kParts; ++part) {
         const Pairs bytes = load(from + at + part * kVector);
@@ -333,6 +334,22 @@ int baton_digest(const uint8_t* key, const uint8_t* memory, int64_t bytes, const
   if (!within(pieces->offsets, *pieces, bytes)) return kOutside;
   for_units<Copy::kNone>(key, *pieces, memory, nullptr, out);
   return kDone;
+}
+
+// The hashes of units whose chunks were summed elsewhere: [units, stride, (same, next)], of which a
+// unit has as many as `chunks` says.
+void baton_digest_of_sums(const uint8_t* key, const uint64_t* sums, const int64_t* chunks,
+                          const int64_t* bytes, int64_t units, int64_t stride, uint8_t* out) {
+  const Point first(key + kKeyLines * kLine), second(key + kKeyLines * kLine + 8);
+  for (int64_t unit = 0; unit < units; ++unit, sums += 2 * stride) {
+    Polynomial one(first), two(second);
+    for (int64_t chunk = 0; chunk < chunks[unit]; ++chunk) {
+      one.add(sums[2 * chunk], sums[2 * chunk + 1]);
+      two.add(sums[2 * chunk], sums[2 * chunk + 1]);
+    }
+    const uint64_t values[2] = {one.finish(bytes[unit]), two.finish(bytes[unit])};
+    std::memcpy(out + 16 * unit, values, sizeof values);
+  }
 }
 
 // The same of what is copied meanwhile to the offsets `into`. Nothing overlaps.

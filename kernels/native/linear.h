@@ -8,7 +8,13 @@ namespace baton {
 
 // Floats of scratch memory that each thread needs for a matrix.
 static inline int64_t linear_scratch(const Matrix& matrix) {
-  return matrix.format == Format::kPairs ? pairs_scratch(matrix.inputs) : kLinearScratch;
+  return matrix.format == Format::kPairs ? pairs_scratch(matrix.inputs)
+                                         : float_scratch(matrix.inputs);
+}
+
+// Values that a row of x is rounded to, if threads share its rounding.
+static inline int64_t rounded_values(const Matrix& matrix) {
+  return matrix.format == Format::kPairs && has_amx() ? Pairs::rows(matrix.inputs) : 0;
 }
 
 // `scratch` has linear_scratch() floats and is the thread's own.
@@ -22,6 +28,22 @@ static inline void linear(const Linear& job, int thread, int threads, float* scr
     case Format::kPairs:
       return linear_of_pairs(job, panels, scratch);
   }
+}
+
+// As linear(), of a team that meets at a barrier: `rounded` is shared and has rounded_values().
+template <class Barrier>
+static inline void linear_together(const Linear& job, int thread, int threads, float* scratch,
+                                   uint16_t* rounded, Barrier barrier) {
+#if defined(BATON_AMX)
+  if (by_tiles(job)) {
+    const RoundedRows x{rounded, row_tiles(job.rows), whole_groups(job.matrix.inputs)};
+    round_rows_of(job, share_of(x.tiles, thread, threads), x);
+    barrier();
+    const Share panels = share_of((job.matrix.outputs + kPanel - 1) / kPanel, thread, threads);
+    return linear_of_rounded(job, panels, x, scratch);
+  }
+#endif
+  linear(job, thread, threads, scratch);
 }
 
 }  // namespace baton

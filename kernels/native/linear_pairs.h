@@ -6,8 +6,7 @@
 
 #include <algorithm>
 
-#include "amx.h"
-#include "linear_job.h"
+#include "linear_tiles.h"
 
 namespace baton {
 
@@ -30,7 +29,7 @@ static inline int64_t rounded_rows(int64_t inputs) {
 
 // Floats of scratch memory that each thread needs.
 static inline int64_t pairs_scratch(int64_t inputs) {
-  return rounded_rows(inputs) * Pairs::rows(inputs) / 2;
+  return tile_sums(inputs) + rounded_rows(inputs) * Pairs::rows(inputs) / 2;
 }
 
 // ---- With vectors
@@ -151,91 +150,45 @@ static void pairs_by_vectors(const Linear& job, Share panels, float* x) {
   }
 }
 
-// ---- With tiles
+// ---- With either
+
+// Whether tiles compute it.
+static inline bool by_tiles(const Linear& job) {
+  return job.matrix.format == Format::kPairs && job.rows > kFewRows && has_amx();
+}
 
 #if defined(BATON_AMX)
 
-// A tile's rows and inputs lie side by side: [row tiles][groups][kTileRows][kGroup].
-static inline void round_tiles(const Linear& job, Share rows, uint16_t* to) {
-  const int64_t inputs = job.matrix.inputs, groups = whole_groups(inputs);
-  constexpr int64_t kPiece = 32 * kGroup;
-  uint16_t piece[kPiece];
-  for (int64_t row = rows.begin; row < rows.end; ++row) {
-    const int64_t number = row - rows.begin;
-    uint16_t* at = to + number / kTileRows * kTileRows * groups * kGroup +
-                   number % kTileRows * kGroup;
-    const float* x = job.x + row * job.x_stride;
-    for (int64_t begin = 0; begin < inputs; begin += kPiece) {
-      const int64_t count = std::min(kPiece, inputs - begin);
-      narrow_row(x + begin, count, 1.0f, piece);
-      for (int64_t g = 0; g < whole_groups(count); ++g, at += kTileRows * kGroup) {
-        std::memcpy(at, piece + g * kGroup, kTileBytes);
-      }
-    }
+// Rounds all rows, so many at a time as `scratch` has room for, and computes them.
+static void pairs_by_tiles(const Linear& job, Share panels, float* scratch) {
+  const int64_t groups = whole_groups(job.matrix.inputs), step = rounded_rows(job.matrix.inputs);
+  auto* values = reinterpret_cast<uint16_t*>(scratch + tile_sums(job.matrix.inputs));
+  for (int64_t row = 0; row < job.rows; row += step) {
+    Linear part = job;
+    part.rows = std::min(step, job.rows - row);
+    part.x += row * job.x_stride;
+    part.out += row * job.out_stride;
+    if (part.residual) part.residual += row * job.residual_stride;
+    const RoundedRows x{values, row_tiles(part.rows), groups};
+    round_tiles(part, {0, x.tiles}, x);
+    pairs_by_tiles(part, panels, x, scratch);
   }
 }
 
-// Makes the sums [2 * kTileRows][kPanel] of two row tiles, or of one, and a panel.
-template <bool kTwo>
-static inline void multiply_tiles(const uint16_t* x, const uint16_t* panel, int64_t groups,
-                                  float* sums) {
-  constexpr int64_t kPanelBytes = kPanel * 4;
-  const uint16_t* second = x + groups * kTileRows * kGroup;
-  before_loads();
-  _tile_zero(0);
-  _tile_zero(1);
-  if constexpr (kTwo) {
-    _tile_zero(2);
-    _tile_zero(3);
-  }
-  for (int64_t g = 0; g < groups; ++g) {
-    const uint16_t* weights = panel + g * kGroup * kPanel;
-    if constexpr (!kTwo) {  // So few rows wait for memory.
-      const uint16_t* ahead = weights + 2 * kGroup * kPanel;
-      for (int line = 0; line < 2 * kTileRows; ++line) __builtin_prefetch(ahead + line * 32);
-    }
-    _tile_loadd(4, x + g * kTileRows * kGroup, kTileBytes);
-    _tile_loadd(6, weights, kPanelBytes);
-    _tile_loadd(7, weights + 2 * kWidth, kPanelBytes);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    if constexpr (kTwo) {
-      _tile_loadd(5, second + g * kTileRows * kGroup, kTileBytes);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-    }
-  }
-  _tile_stored(0, sums, kPanelBytes);
-  _tile_stored(1, sums + kWidth, kPanelBytes);
-  if constexpr (kTwo) {
-    _tile_stored(2, sums + kTileRows * kPanel, kPanelBytes);
-    _tile_stored(3, sums + kTileRows * kPanel + kWidth, kPanelBytes);
-  }
+#endif
+
+#if defined(BATON_AMX)
+
+__attribute__((noinline)) static void round_rows_of(const Linear& job, Share tiles,
+                                                    const RoundedRows& x) {
+  const FlushDenormals flush;
+  round_tiles(job, tiles, x);
 }
 
-static void pairs_by_tiles(const Linear& job, Share panels, uint16_t* x) {
-  const Tiles tiles;
-  const int64_t inputs = job.matrix.inputs, padded = Pairs::rows(inputs);
-  const int64_t step = rounded_rows(inputs);
-  const auto* weights = static_cast<const uint16_t*>(job.matrix.panels);
-  alignas(64) float sums[2 * kTileRows * kPanel];
-  for (int64_t begin = 0; begin < job.rows; begin += step) {
-    const Share rows{begin, std::min(begin + step, job.rows)};
-    round_tiles(job, rows, x);
-    for (int64_t p = panels.begin; p < panels.end; ++p) {
-      const uint16_t* panel = weights + p * padded * kPanel;
-      for (int64_t row = begin; row < rows.end; row += 2 * kTileRows) {
-        const int64_t count = std::min<int64_t>(2 * kTileRows, rows.end - row);
-        const uint16_t* tile = x + (row - begin) * padded;
-        if (count > kTileRows) {
-          multiply_tiles<true>(tile, panel, padded / kGroup, sums);
-        } else {
-          multiply_tiles<false>(tile, panel, padded / kGroup, sums);
-        }
-        finish_sums(job, row, count, p * kPanel, sums);
-      }
-    }
-  }
+__attribute__((noinline)) static void linear_of_rounded(const Linear& job, Share panels,
+                                                        const RoundedRows& x, float* scratch) {
+  const FlushDenormals flush;
+  pairs_by_tiles(job, panels, x, scratch);
 }
 
 #endif
@@ -246,9 +199,7 @@ __attribute__((noinline)) static void linear_of_pairs(const Linear& job, Share p
                                                       float* scratch) {
   const FlushDenormals flush;
 #if defined(BATON_AMX)
-  if (job.rows > kFewRows && has_amx()) {
-    return pairs_by_tiles(job, panels, reinterpret_cast<uint16_t*>(scratch));
-  }
+  if (by_tiles(job)) return pairs_by_tiles(job, panels, scratch);
 #endif
   pairs_by_vectors(job, panels, scratch);
 }

@@ -43,7 +43,10 @@ class Program {
         most_experts_ = std::max(most_experts_, routing(op).experts);
         most_chosen_ = std::max(most_chosen_, routing(op).top_k);
       }
-      if (op.kind == Kind::kLinear) floats = linear_scratch(op.matrix);
+      if (op.kind == Kind::kLinear) {
+        floats = linear_scratch(op.matrix);
+        rounded_values_ = std::max(rounded_values_, rounded_values(op.matrix));
+      }
       if (op.kind == Kind::kByHead || op.kind == Kind::kExperts) {
         floats = linear_scratch(*static_cast<const Matrix*>(op.weight));
       }
@@ -101,6 +104,7 @@ class Program {
       }
       slots_.reserve(capacity_);
       positions_.reserve(capacity_);
+      rounded_.reserve(row_tiles(capacity_) * kTileRows * rounded_values_);
       mixture_.reserve(capacity_ * most_chosen_, most_experts_);
     }
     const int64_t counters = static_cast<int64_t>(input.sequence_count) * plan_.pool.kv_heads;
@@ -135,10 +139,11 @@ class Program {
                          op.eps, row_of(op.out) + op.out_at, stride(op.out), rows(op), op.width},
                         thread, threads);
       case Kind::kLinear:
-        return linear({op.matrix, op.bias, row_of(op.x) + op.x_at, stride(op.x),
-                       op.y < 0 ? nullptr : row_of(op.y), op.y < 0 ? 0 : stride(op.y),
-                       row_of(op.out) + op.out_at, stride(op.out), rows(op)},
-                      thread, threads, scratch_.get() + thread * scratch_floats_);
+        return linear_together({op.matrix, op.bias, row_of(op.x) + op.x_at, stride(op.x),
+                                op.y < 0 ? nullptr : row_of(op.y), op.y < 0 ? 0 : stride(op.y),
+                                row_of(op.out) + op.out_at, stride(op.out), rows(op)},
+                               thread, threads, scratch_.get() + thread * scratch_floats_,
+                               rounded_.get(), [this] { team_.barrier(); });
       case Kind::kHeads:
         return heads(op, thread);
       case Kind::kAttend:
@@ -321,11 +326,12 @@ class Program {
   std::vector<Rotation> rotations_;
   std::vector<Room<float>> buffers_, angles_;
   Room<float> scratch_, partials_;
+  Room<uint16_t> rounded_;
   Room<int64_t> slots_;
   Room<int32_t> positions_, counters_;
   Mixture mixture_;
   int32_t most_experts_ = 0, most_chosen_ = 0;
-  int64_t scratch_floats_ = 0, capacity_ = 0;
+  int64_t scratch_floats_ = 0, rounded_values_ = 0, capacity_ = 0;
   const StepInput* input_ = nullptr;
 };
 

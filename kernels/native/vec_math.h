@@ -25,6 +25,32 @@ static inline Vec exp_of(Vec x) {
   return x < -87.33f ? Vec{} : grown;
 }
 
+// e^x of x <= 0, in less than that takes; exactly 1 at 0 and exactly 0 below -87.33.
+//
+// x log2(e) = n + r with |r| <= 1/2, and 2^r by the polynomial of least relative error, 1e-7, that
+// is 1 at 0.
+static inline Vec exp_below(Vec x) {
+  const Vec shift = splat(12582912.0f);
+  const Vec shifted = x * 1.44269504f + shift;
+  const Vec n = shifted - shift;
+  const Vec r = x * 1.44269504f - n;
+  Vec p = splat(1.326472731e-3f);
+  p = p * r + 9.671512991e-3f;
+  p = p * r + 5.550733581e-2f;
+  p = p * r + 2.402224243e-1f;
+  p = p * r + 6.931470037e-1f;
+  p = p * r + 1.0f;
+#if defined(__AVX512F__)
+  const __m512 least = _mm512_set1_ps(-87.33f);
+  const auto seen = _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), least, _CMP_GE_OQ);
+  return reinterpret_cast<Vec>(
+      _mm512_maskz_scalef_ps(seen, reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(n)));
+#else
+  const Vec grown = of_bits(bits_of(p) + (bits_of(shifted) << 23));
+  return x >= -87.33f ? grown : Vec{};
+#endif
+}
+
 static inline Vec sigmoid_of(Vec x) { return 1.0f / (1.0f + exp_of(-x)); }
 
 // Cephes' tanhf: a polynomial near 0, where 1 - 2 / (e^2x + 1) would lose digits.

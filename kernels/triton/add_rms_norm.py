@@ -8,6 +8,13 @@ from torch import Tensor
 from baton.kernels.triton.numbers import FP8_MAX, power_of_2, to_fp8
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Return x / sqrt(mean(x²) + eps) × weight for x [tokens, hidden] (kernels/rms_norm.py)."""
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    _launch(None, x, weight, eps, out, None)
+    return out
+
+
 def add_rms_norm_(x: Tensor, stream: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Add x [tokens, hidden] to the stream of that shape in place; return the stream's norm.
 
@@ -33,10 +40,16 @@ def add_rms_norm_fp8_(
 
 
 def _launch(
-    x: Tensor, stream: Tensor, weight: Tensor, eps: float, out: Tensor, scales: Tensor | None
+    x: Tensor | None,
+    stream: Tensor,
+    weight: Tensor,
+    eps: float,
+    out: Tensor,
+    scales: Tensor | None,
 ) -> None:
-    tokens, hidden = x.shape
-    assert x.stride(1) == stream.stride(1) == 1
+    tokens, hidden = stream.shape
+    assert stream.stride(1) == 1
+    assert x is None or x.stride(1) == 1
     block = power_of_2(hidden)
     _add_rms_norm[(tokens,)](
         x,
@@ -45,7 +58,7 @@ def _launch(
         out,
         scales,
         eps,
-        x.stride(0),
+        0 if x is None else x.stride(0),
         stream.stride(0),
         HIDDEN=hidden,
         BLOCK=block,
@@ -72,9 +85,11 @@ def _add_rms_norm(
     d = tl.arange(0, BLOCK)
     there = d < HIDDEN
     at = stream + token * s_stream + d
-    added = tl.load(x + token * s_x + d, mask=there, other=0.0).to(tl.float32)
-    total = (tl.load(at, mask=there, other=0.0).to(tl.float32) + added).to(stream.dtype.element_ty)
-    tl.store(at, total, mask=there)
+    total = tl.load(at, mask=there, other=0.0)
+    if x is not None:
+        added = tl.load(x + token * s_x + d, mask=there, other=0.0).to(tl.float32)
+        total = (total.to(tl.float32) + added).to(stream.dtype.element_ty)
+        tl.store(at, total, mask=there)
     values = total.to(tl.float32)
     scale = tl.rsqrt(tl.sum(values * values, 0) / HIDDEN + eps)
     normed = values * scale * tl.load(weight + d, mask=there, other=0.0).to(tl.float32)

@@ -41,13 +41,14 @@ def decode_attention(
     plan: DecodePlan,
     scoring: Scoring,
     kv_scales: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Return the attention output [rows, heads, head_dim] of q of that shape, one token a row.
 
     `kv` is one layer of the pool, [num_blocks, 2, kv_heads, block_size, head_dim] (strides of
     blocks, parts and heads are free), with the new tokens' KV in it, and `tables` [rows, blocks]
-    int32. KV in fp8 stands for itself times `kv_scales` [2, kv_heads] float32. Rows of length 0
-    give 0.
+    int32. KV in fp8 stands for itself times `kv_scales` [num_blocks, 2, kv_heads] float32, of any
+    strides. Rows of length 0 give 0. The result is put in `out`, contiguous, if that is given.
     """
     rows, heads, head_dim = q.shape
     kv_heads, block_size = kv.shape[2:4]
@@ -57,7 +58,9 @@ def decode_attention(
     block_h = _head_block(group)
     block_d = max(16, power_of_2(head_dim))
     tile = _TILES.get((block_d, kv.element_size()), _WIDE)
-    out = torch.empty(rows, heads, head_dim, dtype=q.dtype, device=q.device)
+    if out is None:
+        out = torch.empty(rows, heads, head_dim, dtype=q.dtype, device=q.device)
+    s_scale = (0, 0, 0) if kv_scales is None else kv_scales.stride()
     found, weights = partials(plan, heads, head_dim)
     _attend[(plan.items.shape[0], kv_heads, ceil_div(group, block_h))](
         q,
@@ -82,6 +85,7 @@ def decode_attention(
         kv.stride(1),
         kv.stride(2),
         tables.stride(0),
+        *s_scale,
         GROUP=group,
         BLOCK_H=block_h,
         D=head_dim,
@@ -127,6 +131,9 @@ def _attend(
     s_part,
     s_head,
     s_table,
+    s_sblock,
+    s_spart,
+    s_shead,
     GROUP: tl.constexpr,
     BLOCK_H: tl.constexpr,
     D: tl.constexpr,
@@ -150,8 +157,6 @@ def _attend(
     query = tl.load(
         q + row.to(tl.int64) * s_qrow + head[:, None] * s_qhead + d[None, :], mask=valid, other=0.0
     )
-    if kv_scales is not None:
-        scale *= tl.load(kv_scales + kv_head)
     keys = kv + kv_head * s_head
     values = keys + s_part
     highest = tl.full([BLOCK_H], -float("inf"), tl.float32)
@@ -166,6 +171,9 @@ def _attend(
             keys + place[None, :] + d[:, None], mask=here[None, :] & (d < D)[:, None], other=0.0
         )
         scores = tl.dot(query, k.to(query.dtype), input_precision="ieee") * scale
+        if kv_scales is not None:
+            by = kv_scales + block * s_sblock + kv_head * s_shead
+            scores *= tl.load(by, mask=here, other=0.0)[None, :]
         if CAPPED:
             scores = softcap * tanh(scores / softcap)
         scores = tl.where((here & (n >= low))[None, :], scores * LOG2E, -float("inf"))
@@ -177,6 +185,8 @@ def _attend(
         shares = tl.exp2(scores - new[:, None])
         kept = tl.exp2(highest - new)
         total = total * kept + tl.sum(shares, 1)
+        if kv_scales is not None:
+            shares *= tl.load(by + s_spart, mask=here, other=0.0)[None, :]
         acc = tl.dot(
             shares.to(query.dtype),
             v.to(query.dtype),
@@ -184,8 +194,6 @@ def _attend(
             input_precision="ieee",
         )
         highest = new
-    if kv_scales is not None:
-        acc *= tl.load(kv_scales + tl.num_programs(1) + kv_head)
     if tl.load(firsts + row + 1) - tl.load(firsts + row) == 1:  # all of the row is here
         if sinks is not None:
             sink = tl.load(sinks + head, mask=within < GROUP, other=0.0).to(tl.float32) * LOG2E

@@ -9,44 +9,39 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from baton.kernels.kv_digest import CHUNK_LINES, KEY_LINES, LINE_BYTES
-from baton.kernels.triton.numbers import ceil_div
+from baton.kernels.kv_digest import CHUNK_LINES, LINE_BYTES
 
 _WORDS = LINE_BYTES // 4
 
 
-def chunk_sums(part: Tensor, blocks: Tensor, labels: Tensor, key: Tensor) -> Tensor:
-    """Return [units, chunks, 2] int64, `same` and `next` of each chunk, for units part[blocks].
+def unit_sums(
+    words: Tensor,
+    offsets: Tensor,
+    units: Tensor,
+    labels: Tensor,
+    key: Tensor,
+    chunks: int,
+    *,
+    grain: int,
+) -> Tensor:
+    """Return [units, chunks, 2] int64, `same` and `next` of each chunk, 0 where a unit has fewer.
 
-    `part` is a view of the pool, [num_blocks, layers, parts, heads, block_size, head_dim], cut to
-    the layers and heads that a unit has; its runs of heads are in whole lines of 64 bytes, and
-    begin at whole words. `blocks` [units] is int32; `labels` [units, 16] and `key` [66 * 16], the
-    lines of `expand_key`, are int32 and contiguous.
+    `words` is the memory (int32). A unit's bytes are its pieces, one after the other, and then its
+    label on a line of its own; `chunks` is what the longest unit has. The rest is as the fields of
+    kv_digest_device.UnitTable.
     """
-    _, layers, parts, heads, block_size, head_dim = part.shape
-    assert part.stride()[3:] == (block_size * head_dim, head_dim, 1), "only whole heads"
-    run_bytes = heads * block_size * head_dim * part.element_size()
-    assert run_bytes % LINE_BYTES == 0, f"runs of {run_bytes} bytes are not in whole lines"
-    assert labels.is_contiguous()
-    assert key.numel() == KEY_LINES * _WORDS
-    words = part.view(torch.int32)
-    lines = layers * parts * run_bytes // LINE_BYTES + 1
-    chunks = ceil_div(lines, CHUNK_LINES)
-    sums = torch.empty(len(blocks), chunks, 2, dtype=torch.int64, device=part.device)
-    _sums[(len(blocks), chunks)](
+    assert grain in (1, _WORDS)
+    sums = torch.empty(len(units), chunks, 2, dtype=torch.int64, device=words.device)
+    _sums[(len(units), chunks)](
         words,
-        blocks,
+        offsets,
+        units,
         labels,
         key,
         sums,
-        lines,
-        run_bytes // LINE_BYTES,
-        parts,
-        words.stride(0),
-        words.stride(1),
-        words.stride(2),
         LINES=CHUNK_LINES,
         WORDS=_WORDS,
+        GRAIN=grain,
         num_warps=4,
     )
     return sums
@@ -55,34 +50,34 @@ def chunk_sums(part: Tensor, blocks: Tensor, labels: Tensor, key: Tensor) -> Ten
 @triton.jit
 def _sums(
     words,
-    blocks,
+    offsets,
+    units,
     labels,
     key,
     sums,
-    lines,
-    run,
-    parts,
-    s_block,
-    s_layer,
-    s_part,
     LINES: tl.constexpr,
     WORDS: tl.constexpr,
+    GRAIN: tl.constexpr,
 ):
     unit = tl.program_id(0).to(tl.int64)
     chunk = tl.program_id(1)
-    pool = words + tl.load(blocks + unit).to(tl.int64) * s_block
+    offsets += tl.load(units + unit * 3)
+    piece = tl.load(units + unit * 3 + 1)
+    total = tl.load(units + unit * 3 + 2)
+    lines = (total + WORDS - 1) // WORDS + 1
     labels += unit * WORDS
     i = tl.arange(0, LINES)
     line = chunk * LINES + i
     count = tl.minimum(lines - chunk * LINES, LINES)
     # Low words of each line, high words, and low words of the line before.
-    a = _keyed(pool, labels, key, line, i + 1, lines, run, parts, s_layer, s_part, 0)
-    b = _keyed(pool, labels, key, line, i + 1, lines, run, parts, s_layer, s_part, 1)
-    before = _keyed(pool, labels, key, line - 1, i, lines, run, parts, s_layer, s_part, 0)
+    a = _keyed(words, offsets, labels, key, line, i + 1, lines, piece, total, GRAIN, 0)
+    b = _keyed(words, offsets, labels, key, line, i + 1, lines, piece, total, GRAIN, 1)
+    before = _keyed(words, offsets, labels, key, line - 1, i, lines, piece, total, GRAIN, 0)
     lane = 2 * tl.arange(0, WORDS // 2)[None, :]
     first = tl.load(key + lane).to(tl.uint32, bitcast=True).to(tl.uint64)
     before = tl.where((i == 0)[:, None], first, before)
-    after = tl.load(key + (count + 1) * WORDS + lane + 1).to(tl.uint32, bitcast=True).to(tl.uint64)
+    last = tl.maximum(count, 0) + 1
+    after = tl.load(key + last * WORDS + lane + 1).to(tl.uint32, bitcast=True).to(tl.uint64)
     inside = (i < count)[:, None]
     nothing = tl.zeros([LINES, WORDS // 2], tl.uint64)
     same = tl.where(inside, a * b, nothing)
@@ -95,16 +90,32 @@ def _sums(
 
 @triton.jit
 def _keyed(
-    pool, labels, key, line, key_line, lines, run, parts, s_layer, s_part, HIGH: tl.constexpr
+    words,
+    offsets,
+    labels,
+    key,
+    line,
+    key_line,
+    lines,
+    piece,
+    total,
+    GRAIN: tl.constexpr,
+    HIGH: tl.constexpr,
 ):
     """Return the low or high words of lines [n, 8] plus those of the key's lines, modulo 2³²."""
     lane = 2 * tl.arange(0, 8)[None, :] + HIGH
-    in_pool = (line >= 0) & (line < lines - 1)
-    side = tl.where(in_pool, line, 0) // run
-    place = side // parts * s_layer + side % parts * s_part + tl.where(in_pool, line, 0) % run * 16
-    word = tl.load(pool + place[:, None] + lane, mask=in_pool[:, None], other=0)
+    word = line[:, None] * 16 + lane
+    there = (line >= 0)[:, None] & (word < total)
+    if GRAIN == 16:  # no line has words of two pieces
+        first = tl.where((line >= 0) & (line < lines - 1), line * 16, 0)
+        at = tl.load(offsets + first // piece, mask=line < lines - 1, other=0) + first % piece
+        place = at[:, None] + lane
+    else:
+        safe = tl.where(there, word, 0)
+        place = tl.load(offsets + safe // piece, mask=there, other=0) + safe % piece
+    data = tl.load(words + place, mask=there, other=0)
     own = tl.load(labels + lane + tl.zeros_like(line)[:, None])
-    word = tl.where((line == lines - 1)[:, None], own, word)
+    data = tl.where((line == lines - 1)[:, None], own, data)
     by = tl.load(key + key_line[:, None] * 16 + lane)
-    keyed = word.to(tl.uint32, bitcast=True) + by.to(tl.uint32, bitcast=True)
+    keyed = data.to(tl.uint32, bitcast=True) + by.to(tl.uint32, bitcast=True)
     return keyed.to(tl.uint64)

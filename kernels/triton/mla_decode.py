@@ -32,13 +32,13 @@ def mla_decode(
     scoring: Scoring,
     *,
     rank: int,
-    kv_scale: Tensor | None = None,
+    kv_scales: Tensor | None = None,
 ) -> Tensor:
     """Return what the heads see, [rows, heads, rank], for q [rows, heads, rank + turned].
 
     `kv` is one layer of the pool, [num_blocks, 1, 1, block_size, rank + turned], with the new
     tokens' vectors in it, and `tables` [rows, blocks] int32. `rank` is a power of 2. Vectors in
-    fp8 stand for themselves times `kv_scale` [1] float32.
+    fp8 stand for themselves times `kv_scales` [num_blocks, 1, 1] float32, of any strides.
     """
     rows, heads, width = q.shape
     block_size = kv.shape[3]
@@ -58,7 +58,7 @@ def mla_decode(
         plan.items,
         plan.firsts,
         plan.span,
-        kv_scale,
+        kv_scales,
         found,
         weights,
         out,
@@ -68,6 +68,7 @@ def mla_decode(
         q.stride(1),
         kv.stride(0),
         tables.stride(0),
+        0 if kv_scales is None else kv_scales.stride(0),
         HEADS=heads,
         BLOCK_H=block_h,
         RANK=rank,
@@ -98,7 +99,7 @@ def _attend(
     items,
     firsts,
     span,
-    kv_scale,
+    kv_scales,
     found,
     weights,
     out,
@@ -108,6 +109,7 @@ def _attend(
     s_qhead,
     s_block,
     s_table,
+    s_scale,
     HEADS: tl.constexpr,
     BLOCK_H: tl.constexpr,
     RANK: tl.constexpr,
@@ -130,8 +132,6 @@ def _attend(
     source = q + row.to(tl.int64) * s_qrow + head[:, None] * s_qhead
     query = tl.load(source + d[None, :], mask=here_h, other=0.0)
     turned = tl.load(source + RANK + t[None, :], mask=here_h & (t < TURNED)[None, :], other=0.0)
-    if kv_scale is not None:
-        scale *= tl.load(kv_scale)
     scale *= LOG2E
     highest = tl.full([BLOCK_H], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_H], tl.float32)
@@ -150,15 +150,18 @@ def _attend(
         )
         scores = tl.dot(query, tl.trans(latent), input_precision="ieee")
         scores = tl.dot(turned, key.to(query.dtype), scores, input_precision="ieee") * scale
+        if kv_scales is not None:
+            by = tl.load(kv_scales + block * s_scale, mask=here, other=0.0)[None, :]
+            scores *= by
         scores = tl.where((here & (n >= low))[None, :], scores, -float("inf"))
         new = tl.maximum(highest, tl.max(scores, 1))
         shares = tl.exp2(scores - new[:, None])
         kept = tl.exp2(highest - new)
         total = total * kept + tl.sum(shares, 1)
+        if kv_scales is not None:
+            shares *= by
         acc = tl.dot(shares.to(query.dtype), latent, acc * kept[:, None], input_precision="ieee")
         highest = new
-    if kv_scale is not None:
-        acc *= tl.load(kv_scale)
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]
     if tl.load(firsts + row + 1) - tl.load(firsts + row) == 1:  # all of the row is here
         written = out + (row * HEADS + head).to(tl.int64)[:, None] * RANK + d[None, :]

@@ -17,23 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from baton.kernels.routing import Routing
 from baton.kernels.triton.numbers import ceil_div, power_of_2
 
 _CHUNK = 1024  # slots looked at together
-
-
-@dataclass(frozen=True, slots=True)
-class Routing:
-    """How a model scores experts, as models/blocks/routing.py has it."""
-
-    scoring: str
-    """"softmax", "sigmoid", or "top_softmax": over the chosen ones alone"""
-    top_k: int
-    groups: int = 1
-    top_groups: int = 1
-    """Only experts of so many of the best groups are chosen from."""
-    normalise: bool = False
-    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ for one head, and passes over the keys in three parts, of which only the outer t
 The grid depends on the number of tokens and sequences only; a program finds its chunk by itself.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -23,6 +25,7 @@ _TILES = {
     128: (128, Tile(64, 8, 3)),
     256: (64, Tile(32, 4, 3)),
 }
+# With scales, or with tiles left out, 256 dimensions on 4 warps would spill too.
 _WIDE = (64, Tile(32, 8, 2))
 
 
@@ -36,6 +39,8 @@ def prefill_attention(
     *,
     window: int | None = None,
     kv_scales: Tensor | None = None,
+    skip_below: float = 0.0,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Return the attention output [tokens, heads, head_dim] of q of that shape.
 
@@ -43,7 +48,14 @@ def prefill_attention(
     tokens' KV in it, and `tables` [sequences, blocks] int32. `starts` [sequences + 1] int32 says
     which rows of q are whose, and `lengths` [sequences] int32 how long the sequences are with
     them. A row sees `window` tokens at most, its own included. KV in fp8 stands for itself times
-    `kv_scales` [2, kv_heads] float32. Rows after the last start are not written.
+    `kv_scales` [num_blocks, 2, kv_heads] float32, of any strides. Rows after the last start are not
+    written. The result is put in `out`, contiguous, if that is given.
+
+    A tile of keys is left out where the share of each key in it would be less than `skip_below` of
+    that of the likeliest key so far, for all rows of the tile (BLASST: Yuan et al., 2025). What is
+    left out of a row is then at most e = n × skip_below of its weight, n being the keys it sees,
+    and its output is off by at most 2 × e × the largest |value|; measured errors are far less. 0
+    leaves nothing out.
     """
     tokens, heads, head_dim = q.shape
     kv_heads, block_size = kv.shape[2:4]
@@ -51,7 +63,11 @@ def prefill_attention(
     sequences = lengths.shape[0]
     block_d = max(16, power_of_2(head_dim))
     rows, tile = _TILES.get(block_d, _WIDE)
-    out = torch.empty(tokens, heads, head_dim, dtype=q.dtype, device=q.device)
+    if block_d > 128 and (kv_scales is not None or skip_below > 0):
+        rows, tile = _WIDE
+    if out is None:
+        out = torch.empty(tokens, heads, head_dim, dtype=q.dtype, device=q.device)
+    s_scale = (0, 0, 0) if kv_scales is None else kv_scales.stride()
     _attend[(ceil_div(tokens, rows) + sequences, heads)](
         q,
         kv,
@@ -65,12 +81,14 @@ def prefill_attention(
         scoring.softcap or 0.0,
         window or 0,
         sequences,
+        math.log2(skip_below) if skip_below > 0 else 0.0,
         q.stride(0),
         q.stride(1),
         kv.stride(0),
         kv.stride(1),
         kv.stride(2),
         tables.stride(0),
+        *s_scale,
         HEADS=heads,
         KV_HEADS=kv_heads,
         D=head_dim,
@@ -80,6 +98,7 @@ def prefill_attention(
         BLOCK_N=tile.block,
         WINDOWED=window is not None,
         CAPPED=scoring.softcap is not None,
+        SKIPPING=skip_below > 0,
         LOG2E=LOG2E,
         num_warps=tile.warps,
         num_stages=tile.stages,
@@ -115,12 +134,16 @@ def _attend(
     softcap,
     window,
     sequences,
+    least,
     s_qrow,
     s_qhead,
     s_block,
     s_part,
     s_head,
     s_table,
+    s_sblock,
+    s_spart,
+    s_shead,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     D: tl.constexpr,
@@ -130,6 +153,7 @@ def _attend(
     BLOCK_N: tl.constexpr,
     WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr,
+    SKIPPING: tl.constexpr,
     LOG2E: tl.constexpr,
 ):
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # late tiles see most keys: they go first
@@ -147,8 +171,9 @@ def _attend(
     at = q + (start + m).to(tl.int64)[:, None] * s_qrow + head * s_qhead + d[None, :]
     query = tl.load(at, mask=valid, other=0.0)
     kv_head = head // (HEADS // KV_HEADS)
+    scales = kv_scales
     if kv_scales is not None:
-        scale *= tl.load(kv_scales + kv_head)
+        scales += kv_head * s_shead
     keys = kv + kv_head * s_head
     table = tables + sequence * s_table
     end = before + tl.minimum(first + BLOCK_M, count)
@@ -168,22 +193,23 @@ def _attend(
     if WINDOWED:
         for n in range(low, clear, BLOCK_N):
             state = _tile(
-                state, query, keys, table, before + m, n, end, scale, softcap, window, s_block,
-                s_part, D, BLOCK_D, PAGE, BLOCK_N, True, WINDOWED, CAPPED, LOG2E,
+                state, query, keys, scales, table, before + m, n, end, scale, softcap, window,
+                least, s_block, s_part, s_sblock, s_spart, D, BLOCK_D, PAGE, BLOCK_N, True,
+                WINDOWED, CAPPED, SKIPPING, LOG2E,
             )  # fmt: skip
     for n in range(clear, diagonal, BLOCK_N):
         state = _tile(
-            state, query, keys, table, before + m, n, end, scale, softcap, window, s_block,
-            s_part, D, BLOCK_D, PAGE, BLOCK_N, False, WINDOWED, CAPPED, LOG2E,
+            state, query, keys, scales, table, before + m, n, end, scale, softcap, window, least,
+            s_block, s_part, s_sblock, s_spart, D, BLOCK_D, PAGE, BLOCK_N, False, WINDOWED,
+            CAPPED, SKIPPING, LOG2E,
         )  # fmt: skip
     for n in range(diagonal, end, BLOCK_N):
         state = _tile(
-            state, query, keys, table, before + m, n, end, scale, softcap, window, s_block,
-            s_part, D, BLOCK_D, PAGE, BLOCK_N, True, WINDOWED, CAPPED, LOG2E,
+            state, query, keys, scales, table, before + m, n, end, scale, softcap, window, least,
+            s_block, s_part, s_sblock, s_spart, D, BLOCK_D, PAGE, BLOCK_N, True, WINDOWED,
+            CAPPED, SKIPPING, LOG2E,
         )  # fmt: skip
     highest, total, acc = state
-    if kv_scales is not None:
-        acc *= tl.load(kv_scales + KV_HEADS + kv_head)
     if sinks is not None:
         sink = tl.load(sinks + head).to(tl.float32) * LOG2E
         new = tl.maximum(highest, sink)
@@ -198,6 +224,7 @@ def _tile(
     state,
     query,
     keys,
+    scales,
     table,
     places,
     start,
@@ -205,8 +232,11 @@ def _tile(
     scale,
     softcap,
     window,
+    least,
     s_block,
     s_part,
+    s_sblock,
+    s_spart,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PAGE: tl.constexpr,
@@ -214,6 +244,7 @@ def _tile(
     MASKED: tl.constexpr,
     WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr,
+    SKIPPING: tl.constexpr,
     LOG2E: tl.constexpr,
 ):
     """Take a tile of keys into the running maximum, sum and output of a tile of queries."""
@@ -226,6 +257,8 @@ def _tile(
     at = keys + place[None, :] + d[:, None]
     k = tl.load(at, mask=here[None, :] & (d < D)[:, None], other=0.0).to(query.dtype)
     scores = tl.dot(query, k, input_precision="ieee") * scale
+    if scales is not None:
+        scores *= tl.load(scales + block * s_sblock, mask=here, other=0.0)[None, :]
     if CAPPED:
         scores = softcap * tanh(scores / softcap)
     scores *= LOG2E
@@ -234,14 +267,37 @@ def _tile(
         if WINDOWED:
             seen &= n[None, :] > places[:, None] - window
         scores = tl.where(seen, scores, -float("inf"))
-    new = tl.maximum(highest, tl.max(scores, 1))
+    top = tl.max(scores, 1)
+    at = keys + s_part + place[:, None] + d[None, :]
+    mask = here[:, None] & (d < D)[None, :]
+    by = None
+    if scales is not None:
+        by = tl.load(scales + block * s_sblock + s_spart, mask=here, other=0.0)
+    if SKIPPING:  # where all rows' keys are negligible beside what they have seen
+        if tl.max((top - highest >= least).to(tl.int32), 0) > 0:
+            highest, total, acc = _take(
+                state, scores, top, at, mask, by, MASKED and WINDOWED, query.dtype
+            )
+    else:
+        highest, total, acc = _take(
+            state, scores, top, at, mask, by, MASKED and WINDOWED, query.dtype
+        )
+    return highest, total, acc
+
+
+@triton.jit
+def _take(state, scores, top, values, mask, scales, MAY_BE_NONE: tl.constexpr, KIND: tl.constexpr):
+    """Take scores in units of log2, and the values that they are of, into a running state."""
+    highest, total, acc = state
+    new = tl.maximum(highest, top)
     base = new
-    if MASKED and WINDOWED:  # a row may not have seen a key yet
+    if MAY_BE_NONE:  # a row may not have seen a key yet
         base = tl.where(new == -float("inf"), 0.0, new)
     shares = tl.exp2(scores - base[:, None])
     kept = tl.exp2(highest - base)
-    at = keys + s_part + place[:, None] + d[None, :]
-    v = tl.load(at, mask=here[:, None] & (d < D)[None, :], other=0.0).to(query.dtype)
+    v = tl.load(values, mask=mask, other=0.0)
     total = total * kept + tl.sum(shares, 1)
-    acc = tl.dot(shares.to(query.dtype), v, acc * kept[:, None], input_precision="ieee")
+    if scales is not None:
+        shares *= scales[None, :]
+    acc = tl.dot(shares.to(KIND), v.to(KIND), acc * kept[:, None], input_precision="ieee")
     return new, total, acc

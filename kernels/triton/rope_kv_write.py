@@ -30,12 +30,13 @@ def rope_kv_write_(
     token, -1 for rows that are padding. `cos` and `sin` [tokens, turned / 2] are float32, and turn
     the first `turned` dimensions by halves (kernels/rope.py). With `norm_weights` [heads +
     kv_heads, head_dim], each head of q and k is first divided by its root mean square. A pool in
-    fp8 gets the values divided by `kv_scales` [2, kv_heads].
+    fp8 gets the values divided by `kv_scales` [num_blocks, 2, kv_heads] float32, of any strides.
     """
     tokens, rows, head_dim = qkv.shape
     kv_heads, block_size = kv.shape[2:4]
     assert kv.stride()[3:] == (head_dim, 1), "tokens of a block must lie together"
     half = cos.shape[1]
+    s_scale = (0, 0, 0) if kv_scales is None else kv_scales.stride()
     block_h = min(power_of_2(rows), max(1, _VALUES // power_of_2(head_dim)))
     _rope_kv_write[(tokens, ceil_div(rows, block_h))](
         qkv,
@@ -53,6 +54,7 @@ def rope_kv_write_(
         kv.stride(0),
         kv.stride(1),
         kv.stride(2),
+        *s_scale,
         HEADS=rows - 2 * kv_heads,
         KV_HEADS=kv_heads,
         D=head_dim,
@@ -84,6 +86,9 @@ def _rope_kv_write(
     s_block,
     s_part,
     s_head,
+    s_sblock,
+    s_spart,
+    s_shead,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     D: tl.constexpr,
@@ -136,8 +141,11 @@ def _rope_kv_write(
     # The pool: row HEADS + part * KV_HEADS + head.
     part_row = tl.maximum(row - HEADS, 0)
     new = there & ~is_q & (slot >= 0)
+    block = tl.maximum(slot, 0) // PAGE
     if kv_scales is not None:
-        by = tl.load(kv_scales + part_row, mask=part_row < 2 * KV_HEADS, other=1.0)[:, None]
+        at = kv_scales + block * s_sblock
+        at += part_row // KV_HEADS * s_spart + part_row % KV_HEADS * s_shead
+        by = tl.load(at, mask=part_row < 2 * KV_HEADS, other=1.0)[:, None]
         first /= by
         second /= by
         if REST > 0:
@@ -145,7 +153,6 @@ def _rope_kv_write(
     if not FP8:  # as it would be in qkv
         first = first.to(kind)
         second = second.to(kind)
-    block = tl.maximum(slot, 0) // PAGE
     place = block * s_block + (part_row // KV_HEADS * s_part + part_row % KV_HEADS * s_head)
     target = kv + (place + tl.maximum(slot, 0) % PAGE * D)[:, None]
     tl.store(target + d[None, :], _stored(first, kv, FP8), mask=new & turned)

@@ -7,7 +7,8 @@ Four small kernels, and scores in float32 between them:
     race     exponential noise against what is left; the winner of each part of a row
     choose   the winner of the row, counted in its history
 
-What it computes is what executor/sampler.py, truncation.py and logit_changes.py compute.
+What it computes is what executor/sampler.py, truncation.py and logit_changes.py compute. What it
+does not is typical-p, which sorts, and log-probabilities, which are the host's to tell.
 """
 
 from dataclasses import dataclass
@@ -58,13 +59,54 @@ class Penalties:
     presence: Tensor
 
 
-def change_logits_(logits: Tensor, rows: Tensor, tokens: Tensor, changes: Tensor) -> None:
-    """Add changes [n] float32 to float32 logits [rows, vocabulary]: biases, and -inf to forbid.
+def begin_history_(seen: Tensor, prompt: Tensor, output: Tensor) -> None:
+    """Fill a row of `Penalties.seen` [vocabulary] for a sequence that joins the batch.
 
-    `rows` and `tokens` [n] are int32; a row of -1 is padding.
+    `prompt` and `output` are its tokens so far, int64 on the row's device. From then on `sample`
+    counts what it chooses.
+    """
+    seen.zero_()
+    seen.scatter_add_(0, output, torch.ones_like(output, dtype=seen.dtype))
+    seen += (seen > 0).to(seen.dtype)
+    seen[prompt] = seen[prompt].clamp(min=1)
+
+
+@dataclass(frozen=True, slots=True)
+class LogitChanges:
+    """What is added to single logits, and when: biases, and -inf to forbid.
+
+    They are written once, when a sequence joins: which of them count in a step, the device finds.
+    """
+
+    rows: Tensor
+    """[changes] int32; -1 for padding"""
+    tokens: Tensor
+    """[changes] int32"""
+    amounts: Tensor
+    """[changes] float32"""
+    until: Tensor
+    """[changes] int64: counts only for tokens at positions before that. The stop tokens of a
+    sequence with `min_tokens` have the end of its prompt and that many."""
+    after: Tensor | None = None
+    """[changes, n] int32: counts only where these tokens have just been said, of which -1 is any.
+    The last token of a bad word has the others, at the end of its row."""
+
+
+def change_logits_(
+    logits: Tensor, changes: LogitChanges, positions: Tensor, recent: Tensor | None = None
+) -> None:
+    """Change float32 logits [rows, vocabulary] of tokens at `positions` [rows] int64.
+
+    `recent` [rows, n] int32 are the n tokens before each, wanted by changes that come after some.
     """
     assert logits.dtype == torch.float32
-    _change[(rows.shape[0],)](logits, rows, tokens, changes, logits.stride(0), num_warps=1)
+    after = changes.after
+    assert (after is None) == (recent is None)
+    assert after is None or recent is None or after.shape[1] == recent.shape[1]
+    _change[(changes.rows.shape[0],)](
+        logits, changes.rows, changes.tokens, changes.amounts, changes.until, after, positions,
+        recent, logits.stride(0), AFTER=0 if after is None else after.shape[1], num_warps=1,
+    )  # fmt: skip
 
 
 def sample(logits: Tensor, params: SamplingTensors, penalties: Penalties | None = None) -> Tensor:
@@ -106,12 +148,23 @@ def sample(logits: Tensor, params: SamplingTensors, penalties: Penalties | None 
 
 
 @triton.jit
-def _change(logits, rows, tokens, changes, s_row):
+def _change(
+    logits, rows, tokens, amounts, until, after, positions, recent, s_row, AFTER: tl.constexpr
+):
     i = tl.program_id(0)
     row = tl.load(rows + i)
-    if row >= 0:
+    if row < 0:
+        return
+    if tl.load(positions + row) >= tl.load(until + i):
+        return
+    matches = 1
+    for j in range(AFTER):
+        wanted = tl.load(after + i * AFTER + j)
+        said = tl.load(recent + row * AFTER + j)
+        matches = tl.where((wanted < 0) | (wanted == said), matches, 0)
+    if matches > 0:
         at = logits + row.to(tl.int64) * s_row + tl.load(tokens + i)
-        tl.atomic_add(at, tl.load(changes + i))
+        tl.atomic_add(at, tl.load(amounts + i))
 
 
 @triton.jit

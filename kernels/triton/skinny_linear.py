@@ -16,15 +16,21 @@ MOST_ROWS = 64
 _INPUTS = 128  # of a tile
 # By bits of a weight: outputs of a tile, warps, stages.
 _TILES = {32: Tile(32, 4, 3), 16: Tile(64, 4, 4), 8: Tile(64, 4, 4), 4: Tile(64, 4, 4)}
+_HALF_FULL = Tile(64, 4, 3)  # of 17 to 32 rows by weights of 16 bits: a stage more would spill
 
 
 def skinny_linear(
-    x: Tensor, weight: Tensor, scales: Tensor | None = None, bias: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    scales: Tensor | None = None,
+    bias: Tensor | None = None,
+    zeros: Tensor | None = None,
 ) -> Tensor:
     """Return [rows, out] for x [rows, in] of up to 64 rows.
 
     `weight` [out, in] has x's dtype, or is one of weight_formats.py with its `scales`: float8 or
-    int8 [out, in], int4 as uint8 [out, in / 2]. `bias` is [out].
+    int8 [out, in], int4 as uint8 [out, in / 2]. `bias` is [out]. Nibbles of int4 count from 8, or
+    from `zeros` [out, in / 128] uint8.
     """
     rows, inputs = x.shape
     outputs = weight.shape[0]
@@ -32,7 +38,10 @@ def skinny_linear(
     assert x.stride(1) == weight.stride(1) == 1
     packed = weight.dtype == torch.uint8
     assert (scales is None) == (weight.dtype == x.dtype)
-    tile = _TILES[4 if packed else 8 * weight.element_size()]
+    assert zeros is None or packed
+    block_m = max(16, power_of_2(rows))
+    bits = 4 if packed else 8 * weight.element_size()
+    tile = _HALF_FULL if (block_m, bits) == (32, 16) else _TILES[bits]
     columns = ceil_div(outputs, tile.block)
     splits = split_inputs(columns, inputs)
     out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
@@ -43,6 +52,7 @@ def skinny_linear(
         x,
         weight,
         scales,
+        zeros,
         bias,
         sums,
         rows,
@@ -54,7 +64,7 @@ def skinny_linear(
         SPLITS=splits,
         PACKED=packed,
         GROUP=GROUP,
-        BLOCK_M=max(16, power_of_2(rows)),
+        BLOCK_M=block_m,
         BLOCK_N=tile.block,
         BLOCK_K=_INPUTS,
         EVEN=inputs % _INPUTS == 0,
@@ -91,6 +101,7 @@ def _skinny(
     x,
     weight,
     scales,
+    zeros,
     bias,
     sums,
     rows,
@@ -124,8 +135,12 @@ def _skinny(
             w_high = ((pairs >> 4).to(tl.int8) - 8).to(x.dtype.element_ty)
             part = tl.dot(low, w_low, input_precision="ieee")
             part = tl.dot(high, w_high, part, input_precision="ieee")
-            at = scales + n * (inputs // GROUP) + start // GROUP
-            acc += part * tl.load(at, mask=n < outputs, other=0.0)
+            at = n * (inputs // GROUP) + start // GROUP
+            if zeros is not None:  # (nibble - 8) + (8 - zero), the latter for all of the group
+                zero = tl.load(zeros + at, mask=n < outputs, other=8).to(tl.float32)
+                of_row = tl.sum(low.to(tl.float32), 1) + tl.sum(high.to(tl.float32), 1)
+                part += of_row[:, None] * (8 - zero)
+            acc += part * tl.load(scales + at, mask=n < outputs, other=0.0)
         else:
             k = start + tl.arange(0, BLOCK_K)
             left = tl.load(

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from baton.core.ids import Ticket
 from baton.kernels.kv_digest import Digests, Pieces
 from baton.kv_transfer.runs import RunTable
 from baton.kv_transfer.transport import Metadata, ReadUnits
@@ -16,6 +17,10 @@ MAX_RUNS = 512
 MAX_BYTES = 256 << 20
 """Bytes in one part. A fence of a mapped peer waits for one copy, so for less than a tenth of a
 second; in smaller pieces memmove does not bypass the cache, and has two thirds of the speed."""
+
+
+class ReadRefused(Exception):
+    """The ticket does not open what was to be read."""
 
 
 class Channel(Protocol):
@@ -28,12 +33,13 @@ class Channel(Protocol):
     def carrier(self) -> str:
         """What moves the bytes, for the report."""
 
-    def ask(self, part: RunTable) -> None:
-        """Begin to read `part`; waits for the peer at most shortly."""
+    def ask(self, part: RunTable, ticket: Ticket) -> None:
+        """Begin to read `part` by `ticket`; waits for the peer at most shortly."""
 
     def receive(self, part: RunTable) -> None:
         """Return when `part`, the oldest asked for, is in local memory.
 
+        Raises ReadRefused if the ticket does not open it: what follows can still be received.
         Raises PeerLost if the peer has gone, TransportError or OSError if the read failed.
         """
 

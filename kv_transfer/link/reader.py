@@ -22,6 +22,7 @@ from baton.kv_transfer.link.backend import (
     Backend,
     Channel,
     HashingChannel,
+    ReadRefused,
     parts_of,
     parts_of_units,
 )
@@ -47,6 +48,7 @@ class _Job:
     to_receive: int = 0
     """Parts that have not arrived; 0 until they are cut."""
     hashes: list[Digests] = field(default_factory=list)
+    refused: TransportError | None = None
 
     def cut(self, *, hashes: bool) -> None:
         """Cut it into parts: of units, if the channel hashes and they are wanted."""
@@ -147,17 +149,24 @@ class Reader:
                     break
                 under_way.append(asked)
                 if isinstance(asked[1], RunTable):
-                    channel.ask(asked[1])
+                    channel.ask(asked[1], asked[0].transfer.ticket)
             job, part = under_way[0]
             if isinstance(part, RunTable):
-                channel.receive(part)
+                self._receive(channel, job, part)
             else:
                 assert hashing is not None, "cut for another channel"
                 job.hashes.append(hashing.receive_units(part))
             under_way.popleft()
             job.to_receive -= 1
             if not job.to_receive:
-                self._counters.ended(job.transfer, channel.carrier, None, job.all_hashes())
+                self._counters.ended(job.transfer, channel.carrier, job.refused, job.all_hashes())
+
+    def _receive(self, channel: Channel, job: _Job, part: RunTable) -> None:
+        """Receive a part; if it is refused, that ends its job, and nobody else's."""
+        try:
+            channel.receive(part)
+        except ReadRefused as error:
+            job.refused = TransportError(f"{self._peer}: {error}")
 
     def _next(self, *, wait: bool, hashes: bool) -> "_Asked | None":
         """Return the next part to ask for and whose it is; None if there is none and not `wait`."""

@@ -7,13 +7,20 @@ import time
 from baton.core.errors import InvalidConfig, PeerLost, TransportError
 from baton.core.ids import Incarnation
 from baton.kv_transfer.base import NOTHING_TO_DO, BaseTransport, Done, outcome
+from baton.kv_transfer.grants import Grants
 from baton.kv_transfer.link import auth
 from baton.kv_transfer.link.backend import Backend
 from baton.kv_transfer.link.reader import CONNECT_S, Reader
 from baton.kv_transfer.link.server import Server
 from baton.kv_transfer.link.stream import STALL_S, limit_waits
 from baton.kv_transfer.runs import RunTable
-from baton.kv_transfer.transport import Metadata, Peer, Region, Transfer, UnitsOf
+from baton.kv_transfer.transport import (
+    Metadata,
+    Peer,
+    Region,
+    Transfer,
+    UnitsOf,
+)
 
 MAX_QUEUED = 4096
 """Transfers that may wait for one peer; more are refused."""
@@ -24,9 +31,9 @@ class LinkTransport(BaseTransport):
 
     def __init__(
         self, region: Region, backend: Backend, *, owner: str, incarnation: Incarnation,
-        secret: bytes,
+        secret: bytes, grants: Grants | None = None,
     ) -> None:  # fmt: skip
-        """`secret` is the cluster's, the same for all its instances.
+        """`secret` is the cluster's, the same for all its instances; `grants` are the backend's.
 
         Raises InvalidConfig if it is too short, OSError if it cannot listen.
         """
@@ -35,7 +42,7 @@ class LinkTransport(BaseTransport):
             raise InvalidConfig("handover.secret", f"{len(secret)} bytes", allowed)
         listener, address = backend.listen()
         own = Metadata(owner, incarnation, region.address, region.length, address, b"")
-        super().__init__(backend.kind, region, own)
+        super().__init__(backend.kind, region, own, grants=grants)
         self._backend = backend
         self._secret = secret
         self._readers: dict[Peer, Reader] = {}

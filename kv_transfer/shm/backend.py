@@ -5,17 +5,14 @@ descriptor. Other memory is read by the kernel (process_vm_readv), which needs t
 right to trace. The connection stays open: when it ends, the owner of the memory has ended.
 """
 
-import contextlib
-import secrets
 import socket
 import struct
-from pathlib import Path
-
-import msgpack
 
 from baton.core.errors import PeerLost, TransportError
+from baton.core.ids import Ticket
 from baton.kernels.kv_digest import Digests, copy_and_hash, is_native
 from baton.kv_transfer.link.backend import Channel
+from baton.kv_transfer.link.local import dial_locally, listen_locally, until_hung_up
 from baton.kv_transfer.link.stream import hung_up
 from baton.kv_transfer.runs import RunTable
 from baton.kv_transfer.shm.copying import bytes_at, copy_mapped, read_process
@@ -28,11 +25,6 @@ _MAPPED, _BY_KERNEL = b"m", b"k"
 _CREDENTIALS = struct.Struct("3i")
 
 
-def host_id() -> str:
-    """Return what tells this host from others, and from itself before it was last started."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
 class ShmBackend:
     """Listens at a name of its own in the network namespace; see Backend."""
 
@@ -42,30 +34,12 @@ class ShmBackend:
         self._region = region
 
     def listen(self) -> tuple[socket.socket, bytes]:
-        """See Backend. The name is abstract: nothing is left in the file system."""
-        name = f"baton-kv-{secrets.token_hex(16)}"
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(f"\0{name}")
-        listener.listen(128)
-        return listener, msgpack.packb([host_id(), name])
+        """See Backend."""
+        return listen_locally()
 
     def dial(self, address: bytes, timeout: float) -> socket.socket:
         """See Backend."""
-        try:
-            host, name = msgpack.unpackb(address)
-            path = f"\0{name}"
-        except (ValueError, TypeError, msgpack.UnpackException) as error:
-            raise TransportError("this is no address for shm") from error
-        if host != host_id():
-            raise TransportError("the peer is on another host")
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.settimeout(timeout)
-        try:
-            connection.connect(path)
-        except OSError:
-            connection.close()
-            raise
-        return connection
+        return dial_locally(address, timeout)
 
     def open(self, connection: socket.socket, theirs: Metadata) -> Channel:
         """See Backend."""
@@ -86,10 +60,7 @@ class ShmBackend:
         how = _BY_KERNEL if region.fd is None else _MAPPED
         told = _TOLD.pack(how, region.address, region.length)
         socket.send_fds(connection, [told], [] if region.fd is None else [region.fd])
-        while True:
-            with contextlib.suppress(BlockingIOError):
-                connection.recv(1)
-                return
+        until_hung_up(connection)
 
 
 class _MappedChannel:
@@ -102,7 +73,7 @@ class _MappedChannel:
         self._local = region.address
         self._mapping = mapping
 
-    def ask(self, part: RunTable) -> None:
+    def ask(self, part: RunTable, ticket: Ticket) -> None:
         """See Channel. Nobody must be asked."""
 
     def receive(self, part: RunTable) -> None:
@@ -153,7 +124,7 @@ class _ProcessChannel:
         if self._pid == 0:
             raise TransportError("its process namespace cannot be seen from here")
 
-    def ask(self, part: RunTable) -> None:
+    def ask(self, part: RunTable, ticket: Ticket) -> None:
         """See Channel. Nobody must be asked."""
 
     def receive(self, part: RunTable) -> None:

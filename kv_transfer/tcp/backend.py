@@ -1,7 +1,8 @@
 """Runs over a TCP connection: the reader names them, the owner of the memory checks and sends them.
 
-    request   u32 number of runs, then (u64 offset, u64 length) of each in the owner's region
-    answer    u8: 1 and the bytes of all runs in this order, or 0 and the end of the connection
+    request   ticket, u32 number of runs, then (u64 offset, u64 length) of each in the region
+    answer    u8: 1 and the bytes of all runs in this order, 2 and as many zeros if the ticket does
+              not open them, or 0 and the end of the connection if they leave the region
 
 Bytes go from region to region: the owner sends from its own and the reader receives into its own,
 a whole part in one system call on either side.
@@ -14,15 +15,18 @@ import struct
 import numpy as np
 
 from baton.core.errors import PeerLost, TransportError
-from baton.kv_transfer.link.backend import MAX_BYTES, MAX_RUNS, Channel
+from baton.core.ids import Ticket
+from baton.kv_transfer.grants import Grants
+from baton.kv_transfer.link.backend import MAX_BYTES, MAX_RUNS, Channel, ReadRefused
 from baton.kv_transfer.link.stream import STALL_S, receive_into, send_from
 from baton.kv_transfer.runs import RunTable
 from baton.kv_transfer.transport import Metadata, Region
 
-_COUNT = struct.Struct(">I")
+_HEAD = struct.Struct(">16sI")
 _OFFSETS = np.dtype(">u8")
 _RUN_BYTES = 16
-_OK, _REFUSED, _NO_ANSWER = b"\x01", b"\x00", b"\xff"
+_OK, _REFUSED, _NOT_GRANTED, _NO_ANSWER = b"\x01", b"\x00", b"\x02", b"\xff"
+_ZEROS = memoryview(bytes(1 << 20))
 
 _CUT_S = 2.0
 """The reader gives up a peer of whose host nothing came for so long."""
@@ -35,9 +39,13 @@ class TcpBackend:
 
     kind = "tcp"
 
-    def __init__(self, region: Region, host: str) -> None:
-        """`host` is the address by which peers reach this process."""
+    def __init__(self, region: Region, host: str, grants: Grants | None = None) -> None:
+        """`host` is the address by which peers reach this process.
+
+        `grants` says what each ticket opens; without it every reader reads what it likes.
+        """
         self._memory = view_of(region)
+        self.grants = grants
         self._host = host
 
     def listen(self) -> tuple[socket.socket, bytes]:
@@ -64,12 +72,20 @@ class TcpBackend:
         """See Backend."""
         # Longer than the reader's own limit: it may be slow to take bytes, and is not yet lost.
         notice_cuts(connection, STALL_S)
-        while (runs := _next_request(connection)) is not None:
+        while (request := _next_request(connection)) is not None:
+            ticket, runs = request
             if not _allowed(runs, len(self._memory)):
                 connection.sendall(_REFUSED)
                 raise TransportError("a reader asked for what is not in the region")
+            if not self._opens(ticket, runs):
+                _refuse(connection, int(runs[:, 1].sum()))
+                continue
             pieces = [self._memory[begin : begin + size] for begin, size in runs.tolist()]
             send_from(connection, [_OK, *pieces])
+
+    def _opens(self, ticket: Ticket, runs: _Runs) -> bool:
+        offsets, lengths = runs.astype(np.int64).T
+        return self.grants is None or self.grants.allow(ticket, offsets, lengths)
 
 
 class _TcpChannel:
@@ -81,10 +97,10 @@ class _TcpChannel:
         self._connection = connection
         self._memory = memory
 
-    def ask(self, part: RunTable) -> None:
+    def ask(self, part: RunTable, ticket: Ticket) -> None:
         """See Channel."""
         wanted = np.stack([part.remote, part.length], axis=1).astype(_OFFSETS)
-        self._connection.sendall(_COUNT.pack(len(part)) + wanted.tobytes())
+        self._connection.sendall(_HEAD.pack(ticket, len(part)) + wanted.tobytes())
 
     def receive(self, part: RunTable) -> None:
         """See Channel."""
@@ -98,6 +114,8 @@ class _TcpChannel:
             if answer == _REFUSED:
                 raise TransportError("it refuses a run that leaves its region") from None
             raise
+        if answer == _NOT_GRANTED:
+            raise ReadRefused("it refuses a read that the ticket does not open, or not any more")
 
     def close(self) -> None:
         """See Channel. There is nothing but the connection."""
@@ -122,19 +140,25 @@ def notice_cuts(connection: socket.socket, seconds: float) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
 
-def _next_request(connection: socket.socket) -> _Runs | None:
-    """Return the runs asked for, [runs, (offset, length)]; None when the reader has gone."""
-    head = bytearray(_COUNT.size)
+def _refuse(connection: socket.socket, size: int) -> None:
+    """Answer with zeros, so that what the reader has asked for after this keeps its place."""
+    zeros = [_ZEROS[: min(len(_ZEROS), size - at)] for at in range(0, size, len(_ZEROS))]
+    send_from(connection, [_NOT_GRANTED, *zeros])
+
+
+def _next_request(connection: socket.socket) -> tuple[Ticket, _Runs] | None:
+    """Return a ticket and runs [runs, (offset, length)]; None when the reader has gone."""
+    head = bytearray(_HEAD.size)
     received = _wait_for_request(connection, head)
     if not received:
         return None
     receive_into(connection, [memoryview(head)[received:]])
-    (count,) = _COUNT.unpack(head)
+    ticket, count = _HEAD.unpack(head)
     if not 0 < count <= MAX_RUNS:
         raise TransportError(f"a reader asked for {count} runs; 1 to {MAX_RUNS} are allowed")
     body = bytearray(count * _RUN_BYTES)
     receive_into(connection, [memoryview(body)])
-    return np.frombuffer(body, _OFFSETS).astype(np.uint64).reshape(count, 2)
+    return Ticket(ticket), np.frombuffer(body, _OFFSETS).astype(np.uint64).reshape(count, 2)
 
 
 def _wait_for_request(connection: socket.socket, head: bytearray) -> int:

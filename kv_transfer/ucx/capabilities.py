@@ -4,12 +4,14 @@ import ctypes as c
 import re
 from dataclasses import dataclass
 
+from baton.kv_transfer.ucx import structs as s
 from baton.kv_transfer.ucx.config import UcxConfig
 from baton.kv_transfer.ucx.libucp import LibUcp, load
-from baton.kv_transfer.ucx.session import open_context
+from baton.kv_transfer.ucx.session import memory_types, open_context
 
 _RESOURCE = re.compile(r"^#\s+resource \d+ .* (\w+)/(\S+)$", re.MULTILINE)
 _VERBS = ("rc_", "ud_", "dc_", "srd_")
+_CUDA = ("cuda_", "gdr_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,8 @@ class UcxCapabilities:
     """Path of libucp."""
     devices: tuple[UcxDevice, ...]
     """What UCX would choose from, with the settings given and the user's UCX_* variables."""
+    moves_cuda: bool = False
+    """Whether it can move the memory of GPUs: it was built for CUDA, and finds a driver."""
 
     @property
     def transports(self) -> tuple[str, ...]:
@@ -41,9 +45,12 @@ class UcxCapabilities:
         return any(name.startswith(_VERBS) for name in self.transports)
 
     @property
-    def has_cuda(self) -> bool:
-        """True if UCX can move the memory of GPUs."""
-        return any(name.startswith("cuda_") for name in self.transports)
+    def cuda_transports(self) -> tuple[str, ...]:
+        """Return those that are for the memory of GPUs: cuda_copy, cuda_ipc, gdr_copy.
+
+        With RDMA devices, GPUDirect is theirs, and goes by the name of the device's transport.
+        """
+        return tuple(name for name in self.transports if name.startswith(_CUDA))
 
 
 def describe(config: UcxConfig) -> UcxCapabilities:
@@ -55,10 +62,11 @@ def describe(config: UcxConfig) -> UcxCapabilities:
     context = open_context(lib, config)
     try:
         found = _RESOURCE.findall(_context_info(lib, context))
+        moves_cuda = bool(memory_types(lib, context) & 1 << s.MEMORY_TYPE_CUDA)
     finally:
         lib.ucp_cleanup(context)
     devices = tuple(UcxDevice(transport, device) for transport, device in found)
-    return UcxCapabilities(lib.version, lib.path, devices)
+    return UcxCapabilities(lib.version, lib.path, devices, moves_cuda)
 
 
 def _context_info(lib: LibUcp, context: c.c_void_p) -> str:

@@ -96,11 +96,12 @@ class Endpoint:
         self._cut_at = 0.0
         self._cut = False
         self._close_request: int | None = None
-        mask, memory = s.OP_ATTR_FIELD_MEMH, session.memory
-        self._params = s.RequestParam(op_attr_mask=mask, memh=memory)
+        mask = s.OP_ATTR_FIELD_MEMH | s.OP_ATTR_FIELD_MEMORY_TYPE
+        memory, kind = session.memory, session.memory_type
+        self._params = s.RequestParam(op_attr_mask=mask, memory_type=kind, memh=memory)
         # Without this flag a read that is through at once leaves no request to ask.
         mask |= s.OP_ATTR_FLAG_NO_IMM_CMPL
-        self._witness_params = s.RequestParam(op_attr_mask=mask, memh=memory)
+        self._witness_params = s.RequestParam(op_attr_mask=mask, memory_type=kind, memh=memory)
 
     @property
     def usable(self) -> bool:

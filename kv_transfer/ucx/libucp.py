@@ -26,6 +26,7 @@ _LONG: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ucp_init_version": (s.Status, (c.c_uint, c.c_uint, c.POINTER(s.ContextParams), _VP, _OUT)),
     "ucp_cleanup": (None, (_VP,)),
     "ucp_context_print_info": (None, (_VP, _VP)),
+    "ucp_context_query": (s.Status, (_VP, c.POINTER(s.ContextAttr))),
     "ucp_get_version_string": (c.c_char_p, ()),
     "ucp_worker_create": (s.Status, (_VP, c.POINTER(s.WorkerParams), _OUT)),
     "ucp_worker_destroy": (None, (_VP,)),

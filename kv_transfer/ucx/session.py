@@ -3,6 +3,7 @@
 import ctypes as c
 from contextlib import ExitStack
 
+from baton.core.errors import TransportError
 from baton.kv_transfer.transport import Region
 from baton.kv_transfer.ucx import structs as s
 from baton.kv_transfer.ucx.config import UcxConfig
@@ -32,15 +33,32 @@ def open_context(lib: LibUcp, config: UcxConfig) -> c.c_void_p:
     return context
 
 
+def memory_types(lib: LibUcp, context: c.c_void_p) -> int:
+    """Return which kinds of memory a context can move, a bit each, such as 1 << MEMORY_TYPE_CUDA.
+
+    Raises TransportError.
+    """
+    attr = s.ContextAttr(field_mask=s.CONTEXT_ATTR_FIELD_MEMORY_TYPES)
+    lib.expect_ok(lib.ucp_context_query(context, attr), "say which memory it moves")
+    return int(attr.memory_types)
+
+
 class Session:
     """What a transport has of UCX, apart from its endpoints."""
 
     def __init__(self, lib: LibUcp, config: UcxConfig, region: Region) -> None:
         self.lib = lib
         self.region = region
+        self.memory_type = s.MEMORY_TYPE_HOST
+        """Said, and not found out by UCX at every read."""
+        if region.device is not None:
+            self.memory_type = s.MEMORY_TYPE_CUDA
+            region.device.attach()  # UCX asks CUDA which device the thread works with
         with ExitStack() as stack:
             self.context = open_context(lib, config)
             stack.callback(lib.ucp_cleanup, self.context)
+            if not memory_types(lib, self.context) & 1 << self.memory_type:
+                raise TransportError("UCX has no transport that moves the memory of GPUs here")
             self.memory = self._register()
             stack.callback(lib.ucp_mem_unmap, self.context, self.memory)
             self.worker = self._open_worker()
@@ -94,7 +112,9 @@ class Session:
 
     def _register(self) -> c.c_void_p:
         mask = s.MEM_MAP_PARAM_FIELD_ADDRESS | s.MEM_MAP_PARAM_FIELD_LENGTH
-        params = s.MemMapParams(mask, self.region.address, self.region.length)
+        mask |= s.MEM_MAP_PARAM_FIELD_MEMORY_TYPE
+        place = self.region.address, self.region.length
+        params = s.MemMapParams(mask, *place, memory_type=self.memory_type)
         memory = c.c_void_p()
         status = self.lib.ucp_mem_map(self.context, params, memory)
         self.lib.expect_ok(status, f"register {self.region.length} bytes of memory")

@@ -22,7 +22,10 @@ EP_PARAM_FIELD_ERR_HANDLING_MODE = 1 << 1
 EP_PARAM_FIELD_ERR_HANDLER = 1 << 2
 MEM_MAP_PARAM_FIELD_ADDRESS = 1 << 0
 MEM_MAP_PARAM_FIELD_LENGTH = 1 << 1
+MEM_MAP_PARAM_FIELD_MEMORY_TYPE = 1 << 4
+CONTEXT_ATTR_FIELD_MEMORY_TYPES = 1 << 2
 OP_ATTR_FIELD_FLAGS = 1 << 4
+OP_ATTR_FIELD_MEMORY_TYPE = 1 << 6
 OP_ATTR_FIELD_MEMH = 1 << 8
 OP_ATTR_FLAG_NO_IMM_CMPL = 1 << 16
 REQUEST_ATTR_FIELD_INFO_STRING = 1 << 0
@@ -31,6 +34,9 @@ EP_CLOSE_FLAG_FORCE = 1 << 0
 
 THREAD_MODE_SINGLE = 0
 ERR_HANDLING_MODE_PEER = 1
+
+MEMORY_TYPE_HOST = 0
+MEMORY_TYPE_CUDA = 1
 
 OK = 0
 INPROGRESS = 1
@@ -84,10 +90,30 @@ class EndpointParams(c.Structure):
     )
 
 
-class MemMapParams(c.Structure):
-    """ucp_mem_map_params_t, up to `length`."""
+class ContextAttr(c.Structure):
+    """ucp_context_attr_t."""
 
-    _fields_ = (("field_mask", c.c_uint64), ("address", c.c_void_p), ("length", c.c_size_t))
+    _fields_ = (
+        ("field_mask", c.c_uint64),
+        ("request_size", c.c_size_t),
+        ("thread_mode", c.c_int),
+        ("memory_types", c.c_uint64),
+        ("name", c.c_char * ENTITY_NAME_MAX),
+        ("device_counter_size", c.c_size_t),
+    )
+
+
+class MemMapParams(c.Structure):
+    """ucp_mem_map_params_t, up to `memory_type`."""
+
+    _fields_ = (
+        ("field_mask", c.c_uint64),
+        ("address", c.c_void_p),
+        ("length", c.c_size_t),
+        ("flags", c.c_uint),
+        ("prot", c.c_uint),
+        ("memory_type", c.c_int),
+    )
 
 
 class RequestParam(c.Structure):

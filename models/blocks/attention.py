@@ -7,11 +7,9 @@ from torch import Tensor
 
 from baton.core.sharded_layout import held_heads
 from baton.kernels.attention_scores import Scoring
-from baton.kernels.kv_pool import KVLayer
-from baton.kernels.rope import rope_
 from baton.models.blocks.linears import column_parallel, row_parallel
 from baton.models.blocks.norms import HeadNorm, norm_weight
-from baton.models.blocks.step import Step
+from baton.models.blocks.step import KV, GroupedHeads, StepUnderWay
 from baton.models.decoder_spec import AttentionSpec, DecoderSpec
 from baton.models.weights import Checkpoint, Rows
 from baton.parallel.group import Group
@@ -50,24 +48,17 @@ class Attention:
         sinks = None
         if spec.sinks:
             sinks = checkpoint.take(f"{prefix}sinks", spec.heads, cut=(heads,))
-        self._scoring = Scoring(spec.scale, spec.softcap, sinks)
-        self._spec = spec = replace(spec, heads=spec.heads // tp.size, kv_heads=len(kv))
-        """Of this rank's heads."""
-        self._head_norm = _head_norm(spec, decoder, checkpoint, prefix) if spec.qk_norm else None
-        self._turned = 2 * len(spec.rope.frequencies)
+        own = replace(spec, heads=spec.heads // tp.size, kv_heads=len(kv))
+        norm = _head_norm(own, decoder, checkpoint, prefix) if spec.qk_norm else None
+        self._how = GroupedHeads(own, Scoring(spec.scale, spec.softcap, sinks), norm)
 
-    def heads_out(self, normed: Tensor, kv: KVLayer, step: Step) -> Tensor:
+    def heads_out(self, normed: Tensor, kv: KV, step: StepUnderWay[KV]) -> Tensor:
         """Write the new KV to the pool; return the heads' outputs [tokens, heads × head_dim]."""
-        spec = self._spec
+        spec = self._how.spec
         heads = self._qkv(normed).view(
             normed.shape[0], spec.heads + 2 * spec.kv_heads, spec.head_dim
         )
-        q_and_k = heads[:, : spec.heads + spec.kv_heads]
-        if self._head_norm is not None:
-            self._head_norm.normalise_(q_and_k)
-        rope_(q_and_k[..., : self._turned], step.angles[spec.rope])
-        q, new = heads[:, : spec.heads], heads[:, spec.heads :]
-        return step.attend(q, new, kv, spec.window, self._scoring)
+        return step.attend(heads, kv, self._how)
 
     def mix(self, heads_out: Tensor) -> Tensor:
         """Return this rank's part of the sum [tokens, hidden] of all heads' outputs."""

@@ -12,16 +12,13 @@ bring back goes through V_h once.
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from baton.kernels.attention_scores import Scoring
-from baton.kernels.kv_pool import KVLayer
 from baton.kernels.linear import Linear
-from baton.kernels.rope import rope_
 from baton.models.blocks.linears import row_parallel
 from baton.models.blocks.norms import Norm
-from baton.models.blocks.step import Step
+from baton.models.blocks.step import KV, LatentHeads, StepUnderWay
 from baton.models.decoder_spec import LatentAttentionSpec
 from baton.models.weights import Checkpoint, Rows
 from baton.parallel.group import Group
@@ -46,7 +43,6 @@ class LatentAttention:
         tp: Group,
     ) -> None:
         heads = even(spec.heads, tp.rank, tp.size)
-        self._scoring = Scoring(spec.scale)
         self._squeeze: tuple[Linear, Norm] | None = None
         name, width = f"{prefix}q_proj", hidden
         if spec.query_rank is not None:
@@ -62,34 +58,19 @@ class LatentAttention:
             bias = _halves(bias[:, None], spec.rope_dim, spec.interleaved)[:, 0]
         self._kv = Linear(_halves(kv, spec.rope_dim, spec.interleaved), bias)
         norm = checkpoint.take(f"{prefix}kv_a_layernorm.weight", spec.kv_rank)
-        self._kv_norm = Norm(norm, NORM_EPS)
+        kv_norm = Norm(norm, NORM_EPS)
         shape = (spec.heads, spec.nope_dim + spec.value_dim, spec.kv_rank)
         both = _by_head(checkpoint, f"{prefix}kv_b_proj", shape, heads)
-        self._key = both[:, : spec.nope_dim]
-        """[heads, nope_dim, kv_rank]"""
-        self._value = both[:, spec.nope_dim :].transpose(1, 2)
-        """[heads, kv_rank, value_dim]"""
+        key, value = both[:, : spec.nope_dim], both[:, spec.nope_dim :].transpose(1, 2)
         out = (hidden, spec.heads * spec.value_dim)
         self._out = row_parallel(checkpoint, f"{prefix}o_proj", out, tp, bias=spec.bias)
-        self._spec = replace(spec, heads=spec.heads // tp.size)
-        """Of this rank's heads."""
+        own = replace(spec, heads=spec.heads // tp.size)
+        self._how = LatentHeads(own, Scoring(spec.scale), kv_norm, key, value)
 
-    def heads_out(self, normed: Tensor, kv: KVLayer, step: Step) -> Tensor:
+    def heads_out(self, normed: Tensor, kv: KV, step: StepUnderWay[KV]) -> Tensor:
         """Write the new KV to the pool; return the heads' outputs [tokens, heads × value_dim]."""
-        spec, angles = self._spec, step.angles[self._spec.rope]
-        tokens = normed.shape[0]
-        latent = self._kv(normed)
-        latent[:, : spec.kv_rank] = self._kv_norm(latent[:, : spec.kv_rank])
-        rope_(latent[:, None, spec.kv_rank :], angles)
-        q = self._queries(normed).view(tokens, spec.heads, -1)
-        rope_(q[..., spec.nope_dim :], angles)
-        carried = q.new_empty(tokens, spec.heads, latent.shape[1])
-        plain = torch.matmul(q[..., : spec.nope_dim].transpose(0, 1), self._key)
-        carried[..., : spec.kv_rank] = plain.transpose(0, 1)
-        carried[..., spec.kv_rank :] = q[..., spec.nope_dim :]
-        seen = step.attend(carried, latent[:, None], kv, None, self._scoring).view(carried.shape)
-        values = torch.matmul(seen[..., : spec.kv_rank].transpose(0, 1), self._value)
-        return values.transpose(0, 1).reshape(tokens, -1)
+        q = self._queries(normed).view(normed.shape[0], self._how.spec.heads, -1)
+        return step.attend_latent(self._kv(normed), q, kv, self._how)
 
     def _queries(self, normed: Tensor) -> Tensor:
         if self._squeeze is not None:

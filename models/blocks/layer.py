@@ -2,13 +2,12 @@
 
 from torch import Tensor
 
-from baton.kernels.kv_pool import KVLayer
 from baton.models.blocks.attention import Attention
 from baton.models.blocks.latent_attention import LatentAttention
 from baton.models.blocks.mlp import Mlp, load_mlp
 from baton.models.blocks.moe import Moe
 from baton.models.blocks.norms import Norm, load_norm
-from baton.models.blocks.step import Step
+from baton.models.blocks.step import KV, StepUnderWay
 from baton.models.decoder_spec import AttentionSpec, DecoderSpec, MlpSpec
 from baton.models.share import Share
 from baton.models.weights import Checkpoint
@@ -46,7 +45,9 @@ class DecoderLayer:
         if spec.sandwich:
             names += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
         norms = [load_norm(checkpoint, prefix + name, hidden, decoder) for name in names]
-        self._attention_norm, self._mlp_norm = norms[0], norms[-1]
+        self.norm = norms[0]
+        """Of the stream, before the layer."""
+        self._mlp_norm = norms[-1]
         self._attention_out_norm: Norm | None = None
         self._mlp_out_norm: Norm | None = None
         if spec.sandwich:
@@ -67,21 +68,35 @@ class DecoderLayer:
         if isinstance(self._mlp, Moe):
             self._mlp(nothing)
 
-    def heads_out(self, hidden: Tensor, kv: KVLayer, step: Step) -> Tensor:
-        """Write the new KV to the pool; return what the heads saw [tokens, heads × dims]."""
-        normed = step.rows.gather(self._attention_norm(hidden))
-        return self._attention.heads_out(normed, kv, step)
+    def heads_out(self, normed: Tensor, kv: KV, step: StepUnderWay[KV]) -> Tensor:
+        """Write the new KV to the pool; return what the heads saw [tokens, heads × dims].
 
-    def finish(self, hidden: Tensor, heads_out: Tensor, rows: TokenRows) -> Tensor:
-        """Return the stream after the layer, of which `rows` says where it is; so is `hidden`.
-
-        What the heads saw is of all the tokens whose rows they are.
+        `normed` are this rank's rows of the stream after `norm`.
         """
-        mixed = rows.reduce(self._attention.mix(heads_out))
-        if self._attention_out_norm is not None:
-            mixed = self._attention_out_norm(mixed)
-        hidden = hidden + mixed
-        fed = rows.reduce(self._mlp(rows.gather(self._mlp_norm(hidden))))
-        if self._mlp_out_norm is not None:
-            fed = self._mlp_out_norm(fed)
-        return hidden.add_(fed)
+        return self._attention.heads_out(step.rows.gather(normed), kv, step)
+
+    def finish(
+        self, stream: Tensor, heads_out: Tensor, rows: TokenRows, following: Norm | None
+    ) -> Tensor:
+        """Add both halves to the stream, in place; return it, normed by the norm that follows.
+
+        That is the next layer's or the model's last one; with None the stream itself is returned.
+        `rows` says which rows of the stream are here. What the heads saw is of all the tokens whose
+        rows they are.
+        """
+        mixed = self._attention.mix(heads_out)
+        normed = _add_norm(mixed, self._attention_out_norm, stream, self._mlp_norm, rows)
+        fed = self._mlp(rows.gather(normed))
+        return _add_norm(fed, self._mlp_out_norm, stream, following, rows)
+
+
+def _add_norm(
+    partial: Tensor, out_norm: Norm | None, stream: Tensor, norm: Norm | None, rows: TokenRows
+) -> Tensor:
+    """Add the sum of partials, perhaps normed first, to the stream; return the stream's norm."""
+    if out_norm is None and norm is not None:
+        return rows.add_norm_(partial, stream, norm)
+    added = rows.reduce(partial)
+    if out_norm is not None:
+        added = out_norm(added)
+    return stream.add_(added) if norm is None else norm.add_((added,), stream)

@@ -22,13 +22,13 @@ class Mlp:
     """Gate and up by one matrix, the gate, and down; a rank has some of the columns in between."""
 
     def __init__(self, gate_up: Linear, gate: Gate, down: Linear) -> None:
-        self._gate_up = gate_up
-        self._gate = gate
-        self._down = down
+        self.gate_up = gate_up
+        self.gate = gate
+        self.down = down
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return this rank's part of the sum [tokens, hidden] for x [tokens, hidden]."""
-        return self._down(self._gate(self._gate_up(x)))
+        return self.down(self.gate(self.gate_up(x)))
 
 
 def load_mlp(

@@ -17,5 +17,5 @@ _VALUES = torch.tensor([*_POSITIVE, *(-value for value in _POSITIVE)])
 def dequantise(blocks: Tensor, scales: Tensor) -> Tensor:
     """Return float32 [.., groups × 32] of blocks [.., groups, 16] and scales [.., groups]."""
     low, high = blocks & 0x0F, blocks >> 4
-    values = _VALUES[torch.stack((low, high), dim=-1).flatten(-2).int()]
+    values = _VALUES.to(blocks.device)[torch.stack((low, high), dim=-1).flatten(-2).int()]
     return torch.ldexp(values, scales.int()[..., None] - 127).flatten(-2)

@@ -1,8 +1,11 @@
 """Root mean square norms with frozen weights."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 from torch.nn import functional
 
+from baton.kernels.add_rms_norm import add_rms_norm_
 from baton.kernels.rms_norm import rms_norm
 from baton.models.decoder_spec import DecoderSpec
 from baton.models.weights import Checkpoint
@@ -12,12 +15,16 @@ class Norm:
     """Normalises the last dimension."""
 
     def __init__(self, weight: Tensor, eps: float) -> None:
-        self._weight = weight
-        self._eps = eps
+        self.weight = weight
+        self.eps = eps
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return x, normalised and weighted."""
-        return rms_norm(x, self._weight, self._eps)
+        return rms_norm(x, self.weight, self.eps)
+
+    def add_(self, addends: Sequence[Tensor], stream: Tensor) -> Tensor:
+        """Add the sum of the addends to the stream in place; return the stream's norm."""
+        return add_rms_norm_(addends, stream, self.weight, self.eps)
 
 
 class HeadNorm:
@@ -25,13 +32,13 @@ class HeadNorm:
 
     def __init__(self, weights: Tensor, eps: float) -> None:
         """Take weights [heads, head_dim]."""
-        self._weights = weights
-        self._eps = eps
+        self.weights = weights
+        self.eps = eps
 
     def normalise_(self, heads: Tensor) -> None:
         """Normalise [tokens, heads, head_dim] in place."""
-        normed = functional.rms_norm(heads, heads.shape[-1:], eps=self._eps)
-        heads.copy_(normed.mul_(self._weights))
+        normed = functional.rms_norm(heads, heads.shape[-1:], eps=self.eps)
+        heads.copy_(normed.mul_(self.weights))
 
 
 def norm_weight(checkpoint: Checkpoint, name: str, size: int, decoder: DecoderSpec) -> Tensor:

@@ -5,8 +5,8 @@ either end, so that all see about as many keys:
 
     segments    0 1 2 3      rank 0: 0 and 3      rank 1: 1 and 2
 
-In every layer the new K and V go round: a rank attends to what it has, while what it has goes on to
-the next rank, until everyone has seen everything. Each rank writes all that comes by to its pool,
+In every layer the new K and V go round: what a rank has goes on to the next rank, while it attends
+to that itself, until everyone has seen everything. Each rank writes all that comes by to its pool,
 so that every pool along cp holds what one rank alone would have written, and any of them can be
 read for a handover or go on from here.
 """
@@ -21,7 +21,7 @@ from baton.kernels.attention import Workspace
 from baton.kernels.attention_scores import Scoring
 from baton.kernels.kv_pool import KVLayer, write_kv
 from baton.kernels.online_softmax import OnlineAttention
-from baton.parallel.group import Group
+from baton.parallel.group import Exchange, Group
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +94,18 @@ class Ring:
             (segment, OnlineAttention(q[segment.rows], segment.first, window, scoring))
             for segment in ring.segments[rank]
         ]
-        for segment, rows in own:
-            self._see_past(rows, segment, layer, window, dims)
         for hop in range(size):
             source = (rank - hop) % size
+            more = hop + 1 < size
+            coming = self._pass_on(part, (source - 1) % size) if more else None
             if hop:
-                part = self._passed_on(part, source)
                 write_kv(layer, ring.slots[source], part)
+            else:
+                for segment, rows in own:
+                    self._see_past(rows, segment, layer, window, dims)
             _see(own, part, ring.segments[source])
+            if coming is not None:
+                part = coming.wait()
         filled = out[ring.start :].view(q.shape)
         for segment, rows in own:
             filled[segment.rows] = rows.result()
@@ -127,13 +131,17 @@ class Ring:
         kv = gathered.view(layer.parts, -1, length, dims)[:, :, : past.length - first]
         rows.add(kv[0], kv[-1], first)
 
-    def _passed_on(self, part: Tensor, source: int) -> Tensor:
-        """Give the part to the next rank; return that of `source`, which the one before had."""
+    def _pass_on(self, part: Tensor, source: int) -> Exchange:
+        """Begin to give the part to the next rank, and to take that of `source` from the last.
+
+        Both in one, and not as a send and a receive: NCCL would not begin the receive before the
+        peer has taken what is sent, and so on round the ring.
+        """
         cp = self.cp
         sent, received = [0] * cp.size, [0] * cp.size
         sent[(cp.rank + 1) % cp.size] = part.shape[0]
         received[(cp.rank - 1) % cp.size] = self.batch.rows(source)
-        return cp.all_to_all(part.contiguous(), sent, received)
+        return cp.start_all_to_all(part.contiguous(), sent, received)
 
 
 def _see(

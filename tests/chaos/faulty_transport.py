@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from baton.core.errors import PeerLost, TransportError
+from baton.core.ids import NO_TICKET, Ticket
+from baton.kernels.native.kv_digest import Ints
 from baton.kv_transfer.runs import checked_runs
 from baton.kv_transfer.transport import (
     Peer,
@@ -59,13 +61,27 @@ class FaultyTransport:
         self._dropped.setdefault(peer, asyncio.Event())
         return peer
 
-    def read(self, peer: Peer, runs: Sequence[Run], units: UnitsOf | None = None) -> Transfer:
+    def grant(self, ticket: Ticket, offsets: Ints, lengths: Ints) -> None:
+        """See Transport."""
+        self._inner.grant(ticket, offsets, lengths)
+
+    def revoke(self, ticket: Ticket) -> None:
+        """See Transport."""
+        self._inner.revoke(ticket)
+
+    def read(
+        self,
+        peer: Peer,
+        runs: Sequence[Run],
+        units: UnitsOf | None = None,
+        ticket: Ticket = NO_TICKET,
+    ) -> Transfer:
         """See Transport. A read that is struck has no hashes: its bytes change once they landed."""
         due = self._armed.happened("read") if runs else []
         if not due:
-            return self._inner.read(peer, runs, units)
+            return self._inner.read(peer, runs, units, ticket)
         wanted = list(checked_runs(runs, self._region.length, peer.length))
-        transfer = Transfer(peer, sum(run.length for run in wanted))
+        transfer = Transfer(peer, sum(run.length for run in wanted), ticket)
         task = asyncio.create_task(
             self._struck_read(transfer, wanted, due[0]), name=f"read of {peer.number}"
         )
@@ -105,14 +121,15 @@ class FaultyTransport:
 
     async def _struck_read(self, transfer: Transfer, runs: list[Run], fault: Fault) -> None:
         try:
-            transport = await self._strike(transfer.peer, runs, fault)
+            transport = await self._strike(transfer, runs, fault)
         except TransportError as error:
             transfer.finish("none", error)
         else:
             transfer.finish(transport)
 
-    async def _strike(self, peer: Peer, runs: list[Run], fault: Fault) -> str:
+    async def _strike(self, transfer: Transfer, runs: list[Run], fault: Fault) -> str:
         """Read with a fault; return what carried it."""
+        peer, ticket = transfer.peer, transfer.ticket
         dropped = self._dropped.get(peer)
         if dropped is None:
             raise PeerLost(f"{peer} was removed")
@@ -128,13 +145,13 @@ class FaultyTransport:
                 self._armed.struck(fault, f"the read from {peer}")
                 await _wait(dropped, fault.seconds)
             case "twice":
-                await self._inner.read(peer, runs[::-1]).wait()
+                await self._inner.read(peer, runs[::-1], ticket=ticket).wait()
                 self._armed.struck(fault, f"the read from {peer}")
         if dropped.is_set():
             await self._land_until_the_fence(runs, fault)
             raise PeerLost(f"{peer} was removed")
         before = [ctypes.string_at(self._at(run), run.length) for run in runs]
-        report = await self._inner.read(peer, runs).wait()
+        report = await self._inner.read(peer, runs, ticket=ticket).wait()
         if kind in WRONG_BYTES:
             self._spoil(runs, before, fault)
         return report.transport

@@ -143,7 +143,7 @@ def test_panels_fit_the_terminal(height: int) -> None:
 @pytest.mark.timeout(300)
 def test_the_demo_runs_explains_and_leaves_nothing(baton: Start) -> None:
     demo = baton("demo")
-    assert demo.end() == 0
+    assert demo.end() == 0, "\n".join(demo.lines)
     said = "\n".join(demo.lines)
     assert max(map(len, demo.lines)) <= 100
     for part in ("prefill-0", "decode-0", "gateway", "The prompts' KV", "nothing is left"):

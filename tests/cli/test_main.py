@@ -57,6 +57,7 @@ def test_one_port_for_two_apis(free_port: int) -> None:
         (("--max-batch-tokens", "1"), "max_batch_tokens: 1 is not allowed"),
         (("--port", "70000"), "http_port: 70000 is not allowed"),
         (("--executor", "gpu"), "executor: 'gpu' is not allowed"),
+        (("--decode-kv-dtype", "float8"), "decode_kv_dtype: 'float8' is not allowed"),
         (("--policy", "lifo"), "policy: 'lifo' is not allowed"),
         (("--max-model-len", "100000"), "--max-model-len: 100000 is not allowed"),
         (("--kv-memory-mib", "900000000000"), "kv_memory_mib"),
@@ -98,7 +99,16 @@ def test_no_server_to_ask(free_port: int) -> None:
 def test_doctor_tells_what_is_here_and_what_is_used() -> None:
     result = run("doctor")
     assert result.exit_code == 0, result.output
-    for part in ("Python", "torch", "UCX", "Ray", "cma", "/dev/shm", "Baton can run here"):
+    for part in (
+        "Python",
+        "torch",
+        "UCX",
+        "Ray",
+        "cma",
+        "/dev/shm",
+        "GPU kernels",
+        "Baton can run here",
+    ):
         assert part in result.output
 
 

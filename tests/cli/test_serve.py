@@ -50,7 +50,7 @@ def test_it_serves_heals_and_leaves_nothing(baton: Start) -> None:
         answer = http.post("/v1/completions", json=request)
         assert answer.json()["usage"]["completion_tokens"] == 2
 
-    assert server.end(signal.SIGTERM) == 0
+    assert server.end(signal.SIGTERM) == 0, "\n".join(server.lines)
     server.assert_nothing_left()
 
 
@@ -58,7 +58,7 @@ def test_it_serves_heals_and_leaves_nothing(baton: Start) -> None:
 def test_ctrl_c_while_it_starts_leaves_nothing(baton: Start, moment: str) -> None:
     server = baton(*ANY_PORT)
     server.wait_for(moment)
-    assert server.end(signal.SIGINT) == 128 + signal.SIGINT
+    assert server.end(signal.SIGINT) == 128 + signal.SIGINT, "\n".join(server.lines)
     assert "Traceback" not in "\n".join(server.lines)
     server.assert_nothing_left()
 
@@ -78,6 +78,6 @@ def test_it_ends_with_an_error_when_ray_ends(baton: Start) -> None:
     pid = int(re.findall(r"pid (\d+)", server.wait_for("Ray is up"))[0])
     server.wait_for("Ctrl-C stops everything")
     os.kill(pid, signal.SIGTERM)
-    assert server.end() == 1
+    assert server.end() == 1, "\n".join(server.lines)
     assert "Ray has ended" in "\n".join(server.lines)
     server.assert_nothing_left()

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from baton.cluster.fleet import Flip, Phase, acted, became_ready
+from baton.cluster.fleet import Drain, Flip, Phase, Start, acted, became_ready
 from baton.cluster.state import (
     ControlState,
     GatewayHandle,
     Handles,
+    begun,
     scaled,
     told_to_flip,
     told_to_leave,
@@ -124,3 +125,16 @@ def test_a_late_report_of_readiness_is_remembered() -> None:
     seen = state.fleet[InstanceId("decode-0")]
     again = became_ready(state.fleet, InstanceId("decode-0"), 0, info(seen.desired), 0.0)
     assert again == state.fleet
+
+
+def test_each_start_has_names_that_were_never_used_and_keeps_its_place() -> None:
+    state = running(spec())
+    name = InstanceId("decode-0")
+    want = state.fleet[name].desired
+    again = begun(state, (Start(want, 1, "lost"),), 5.0)
+    assert again.handles[name] == Handles("decode-0.1", "decode-0.5", 1)
+    new = state.wishes()[1].instance(InstanceId("decode-2"))
+    more = begun(again, (Start(new, 0, "wanted"), Drain(name, 1, "told")), 6.0)
+    assert more.handles[InstanceId("decode-2")] == Handles("decode-2.6", "decode-2.6", 1)
+    assert more.fleet[name].phase is Phase.DRAINING
+    assert more.serial == 6

@@ -74,3 +74,9 @@ def test_a_secret_travels_and_is_not_shown():
     assert HandoverConfig.model_validate_json(config.model_dump_json()) == config
     assert config.secret.get_secret_value() not in repr(config)
     assert config.secret.get_secret_value() not in str(config.model_dump())
+
+
+def test_each_pool_may_keep_kv_in_its_own_dtype():
+    config = ClusterConfig(model_dir=Path(), model_name="m", decode_kv_dtype="bfloat16")
+    assert config.engine_of(Role.PREFILL) == config.engine
+    assert config.engine_of(Role.DECODE) == EngineConfig(kv_dtype="bfloat16")

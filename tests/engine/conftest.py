@@ -13,7 +13,7 @@ from baton.core.hashing import hash_bytes
 from baton.core.ids import BlockId, RequestId, SeqId
 from baton.core.request import FinishReason, GenerateRequest, SamplingParams
 from baton.engine.scheduler import Scheduler
-from baton.engine.step import EngineEvent, ScheduledSequence, StepPlan, StepResult
+from baton.engine.step import PENDING, EngineEvent, ScheduledSequence, StepPlan, StepResult
 
 VOCABULARY = 40
 STOP_TOKEN = 7
@@ -51,7 +51,7 @@ class Reader:
     """Who reads a table: a tenant, with the tokens whose KV it expects."""
 
     tenant: str
-    tokens: Sequence[int]
+    tokens: list[int]
 
 
 class Memory:
@@ -108,6 +108,8 @@ class FakeRunner:
 
     def __init__(self, block_size: int = BLOCK_SIZE) -> None:
         self.memory = Memory(block_size)
+        self.last: dict[SeqId, int] = {}
+        """The token that each sequence sampled last, which its next step may not name."""
         self.readers: dict[SeqId, Reader] = {}
         """Whoever submits a sequence says whose it is; its tokens grow with it."""
 
@@ -120,9 +122,14 @@ class FakeRunner:
         self.memory.swap(plan)
         tokens = {}
         for part in plan.sequences:
+            if part.tokens == (PENDING,):
+                part = part._replace(tokens=(self.last[part.seq_id],))
+                tokens_of_it = self.readers[part.seq_id].tokens
+                if part.start == len(tokens_of_it):  # it has ended, which the plan did not know
+                    tokens_of_it += part.tokens
             token = self._run(part)
             if part.samples:
-                tokens[part.seq_id] = token
+                tokens[part.seq_id] = self.last[part.seq_id] = token
         return StepResult(plan.step, tokens)
 
     def _run(self, part: ScheduledSequence) -> int:
@@ -153,6 +160,7 @@ class Bench:
         host_blocks: int = 0,
         depth: int = 1,
         partitions: int = 1,
+        ahead: bool = False,
         **config: Any,
     ) -> None:
         self.config = EngineConfig(block_size=BLOCK_SIZE, **config)
@@ -162,6 +170,7 @@ class Bench:
             host_blocks=host_blocks,
             depth=depth,
             partitions=partitions,
+            ahead=ahead,
         )
         self.runner = FakeRunner()
         self.events: list[EngineEvent] = []
@@ -234,7 +243,7 @@ def request_of() -> Callable[..., GenerateRequest]:
     return make_request
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def fake() -> SimpleNamespace:
     """All of the above, for tests that build their own."""
     return SimpleNamespace(

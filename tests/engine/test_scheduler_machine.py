@@ -26,7 +26,7 @@ from baton.core.errors import InvalidRequest, Overloaded
 from baton.core.handover import BlockRef
 from baton.core.request import FinishReason, GenerateRequest
 from baton.engine.roster import RosterStats
-from baton.engine.step import ChunkComputed, ScheduledSequence, StepPlan, TokenSampled
+from baton.engine.step import PENDING, ChunkComputed, ScheduledSequence, StepPlan, TokenSampled
 
 DRAIN_STEPS = 3000
 
@@ -58,14 +58,19 @@ def make_machine(fake):
             policy=st.sampled_from(["fcfs", "priority", "sjf"]),
             max_overtakes=st.integers(1, 4),
             depth=st.integers(1, 3),
+            ahead=st.booleans(),
             partitions=st.sampled_from([1, 1, 2, 3]),
         )
-        def start(self, blocks: int, host_blocks: int, partitions: int, **config: Any) -> None:
+        def start(
+            self, blocks: int, host_blocks: int, partitions: int, *, ahead: bool, **config: Any
+        ) -> None:
             """`blocks` and `host_blocks` are those of one partition."""
+            self.ahead = ahead and config["depth"] > 1
             self.world = fake.Bench(
                 blocks * partitions,
                 host_blocks=host_blocks * partitions,
                 partitions=partitions,
+                ahead=self.ahead,
                 swap_block_cost=1.0,
                 **config,
             )
@@ -235,8 +240,8 @@ def make_machine(fake):
             ids = [part.seq_id for part in plan.sequences]
             assert len(set(ids)) == len(ids)
             assert set(ids) <= set(self.live())
-            sampling = {p.seq_id for before in self.plans for p in before.sequences if p.samples}
-            assert not sampling & set(ids), "planned before its token is known"
+            sampling = [p.seq_id for before in self.plans for p in before.sequences if p.samples]
+            assert self.ahead or not set(sampling) & set(ids), "planned before its token is known"
             copied = {copy.device for copy in plan.swap_in}
             for seq in self.live():
                 theirs = {ref.block for ref in self.scheduler.blocks(seq)}
@@ -246,6 +251,8 @@ def make_machine(fake):
                 assert len({block // self.total for block in part.blocks}) == 1
                 record = self.records[part.seq_id]
                 known = [*record.request.prompt, *record.output]
+                known += [PENDING] * sampling.count(part.seq_id)
+                assert len(known) < len(record.request.prompt) + record.request.max_tokens
                 assert list(part.tokens) == known[part.start : part.end]
                 assert part.samples == (part.end == len(known))
                 assert part.samples or part.end % 8 == 0
@@ -414,6 +421,7 @@ def soak(machine, rng: random.Random) -> RosterStats:
         policy=rng.choice(["fcfs", "priority", "sjf"]),
         max_overtakes=rng.randint(1, 8),
         depth=rng.randint(1, 3),
+        ahead=rng.random() < 0.5,
         partitions=rng.choice([1, 1, 1, 2]),
     )
     for _ in range(250):

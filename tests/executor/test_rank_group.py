@@ -167,6 +167,19 @@ async def test_the_result_of_a_step_comes_from_all_places_along_ep(
     assert result.tokens == {SeqId(1): 9, SeqId(2): 8}
 
 
+async def test_counters_are_those_of_all_ranks_together(make_world: Callable[..., World]) -> None:
+    world = make_world(3)
+    one, two = await world.add(1), await world.add(2)
+    await world.group.join()
+    assert world.group.counters({"bytes_read_tcp": 1}) == {"bytes_read_tcp": 1}
+    one.link.send(["counters", {"bytes_read_tcp": 10, "transfers_open": 3}])
+    one.link.send(["counters", {"bytes_read_tcp": 20, "transfers_open": 0}])
+    two.link.send(["counters", {"bytes_read_shm": 300}])
+    await world.group.call_all("answer, now that you have told")
+    found = world.group.counters({"bytes_read_tcp": 1, "transfers_open": 2})
+    assert found == {"bytes_read_tcp": 21, "bytes_read_shm": 300, "transfers_open": 2}
+
+
 async def test_a_rank_that_ends_ends_the_instance(make_world: Callable[..., World]) -> None:
     world = make_world(3)
     await world.add(1)

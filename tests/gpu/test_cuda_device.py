@@ -1,9 +1,12 @@
 """Staging between a real device and pinned host memory; skipped where there is no CUDA."""
 
+import numpy as np
 import pytest
 import torch
 
 from baton.executor.cuda_device import CudaDevice
+from baton.kernels.kv_digest import Pieces, expand_key, hash_units
+from baton.kernels.kv_digest_device import DeviceBytes
 from baton.kv_transfer.shm.memory import SharedMemory
 
 from ..executor.device_cases import check_copy_out, check_deposit  # noqa: TID252
@@ -27,14 +30,14 @@ def test_shared_memory_can_be_pinned_and_copied_from_and_to() -> None:
     host[:] = torch.arange(size, dtype=torch.int64).to(torch.uint8)
     there = device.allocate(size)
     device.copy_from_host(host, there).wait()
-    with device.stream(after_model=True):
+    with device.stream(outward=True):
         turned = there.flip(0)
         device.copy_to_host(turned, host).wait()
     assert host.equal(torch.arange(size - 1, -1, -1, dtype=torch.int64).to(torch.uint8))
     device.unpin(host)
 
 
-def test_a_copy_out_waits_for_what_the_model_has_started() -> None:
+def test_an_event_is_the_end_of_what_the_model_has_started() -> None:
     device = CudaDevice()
     host = torch.zeros(1 << 20, dtype=torch.uint8)
     device.pin(host)
@@ -43,7 +46,21 @@ def test_a_copy_out_waits_for_what_the_model_has_started() -> None:
     for _ in range(20):
         busy = busy @ busy
     there.fill_(7)
-    with device.stream(after_model=True):
+    event = device.record()
+    event.wait()
+    assert event.done
+    with device.stream(outward=True):
         device.copy_to_host(there, host).wait()
     assert (host == 7).all()
     device.unpin(host)
+
+
+@pytest.mark.parametrize("size", [4096, 20])
+def test_a_digest_on_the_device_is_that_of_the_host(size: int) -> None:
+    memory = torch.randint(0, 256, (1 << 20,), dtype=torch.uint8)
+    offsets = np.arange(0, 64, dtype=np.int64) * 8192
+    pieces = Pieces(offsets, np.full(64, size), np.array([1, 30, 64], np.int64))
+    labels = np.zeros((3, 64), np.uint8)
+    key = expand_key(b"secret")
+    found = DeviceBytes(memory.cuda()).hash_units(key, pieces, labels)
+    assert np.array_equal(found, hash_units(key, memory.numpy(), pieces, labels))

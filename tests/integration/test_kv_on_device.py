@@ -1,5 +1,6 @@
 """KV that no transport reaches: out through staging, in through staging, or both; same tokens."""
 
+import ctypes
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -8,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from baton.core.errors import TransportError, WrongKV
 from baton.core.topology import Role
 from baton.decode_worker.worker import DecodeWorker
 from baton.executor.late_device import LateDevice
+from baton.kv_transfer.cuda_ipc.late_driver import _LateCopy
 from baton.kv_transfer.faults import Fault, FaultPlan
 from baton.kv_transfer.loopback import LoopbackNetwork, LoopbackTransport
 from baton.kv_transfer.transport import Region, Transport
@@ -67,9 +70,16 @@ async def run(tools: Any, prefill: Any, decode: Any) -> list[Any]:
 async def test_the_same_tokens_when_a_pool_lies_on_a_device(
     start: Any, tools: Any, alone: list[list[int]], out: bool, into: bool, blocks: tuple[int, int]
 ) -> None:
-    theirs, ours = LateDevice(seed=1) if out else None, LateDevice(seed=2) if into else None
+    """Where one side has none, or theirs cannot be shared: through staging."""
+    theirs = LateDevice(seed=1, hides=True, shared=not into) if out else None
+    ours = LateDevice(seed=2) if into else None
     prefill = await start(
-        Role.PREFILL, theirs, block_size=blocks[0], max_batch_tokens=64, handover=LAYERWISE
+        Role.PREFILL,
+        theirs,
+        block_size=blocks[0],
+        max_batch_tokens=64,
+        kv_memory_mib=16,
+        handover=LAYERWISE,
     )
     decode = await start(Role.DECODE, ours, block_size=blocks[1])
     for _ in range(2):  # the second time, blocks come from the caches of both
@@ -78,6 +88,77 @@ async def test_the_same_tokens_when_a_pool_lies_on_a_device(
         assert [t.outcome for a in answers for t in a.finish.handovers] == ["ok"] * len(PROMPTS)
     assert theirs is None or theirs.copies_to_host > len(PROMPTS)
     assert ours is None or ours.copies_from_host >= len(PROMPTS)
+    assert decode.stats().get("bytes_read_cuda_ipc", 0) == 0
+
+
+@pytest.mark.parametrize("blocks", [(16, 16), (8, 32), (32, 8)], ids=str)
+async def test_the_same_tokens_from_device_to_device(
+    start: Any, tools: Any, alone: list[list[int]], blocks: tuple[int, int]
+) -> None:
+    """Read where it is computed into where it is used, and digested on both devices."""
+    theirs, ours = LateDevice(seed=8, hides=True), LateDevice(seed=9)
+    prefill = await start(
+        Role.PREFILL,
+        theirs,
+        block_size=blocks[0],
+        max_batch_tokens=64,
+        kv_memory_mib=16,
+        handover=LAYERWISE,
+    )
+    decode = await start(Role.DECODE, ours, block_size=blocks[1])
+    for _ in range(2):
+        answers = await run(tools, prefill, decode)
+        assert [a.tokens for a in answers] == alone
+        assert [t.outcome for a in answers for t in a.finish.handovers] == ["ok"] * len(PROMPTS)
+        transports = {t.transport for a in answers for t in a.finish.handovers}
+        assert transports <= {"cuda_ipc", "none"}
+    assert (theirs.copies_to_host, ours.copies_from_host) == (0, 0)
+    assert ours.memory.copies > len(PROMPTS)
+    stats = decode.stats()
+    assert stats["bytes_read_cuda_ipc"] > 0
+    assert stats["staging_pages"] == stats["staging_pages_free"] > 0
+
+
+async def test_what_cannot_be_opened_goes_through_staging(
+    start: Any, tools: Any, alone: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in containers that share a host and no more: found out once, by the first that tries."""
+
+    def refuse(handle: bytes, length: int) -> Any:
+        raise TransportError("another container")
+
+    ours = LateDevice(seed=11)
+    monkeypatch.setattr(ours.memory, "open", refuse)
+    prefill = await start(Role.PREFILL, LateDevice(seed=10), handover=LAYERWISE)
+    decode = await start(Role.DECODE, ours)
+    outcomes = []
+    for _ in range(2):
+        answers = await run(tools, prefill, decode)
+        assert [a.tokens for a in answers] == alone
+        outcomes.append({t.outcome for a in answers for t in a.finish.handovers})
+    assert TransportError.code in outcomes[0]
+    assert outcomes[1] == {"ok"}
+    assert decode.stats().get("bytes_read_cuda_ipc", 0) == 0
+
+
+async def test_what_a_device_copies_wrongly_never_reaches_a_token(
+    start: Any, tools: Any, alone: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefill = await start(Role.PREFILL, LateDevice(seed=12, hides=True), kv_memory_mib=16)
+    ours = LateDevice(seed=13)
+    decode = await start(Role.DECODE, ours)
+    run_copy = _LateCopy.run
+
+    def garble(copy: _LateCopy) -> None:
+        run_copy(copy)
+        target, _, length = copy.runs[-1]
+        last = ctypes.c_ubyte.from_address(target + length - 1)
+        last.value ^= 4
+
+    monkeypatch.setattr(_LateCopy, "run", garble)
+    answers = await run(tools, prefill, decode)
+    assert [a.tokens for a in answers] == alone
+    assert {t.outcome for a in answers for t in a.finish.handovers} == {WrongKV.code}
 
 
 async def test_prompts_wait_for_pages_and_those_that_never_fit_are_computed_in_decode(
@@ -89,7 +170,7 @@ async def test_prompts_wait_for_pages_and_those_that_never_fit_are_computed_in_d
         "baton.executor.handover_memory._pages",
         lambda config, layout, on_device: (layout.block_bytes, 10) if on_device else (0, 0),
     )
-    prefill = await start(Role.PREFILL, LateDevice(seed=3), handover=LAYERWISE)
+    prefill = await start(Role.PREFILL, LateDevice(seed=3, shared=False), handover=LAYERWISE)
     decode = await start(Role.DECODE, None)
     answers = await run(tools, prefill, decode)
     assert [a.tokens for a in answers] == alone
@@ -117,7 +198,7 @@ async def test_faults_of_the_transport_cost_no_token_and_no_page(
 
     patience = {"read_timeout_s": 0.5 if fault is Fault.HANG else 100.0}
     prefill = await start(
-        Role.PREFILL, LateDevice(seed=4), open_transport=faulty, handover=LAYERWISE
+        Role.PREFILL, LateDevice(seed=4, shared=False), open_transport=faulty, handover=LAYERWISE
     )
     decode = await start(Role.DECODE, LateDevice(seed=5), open_transport=faulty, handover=patience)
     answers = await run(tools, prefill, decode)
@@ -128,7 +209,9 @@ async def test_faults_of_the_transport_cost_no_token_and_no_page(
 
 
 async def test_an_abort_in_the_middle_gives_every_page_back(start: Any, tools: Any) -> None:
-    prefill = await start(Role.PREFILL, LateDevice(seed=6), max_batch_tokens=16, handover=LAYERWISE)
+    prefill = await start(
+        Role.PREFILL, LateDevice(seed=6, shared=False), max_batch_tokens=16, handover=LAYERWISE
+    )
     decode = await start(Role.DECODE, LateDevice(seed=7))
     async with tools.open_session(decode.info.address) as session:
         keys = []

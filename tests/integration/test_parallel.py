@@ -12,15 +12,18 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
-from baton.core.config import HandoverConfig, ParallelConfig, WorkerConfig
+from baton.core.config import HandoverConfig, LeaderRef, ParallelConfig, WorkerConfig
+from baton.core.moving_average import MovingAverage
 from baton.core.topology import Role
 from baton.decode_worker.worker import DecodeWorker
+from baton.prefill_worker.worker import PrefillWorker
 
 PATIENCE_S = 100.0
 SCRIPT = Path(__file__).with_name("rank_process.py")
@@ -100,6 +103,32 @@ def model_dir(write_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return written
 
 
+def config_of(
+    tools: Any,
+    role: Role,
+    model_dir: Path,
+    mesh: str,
+    max_batch_tokens: int = 64,
+    **options: Any,
+) -> WorkerConfig:
+    config: WorkerConfig = tools.worker_config(
+        role,
+        f"{role.value}-0",
+        model_dir,
+        kv_memory_mib=16,
+        max_batch_tokens=max_batch_tokens,
+        executor="torch",
+        **options,
+        handover={
+            "secret": SECRET,
+            "transport": "shm",
+            "min_read_kib": 0,
+            "offer_cost_s": 0,
+        },
+    )
+    return config.model_copy(update={"parallel": ParallelConfig(**MESHES[mesh])})
+
+
 StartInstance = Callable[..., RankProcesses]
 
 
@@ -108,23 +137,9 @@ def start_instance(tools: Any, model_dir: Path) -> Any:
     """Start instances as processes; whatever is left of them at the end is killed by its pid."""
     started: list[RankProcesses] = []
 
-    def start(role: Role, mesh: str, max_batch_tokens: int = 64) -> RankProcesses:
-        config = tools.worker_config(
-            role,
-            f"{role.value}-0",
-            model_dir,
-            kv_memory_mib=16,
-            max_batch_tokens=max_batch_tokens,
-            executor="torch",
-            handover={
-                "secret": SECRET,
-                "transport": "shm",
-                "min_read_kib": 0,
-                "offer_cost_s": 0,
-            },
-        )
-        parallel = ParallelConfig(**MESHES[mesh])
-        started.append(RankProcesses(config.model_copy(update={"parallel": parallel})))
+    def start(role: Role, mesh: str, max_batch_tokens: int = 64, **options: Any) -> RankProcesses:
+        config = config_of(tools, role, model_dir, mesh, max_batch_tokens, **options)
+        started.append(RankProcesses(config))
         return started[-1]
 
     yield start
@@ -209,6 +224,92 @@ async def test_a_long_prompt_is_spread_over_ranks(
     await one.close()
     moved = {name.split("_")[0] for name in one.counters if name.endswith("_calls")}
     assert moved == {"cp"}
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode"),
+    [("tp2", "pp2"), pytest.param("ep2", "tp2", marks=pytest.mark.slow)]
+    + [pytest.param(*p, marks=pytest.mark.slow) for p in (("pp2", "tp2"), ("tp2pp2", "ep2"))],
+)
+async def test_prefill_reads_from_decode_what_it_lacks(
+    tools: Any, model_dir: Path, alone: Any, prefill: str, decode: str
+) -> None:
+    """Of the second turn of a conversation decode knows the answer, and prefill does not."""
+    async with AsyncExitStack() as stack:
+        one = await lead_here(stack, tools, PrefillWorker, model_dir, prefill)
+        two = await lead_here(stack, tools, DecodeWorker, model_dir, decode)
+        # What was measured, were computing slow and reading fast: it decides alike on any machine.
+        one._table.token_s = MovingAverage(weight=1e-9)
+        one._table.token_s.add(1.0)
+        two._host.bandwidth.add(1e9)
+        session = await stack.enter_async_context(tools.open_session(two.info.address))
+        draw = random.Random(5)
+        prompt, ref = tuple(draw.randrange(1, 1000) for _ in range(45)), tools.ref_of(one.info)
+        [first] = await session.run([tools.prompt(prompt, 12)], [ref])
+        more = (*prompt, *first.tokens, 3, 7)
+        [second] = await session.run([tools.prompt(more, 12)], [ref])
+        assert not second.finish.local_prefill
+        # Prefill knows 32 tokens of the first turn; decode 48, with its answer.
+        stats = one.stats()
+        assert (stats["blocks_pulled"], stats["pulls_wrong"]) == (1, 0)
+        await tools.eventually(lambda: pulled(one) == kv_bytes(one, 1), "counted on all ranks")
+        expected = [answer.tokens for answer in await alone.run([tools.prompt(more, 12)])]
+        assert [second.tokens] == expected
+
+
+def pulled(worker: PrefillWorker) -> int:
+    return int(worker.stats().get("bytes_read_shm", 0))
+
+
+def kv_bytes(worker: PrefillWorker, blocks: int) -> int:
+    """Return what all ranks together read of some blocks."""
+    return blocks * worker.instance.layout.block_bytes
+
+
+Leader = TypeVar("Leader", PrefillWorker, DecodeWorker)
+
+
+async def lead_here(
+    stack: AsyncExitStack, tools: Any, kind: type[Leader], model_dir: Path, mesh: str
+) -> Leader:
+    """Start an instance whose leader is in this process, where a test can see into it."""
+    role = Role.PREFILL if kind is PrefillWorker else Role.DECODE
+    config = config_of(tools, role, model_dir, mesh)
+    others: list[subprocess.Popen[bytes]] = []
+
+    def start_others(leader: LeaderRef) -> None:
+        for rank in range(1, config.parallel.size):
+            other = config.model_copy(update={"rank": rank, "leader": leader})
+            command = [sys.executable, str(SCRIPT), other.model_dump_json()]
+            others.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
+
+    def end_others() -> None:
+        for other in others:
+            other.kill()
+            other.wait(timeout=10)
+
+    stack.callback(end_others)
+    worker = await kind.start(config, on_progress=lambda line: None, on_listening=start_others)
+    return await stack.enter_async_context(worker)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["tp2", "ep2"])
+async def test_ranks_run_ahead_together(
+    start_instance: StartInstance, alone: Any, tools: Any, prompts: list[Any], mesh: str
+) -> None:
+    """Each rank puts in the tokens that it sampled itself; stop tokens are learned a step late."""
+    instance = await start_instance(Role.DECODE, mesh, run_ahead=True).ready(tools)
+    whole = [answer.tokens for answer in await alone.run(prompts)]
+    stopping = [
+        replace(prompt, stop=(tokens[5],)) for prompt, tokens in zip(prompts, whole, strict=True)
+    ]
+    async with tools.open_session(instance.address) as session:
+        for asked in (prompts, stopping):
+            expected = [answer.tokens for answer in await alone.run(asked)]
+            answers = await session.run(asked)
+            assert [answer.tokens for answer in answers] == expected
+    await instance.close()
 
 
 async def test_experts_move_while_requests_run(

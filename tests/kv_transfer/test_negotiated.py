@@ -11,11 +11,12 @@ from structlog.testing import capture_logs
 
 from baton.core.config import HandoverConfig
 from baton.core.errors import InvalidConfig, PeerLost, TransportError
-from baton.core.ids import Incarnation, new_incarnation
+from baton.core.ids import NO_TICKET, Incarnation, new_incarnation
 from baton.kv_transfer import choose
-from baton.kv_transfer.choose import allocate, open_transport
-from baton.kv_transfer.shm.backend import host_id
-from baton.kv_transfer.transport import Metadata, Run, Transport
+from baton.kv_transfer.choose import allocate, open_device_transport, open_transport
+from baton.kv_transfer.cuda_ipc.late_driver import LateDriver
+from baton.kv_transfer.link.local import host_id
+from baton.kv_transfer.transport import Metadata, Region, Run, Transport
 from baton.kv_transfer.ucx.capabilities import UcxCapabilities, UcxDevice
 
 from .transport_worlds import SECRET, pattern, region_of, soon
@@ -48,10 +49,12 @@ async def side() -> AsyncIterator[Open]:
             )
         )
         opened.append(transport)
+        transport.grant(NO_TICKET, np.array([0]), np.array([memory.nbytes]))  # to everybody
         return transport
 
     yield open_side
     for transport in opened:
+        transport.revoke(NO_TICKET)
         await soon(transport.close())
         transport.check()
 
@@ -242,3 +245,33 @@ def test_memory_is_shared_where_a_reader_may_map_it() -> None:
     region = shared.region("kept")
     assert (region.length, region.fd) == (4096, shared.fd)
     assert allocate(4096, HandoverConfig(transport="tcp")) is None
+
+
+@pytest.mark.parametrize(
+    ("transport", "secret", "kinds"),
+    [
+        ("auto", SECRET, ["cuda_ipc"]),
+        ("auto", "", None),
+        ("ucx", SECRET, None),  # here UCX finds no GPU
+        ("shm", SECRET, None),  # staging is asked for
+    ],
+)
+async def test_pools_on_devices_are_read_by_what_can(
+    transport: str, secret: str, kinds: list[str] | None
+) -> None:
+    driver = LateDriver()
+    memory = driver.allocate(4096)
+    opened = await open_device_transport(
+        Region(memory.address, 4096, memory, device=driver),
+        HandoverConfig.checked(transport=transport, secret=secret),
+        host="127.0.0.1",
+        owner="decode",
+        incarnation=new_incarnation(),
+    )
+    if kinds is None:
+        assert opened is None
+        return
+    assert opened is not None
+    assert opened.ways == tuple(f"{kind} {host_id()}" for kind in kinds)
+    await soon(opened.close())
+    opened.check()

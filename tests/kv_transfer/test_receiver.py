@@ -649,3 +649,22 @@ def test_two_reads_under_way_when_it_fails_both_count_for_the_fence(
     assert not failure(receiver.handle(m.CancelRequested("gone"), 0.0)).fenced
     assert receiver.handle(read_ok(1), 0.0) == []
     assert receiver.handle(read_ok(0), 0.0) == [m.FencePassed()]
+
+
+def test_pools_on_devices_are_read_in_place_if_that_was_asked_for(
+    open_message: Open, config: HandoverConfig
+) -> None:
+    direct = m.PeerSaid(replace(ACCEPTED.message, direct=True))
+    on_device = Landing(in_pool=False, page_bytes=1 << 20)
+    asked = replace(open_message, device_ways=("cuda_ipc here",))
+    receiver = Receiver(asked, config=config, landing=on_device)
+    receiver.start(0.0)
+    assert receiver.handle(direct, 1.0) == [m.Connect((b"metadata",), 0, EQUAL, direct=True)]
+    receiver = Receiver(asked, config=config, landing=on_device)
+    receiver.start(0.0)
+    [connect] = receiver.handle(ACCEPTED, 1.0)
+    assert isinstance(connect, m.Connect)
+    assert (connect.direct, connect.plan.in_place) == (False, False)
+    receiver = Receiver(open_message, config=config, landing=on_device)
+    receiver.start(0.0)
+    assert failure(receiver.handle(direct, 1.0)).error.code == "handover_failed"

@@ -24,7 +24,7 @@ from baton.core.kv_layout import KVLayout, LayerRange
 from baton.core.request import TokenLogprobs
 from baton.core.sharded_layout import ShardedLayout
 from baton.kv_transfer import sender_events as m
-from baton.kv_transfer.sender import Sender, SenderState
+from baton.kv_transfer.sender import DirectReads, Sender, SenderState
 
 Refs = Callable[..., tuple[BlockRef, ...]]
 LAYOUT = KVLayout(layers=4, kv_heads=2, block_size=8, head_dim=16, dtype="float32")
@@ -126,7 +126,16 @@ def test_the_stream_ends_while_prefill_pulls(pulling: Sender, make_offer: Any, r
     assert pulling.handle(m.PullEnded(), 4.0) == []
 
 
-def test_other_layouts_are_not_pulled_from(sender: Sender, open_message: Open) -> None:
+def test_other_shardings_are_pulled_from(sender: Sender, open_message: Open) -> None:
+    model = open_message.layout.model
+    other = ShardedLayout.even(model, tp=1, pp=model.layers)
+    assert other != ACCEPTED.layout
+    message = replace(open_message, layout=other, cached_blocks=2, bytes_per_s=1e9)
+    said = sender.handle(m.Opened(message, 1, token_s=1.0), 1.0)
+    assert said == [m.Send(ACCEPTED), m.Send(Want(Attempt(3), 1, 2))]
+
+
+def test_other_blocks_are_not_pulled_from(sender: Sender, open_message: Open) -> None:
     other = ShardedLayout(replace(open_message.layout.model, block_size=16))
     message = replace(open_message, layout=other, cached_blocks=2, bytes_per_s=1e9)
     [submit, accepted] = sender.handle(m.Opened(message, 0, token_s=1.0), 0.0)
@@ -412,3 +421,36 @@ def test_what_nobody_can_write_in_place_is_not_pulled(
     sender = Sender(compatibility="same", accepted=ACCEPTED, config=config, now=0.0, staged=True)
     opened = m.Opened(replace(open_message, cached_blocks=2, bytes_per_s=1e9), 1, token_s=1.0)
     assert sender.handle(opened, 1.0) == [m.Submit(opened.message), m.Send(ACCEPTED)]
+
+
+@pytest.mark.parametrize(
+    ("ways", "dtype", "direct"),
+    [
+        (("ucx", "cuda_ipc here"), "float32", True),
+        (("cuda_ipc there",), "float32", False),
+        ((), "float32", False),
+        (("ucx",), "bfloat16", False),  # it would have to be converted on the way
+    ],
+)
+def test_blocks_on_a_device_are_offered_where_they_are_if_decode_can_read_them(
+    config: HandoverConfig,
+    open_message: Open,
+    refs: Refs,
+    ways: tuple[str, ...],
+    dtype: str,
+    direct: bool,
+) -> None:
+    reads = DirectReads((b"direct",), ("cuda_ipc here", "ucx"))
+    sender = Sender(
+        compatibility="same", accepted=ACCEPTED, config=config, now=0.0, staged=True, direct=reads
+    )
+    theirs = ShardedLayout(replace(open_message.layout.model, dtype=dtype))
+    message = replace(open_message, device_ways=ways, layout=theirs, cached_blocks=2)
+    answer = replace(ACCEPTED, transports=(b"direct",), direct=True) if direct else ACCEPTED
+    # What decode has on its device is not pulled.
+    assert sender.handle(m.Opened(message, 0, 9.0), 0.0) == [m.Submit(message), m.Send(answer)]
+    assert sender.direct == direct
+    table = refs(4, 9, 2)
+    assert sender.handle(m.Started(0, table), 1.0) == ([] if direct else [m.Stage(3)])
+    [*offers] = sender.handle(m.ChunkReady(16, table), 2.0)
+    assert [offer.pages for offer in offers] == ([()] if direct else [])  # else they wait for pages

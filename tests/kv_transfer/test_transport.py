@@ -110,7 +110,7 @@ async def test_bad_metadata_says_what_is_wrong(world: World) -> None:
     magic, version, _, body, crc = msgpack.unpackb(good)
     bad = {
         "not the metadata": [b"", b"\xc1garbage", b"\x00" * 300, good[:-1], good + b"\x00"],
-        "of version 2": [msgpack.packb([magic, version + 1, kind, body, crc])],
+        "of version 3": [msgpack.packb([magic, version + 1, kind, body, crc])],
         "transport is rdma": [theirs.pack("rdma")],
         "damaged": [msgpack.packb([magic, version, kind, body[:-1] + b"?", crc])],
         "length must be int": [replace(theirs, length="8").pack(kind)],  # type: ignore[arg-type]

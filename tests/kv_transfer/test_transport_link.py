@@ -32,7 +32,7 @@ from .transport_worlds import SECRET, SIZE, WORLDS, ProcessWorld, pattern, regio
 WHOLE = [Run(0, 0, SIZE)]
 
 
-@pytest.fixture(params=["shm", "shm-cma", "tcp"])
+@pytest.fixture(params=["shm", "shm-cma", "tcp", "cuda_ipc"])
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[ProcessWorld]:
     world = await ProcessWorld(*WORLDS[request.param]).open()
     yield world
@@ -108,6 +108,7 @@ async def test_tcp_gives_up_a_peer_that_hangs(monkeypatch: pytest.MonkeyPatch) -
     world = await ProcessWorld(*WORLDS["tcp"]).open()
     peer = await soon(world.reader.add_peer(await world.start_target(1)))
     os.kill(world.target.pid, signal.SIGSTOP)
+    await asyncio.to_thread(os.waitpid, world.target.pid, os.WUNTRACED)  # it takes a while
     with pytest.raises(PeerLost, match="not a byte came in time"):
         # More than fits into the sockets, of which it may have filled some.
         await soon(world.reader.read(peer, WHOLE).wait())

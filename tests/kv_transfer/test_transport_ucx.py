@@ -11,9 +11,10 @@ import pytest
 
 from baton.core.errors import InvalidConfig, TransportError
 from baton.core.ids import new_incarnation
-from baton.kv_transfer.transport import Run
+from baton.kv_transfer.cuda_ipc.late_driver import LateDriver
+from baton.kv_transfer.transport import Region, Run
 from baton.kv_transfer.ucx import session, worker
-from baton.kv_transfer.ucx.capabilities import describe
+from baton.kv_transfer.ucx.capabilities import UcxCapabilities, UcxDevice, describe
 from baton.kv_transfer.ucx.config import UcxConfig
 from baton.kv_transfer.ucx.endpoint import Endpoint
 from baton.kv_transfer.ucx.transport import UcxTransport
@@ -171,4 +172,24 @@ def test_ucx_describes_itself() -> None:
     assert set(found.transports) == {"cma", "tcp"}
     assert [device.device for device in found.devices if device.transport == "tcp"] == ["lo"]
     assert not found.has_verbs
-    assert not found.has_cuda
+    assert not found.moves_cuda
+    assert not found.cuda_transports
+
+
+def test_transports_for_gpus_are_told_apart() -> None:
+    names = ("cuda_copy", "cuda_ipc", "gdr_copy", "rc_mlx5", "tcp", "cma")
+    devices = tuple(UcxDevice(name, "any") for name in names)
+    found = UcxCapabilities("1.22", "libucp.so", devices, moves_cuda=True)
+    assert found.cuda_transports == names[:3]
+    assert found.has_verbs
+
+
+async def test_ucx_says_so_if_it_cannot_move_the_memory_of_gpus() -> None:
+    """What stands for a GPU here is no memory that UCX could tell from the host's."""
+    driver = LateDriver()
+    memory = driver.allocate(4096)
+    region = Region(memory.address, 4096, memory, device=driver)
+    with pytest.raises(TransportError, match="memory of GPUs"):
+        await UcxTransport.open(
+            region, owner="x", incarnation=new_incarnation(), config=UcxConfig()
+        )

@@ -12,6 +12,9 @@ import numpy as np
 from baton.core.config import HandoverConfig
 from baton.core.ids import new_incarnation
 from baton.kv_transfer.choose import open_transport
+from baton.kv_transfer.cuda_ipc.backend import CudaIpcBackend
+from baton.kv_transfer.cuda_ipc.late_driver import LateDriver
+from baton.kv_transfer.link.backend import Backend
 from baton.kv_transfer.link.transport import LinkTransport
 from baton.kv_transfer.shm.backend import ShmBackend
 from baton.kv_transfer.shm.memory import SharedMemory
@@ -34,6 +37,11 @@ def memory_of(kind: str, size: int) -> tuple[Bytes, Region]:
         shared = SharedMemory(size)
         memory = np.frombuffer(shared.buffer, np.uint8)
         return memory, shared.region(memory)
+    if kind == "cuda_ipc":
+        driver = LateDriver(seed=size)
+        there = driver.allocate(size)
+        memory = np.frombuffer(there.buffer, np.uint8)
+        return memory, Region(there.address, size, (there, memory), device=driver)
     memory = np.zeros(size, np.uint8)
     return memory, Region(memory.ctypes.data, memory.nbytes, memory)
 
@@ -41,7 +49,9 @@ def memory_of(kind: str, size: int) -> tuple[Bytes, Region]:
 async def opened(
     kind: str, region: Region, *, owner: str, secret: str, options: dict[str, str]
 ) -> Transport:
-    """Open `auto`, `ucx`, `shm` (shared memory), `cma` (shm over ordinary memory) or `tcp`."""
+    """Open `auto`, `ucx`, `shm` (shared memory), `cma` (shm over ordinary memory), `tcp`, or
+    `cuda_ipc` over memory that stands for a device's.
+    """
     incarnation = new_incarnation()
     if kind == "auto":
         handover = HandoverConfig.checked(secret=secret, ucx_options=options)
@@ -51,7 +61,11 @@ async def opened(
     if kind == "ucx":
         config = UcxConfig(options=options)
         return await UcxTransport.open(region, owner=owner, incarnation=incarnation, config=config)
-    backend = TcpBackend(region, "127.0.0.1") if kind == "tcp" else ShmBackend(region)
+    backend: Backend = ShmBackend(region)
+    if kind == "tcp":
+        backend = TcpBackend(region, "127.0.0.1")
+    elif kind == "cuda_ipc":
+        backend = CudaIpcBackend(region)
     key = secret.encode()
     return LinkTransport(region, backend, owner=owner, incarnation=incarnation, secret=key)
 

@@ -168,6 +168,7 @@ WORLDS = {
     "shm-cma": ("cma", "shm-cma", {}),
     "tcp": ("tcp", "tcp", {}),
     "auto": ("auto", "shm", {}),
+    "cuda_ipc": ("cuda_ipc", "cuda_ipc", {}),
 }
 """By name: the transport, what must carry the bytes, and options of UCX."""
 

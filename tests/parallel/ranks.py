@@ -19,6 +19,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any
 
+from baton.parallel.join import Library, Meeting, join_mesh, listen
 from baton.parallel.mesh import Mesh
 
 PATIENCE_S = 60.0
@@ -44,7 +45,8 @@ def run_ranks(
 class RankProcesses:
     """Processes that serve as ranks of one mesh after the other; started as they are needed."""
 
-    def __init__(self) -> None:
+    def __init__(self, library: Library = "gloo") -> None:
+        self._library = library
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> "RankProcesses":
@@ -95,7 +97,8 @@ class RankProcesses:
             self.kill()
             raise port
         for rank, worker in enumerate(workers):
-            worker.pipe.send((mesh, rank, port, deadline_s, function, args))
+            meeting = Meeting(mesh, "127.0.0.1", port, self._library, deadline_s)
+            worker.pipe.send((meeting, rank, function, args))
         outcomes = [w.answer(until) for rank, w in enumerate(workers) if rank != lost]
         if lost is not None:
             workers[lost].kill()
@@ -150,31 +153,24 @@ def _serve(pipe: Connection) -> None:
             listener = None
             message = pipe.recv()
             if message == "listen":
-                listener = _listener()
+                listener = listen("127.0.0.1")
                 pipe.send(listener.getsockname()[1])
                 message = pipe.recv()
             pipe.send(_outcome(*message, listener))
 
 
-def _listener() -> socket.socket:
-    from baton.parallel.join import listen
-
-    return listen("127.0.0.1")
-
-
 def _outcome(
-    mesh: Mesh,
+    meeting: Meeting,
     rank: int,
-    port: int,
-    deadline_s: float,
     function: Callable[..., Any],
     args: Sequence[Any],
     listener: socket.socket | None,
 ) -> Any:
-    from baton.parallel.join import Meeting, join_mesh
+    import torch
 
+    device = torch.device("cuda", rank) if meeting.library == "nccl" else None
     try:
-        with join_mesh(Meeting(mesh, "127.0.0.1", port, "gloo", deadline_s), rank, listener) as own:
-            return function(own.ranks, mesh.place(rank), *args)
+        with join_mesh(meeting, rank, listener, device) as own:
+            return function(own.ranks, meeting.mesh.place(rank), *args)
     except Exception:
         return RankFailed(traceback.format_exc())

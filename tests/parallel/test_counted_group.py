@@ -18,7 +18,7 @@ def one_of_each(ranks: Ranks, place: Place) -> dict[str, Moved]:
     group = ranks.tp
     rows = torch.ones(group.size * 4, 8)  # 32 bytes a row
     group.all_reduce_(rows)
-    group.all_reduce_(rows)
+    group.addends(rows)
     group.all_gather(torch.ones(group.rank, 8), range(group.size))
     group.reduce_scatter(rows)
     group.all_to_all(rows, [4] * group.size, [4] * group.size)

@@ -25,9 +25,10 @@ MOVED = (*TYPES, torch.bool, torch.float8_e4m3fn)
 
 
 def part_of(rank: int, rows: int, dtype: torch.dtype = torch.float32, columns: int = 5) -> Tensor:
-    """What a rank has: different on each, and known to all."""
-    random = torch.Generator().manual_seed(rank)
-    return torch.randint(0, 32, (rows, columns), generator=random).to(dtype)
+    """What a rank has: different on each, and known to all; on torch's default device."""
+    random = torch.Generator("cpu").manual_seed(rank)
+    drawn = torch.randint(0, 32, (rows, columns), generator=random, device="cpu")
+    return drawn.to(dtype).to(torch.get_default_device())
 
 
 def same(found: Tensor, expected: Tensor) -> None:
@@ -44,7 +45,11 @@ def check_sums(group: Group) -> None:
             x = part_of(group.rank, rows, dtype)
             returned = group.all_reduce_(x)
             assert returned is x
-            same(x, sum_of(group, [rows] * group.size, dtype))
+            expected = sum_of(group, [rows] * group.size, dtype)
+            same(x, expected)
+            addends = group.addends(part_of(group.rank, rows, dtype))
+            assert all(addend.shape == x.shape for addend in addends)
+            same(torch.stack(list(addends)).sum(0, dtype=dtype), expected)
 
 
 def sum_of(group: Group, rows: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -78,10 +83,15 @@ def check_exchanges(group: Group) -> None:
     """Rank i sends (i + 2 j) mod 4 rows to rank j: some none."""
     sent = [[(i + 2 * j) % 4 for j in range(group.size)] for i in range(group.size)]
     for dtype in MOVED:
+        none = [0] * group.size
+        same(group.all_to_all(part_of(group.rank, 0, dtype), none, none), part_of(0, 0, dtype))
         x = part_of(group.rank, sum(sent[group.rank]), dtype)
         received = [row[group.rank] for row in sent]
         parts = [part_of(i, sum(row), dtype).split(row)[group.rank] for i, row in enumerate(sent)]
         same(group.all_to_all(x, sent[group.rank], received), torch.cat(parts))
+        begun = group.start_all_to_all(x, sent[group.rank], received)
+        x.sum(dtype=torch.float32)  # there is time to compute
+        same(begun.wait(), torch.cat(parts))
 
 
 def check_messages(group: Group) -> None:

@@ -1,5 +1,7 @@
 """Sums end on every rank for all tokens, or on each for its own; both are the same sums."""
 
+from collections.abc import Sequence
+
 import torch
 
 from baton.parallel.group import Ranks, SoloGroup
@@ -15,6 +17,13 @@ def partial(rank: int, tokens: int) -> torch.Tensor:
     return torch.arange(tokens * 5.0).view(tokens, 5) * (rank + 1)
 
 
+class Doubled:
+    """In place of a norm, which has an arithmetic of its own."""
+
+    def add_(self, addends: Sequence[torch.Tensor], stream: torch.Tensor) -> torch.Tensor:
+        return stream.add_(torch.stack(list(addends)).sum(0)).mul_(2)
+
+
 def check(ranks: Ranks, place: Place) -> None:
     tp = ranks.tp
     for tokens in TOKENS:
@@ -23,6 +32,9 @@ def check(ranks: Ranks, place: Place) -> None:
             own = rows.reduce(partial(tp.rank, tokens))
             assert own.shape[0] == rows.count
             assert torch.equal(rows.gather(own), expected)
+            stream = torch.ones_like(own)
+            assert rows.add_norm_(partial(tp.rank, tokens), stream, Doubled()) is stream
+            assert torch.equal(rows.gather(stream), 2 * (1 + expected))
     assert isinstance(token_rows(tp, 8, 8), OwnRows)
     assert isinstance(token_rows(tp, 7, 8), AllRows)
     assert isinstance(token_rows(tp, 1, 0), AllRows)  # some rank would have none

@@ -120,6 +120,7 @@ opens = st.builds(
     cached_blocks=uint32,
     transports=ways,
     place_blocks=uint32,
+    device_ways=st.lists(st.text(max_size=50), max_size=3).map(tuple),
 )
 layers = st.tuples(uint32, uint32).filter(lambda pair: pair[0] != pair[1])
 offers = st.builds(
@@ -143,7 +144,7 @@ to_decode = st.one_of(
     offers,
     wants,
     st.builds(Pulled, uint32),
-    st.builds(Accepted, nonzero64, layouts, ways, uint32),
+    st.builds(Accepted, nonzero64, layouts, ways, uint32, st.booleans()),
     st.builds(Refused, names, st.text(max_size=50)),
 )
 by_type = {str: st.text(max_size=20), int: uint32, float: seconds}

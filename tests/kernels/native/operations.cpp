@@ -51,10 +51,11 @@ extern "C" void test_narrow(const float* x, int64_t count, uint16_t* out) {
   narrow_some(x, count, out);
 }
 
-extern "C" void test_functions(const float* x, float* exps, float* tanhs, int64_t count) {
+extern "C" void test_functions(const float* x, float* exps, float* tanhs, float* below, int64_t count) {
   for_vectors(count, [&](int64_t at, int lanes) {
     const Vec value = load_lanes(x + at, lanes);
     store_lanes(exps + at, exp_of(value), lanes);
     store_lanes(tanhs + at, tanh_of(value), lanes);
+    store_lanes(below + at, exp_below(value), lanes);
   });
 }

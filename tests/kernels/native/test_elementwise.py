@@ -24,14 +24,25 @@ def units_off(found: Tensor, exact: Tensor) -> float:
 def test_exp_and_tanh(operations: Any) -> None:
     near = torch.linspace(-20, 20, 100_001)
     x = torch.cat([near, near / 100, torch.linspace(-87, 88, 10_000), torch.tensor([0.0])])
-    exps, tanhs = operations.exp_and_tanh(x)
+    exps, tanhs, _ = operations.exp_and_tanh(x)
     assert units_off(exps, x.double().exp()) <= 1.5
     assert units_off(tanhs, x.double().tanh()) <= 2
     assert (exps[-1], tanhs[-1]) == (1, 0)
     ends = torch.tensor([float("-inf"), -1e30, -88.0, 89.0, float("inf")])
-    exps, tanhs = operations.exp_and_tanh(ends)
+    exps, tanhs, _ = operations.exp_and_tanh(ends)
     assert exps[:3].tolist() == [0, 0, 0]
     assert tanhs.tolist() == [-1, -1, -1, 1, 1]
+
+
+def test_exp_below(operations: Any) -> None:
+    """Of shares: exact at 0 and where nothing is left, and good to 4e-7 where they count."""
+    x = torch.cat([torch.linspace(-2, 0, 100_001), torch.linspace(-87, -2, 10_000)])
+    _, _, found = operations.exp_and_tanh(x)
+    off = (found.double() / x.double().exp() - 1).abs()
+    assert off[:100_001].max() <= 4e-7
+    assert off.max() <= 8e-6  # the rounding of log2(e), times x
+    ends = torch.tensor([0.0, -0.0, -88.0, -1e30, float("-inf")])
+    assert operations.exp_and_tanh(ends)[2].tolist() == [1, 1, 0, 0, 0]
 
 
 @pytest.mark.parametrize("width", [1, 8, 19, 64, 257, 2048])

@@ -219,13 +219,14 @@ def test_bfloat16_is_the_product_to_the_bit(
             assert torch.equal(layer(rows[:count]), expected[:count]), f"{count} rows"
 
 
-def test_bfloat16_in_many_rows(library: Library) -> None:
-    """More than are rounded at a time."""
-    weight, table = random(70, 4100), random(300, 4100, seed=1)
-    layer = Layer(library, [weight.repeat(5, 1)], table, threads=2, dtype="bfloat16")
-    expected = in_pairs(table, weight).repeat(1, 5)
-    assert torch.equal(layer(range(300)), expected)
-    assert torch.equal(layer(range(299, 300)), expected[299:])
+@pytest.mark.parametrize(("inputs", "rows"), [(4100, 300), (1100, 600), (16500, 20)])
+def test_bfloat16_in_many_rows(library: Library, inputs: int, rows: int) -> None:
+    """More inputs and more rows than stay in a cache."""
+    weight, table = random(70, inputs), random(rows, inputs, seed=1)
+    layer = Layer(library, [weight.repeat(9, 1)], table, threads=2, dtype="bfloat16")
+    expected = in_pairs(table, weight).repeat(1, 9)
+    assert torch.equal(layer(range(rows)), expected)
+    assert torch.equal(layer(range(rows - 1, rows)), expected[rows - 1 :])
 
 
 def test_bfloat16_flushes_what_is_not_normal(library: Library) -> None:

@@ -19,9 +19,15 @@ class Paged:
     lengths: Tensor
     """[sequences] int32"""
 
-    def tokens(self, sequence: int) -> Tensor:
-        """Return a sequence's KV [parts, kv_heads, length, head_dim] in float64."""
-        runs = self.kv[self.tables[sequence].long()].double()
+    def tokens(self, sequence: int, scales: Tensor | None = None) -> Tensor:
+        """Return a sequence's KV [parts, kv_heads, length, head_dim] in float64.
+
+        `scales` are those of the pool [num_blocks, parts, kv_heads].
+        """
+        blocks = self.tables[sequence].long()
+        runs = self.kv[blocks].double()
+        if scales is not None:
+            runs *= scales[blocks][..., None, None]
         return runs.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, : self.lengths[sequence]]
 
 
@@ -58,7 +64,6 @@ def attention(
     scoring: Scoring,
     *,
     window: int | None = None,
-    scales: Tensor | None = None,
 ) -> Tensor:
     """Return attention [rows, heads, values] of the last rows of a sequence, in float64.
 
@@ -67,8 +72,6 @@ def attention(
     """
     rows, heads, _ = q.shape
     length, group = kv.shape[2], heads // kv.shape[1]
-    if scales is not None:
-        kv = kv * scales.double()[:, :, None, None]
     k, v = kv[0].repeat_interleave(group, 0), kv[-1].repeat_interleave(group, 0)
     scores = torch.einsum("rhd,hnd->hrn", q.double(), k) * scoring.scale
     if scoring.softcap is not None:

@@ -57,8 +57,11 @@ def runs() -> Iterator[Runs]:
     """The two processes, under way."""
     runs = Runs()
     try:
-        folder = HERE / "interpreted"
-        options = ("-q", "-p", "no:cacheprovider", folder)
+        models, executor = (
+            ROOT / "tests" / name / "interpreted" for name in ("models", "executor")
+        )
+        folders = HERE / "interpreted", models, executor
+        options = ("-q", "-p", "no:cacheprovider", *folders)
         runs.start("interpret", "-m", "pytest", *options, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
         runs.start("compile", "-m", "tests.kernels.triton.compile")
         yield runs

@@ -109,7 +109,7 @@ def test_parts_of_mxfp4_are_parts_of_its_values(tmp_path: Path) -> None:
     both = dequantise(blocks[1], scales[1])
     bias = checkpoint.take("experts.gate_up_proj_bias", EXPERTS, 2 * WIDTH)[1]
     expert = load_experts(STACKED, checkpoint, "experts", HIDDEN, Seat(1, 4), (1,))[0]
-    found = expert._gate_up(torch.eye(HIDDEN))
+    found = expert.gate_up(torch.eye(HIDDEN))
     own = slice(2 * 40, 2 * 80)
     rows, shift = both[own], bias[own]
     expected = torch.cat([rows[0::2].T + shift[0::2], rows[1::2].T + shift[1::2]], dim=1)

@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from baton.core.kv_layout import KVLayout, LayerRange
+from baton.kernels.kv_gather import gather_by_kernel, gather_kv
 from baton.kernels.triton.block_copy import gather_blocks, scatter_blocks
 
 
@@ -26,3 +28,13 @@ def test_parts_of_blocks_go_out_and_back(layers, heads, dtype):
     assert target.float()[used].equal(part.float()[used])
     target[used] = 7.0
     assert other.float().eq(7).all(), "written outside the part"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn"])
+def test_layers_of_blocks_are_gathered_as_by_torch(dtype):
+    layout = KVLayout(layers=5, kv_heads=3, block_size=8, head_dim=64, dtype=dtype)
+    pool = torch.randint(0, 256, (7 * layout.block_bytes,), dtype=torch.uint8)
+    blocks, layers = torch.tensor([6, 0, 3]), LayerRange(1, 4)
+    assert gather_by_kernel(pool, layout, blocks, layers).equal(
+        gather_kv(pool, layout, blocks, layers)
+    )

@@ -31,9 +31,7 @@ def check(
         if case.lengths[row] == 0:
             assert found[row].eq(0).all()
             continue
-        expected = attention(
-            q[row : row + 1], case.tokens(row), scoring, window=window, scales=scales
-        )
+        expected = attention(q[row : row + 1], case.tokens(row, scales), scoring, window=window)
         assert error(found[row], expected[0]) < TOLERANCE[dtype], f"row {row}"
 
 
@@ -87,7 +85,10 @@ def test_fp8_kv_with_scales(monkeypatch):
     split_often(monkeypatch)
     case = paged([70, 130], 2, 64, dtype=torch.float8_e4m3fn)
     check(case, 4)
-    check(case, 4, scales=torch.tensor([[0.5, 3.0], [2.0, 0.25]]))
+    scales = torch.rand((len(case.kv), 2, 2), generator=torch.Generator().manual_seed(3)) + 0.25
+    check(case, 4, scales=scales)
+    of_all = torch.tensor([[0.5, 3.0], [2.0, 0.25]])
+    check(case, 4, scales=of_all.expand(len(case.kv), 2, 2))
 
 
 def test_padding_rows_give_zero(monkeypatch):

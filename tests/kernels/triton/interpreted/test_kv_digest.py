@@ -2,30 +2,39 @@ import numpy as np
 import pytest
 import torch
 
-from baton.kernels import kv_digest as reference
-from baton.kernels.triton.kv_digest import chunk_sums
+from baton.kernels import kv_digest_device as device
+from baton.kernels.kv_digest import Pieces, expand_key, hash_units
+from baton.kernels.triton.kv_digest import unit_sums
 
 
 @pytest.mark.parametrize(
-    ("layers", "heads", "head_dim", "dtype"),
+    ("units", "grain"),
     [
-        (slice(0, 1), slice(0, 1), 16, torch.bfloat16),  # one short chunk
-        (slice(0, 3), slice(0, 4), 64, torch.bfloat16),  # many chunks, the last of one line
-        (slice(1, 3), slice(1, 3), 80, torch.float32),  # chunks that no run ends with
-        (slice(0, 2), slice(3, 4), 64, torch.float8_e4m3fn),
+        ([(1, 64)], 16),  # pieces, and bytes of each: one short chunk
+        ([(6, 2048), (1, 12288)], 16),  # many chunks, the last of one line
+        ([(3, 4096), (2, 64), (1, 4032)], 16),  # as many chunks as lines allow
+        ([(7, 1240), (5, 20), (1, 4)], 1),  # lines of several pieces, the last one padded
     ],
 )
-def test_sums_are_those_of_the_hash(layers, heads, head_dim, dtype):
-    random = torch.Generator().manual_seed(0)
-    pool = torch.randn((5, 3, 2, 4, 16, head_dim), generator=random).to(dtype)
-    part = pool[:, layers, :, heads]
-    blocks = torch.tensor([4, 0], dtype=torch.int32)
-    labels = torch.randint(-(2**31), 2**31, (2, 16), generator=random, dtype=torch.int32)
-    key = reference.expand_key(b"secret")
-    lines_of_key = np.frombuffer(key, "<i4", reference.KEY_LINES * 16)
-    found = chunk_sums(part, blocks, labels, torch.from_numpy(lines_of_key.copy()))
-    for unit, block in enumerate(blocks.tolist()):
-        data = part[block].contiguous().view(torch.uint8).flatten().numpy()
-        lines = np.concatenate([data, labels[unit].view(torch.uint8).numpy()])
-        expected = reference._chunk_sums(key, lines).view(np.int64)
-        assert found[unit].flatten().tolist() == expected.tolist()
+def test_hashes_are_those_of_the_host(units, grain, monkeypatch):
+    random = np.random.default_rng(0)
+    memory = random.integers(0, 256, 1 << 16, np.uint8)
+    lengths = np.concatenate([np.full(count, size) for count, size in units]).astype(np.int64)
+    offsets = random.integers(0, (memory.size - lengths) // 4) * 4
+    ends = np.cumsum([count for count, _ in units])
+    labels = random.integers(0, 256, (len(units), 64), np.uint8)
+    pieces, key = Pieces(offsets, lengths, ends), expand_key(b"secret")
+    grains = []
+
+    def launched(words, table, chunks):
+        grains.append(table.grain)
+        columns = table.offsets, table.units, table.labels, table.key
+        found = unit_sums(words, *columns, chunks, grain=table.grain)
+        assert found.equal(device.reference_unit_sums(words, table, chunks))
+        return found
+
+    monkeypatch.setattr(device, "_sums_of", launched)
+    there = torch.from_numpy(memory).to(torch.get_default_device())
+    found = device.DeviceBytes(there).hash_units(key, pieces, labels)
+    assert grains == [grain]
+    assert np.array_equal(found, hash_units(key, memory, pieces, labels))

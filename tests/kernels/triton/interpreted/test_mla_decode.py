@@ -27,12 +27,14 @@ def test_heads_share_one_vector(heads, rank, turned, dtype, stored, window, prog
     case = paged([100, 0, 1], 1, rank + turned, parts=1, dtype=stored)
     random = torch.Generator().manual_seed(1)
     q = torch.randn((3, heads, rank + turned), generator=random).to(dtype)
-    scale = torch.tensor([1.75]) if stored != dtype else None
+    scales = None
+    if stored != dtype:
+        scales = torch.rand((len(case.kv), 1, 1), generator=random) + 0.5
     scoring = Scoring(0.1)
     plan = plan_decode(case.lengths, mla_programs(heads, stored), window)
-    found = mla_decode(q, case.kv, case.tables, plan, scoring, rank=rank, kv_scale=scale)
+    found = mla_decode(q, case.kv, case.tables, plan, scoring, rank=rank, kv_scales=scales)
     assert found[1].eq(0).all()
     for row in (0, 2):
-        kv = case.tokens(row) * (1 if scale is None else scale.double())
+        kv = case.tokens(row, scales)
         expected = attention(q[row : row + 1], kv, scoring, window=window)[0, :, :rank]
         assert error(found[row], expected) < TOLERANCE[dtype]

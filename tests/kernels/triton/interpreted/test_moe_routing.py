@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from baton.kernels.routing import Routing
 from baton.kernels.triton import moe_routing
-from baton.kernels.triton.moe_routing import Routing, order_by_expert, route
+from baton.kernels.triton.moe_routing import order_by_expert, route
 from baton.models.blocks.routing import Router
 from baton.models.decoder_spec import RoutingSpec
 

@@ -31,6 +31,8 @@ def check(
     scales: torch.Tensor | None = None,
     padding: int = 0,
     block_size: int = 16,
+    skip_below: float = 0.0,
+    tolerance: float | None = None,
 ) -> None:
     case = paged(lengths, kv_heads, head_dim, dtype=kv_dtype or dtype, block_size=block_size)
     random = torch.Generator().manual_seed(1)
@@ -40,14 +42,15 @@ def check(
     starts = torch.tensor([0, *torch.tensor(chunks).cumsum(0).tolist()], dtype=torch.int32)
     scoring = scoring or Scoring(head_dim**-0.5)
     found = prefill_attention(
-        q, case.kv, case.tables, starts, case.lengths, scoring, window=window, kv_scales=scales
-    )
+        q, case.kv, case.tables, starts, case.lengths, scoring, window=window, kv_scales=scales,
+        skip_below=skip_below,
+    )  # fmt: skip
     for i in range(len(chunks)):
         rows = slice(int(starts[i]), int(starts[i + 1]))
         if rows.start == rows.stop:
             continue
-        expected = attention(q[rows], case.tokens(i), scoring, window=window, scales=scales)
-        assert error(found[rows], expected) < TOLERANCE[dtype], f"sequence {i}"
+        expected = attention(q[rows], case.tokens(i, scales), scoring, window=window)
+        assert error(found[rows], expected) < (tolerance or TOLERANCE[dtype]), f"sequence {i}"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -83,10 +86,36 @@ def test_softcap_and_sinks():
 
 
 def test_fp8_kv_with_scales():
-    scales = torch.tensor([[0.5, 3.0], [2.0, 0.25]])
+    scales = torch.rand((7, 2, 2), generator=torch.Generator().manual_seed(3)) + 0.25
     check([20], [50], 4, 2, kv_dtype=torch.float8_e4m3fn)
     check([20], [50], 4, 2, kv_dtype=torch.float8_e4m3fn, scales=scales)
 
 
 def test_rows_that_are_padding_and_sequences_without_rows():
     check([17, 0, 3], [30, 12, 8], padding=30)
+
+
+@pytest.mark.parametrize("window", [None, 60])
+def test_what_is_left_out_is_bounded(window):
+    """Below a threshold of 0 nothing is; the bound is 2 × keys × threshold × largest value."""
+    sharp = Scoring(3.0)
+    check([20], [150], scoring=sharp, window=window, skip_below=1e-9)
+    check([20], [150], scoring=sharp, window=window, skip_below=1e-3, tolerance=0.05)
+
+
+def test_negligible_tiles_are_left_out():
+    """Keys that nothing is given to may hold NaN values: they are not read."""
+    kv = torch.zeros(8, 2, 1, 16, 64)
+    kv[:2, 0, 0, :, 0] = 100.0  # the first 32 keys take all
+    kv[:2, 1] = 1.0
+    kv[2:, 1] = float("nan")
+    q = torch.zeros(16, 1, 64)
+    q[:, 0, 0] = 1.0
+    tables = torch.arange(8, dtype=torch.int32)[None]
+    starts, lengths = torch.tensor([0, 16]).int(), torch.tensor([128]).int()
+    found = [
+        prefill_attention(q, kv, tables, starts, lengths, Scoring(1.0), skip_below=below)
+        for below in (0.0, 1e-6)
+    ]
+    assert found[0].isnan().all()
+    assert found[1].eq(1).all()

@@ -37,7 +37,7 @@ def test_it_is_norm_then_rope_then_write(head_dim, turned, heads, kv_heads, dtyp
     cos, sin = angles.cos[:, 0, 0], angles.sin[:, 0, 1]
     rope_(angled[..., :turned], rope_angles(positions, frequencies, torch.float64))
     pool = torch.full((5, 3, 2, kv_heads, block_size, head_dim), 7.0).to(stored)
-    scales = torch.rand((2, kv_heads), generator=random) + 0.5 if stored != dtype else None
+    scales = torch.rand((5, 2, kv_heads), generator=random) + 0.5 if stored != dtype else None
     kv = pool[:, 1]
     slots = torch.tensor([3 * block_size + 15, -1, 0])
     rope_kv_write_(
@@ -51,9 +51,9 @@ def test_it_is_norm_then_rope_then_write(head_dim, turned, heads, kv_heads, dtyp
         kv_scales=scales,
     )
     assert error(qkv[:, :heads], expected[:, :heads]) < TOLERANCE[dtype]
-    factor = 1 if scales is None else scales.double()[:, :, None]
     for token, block, offset in ((0, 3, 15), (2, 0, 0)):
         new = expected[token, heads:].view(2, kv_heads, head_dim)
+        factor = 1 if scales is None else scales[block].double()[:, :, None]
         assert error(kv[block, :, :, offset].double() * factor, new) < TOLERANCE[stored]
         pool[block, 1, :, :, offset] = 7.0
     assert pool.float().eq(7).all(), "written where no token belongs"

@@ -12,7 +12,14 @@ from baton.executor.truncation import truncated
 from baton.kernels.triton import sampling
 from baton.kernels.triton.cuts import bits_to_float, least_kept, ordered_bits
 from baton.kernels.triton.noise import exponential, mix, row_key
-from baton.kernels.triton.sampling import Penalties, SamplingTensors, change_logits_, sample
+from baton.kernels.triton.sampling import (
+    LogitChanges,
+    Penalties,
+    SamplingTensors,
+    begin_history_,
+    change_logits_,
+    sample,
+)
 
 VOCABULARY = 1300
 
@@ -113,6 +120,45 @@ def test_what_is_cut_is_never_drawn_and_all_else_is(monkeypatch):
     assert set(found.tolist()) == set(left.tolist())
 
 
+def logit_changes(
+    changes: list[tuple[int, int, float, int]], after: torch.Tensor | None = None
+) -> LogitChanges:
+    rows, tokens, amounts, until = zip(*changes, strict=True)
+    return LogitChanges(
+        torch.tensor(rows, dtype=torch.int32),
+        torch.tensor(tokens, dtype=torch.int32),
+        torch.tensor(amounts),
+        torch.tensor(until),
+        after,
+    )
+
+
+def test_changes_count_until_a_position_and_after_what_was_said():
+    out, no = float("-inf"), 1 << 40
+    positions = torch.tensor([5, 6])
+    changes = [(0, 3, out, 6), (1, 3, out, 6), (0, 8, 2.0, no), (0, 8, out, no), (1, 9, out, no)]
+    any_, word, other = [-1, -1], [-1, 4], [7, 4]
+    after = torch.tensor([any_, any_, any_, word, other], dtype=torch.int32)
+    for recent, forbidden in ([7, 4], True), ([4, 7], False):
+        logits = torch.zeros(2, 12)
+        said = torch.tensor([recent, recent], dtype=torch.int32)
+        change_logits_(logits, logit_changes(changes, after), positions, said)
+        expected = torch.zeros(2, 12)
+        expected[0, 3] = out
+        expected[0, 8] = out if forbidden else 2.0
+        expected[1, 9] = out if forbidden else 0.0
+        assert logits.equal(expected)
+
+
+def test_a_history_begins_with_what_was_said():
+    seen = torch.full((8,), 9, dtype=torch.int32)
+    begin_history_(seen, torch.tensor([1, 1, 2]), torch.tensor([2, 5, 5, 5]))
+    assert seen.tolist() == [0, 1, 2, 0, 0, 4, 0, 0]
+    nothing = torch.empty(0, dtype=torch.int64)
+    begin_history_(seen, nothing, nothing)
+    assert not seen.any()
+
+
 def test_penalties_and_changes():
     random = torch.Generator().manual_seed(4)
     rows = 4
@@ -134,13 +180,7 @@ def test_penalties_and_changes():
             expected[row] = torch.where(count > 0, x, expected[row])
     params = [replace(PARAMS[i], temperature=t) for i, t in enumerate((0.0, 1.0, 0.9, 0.0))]
     before = seen.clone()
-    columns = list(zip(*changes, strict=True))
-    change_logits_(
-        logits,
-        torch.tensor(columns[0], dtype=torch.int32),
-        torch.tensor(columns[1], dtype=torch.int32),
-        torch.tensor(columns[2]),
-    )
+    change_logits_(logits, logit_changes([(*c, 100) for c in changes]), torch.tensor([7] * rows))
     penalties = Penalties(seen, sequences, repetition, frequency, presence)
     found = sample(logits, tensors(params, [7] * rows), penalties)
     assert found.tolist() == reference_sample(expected, params, [7] * rows)

@@ -6,6 +6,7 @@ from baton.kernels.triton.weight_formats import (
     dequantise_int4,
     quantise_float8,
     quantise_int4,
+    quantise_int4_from_zeros,
     quantise_int8,
 )
 from tests.kernels.triton.attention_cases import error
@@ -50,6 +51,17 @@ def test_weights_of_four_bits(inputs):
     kept = dequantise_int4(packed, scales).double()
     assert error(kept, weight) < 0.15
     found = skinny_linear(x, packed, scales, bias)
+    assert error(found, x.double() @ kept.T + bias.double()) < TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.parametrize("inputs", [128, 1024])
+def test_weights_of_four_bits_from_zeros(inputs):
+    x, weight, bias = operands(5, 100, inputs, torch.bfloat16)
+    weight = weight + 1.5  # what is mostly positive has better use for another zero
+    packed, scales, zeros = quantise_int4_from_zeros(weight)
+    kept = dequantise_int4(packed, scales, zeros).double()
+    assert error(kept, weight) < 0.08
+    found = skinny_linear(x, packed, scales, bias, zeros)
     assert error(found, x.double() @ kept.T + bias.double()) < TOLERANCE[torch.bfloat16]
 
 

@@ -1,0 +1,128 @@
+"""A model's forward pass and the choice of next tokens on a device: what is launched or captured.
+
+Nothing here reads the device, so that steps of decodes can be captured. What differs from step to
+step is in the tensors: rows of decodes, seats (gpu_seats.py), and the numbers of chunks.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from baton.engine.step import LayerWatch
+from baton.executor.device_sampler import RowSampling, sample_rows
+from baton.executor.gpu_seats import SeatTensors
+from baton.executor.kv_cache import KVCache
+from baton.kernels.kv_pool import paged_layers
+from baton.kernels.paged_batch import PagedBatch
+from baton.models.blocks.device_step import DeviceStep
+from baton.models.decoder import Decoder
+
+
+@dataclass(frozen=True, slots=True)
+class RaggedStep:
+    """A step of decodes and chunks of prompts; tensors are int64, on the device."""
+
+    tokens: Tensor
+    """[tokens], -1 for the token that its sequence sampled last"""
+    positions: Tensor
+    """[tokens]"""
+    owners: Tensor
+    """[tokens]: which sequence each is of."""
+    seats: Tensor
+    """[sequences], decodes first"""
+    lengths: Tensor
+    """[sequences]: tokens, the new ones included."""
+    starts: Tensor
+    """[chunks + 1]: where chunks begin, counted from the end of the decodes."""
+    sampled: Tensor
+    """[rows]: which tokens' logits are wanted."""
+    decodes: int
+    chunks: tuple[tuple[int, int], ...]
+    """(rows, length) of each chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogitRows:
+    """Logits, and whose they are."""
+
+    logits: Tensor
+    """[rows, vocabulary]"""
+    seats: Tensor
+    """[rows]"""
+    positions: Tensor
+    """[rows]: of the tokens that are to be chosen."""
+
+
+class GpuModel:
+    """A model on a pool, whose sequences have seats."""
+
+    def __init__(self, model: Decoder, kv: KVCache, state: SeatTensors, rows: Tensor) -> None:
+        """`rows` [3, n] are those of steps of decodes: token, or -1 as above; position; seat."""
+        self._model = model
+        self._layers = paged_layers(kv.tensor)
+        self._block_size = kv.layout.block_size
+        self._state = state
+        self._rows = rows
+        self.found = torch.zeros(2, rows.shape[1], dtype=torch.int64, device=rows.device)
+        """[2, n]: the tokens that were chosen, and whether their logits were finite."""
+
+    def __repr__(self) -> str:
+        return f"<GpuModel {self._model}>"
+
+    def decode(self, count: int) -> None:
+        """Compute the first `count` rows of decodes, and choose their next tokens."""
+        self.choose(self.decode_logits(count))
+
+    def decode_logits(self, count: int) -> LogitRows:
+        """Compute the first `count` rows of decodes."""
+        state = self._state
+        tokens, positions, seats = self._rows[:, :count].unbind(0)
+        real = seats != state.nobody
+        tables = state.tables[seats]
+        slots = self._slots(
+            tables.gather(1, (positions // self._block_size)[:, None])[:, 0], positions
+        )
+        step = DeviceStep(
+            tokens=state.known(tokens, seats),
+            positions=positions,
+            slots=slots.masked_fill(~real, -1),
+            batch=PagedBatch(tables, ((positions + 1) * real).to(torch.int32), count),
+        )
+        return LogitRows(self._model.forward_device(step, self._layers), seats, positions + 1)
+
+    def ragged_logits(self, ragged: RaggedStep, watch: LayerWatch | None) -> LogitRows:
+        """Compute a step of decodes and chunks; `watch` is told of layers as they are launched."""
+        state, positions, owners = self._state, ragged.positions, ragged.owners
+        tables = state.tables[ragged.seats]
+        starts = ragged.starts.to(torch.int32) if ragged.chunks else None
+        step = DeviceStep(
+            tokens=state.known(ragged.tokens, ragged.seats[owners]),
+            positions=positions,
+            slots=self._slots(tables[owners, positions // self._block_size], positions),
+            batch=PagedBatch(
+                tables, ragged.lengths.to(torch.int32), ragged.decodes, starts, ragged.chunks
+            ),
+            sampled=ragged.sampled,
+        )
+        logits = self._model.forward_device(step, self._layers, watch)
+        seats = ragged.seats[owners[ragged.sampled]]
+        return LogitRows(logits, seats, positions[ragged.sampled] + 1)
+
+    def choose(self, rows: LogitRows) -> None:
+        """Choose the rows' next tokens: they are in `found`, and the seats' last ones."""
+        logits, count = rows.logits, rows.seats.shape[0]
+        if not count:
+            return
+        temperature, top_k, top_p, min_p, seeds = self._state.sampling(rows.seats)
+        tokens = sample_rows(
+            logits, RowSampling(temperature, top_k, top_p, min_p, seeds, rows.positions)
+        )
+        # Of logits that are not finite any number may come, and the next step looks it up.
+        tokens.clamp_(0, logits.shape[1] - 1)
+        self.found[0, :count] = tokens
+        self.found[1, :count] = logits.sum(-1).isfinite()
+        self._state.take_tokens(rows.seats, tokens)
+
+    def _slots(self, blocks: Tensor, positions: Tensor) -> Tensor:
+        return blocks.long() * self._block_size + positions % self._block_size

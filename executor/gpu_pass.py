@@ -1,0 +1,192 @@
+"""A step plan through a model on a device: launched, and not waited for.
+
+Steps of decodes are captured for some batch sizes, and a replay serves every batch up to that size:
+rows that are missing sit on nobody's seat (gpu_seats.py). Steps with chunks of prompts, and batches
+beyond the largest size, are launched kernel by kernel, so that a `LayerWatch` hears of layers as
+they are launched: what the device is given after that runs after these layers.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from torch import Tensor
+
+from baton.engine.step import LayerWatch, ScheduledSequence
+from baton.executor.gpu_buffers import Ints, StepBuffers
+from baton.executor.gpu_model import GpuModel, LogitRows, RaggedStep
+from baton.executor.gpu_queue import GpuQueue, Mark, Work
+from baton.executor.gpu_seats import Seats, SeatTensors, seats_needed
+from baton.executor.kv_cache import KVCache
+from baton.models.decoder import Decoder
+
+
+@dataclass(frozen=True, slots=True)
+class GpuLimits:
+    """The largest steps; they size all buffers."""
+
+    rows: int
+    """Sequences in a step."""
+    tokens: int
+    """Tokens in a step."""
+    blocks: int
+    """Blocks of a sequence."""
+    depth: int
+    """Steps that may be under way at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A step that is on its way."""
+
+    sampled: tuple[ScheduledSequence, ...]
+    """Whose next tokens, or logits, there will be."""
+    found: Ints
+    """[2, rows]: the tokens, once `done`, and whether the logits were finite. Valid until as many
+    more steps are launched as may be under way."""
+    logits: list[Tensor]
+    """Of a step without sampling, once `done`: float32 [rows, vocabulary] in host memory."""
+    done: Mark
+
+
+class GpuPass:
+    """One model on one pool. One thread calls it."""
+
+    def __init__(self, model: Decoder, kv: KVCache, queue: GpuQueue, limits: GpuLimits) -> None:
+        seats = seats_needed(limits.rows, limits.depth)
+        self._queue = queue
+        self._limits = limits
+        self._seats = Seats(seats, limits.blocks, depth=limits.depth)
+        self._state = SeatTensors(seats, limits.blocks, queue.device)
+        room = 5 * limits.tokens + 8 * limits.rows + self._seats.params.size + 2 * limits.blocks
+        turns = limits.depth + 1
+        self._buffers = StepBuffers(queue, 3 * limits.rows, room, turns=turns)
+        rows = self._buffers.device[: 3 * limits.rows].view(3, limits.rows)
+        self._model = GpuModel(model, kv, self._state, rows)
+        self._results = [queue.host_buffer(2 * limits.rows) for _ in range(turns)]
+        self._turn = 0
+        self._graphs: dict[int, Work] = {}
+
+    def __repr__(self) -> str:
+        return f"<GpuPass {self._model} on {self._queue}, {len(self._graphs)} sizes captured>"
+
+    def capture(self, sizes: Sequence[int], on_captured: Callable[[int], None]) -> None:
+        """Capture steps of decodes for batches of `sizes`, the largest first.
+
+        The others then find room in the memory that it took. What is captured has run, on nobody.
+        """
+        for size in sorted(sizes, reverse=True):
+            assert size <= self._limits.rows, f"a batch of {size}"
+            self._write_rows(self._buffers.begin(), (), [])
+            self._buffers.send()
+            self._graphs[size] = self._queue.capture(partial(self._model.decode, size))
+            on_captured(size)
+
+    def launch(
+        self,
+        sequences: Sequence[ScheduledSequence],
+        watch: LayerWatch | None = None,
+        *,
+        sample: bool = True,
+    ) -> Launched:
+        """Launch a step with the choice of its tokens; or without, if `take_tokens` follows."""
+        decodes = [s for s in sequences if len(s.tokens) == 1]
+        ordered = (*decodes, *(s for s in sequences if len(s.tokens) > 1))
+        rows = self._buffers.begin()
+        seats, told = self._seat(ordered)
+        graph: Work | None = None
+        if len(decodes) == len(ordered) and watch is None:
+            sampled = ordered
+            self._write_rows(rows, ordered, seats)
+            graph = self._graph_for(len(ordered))
+            compute = partial(self._model.decode_logits, len(ordered))
+        else:
+            sampled = tuple(s for s in ordered if s.samples)
+            ragged = self._ragged(ordered, len(decodes), seats)
+            compute = partial(self._model.ragged_logits, ragged, watch)
+        self._buffers.send()
+        for tell in told:
+            self._queue.launch(tell)
+        if not sample:
+            return self._launched(sampled, logits=self._fetched(compute))
+        if graph is not None:
+            graph()
+        else:
+            self._queue.launch(lambda: self._model.choose(compute()))
+        return self._launched(sampled, logits=[])
+
+    def take_tokens(self, sequences: Sequence[ScheduledSequence], tokens: Sequence[int]) -> None:
+        """Let these be the tokens that sequences of the last step have sampled."""
+        self._buffers.begin()
+        seats = self._buffers.put(self._seats.of(sequences))
+        values = self._buffers.put(tokens)
+        self._buffers.send()
+        self._queue.launch(partial(self._state.take_tokens, seats, values))
+
+    def _seat(self, sequences: Sequence[ScheduledSequence]) -> tuple[list[int], list[Work]]:
+        """Seat a plan's sequences; return the seats, and what tells the device of the changes."""
+        changes, told = self._seats.take_plan(sequences), list[Work]()
+        if changes.params:
+            params = self._buffers.put(self._seats.params.ravel())
+            told.append(partial(self._state.take_params, params))
+        if changes.cells:
+            cells = self._buffers.put(changes.cells), self._buffers.put(changes.blocks)
+            told.append(partial(self._state.take_cells, *cells))
+        return changes.seats, told
+
+    def _write_rows(
+        self, rows: Ints, decodes: Sequence[ScheduledSequence], seats: Sequence[int]
+    ) -> None:
+        """Write the rows of decodes, and nobody's behind them."""
+        table, count = rows.reshape(3, -1), len(decodes)
+        table[0, :count] = [s.tokens[0] for s in decodes]
+        table[1, :count] = [s.start for s in decodes]
+        table[2, :count] = seats
+        table[:2, count:] = 0
+        table[2, count:] = self._state.nobody
+
+    def _ragged(
+        self, sequences: Sequence[ScheduledSequence], decodes: int, seats: Sequence[int]
+    ) -> RaggedStep:
+        """Put the numbers of a step with chunks; decodes are the first sequences."""
+        counts = np.array([len(s.tokens) for s in sequences])
+        ends = np.cumsum(counts)
+        put = self._buffers.put
+        return RaggedStep(
+            tokens=put([token for s in sequences for token in s.tokens]),
+            positions=put(np.concatenate([np.arange(s.start, s.end) for s in sequences])),
+            owners=put(np.repeat(np.arange(len(sequences)), counts)),
+            seats=put(seats),
+            lengths=put([s.end for s in sequences]),
+            starts=put(np.concatenate([[0], ends[decodes:] - decodes])),
+            sampled=put(
+                [int(end) - 1 for s, end in zip(sequences, ends, strict=True) if s.samples]
+            ),
+            decodes=decodes,
+            chunks=tuple((len(s.tokens), s.end) for s in sequences[decodes:]),
+        )
+
+    def _graph_for(self, rows: int) -> Work | None:
+        """Return the smallest captured step that has so many rows."""
+        size = min((size for size in self._graphs if size >= rows), default=None)
+        return None if size is None else self._graphs[size]
+
+    def _fetched(self, compute: Callable[[], LogitRows]) -> list[Tensor]:
+        """Launch a step up to its logits, and their copy to the host, which stops the host."""
+        logits: list[Tensor] = []
+        self._queue.launch(lambda: logits.append(compute().logits.float().cpu()))
+        return logits
+
+    def _launched(self, sampled: tuple[ScheduledSequence, ...], logits: list[Tensor]) -> Launched:
+        """Launch the copy of what was found to the host."""
+        self._turn = (self._turn + 1) % len(self._results)
+        result, found = self._results[self._turn], self._model.found
+
+        def copy() -> None:
+            result.copy_(found.view(-1), non_blocking=True)
+
+        if not logits:
+            self._queue.launch(copy)
+        table = result.numpy().reshape(found.shape)[:, : len(sampled)]
+        return Launched(sampled, table, logits, self._queue.record())

@@ -1,0 +1,159 @@
+"""From a loaded model to an executor on a GPU: the pool's size is measured, steps are captured."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from baton.core.config import EngineConfig
+from baton.core.ids import BlockId, SeqId
+from baton.core.kv_layout import KVLayout
+from baton.core.memory import MIB
+from baton.core.request import SamplingParams
+from baton.engine.step import ScheduledSequence
+from baton.executor.cuda_device import CudaDevice
+from baton.executor.cuda_queue import CudaQueue
+from baton.executor.device import Device
+from baton.executor.gpu_memory import CudaMeter, MemoryMeter, MemoryUse, told_if_it_does_not_fit
+from baton.executor.gpu_pass import GpuLimits, GpuPass
+from baton.executor.gpu_queue import GpuQueue
+from baton.executor.gpu_runner import GpuRunner
+from baton.executor.kv_cache import KVCache
+from baton.kernels.backend import Backend, choose_backend
+from baton.models.decoder import Decoder
+from baton.models.loader import Model
+
+Say = Callable[[str], None]
+
+_PARAMS = SamplingParams(temperature=1.0, top_p=0.9)
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU, as an instance uses it."""
+
+    queue: GpuQueue
+    meter: MemoryMeter
+    pool: Device | None
+    """Where the KV pool of an instance lies that takes part in handovers; None: in host memory."""
+    captures: bool = True
+    """Whether what computes there reads nothing on the host, so that it can be captured."""
+
+
+def open_gpu(device: torch.device) -> Gpu | None:
+    """Return what there is to a device; None for the CPU."""
+    if device.type == "cpu":
+        return None
+    index = device.index or 0
+    captures = choose_backend(device).backend is Backend.TRITON
+    return Gpu(CudaQueue(index), CudaMeter(device), CudaDevice(index), captures)
+
+
+def captured_sizes(gpu: Gpu, config: EngineConfig, model: Decoder) -> tuple[int, ...]:
+    """Return the batch sizes for which steps of decodes are captured; none if they cannot be."""
+    return graph_sizes(config) if gpu.captures and model.capturable else ()
+
+
+def graph_sizes(config: EngineConfig) -> tuple[int, ...]:
+    """Return the batch sizes that the config asks for, in rising order."""
+    most = config.max_sequences
+    if config.cuda_graph_sizes is not None:
+        return tuple(sorted({min(size, most) for size in config.cuda_graph_sizes}))
+    sizes = (1, 2, 4, *range(8, 256, 8), *range(256, most + 1, 32))
+    return (*(size for size in sizes if size < most), most)
+
+
+def limits_of(config: EngineConfig, model: Decoder, depth: int) -> GpuLimits:
+    """Return the largest steps that the scheduler may plan for a model."""
+    longest = config.max_model_len or model.spec.max_position
+    return GpuLimits(
+        rows=config.max_sequences,
+        tokens=config.max_batch_tokens,
+        blocks=-(-longest // config.block_size),
+        depth=depth,
+    )
+
+
+def measured_use(gpu: Gpu, config: EngineConfig, model: Decoder, layout: KVLayout) -> MemoryUse:
+    """Run the largest steps once, on a pool that is just large enough, and return what they took.
+
+    Raises InvalidConfig if they do not fit.
+    """
+    limits = limits_of(config, model, depth=1)
+    loaded = gpu.meter.used()
+    allowed = "less: the largest step does not fit beside the weights"
+    with told_if_it_does_not_fit("max_batch_tokens", config.max_batch_tokens, allowed):
+        blocks = limits.tokens // layout.block_size + limits.rows + 1
+        kv = KVCache(layout, blocks, str(gpu.queue.device))
+        steps = GpuPass(model, kv, gpu.queue, limits)
+        prompts = gpu.meter.peak(lambda: _run(steps, _largest_prompts(limits, layout)))
+        decodes = gpu.meter.peak(lambda: _run(steps, _most_decodes(limits)))
+    captured = decodes if captured_sizes(gpu, config, model) else 0
+    return MemoryUse(gpu.meter.total(), loaded, max(prompts, decodes), captured)
+
+
+def blocks_on_gpu(gpu: Gpu, config: EngineConfig, model: Model, layout: KVLayout, say: Say) -> int:
+    """Return how many blocks the KV pool gets; raises InvalidConfig if there is no room for it."""
+    assert isinstance(model, Decoder), f"{model} does not run on a GPU"
+    say("measuring what the largest steps take")
+    use = measured_use(gpu, config, model, layout)
+    blocks = use.blocks(config, layout.block_bytes)
+    say(f"GPU memory: {blocks * layout.block_bytes // MIB} MiB for the KV pool; {use}")
+    return blocks
+
+
+def start_runner(
+    gpu: Gpu,
+    config: EngineConfig,
+    model: Model,
+    kv: KVCache,
+    host: KVCache | None,
+    depth: int,
+    say: Say,
+) -> GpuRunner:
+    """Capture steps of decodes, and return what runs plans. Says how far it is, a line per size.
+
+    Raises InvalidConfig if they do not fit.
+    """
+    assert isinstance(model, Decoder), f"{model} does not run on a GPU"
+    steps = GpuPass(model, kv, gpu.queue, limits_of(config, model, depth))
+    sizes = captured_sizes(gpu, config, model)
+    captured: list[int] = []
+
+    def on_captured(size: int) -> None:
+        captured.append(size)
+        say(f"captured the step of {size} decodes ({len(captured)} of {len(sizes)})")
+
+    allowed = "fewer or smaller ones, or a lower gpu_memory_utilization"
+    with told_if_it_does_not_fit("cuda_graph_sizes", sizes, allowed):
+        steps.capture(sizes, on_captured)
+    return GpuRunner(steps, gpu.queue, kv, host, depth=depth)
+
+
+def _run(steps: GpuPass, sequences: list[ScheduledSequence]) -> None:
+    steps.launch(sequences).done.wait()
+
+
+def _largest_prompts(limits: GpuLimits, layout: KVLayout) -> list[ScheduledSequence]:
+    """Return as many tokens as a step may have, of as few sequences as may have them."""
+    longest = limits.blocks * layout.block_size
+    sequences: list[ScheduledSequence] = []
+    block = left = 0
+    for number in range(limits.rows):
+        left = limits.tokens - sum(len(s.tokens) for s in sequences)
+        if not left:
+            break
+        count = min(left, longest)
+        taken = layout.blocks_for(count)
+        table = tuple(BlockId(b) for b in range(block, block + taken))
+        block += taken
+        sequences.append(ScheduledSequence(SeqId(number), (0,) * count, 0, table, True, _PARAMS))
+    return sequences
+
+
+def _most_decodes(limits: GpuLimits) -> list[ScheduledSequence]:
+    """Return as many sequences as a step may have, of one token each."""
+    return [
+        ScheduledSequence(SeqId(number), (0,), 0, (BlockId(number),), True, _PARAMS)
+        for number in range(min(limits.rows, limits.tokens))
+    ]

@@ -1,0 +1,1 @@
+"""Reads of GPU memory between processes of one host: CUDA IPC, and copies on a stream apart."""

@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from baton.core.config import EngineConfig, ParallelConfig, WorkerConfig
+from baton.core.errors import InvalidConfig
+from baton.core.topology import Role
+from baton.executor.compute_device import StepsUnderWay, compute_device, steps_under_way
+
+
+def config(parallel: ParallelConfig | None = None, **engine: object) -> WorkerConfig:
+    return WorkerConfig(
+        instance_id="decode-0",
+        role=Role.DECODE,
+        model_dir=Path(),
+        model_name="tiny",
+        engine=EngineConfig(**engine),
+        parallel=parallel or ParallelConfig(),
+    )
+
+
+def gpus(monkeypatch: pytest.MonkeyPatch, *, there: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+
+
+def test_a_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, there=True)
+    assert compute_device(config()) == torch.device("cuda", 0)
+    assert compute_device(config(device="cpu")) == torch.device("cpu")
+    gpus(monkeypatch, there=False)
+    assert compute_device(config()) == torch.device("cpu")
+    with pytest.raises(InvalidConfig, match="device: 'cuda'"):
+        compute_device(config(device="cuda"))
+
+
+@pytest.mark.parametrize(
+    ("field", "more"),
+    [
+        ("device", {"parallel": ParallelConfig(tp=2)}),
+        ("executor", {"executor": "native"}),
+        ("batch_invariant", {"batch_invariant": True}),
+    ],
+)
+def test_what_a_gpu_cannot_do_stays_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, field: str, more: dict[str, object]
+) -> None:
+    gpus(monkeypatch, there=True)
+    assert compute_device(config(**more)) == torch.device("cpu")  # type: ignore[arg-type]
+    with pytest.raises(InvalidConfig, match=f"{field}: "):
+        compute_device(config(device="cuda", **more))  # type: ignore[arg-type]
+
+
+def test_steps_under_way() -> None:
+    assert steps_under_way(config(), on_gpu=False) == StepsUnderWay(1, ahead=False)
+    assert steps_under_way(config(), on_gpu=True) == StepsUnderWay(2, ahead=True)
+    assert steps_under_way(config(run_ahead=True), on_gpu=False) == StepsUnderWay(2, ahead=True)
+    assert steps_under_way(config(run_ahead=False), on_gpu=True) == StepsUnderWay(1, ahead=False)
+    stages = ParallelConfig(pp=3)
+    assert steps_under_way(config(stages), on_gpu=False) == StepsUnderWay(3, ahead=False)
+    for parallel in (stages, ParallelConfig(cp=2)):
+        with pytest.raises(InvalidConfig, match="run_ahead: 'true'"):
+            steps_under_way(config(parallel, run_ahead=True), on_gpu=False)

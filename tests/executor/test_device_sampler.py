@@ -1,0 +1,52 @@
+"""What tensors of parameters sample is what the host's sampler does."""
+
+import pytest
+import torch
+
+from baton.core.request import SamplingParams
+from baton.executor.device_sampler import RowSampling, sample_rows, serves
+from baton.executor.sampler import sample
+
+CASES = [
+    SamplingParams(temperature=0.0),
+    SamplingParams(temperature=1.0, seed=1),
+    SamplingParams(temperature=0.7, seed=2, top_k=1),
+    SamplingParams(temperature=1.3, seed=3, top_k=12),
+    SamplingParams(temperature=0.9, seed=4, top_p=0.5),
+    SamplingParams(temperature=1.1, seed=5, top_k=40, top_p=0.8),
+    SamplingParams(temperature=1.5, seed=6, min_p=0.2),
+    SamplingParams(temperature=2.0, seed=2**63 - 1, top_k=500, top_p=1e-6, min_p=0.01),
+]
+
+
+def rows_of(params: list[SamplingParams], positions: list[int]) -> RowSampling:
+    return RowSampling(
+        temperature=torch.tensor([p.temperature for p in params]),
+        top_k=torch.tensor([p.top_k for p in params], dtype=torch.int32),
+        top_p=torch.tensor([p.top_p for p in params]),
+        min_p=torch.tensor([p.min_p for p in params]),
+        seeds=torch.tensor([p.seed for p in params]),
+        positions=torch.tensor(positions),
+    )
+
+
+@pytest.mark.parametrize("vocabulary", [300, 4096])
+def test_tokens_are_those_of_the_host(vocabulary: int) -> None:
+    random = torch.Generator().manual_seed(vocabulary)
+    for turn in range(6):
+        logits = 3 * torch.randn(len(CASES), vocabulary, generator=random)
+        positions = [turn * 100 + i for i in range(len(CASES))]
+        expected = sample(logits.clone(), CASES, positions)
+        assert sample_rows(logits, rows_of(CASES, positions)).tolist() == expected
+
+
+def test_which_parameters_it_knows() -> None:
+    assert all(map(serves, CASES))
+    for other in (
+        SamplingParams(typical_p=0.9),
+        SamplingParams(logprobs=0),
+        SamplingParams(presence_penalty=0.1),
+        SamplingParams(min_tokens=1),
+        SamplingParams(logit_bias=((1, 1.0),)),
+    ):
+        assert not serves(other)

@@ -1,0 +1,131 @@
+"""Steps on their way: what is written where, and how long results can be read."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from baton.core.request import SamplingParams
+from baton.engine.step import PENDING, LayerWatch, ScheduledSequence
+from baton.executor.gpu_pass import GpuLimits, GpuPass
+from baton.executor.kv_cache import KVCache, make_layout
+from baton.executor.late_queue import LateQueue
+from baton.models.decoder import Decoder
+from baton.models.loader import load_model
+
+BLOCK = 8
+GREEDY = SamplingParams(temperature=0.0)
+
+
+@pytest.fixture
+def queue() -> Iterator[LateQueue]:
+    queue = LateQueue()
+    yield queue
+    queue.close()
+
+
+@pytest.fixture(scope="module")
+def model(tiny_llama_dir: Path) -> Decoder:
+    loaded = load_model(tiny_llama_dir, executor="torch")
+    assert isinstance(loaded, Decoder)
+    return loaded
+
+
+@pytest.fixture
+def kv(model: Decoder) -> KVCache:
+    return KVCache(make_layout(model.spec, BLOCK, model.dtype), 8)
+
+
+@pytest.fixture
+def steps(model: Decoder, kv: KVCache, queue: LateQueue) -> GpuPass:
+    steps = GpuPass(model, kv, queue, GpuLimits(rows=4, tokens=32, blocks=8, depth=2))
+    steps.capture((2, 4), lambda size: None)
+    return steps
+
+
+def part(seq_id: int, block: int, start: int, *tokens: int) -> ScheduledSequence:
+    return ScheduledSequence(seq_id, tokens, start, (block,), True, GREEDY)
+
+
+def written(kv: KVCache) -> set[tuple[int, int]]:
+    """Return the (block, offset) of every slot that is not as it was, zero."""
+    changed = (kv.tensor != 0).any(dim=-1).any(dim=3).any(dim=2).any(dim=1)
+    return {(int(block), int(offset)) for block, offset in changed.nonzero()}
+
+
+def test_capturing_writes_nothing(steps: GpuPass, kv: KVCache) -> None:
+    assert written(kv) == set()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_rows_that_are_padding_write_nothing(
+    steps: GpuPass, kv: KVCache, queue: LateQueue, count: int
+) -> None:
+    before = queue.replays
+    steps.launch([part(i, 7 - i, 0, 5 + i) for i in range(count)]).done.wait()
+    assert queue.replays == before + 1
+    assert written(kv) == {(7 - i, 0) for i in range(count)}
+
+
+def test_a_step_with_a_chunk_writes_its_tokens_alone(steps: GpuPass, kv: KVCache) -> None:
+    launched = steps.launch([part(1, 5, 0, *range(2, 8)), part(2, 3, 0, 9)])
+    launched.done.wait()
+    assert written(kv) == {(3, 0), *((5, offset) for offset in range(6))}
+    assert [s.seq_id for s in launched.sampled] == [2, 1], "decodes come first"
+
+
+def test_results_can_be_read_until_as_many_more_are_launched(steps: GpuPass) -> None:
+    alone = []
+    for token in (3, 4, 5):
+        launched = steps.launch([part(10 + token, 1, 0, token)])
+        launched.done.wait()
+        alone.append(int(launched.found[0, 0]))
+    assert len(set(alone)) > 1
+    several = [steps.launch([part(20 + token, 1, 0, token)]) for token in (3, 4, 5)]
+    several[-1].done.wait()
+    assert [int(launched.found[0, 0]) for launched in several] == alone
+
+
+def test_the_token_sampled_last_is_the_next_input(steps: GpuPass) -> None:
+    first = steps.launch([part(1, 2, 0, 7)])
+    second = steps.launch([part(1, 2, 1, PENDING)])
+    second.done.wait()
+    token = int(first.found[0, 0])
+    known = steps.launch([part(2, 3, 0, 7, token)])
+    known.done.wait()
+    assert second.found[0, 0] == known.found[0, 0]
+
+
+def test_tokens_sampled_on_the_host_are_the_next_input_too(steps: GpuPass) -> None:
+    launched = steps.launch([part(1, 2, 0, 7)], sample=False)
+    launched.done.wait()
+    (logits,) = launched.logits
+    assert logits.shape[0] == 1
+    steps.take_tokens(launched.sampled, [9])
+    second = steps.launch([part(1, 2, 1, PENDING)])
+    known = steps.launch([part(2, 3, 0, 7, 9)])
+    known.done.wait()
+    assert second.found[0, 0] == known.found[0, 0]
+
+
+def test_logits_that_are_not_finite_are_told(steps: GpuPass, kv: KVCache, queue: LateQueue) -> None:
+    steps.launch([part(1, 2, 0, 7, 8)]).done.wait()
+    kv.tensor[2, :, :, :, 0] = float("nan")
+    launched = steps.launch([part(1, 2, 2, PENDING), part(3, 4, 0, 6)])
+    launched.done.wait()
+    assert launched.found[1].tolist() == [0, 1]
+
+
+def test_layers_are_told_of_when_they_are_written(steps: GpuPass, kv: KVCache) -> None:
+    told: list[tuple[int, bool]] = []
+
+    def reached(layers: int) -> None:
+        told.append((layers, bool((kv.tensor[5, layers - 1] != 0).any())))
+
+    watch = LayerWatch((1, 2), reached)
+    launched = steps.launch([part(1, 5, 0, *range(2, 8))], watch)
+    assert told == []
+    launched.done.wait()
+    assert told == [(1, True), (2, True)]
+    assert torch.isfinite(kv.tensor).all()

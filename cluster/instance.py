@@ -113,7 +113,7 @@ class Instance:
             self._ready = False  # but not if we are cancelled: then it can close in order
             if given_up in done:
                 given_up.result()
-            rank = waits.index(next(iter(done)))
+            rank = anything.index(next(iter(done)))
             try:
                 waits[rank].result()
             except InstanceLost as error:

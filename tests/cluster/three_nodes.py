@@ -5,8 +5,11 @@ node 1: Ray's head, gateway and client     node 2, node 3: room for instances
 """
 
 import asyncio
+import contextlib
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -263,6 +266,7 @@ class ThreeNodes:
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
             limit=1 << 24,
+            start_new_session=True,
         )
         self._answers[0] = asyncio.get_running_loop().create_future()
         self._reader = asyncio.create_task(self._read())
@@ -271,7 +275,8 @@ class ThreeNodes:
             await self._answers[0]
 
     async def _end_agent(self) -> None:
-        self._agent.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._agent.pid, signal.SIGKILL)
         await self._agent.wait()
         await self._reader
 

@@ -1,6 +1,7 @@
 """A loss counts only for a process that knows that it is not itself the one that is cut off."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,21 +24,21 @@ def instance() -> Instance:
     return Instance(INFO.instance_id, 0, Path("none"), lambda line: None)
 
 
-async def started(watch: Watch, watched: Instance) -> "asyncio.Task[None]":
-    """Return the wait for its end, once it waits."""
-    waiting = asyncio.create_task(watch.ended(INFO, watched))
-    while INFO.instance_id not in repr(watch):
-        await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    return waiting
+async def give_up_until(over: Callable[[], bool], watched: Instance, why: str) -> None:
+    """Give it up, as often as it takes to be heard: it may not be waited for yet, or again."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not over():
+            watched.give_up(InstanceLost(why))
+            await asyncio.sleep(0.01)
 
 
 async def test_a_loss_is_told() -> None:
     watched = instance()
-    waiting = await started(Watch(MembershipBoard(), None, always), watched)
-    watched.give_up(InstanceLost("it is silent"))
+    watch = Watch(MembershipBoard(), None, always)
+    waiting = asyncio.create_task(watch.ended(INFO, watched))
+    await give_up_until(waiting.done, watched, "it is silent")
     with pytest.raises(InstanceLost, match="it is silent"):
-        await asyncio.wait_for(waiting, PATIENCE_S)
+        await waiting
 
 
 async def test_who_is_cut_off_gives_nobody_up_until_it_is_not() -> None:
@@ -49,14 +50,11 @@ async def test_who_is_cut_off_gives_nobody_up_until_it_is_not() -> None:
         return rules
 
     watched = instance()
-    waiting = await started(Watch(MembershipBoard(), None, rule), watched)
-    watched.give_up(InstanceLost("nobody can be reached"))
-    await asyncio.wait_for(asked.wait(), PATIENCE_S)
+    watch = Watch(MembershipBoard(), None, rule)
+    waiting = asyncio.create_task(watch.ended(INFO, watched))
+    await give_up_until(asked.is_set, watched, "nobody can be reached")
     assert not waiting.done()
     rules = True
-    async with asyncio.timeout(PATIENCE_S):
-        while not waiting.done():
-            watched.give_up(InstanceLost("it alone is silent"))
-            await asyncio.sleep(0.05)
+    await give_up_until(waiting.done, watched, "it alone is silent")
     with pytest.raises(InstanceLost, match="it alone is silent"):
         await waiting

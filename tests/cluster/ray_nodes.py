@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import secrets
 import signal
 import subprocess
@@ -42,6 +43,8 @@ class RayNodes:
             "OMP_NUM_THREADS": "1",
             "MKL_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
+            # Compiled kernels: else the first instance on each node would compile them anew.
+            "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")),
             **_FAST_HEALTH,
         }
         """Of every process of this Ray and of its drivers."""

@@ -6,13 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from baton.core.log import get_logger
 from baton.kernels.backend import triton_serves
 from baton.kernels.native.add_norm import load_add_norm
 from baton.kernels.native.build import NoNativeCode
 from baton.kernels.rms_norm import rms_norm
-
-_log = get_logger(__name__)
 
 
 def add_rms_norm_(addends: Sequence[Tensor], stream: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -64,6 +61,10 @@ def is_native() -> bool:
     try:
         load_add_norm()
     except NoNativeCode as error:
-        _log.warning("residual additions and norms go one by one through torch", why=str(error))
+        from baton.core.log import get_logger  # benchmarks of kernels run where there is no log
+
+        get_logger(__name__).warning(
+            "residual additions and norms go one by one through torch", why=str(error)
+        )
         return False
     return True

@@ -154,10 +154,13 @@ class Play:
 
     async def _strike_node(self, fault: Fault) -> None:
         cluster, index = self._cluster, 2 + fault.target % 2
+        host, _ = await cluster.controller()
         if fault.kind == "power_cut":
             await cluster.ray.power_cut(index)
         else:
             cluster.ray.nodes[index].cut()
+        if host == cluster.ray.nodes[index].address:
+            self.report.struck.append("the_controllers_node")
         self._strikes(fault, f"node {index}")
         if fault.kind == "power_cut":
             await cluster.given_up(index)

@@ -119,11 +119,7 @@ class Play:
                 if all(running.task.done() for running in self._sent):
                     return
                 await asyncio.sleep(_STEP_S)
-        try:
-            await self._strike(fault, there)
-        except AssertionError as error:
-            # An order may come too late: the instance it names is gone, or the last of its pool.
-            self._note(f"{fault.kind} was refused: {error}")
+        await self._strike(fault, there)
 
     async def _strike(self, fault: Fault, there: dict[str, dict[str, Any]]) -> None:
         match fault.kind:
@@ -134,13 +130,9 @@ class Play:
                 await self._cluster.ray.signal(host, pid, signal.SIGKILL)
                 self._strikes(fault, host)
             case "scale_up" | "scale_down":
-                count = 3 if fault.kind == "scale_up" else 1
-                self._strikes(fault, f"{count} in decode")
-                await self._cluster.ask("scale", "decode", count)
+                await self._tell(fault, "scale", "decode", 3 if fault.kind == "scale_up" else 1)
             case "drain" | "flip":
-                name = _one_of(there, "decode", fault.target)
-                self._strikes(fault, name)
-                await self._cluster.ask(fault.kind, name)
+                await self._tell(fault, fault.kind, _one_of(there, "decode", fault.target))
             case _:
                 what, _, role = fault.kind.partition("_")
                 name = _one_of(there, role, fault.target)
@@ -151,6 +143,17 @@ class Play:
                 if what == "stop":
                     await asyncio.sleep(fault.seconds)
                     await ray.signal(address, pid, signal.SIGCONT)
+
+    async def _tell(self, fault: Fault, *order: Any) -> None:
+        try:
+            await self._cluster.ask(*order)
+        except AssertionError as error:
+            if "InvalidRequest" not in str(error):
+                raise
+            # It came too late: the instance is gone, or the last of its pool.
+            self._note(f"{fault.kind} was refused: {error}")
+        else:
+            self._strikes(fault, " ".join(map(str, order)))
 
     async def _strike_node(self, fault: Fault) -> None:
         cluster, index = self._cluster, 2 + fault.target % 2

@@ -180,11 +180,14 @@ class ThreeNodes:
 
     async def controller(self) -> tuple[str, int]:
         """Return the controller's host and its pid there."""
-        pid = (await self.ask("status"))["controller_pid"]
-        for node in map(self.ray.node, range(1, len(self.ray.nodes) + 1)):
-            if node.up and "ControllerActor" in node.run("sh", "-c", f"cat /proc/{pid}/cmdline; :"):
-                return node.address, pid
-        raise AssertionError(f"no node has the controller, pid {pid}")
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                pid = (await self.ask("status"))["controller_pid"]
+                for node in map(self.ray.node, range(1, len(self.ray.nodes) + 1)):
+                    shown = ("sh", "-c", f"cat /proc/{pid}/cmdline; :")
+                    if node.up and "ControllerActor" in await asyncio.to_thread(node.run, *shown):
+                        return node.address, pid
+                await asyncio.sleep(_LOOK_AGAIN_S)  # it has just died
 
     # ---- nodes -------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from baton.api.lease_keeper import LeaseKeeper, Terms
 from baton.cluster.instance import Instance
-from baton.core.errors import InstanceLost
+from baton.core.errors import BatonError, InstanceLost
 from baton.core.ids import InstanceId
 from baton.core.topology import InstanceInfo, MembershipBoard
 
@@ -47,7 +47,10 @@ class Watch:
             await self._leases.run()
 
     async def ended(self, info: InstanceInfo, instance: Instance) -> None:
-        """Wait until an instance ends, hangs, or cannot be reached; raises InstanceLost then."""
+        """Wait until an instance ends, hangs, or cannot be reached; raises InstanceLost then.
+
+        Unavailable if Ray fails to say.
+        """
         name = info.instance_id
         self._watched[name] = (info, instance)
         try:
@@ -65,7 +68,7 @@ class Watch:
         """Wait for the loss of an instance; return if it was us who were lost."""
         try:
             await instance.ended()
-        except InstanceLost:
+        except BatonError:
             if await self._rules():
                 raise
             while True:

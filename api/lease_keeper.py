@@ -86,6 +86,10 @@ class LeaseKeeper:
                 version = membership.version
                 self._follow(membership, group)
 
+    def now(self) -> float:
+        """Return the time on the keeper's clock."""
+        return self._clock()
+
     @property
     def epoch(self) -> int:
         """The version of the membership that is gone by."""
@@ -128,6 +132,7 @@ class _Stream:
         self._keeper = keeper
         self._terms = keeper.terms
         self._answers = 0
+        self._answered_at: float | None = None
         self._silent = False
         """The last stream ended because no answer came."""
 
@@ -183,8 +188,9 @@ class _Stream:
         """
         exchange = asyncio.ensure_future(self._exchange(call))
         try:
+            patience_s = self._patience_s()
             for _ in range(3):
-                await asyncio.wait({exchange}, timeout=self._terms.lease_s / 3)
+                await asyncio.wait({exchange}, timeout=patience_s / 3)
                 if exchange.done():
                     self._take(_result(exchange))
                     return
@@ -192,6 +198,17 @@ class _Stream:
         finally:
             exchange.cancel()
             await asyncio.wait({exchange})
+
+    def _patience_s(self) -> float:
+        """Return how long to wait for an answer: a lease, of which silence took some already.
+
+        The stream of a hung process breaks before its lease ends, and its kernel takes the next.
+        """
+        lease_s = self._terms.lease_s
+        if self._answered_at is None:
+            return lease_s
+        silent_s = self._keeper.now() - self._answered_at - self._terms.beat_s
+        return min(lease_s, max(lease_s / 3, lease_s - silent_s))
 
     async def _exchange(self, call: _Call) -> Report:
         await call.write(self._beat())
@@ -207,6 +224,7 @@ class _Stream:
 
     def _take(self, report: Report) -> None:
         self._answers += 1
+        self._answered_at = self._keeper.now()
         self.report = report
         if report.standing is not Standing.FENCED:
             self.live = True

@@ -88,5 +88,6 @@ async def with_controller(
         concurrency=CALLS_AT_ONCE,
         restarts=-1,
         timeout_s=_CREATE_TIMEOUT_S,
+        beside_head=True,
     )
     return Attached(cluster.note, actor)

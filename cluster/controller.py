@@ -6,6 +6,7 @@ rest again; gateways and instances go on meanwhile.
 
 import asyncio
 import os
+import secrets
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -13,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from baton.api.lease_keeper import Terms
 from baton.cluster import store
 from baton.cluster.control import Control, Surroundings
 from baton.cluster.fleet import Observed
@@ -30,8 +32,10 @@ from baton.core.clock import monotonic
 from baton.core.cluster_spec import ClusterSpec
 from baton.core.errors import BatonError, DeadlineExceeded, Unavailable
 from baton.core.ids import InstanceId
+from baton.core.log import get_logger
 from baton.core.topology import Membership, Role
 
+_log = get_logger("controller")
 _LOAD_PAUSE_S = 1.0
 _STATS_TIMEOUT_S = 3.0
 _END_MARGIN_S = 30.0
@@ -44,8 +48,14 @@ class Controller:
     def __init__(self, log_dir: Path, factories: Mapping[Role, str]) -> None:
         """`factories`: the class that does each role's work; see control.FACTORIES."""
         self._surroundings = Surroundings(
-            log_dir=log_dir, save=store.save, detached=True, factories=factories
+            log_dir=log_dir,
+            save=self._save,
+            rules=self._rules,
+            detached=True,
+            factories=factories,
+            terms=Terms(f"controller/{secrets.token_hex(8)}", controls=True),
         )
+        self._owner = ""
         self._control: Control | None = None
         self._gateways: GatewayKeeper | None = None
         self._running: asyncio.Task[None] | None = None
@@ -55,6 +65,7 @@ class Controller:
         """Go on where an earlier controller stopped, if there was one."""
         while True:
             try:
+                self._owner = await store.claim()
                 state = await store.load(monotonic())
                 break
             except BatonError:
@@ -63,6 +74,22 @@ class Controller:
         if state is not None:
             async with self._applying:
                 await self._begin(state)
+
+    async def _rules(self) -> bool:
+        """Return whether Ray's head answers; if it knows a later controller, this process ends."""
+        try:
+            owned = await store.owned(self._owner)
+        except BatonError:
+            return False
+        if not owned:
+            _log.error("another controller has taken over; this one was cut off, and ends")
+            os._exit(1)
+        return True
+
+    async def _save(self, state: ControlState) -> None:
+        if not await self._rules():
+            raise Unavailable("Ray's head does not answer")
+        await store.save(state)
 
     async def _begin(self, state: ControlState) -> None:
         self._control = control = Control(state, self._surroundings)
@@ -154,6 +181,11 @@ class Controller:
             pools=tuple(pools),
             gateways=await gateways.status(),
         )
+
+    async def stats(self, instance: str) -> list[dict[str, float | int | str]]:
+        """Return the counters of each rank of an instance; InstanceLost if it is not there."""
+        control, _ = self._there()
+        return await control.stats(InstanceId(instance))
 
     async def events(self, after: int, timeout_s: float) -> tuple[tuple[Event, ...], bool]:
         """Wait for events after the one of that number, at most so long.

@@ -30,6 +30,8 @@ ENVIRONMENT = {
     "RAY_START_HOOK": "baton.cluster.head_process.without_client_server",
     # Ray would kill instances when the machine's memory is scarce, also if others took it.
     "RAY_memory_monitor_refresh_ms": "0",
+    # Ray would run instances at nice 15: what else is busy on the machine would come first.
+    "RAY_worker_niceness": "0",
     # We close instances ourselves, before Ray ends; it need not wait for them.
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     # It would print a paragraph of its own when an instance dies, which we report already.
@@ -62,7 +64,10 @@ from ray.util.placement_group import (  # noqa: E402
     placement_group_table,
     remove_placement_group,
 )
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # noqa: E402
+from ray.util.scheduling_strategies import (  # noqa: E402
+    NodeAffinitySchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
 
 Actor = Any
 """A handle of a Ray actor."""
@@ -72,6 +77,8 @@ NAMESPACE = "baton"
 """Of all names in Ray: actors, placement groups and keys."""
 _under_way: set["futures.Future[None]"] = set()
 """Calls that block, and have not returned."""
+_HEAD_RESOURCE = "node:__internal_head__"
+"""Ray's own mark of that node."""
 _KILL_TIMEOUT_S = 5.0
 _MARGIN_S = 5.0
 """How much later than Ray's own deadline ours is."""
@@ -228,12 +235,22 @@ async def create_actor(
 
 
 async def create_service(
-    cls: type, *arguments: Any, name: str, concurrency: int, restarts: int, timeout_s: float
+    cls: type,
+    *arguments: Any,
+    name: str,
+    concurrency: int,
+    restarts: int,
+    timeout_s: float,
+    beside_head: bool = False,
 ) -> Actor:
     """Start a named actor of `cls` that outlives this process, on any node; it takes no CPU.
 
-    Ray starts it again up to `restarts` times; -1: always.
+    Ray starts it again up to `restarts` times; -1: always. `beside_head`: on the node of Ray's
+    head, for as long as that is alive.
     """
+    where: Any = "SPREAD"
+    if beside_head and (head := await _in_thread(_head_node, timeout_s=timeout_s)):
+        where = NodeAffinitySchedulingStrategy(head, soft=True)
     remote: Any = _exported(cls).options(
         num_cpus=0,
         name=name,
@@ -241,9 +258,18 @@ async def create_service(
         max_restarts=restarts,
         max_task_retries=0,
         max_concurrency=concurrency,
-        scheduling_strategy="SPREAD",
+        scheduling_strategy=where,
     )
     return await _in_thread(remote.remote, *arguments, timeout_s=timeout_s)
+
+
+def _head_node() -> str | None:
+    """Return the id of the node that Ray's head runs on, if it is known."""
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
+        if node["Alive"] and _HEAD_RESOURCE in node["Resources"]:
+            found: str = node["NodeID"]
+            return found
+    return None
 
 
 async def find_actor(name: str, timeout_s: float) -> Actor:

@@ -24,11 +24,13 @@ follower = threading.Thread(target=follow)
 follower.start()
 closed = threading.Thread(target=actor.wait_closed)
 closed.start()
+assert not actor.begun()
 try:
     info = actor.start(f"stand_in_worker:{worker}", config)
     result = f"started {info.instance_id} {sorted(actor.stats())}"
 except BatonError as error:
     result = f"{type(error).__name__}: {error}"
+assert actor.begun()
 follower.join(10)
 assert not follower.is_alive()
 assert closed.is_alive()

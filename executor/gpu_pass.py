@@ -83,6 +83,10 @@ class GpuPass:
             self._graphs[size] = self._queue.capture(partial(self._model.decode, size))
             on_captured(size)
 
+    def close(self) -> None:
+        """Let go of what was captured; NCCL waits for that before its groups can be left."""
+        self._graphs.clear()
+
     def launch(
         self,
         sequences: Sequence[ScheduledSequence],

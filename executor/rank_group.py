@@ -192,8 +192,13 @@ class RankGroup:
             if not gathered.take(told):
                 return
             del self._steps[step]
-        self.progress = (step, ALL_LAYERS)
+        self.reached((step, ALL_LAYERS))
         gathered.settle()
+
+    def reached(self, progress: Progress) -> None:
+        """Let the leader know that steps are computed so far; any thread, in any order."""
+        with self._lock:
+            self.progress = max(self.progress, progress)
 
     def lose(self, reason: str) -> None:
         """End the instance; from any thread."""

@@ -6,7 +6,7 @@ import pytest
 
 from baton.core.config import LeaderRef, ParallelConfig, WorkerConfig
 from baton.core.topology import Role
-from baton.executor.rank import meeting_of
+from baton.executor.rank_model import meeting_of
 from baton.parallel.mesh import Mesh
 
 

@@ -31,7 +31,7 @@ def compute_device(config: WorkerConfig) -> torch.device:
         raise InvalidConfig("device", engine.device, "cpu or auto: torch finds no CUDA device here")
     if axis := _axis_of_cpus(config.parallel):
         allowed = "1 on GPUs, whose ranks share a model along tp only; device cpu has the others"
-        raise InvalidConfig(f"parallel.{axis}", getattr(config.parallel, axis), allowed)
+        raise InvalidConfig(axis, getattr(config.parallel, axis), allowed)
     if engine.executor == "native":
         raise InvalidConfig("executor", engine.executor, "auto or torch on a GPU")
     if engine.batch_invariant:

@@ -249,7 +249,9 @@ class Follower:
     async def _handover_connect(self, number: int, sources: list[bytes], blocks: int) -> None:
         await self._handovers[number].connect(sources, blocks)
 
-    async def _handover_read(self, number: int, order: list[Any]) -> list[Any]:
+    async def _handover_read(self, number: int, progress: list[int], order: list[Any]) -> list[Any]:
+        step, layers = progress
+        await self._until_computed((step, layers))
         report = await self._handovers[number].read(ReadOrder.unpack(order))
         return [report.bytes, report.seconds, report.transport]
 

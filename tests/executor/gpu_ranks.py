@@ -1,4 +1,4 @@
-"""An instance whose ranks compute as GPUs would, each in a process; a late queue in place of CUDA.
+"""An instance whose ranks compute on GPUs, or with a late queue in place of CUDA, each a process.
 
 It imports no test library: the ranks' processes run it.
 """
@@ -53,12 +53,19 @@ class Served:
 
 
 def serve(
-    ranks: Ranks, place: Place, config: str, requests: Sequence[GenerateRequest], mib: list[int]
+    ranks: Ranks,
+    place: Place,
+    config: str,
+    requests: Sequence[GenerateRequest],
+    mib: Sequence[int] | None,
 ) -> Served:
-    """Be a rank of the instance until all requests are served; `mib` is each device's memory."""
+    """Be a rank of the instance until all requests are served.
+
+    `mib` is the memory of each rank's stand-in for a device; None: they have GPUs.
+    """
     given, said = WorkerConfig.model_validate_json(config), list[str]()
     with closing(LateQueue()) as queue:
-        gpu = Gpu(queue, Room(mib[place.tp]), None)
+        gpu = None if mib is None else Gpu(queue, Room(mib[place.tp]), None)
         if place.tp == 0:
             served = asyncio.run(_lead(ranks, given, requests, gpu, said))
         else:
@@ -71,7 +78,7 @@ async def _lead(
     ranks: Ranks,
     config: WorkerConfig,
     requests: Sequence[GenerateRequest],
-    gpu: Gpu,
+    gpu: Gpu | None,
     said: list[str],
 ) -> Served:
     def tell(leader: LeaderRef) -> None:
@@ -91,7 +98,7 @@ async def _lead(
 
 
 async def _follow(
-    ranks: Ranks, config: WorkerConfig, rank: int, gpu: Gpu, said: list[str]
+    ranks: Ranks, config: WorkerConfig, rank: int, gpu: Gpu | None, said: list[str]
 ) -> Served:
     port, incarnation = ranks.tp.broadcast_(torch.zeros(2, dtype=torch.int64), 0).tolist()
     leader = LeaderRef(host="127.0.0.1", port=port, incarnation=incarnation)

@@ -315,6 +315,7 @@ async def test_ranks_run_ahead_together(
     await instance.close()
 
 
+@pytest.mark.slow
 async def test_as_on_gpus_ranks_hand_over_what_each_has(
     start_instance: StartInstance, alone: Any, tools: Any, prompts: list[Any]
 ) -> None:

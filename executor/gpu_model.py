@@ -2,6 +2,9 @@
 
 Nothing here reads the device, so that steps of decodes can be captured. What differs from step to
 step is in the tensors: rows of decodes, seats (gpu_seats.py), and the numbers of chunks.
+
+Ranks along tp gather the rows of logits whole, and each chooses all tokens by itself: from the same
+bits with the same noise it is the same choice, so that none waits for another to tell it.
 """
 
 from dataclasses import dataclass
@@ -15,6 +18,7 @@ from baton.executor.gpu_option_tensors import TOP, OptionTensors
 from baton.executor.gpu_options import Extent
 from baton.executor.gpu_seats import SeatTensors
 from baton.executor.kv_cache import KVCache
+from baton.executor.sharded_sampler import whole_rows
 from baton.kernels.kv_pool import paged_layers
 from baton.kernels.paged_batch import PagedBatch
 from baton.models.blocks.device_step import DeviceStep
@@ -49,7 +53,7 @@ class LogitRows:
     """Logits, and whose they are."""
 
     logits: Tensor
-    """[rows, vocabulary]"""
+    """[rows, vocabulary], the same on all ranks along tp"""
     seats: Tensor
     """[rows]"""
     positions: Tensor
@@ -111,7 +115,8 @@ class GpuModel:
             slots=slots.masked_fill(~real, -1),
             batch=PagedBatch(tables, ((positions + 1) * real).to(torch.int32), count),
         )
-        return LogitRows(self._model.forward_device(step, self._layers), seats, positions + 1)
+        logits = self._whole(self._model.forward_device(step, self._layers))
+        return LogitRows(logits, seats, positions + 1)
 
     def ragged_logits(self, ragged: RaggedStep, watch: LayerWatch | None) -> LogitRows:
         """Compute a step of decodes and chunks; `watch` is told of layers as they are launched."""
@@ -132,7 +137,7 @@ class GpuModel:
             ),
             sampled=ragged.sampled,
         )
-        logits = self._model.forward_device(step, self._layers, watch)
+        logits = self._whole(self._model.forward_device(step, self._layers, watch))
         seats = ragged.seats[owners[ragged.sampled]]
         return LogitRows(logits, seats, positions[ragged.sampled] + 1)
 
@@ -174,6 +179,15 @@ class GpuModel:
         self.found[3 : 3 + most, :count] = top.indices.T
         values = top.values.double().view(torch.int64)
         self.found[3 + TOP : 3 + TOP + most, :count] = values.T
+
+    def _whole(self, logits: Tensor) -> Tensor:
+        """Return logits of the whole vocabulary, given the rank's part of it."""
+        tp, vocabulary = self._model.share.ranks.tp, self._model.spec.vocab_size
+        if tp.size == 1:
+            return logits
+        if not logits.shape[0]:  # nobody samples: all ranks know, and meet not
+            return logits.new_empty(0, vocabulary)
+        return whole_rows(logits, tp, vocabulary)
 
     def _slots(self, blocks: Tensor, positions: Tensor) -> Tensor:
         return blocks.long() * self._block_size + positions % self._block_size

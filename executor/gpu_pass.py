@@ -109,6 +109,10 @@ class GpuPass:
                 self._graphs[size, extent] = self._queue.capture(work)
             on_captured(size)
 
+    def close(self) -> None:
+        """Let go of what was captured; NCCL waits for that before its groups can be left."""
+        self._graphs.clear()
+
     def launch(
         self, sequences: Sequence[ScheduledSequence], watch: LayerWatch | None = None
     ) -> Launched:

@@ -84,8 +84,9 @@ class GpuRunner:
         return future
 
     def close(self) -> None:
-        """End the reading thread, after what was launched."""
+        """End the reading thread, after what was launched, and let go of captured steps."""
         self._reader.shutdown()
+        self._pass.close()
 
     def _swap(self, plan: StepPlan) -> None:
         if not (plan.swap_out or plan.swap_in):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from baton.api.lease_keeper import LeaseKeeper, Terms
 from baton.cluster.fleet import (
     Action,
     Backoff,
@@ -79,6 +80,9 @@ class Surroundings:
     """Hears of each loss, with its reason, and of each instance that is ready, with None."""
     detached: bool = False
     """Instances outlive this process."""
+    terms: Terms | None = None
+    """On which instances hold a lease of this controller, which so hears of one that hangs or is
+    cut off; None: Ray's answers are all that is known of them."""
     factories: Mapping[Role, str] = field(default_factory=lambda: FACTORIES)
     backoff: Backoff = Backoff()  # noqa: RUF009  (frozen)
     clock: Clock = monotonic
@@ -142,6 +146,9 @@ class Control:
     async def run(self) -> None:
         """Adopt what the state says was begun, then keep everything as wanted, until cancelled."""
         async with asyncio.TaskGroup() as self._tasks:
+            if self._around.terms is not None:
+                leases = LeaseKeeper(self.board, self._around.terms, on_lost=self._gave_up)
+                self._tasks.create_task(leases.run())
             await self._adopt_all()
             self._silent = False
             while True:
@@ -357,6 +364,12 @@ class Control:
             self.losses += 1
             self.journal.add("lost", name, str(error))
             self._around.on_news(name, error)
+
+    def _gave_up(self, info: InstanceInfo, error: InstanceLost) -> None:
+        """Hear that nobody answers where an instance was; Ray may take long to notice."""
+        seen, life = self._state.fleet.get(info.instance_id), self._lives.get(info.instance_id)
+        if seen is not None and life is not None and seen.info == info:
+            life.instance.give_up(error)
 
     def _gone(self, action: Action) -> None:
         name, now = action.instance_id, self._around.clock()

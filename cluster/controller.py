@@ -6,6 +6,7 @@ rest again; gateways and instances go on meanwhile.
 
 import asyncio
 import os
+import secrets
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -13,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from baton.api.lease_keeper import Terms
 from baton.cluster import store
 from baton.cluster.control import Control, Surroundings
 from baton.cluster.fleet import Observed
@@ -44,7 +46,11 @@ class Controller:
     def __init__(self, log_dir: Path, factories: Mapping[Role, str]) -> None:
         """`factories`: the class that does each role's work; see control.FACTORIES."""
         self._surroundings = Surroundings(
-            log_dir=log_dir, save=store.save, detached=True, factories=factories
+            log_dir=log_dir,
+            save=store.save,
+            detached=True,
+            factories=factories,
+            terms=Terms(f"controller/{secrets.token_hex(8)}", controls=True),
         )
         self._control: Control | None = None
         self._gateways: GatewayKeeper | None = None
@@ -154,6 +160,11 @@ class Controller:
             pools=tuple(pools),
             gateways=await gateways.status(),
         )
+
+    async def stats(self, instance: str) -> list[dict[str, float | int | str]]:
+        """Return the counters of each rank of an instance; InstanceLost if it is not there."""
+        control, _ = self._there()
+        return await control.stats(InstanceId(instance))
 
     async def events(self, after: int, timeout_s: float) -> tuple[tuple[Event, ...], bool]:
         """Wait for events after the one of that number, at most so long.

@@ -33,7 +33,8 @@ class GatewayHost:
         """`on_tried` is called when it listens, or is kept from it."""
         self._plan = plan
         self._on_tried = on_tried
-        self._door: FrontDoor | None = None
+        self.door: FrontDoor | None = None
+        """Once it listens."""
         self._problem: BatonError | None = None
         self._board = MembershipBoard(Membership(-1))
         self._stop = asyncio.Event()
@@ -63,11 +64,11 @@ class GatewayHost:
             expects_prefill=plan.expects_prefill,
         )
         async with gateway:
-            self._door = await FrontDoor.start(gateway)
+            self.door = await FrontDoor.start(gateway)
             self._problem = None
             self._on_tried()
             await self._stop.wait()
-            await self._door.close(self._drain_s)
+            await self.door.close(self._drain_s)
 
     async def stop(self, drain_s: float) -> None:
         """Begin to close: no new requests, and `drain_s` seconds for those that are open."""
@@ -78,14 +79,14 @@ class GatewayHost:
         """Return where it listens; raises what kept it from doing so."""
         if self._problem is not None:
             raise self._problem
-        assert self._door is not None, "neither door nor problem"
+        assert self.door is not None, "neither door nor problem"
         return GatewayInfo(
             name=self._plan.name,
             model_name=self._plan.model_name,
-            http_url=self._door.http_url,
-            grpc_address=self._door.grpc_address,
+            http_url=self.door.http_url,
+            grpc_address=self.door.grpc_address,
             pid=os.getpid(),
-            open_requests=self._door.gateway.stats().open_requests,
+            open_requests=self.door.gateway.stats().open_requests,
             epoch=self._board.current.version,
         )
 

@@ -55,6 +55,8 @@ class Instance:
             )
             for rank in range(ranks)
         ]
+        self._given_up: asyncio.Future[None] | None = None
+        """Ends `ended`, while that waits."""
         self._ready = False
         self._closing = False
 
@@ -103,17 +105,25 @@ class Instance:
     async def ended(self) -> None:
         """Wait until a process or the worker has ended, or hangs; raises InstanceLost then."""
         waits = [asyncio.create_task(process.ended()) for process in self._ranks]
+        given_up = self._given_up = asyncio.get_running_loop().create_future()
         try:
-            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait([*waits, given_up], return_when=asyncio.FIRST_COMPLETED)
             self._ready = False  # but not if we are cancelled: then it can close in order
+            if given_up in done:
+                given_up.result()
             rank = waits.index(next(iter(done)))
             try:
                 waits[rank].result()
             except InstanceLost as error:
                 raise InstanceLost(f"rank {rank}: {error}" if rank else str(error)) from None
         finally:
-            for wait in waits:
+            for wait in (*waits, given_up):
                 await drop(wait)
+
+    def give_up(self, error: InstanceLost) -> None:
+        """Let `ended` raise this: nobody answers there, whatever Ray says of its processes."""
+        if self._given_up is not None and not self._given_up.done():
+            self._given_up.set_exception(error)
 
     async def stats(self, timeout_s: float) -> dict[str, float | int | str]:
         """Return the worker's counters."""

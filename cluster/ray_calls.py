@@ -30,6 +30,8 @@ ENVIRONMENT = {
     "RAY_START_HOOK": "baton.cluster.head_process.without_client_server",
     # Ray would kill instances when the machine's memory is scarce, also if others took it.
     "RAY_memory_monitor_refresh_ms": "0",
+    # Ray would run instances at nice 15: what else is busy on the machine would come first.
+    "RAY_worker_niceness": "0",
     # We close instances ourselves, before Ray ends; it need not wait for them.
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     # It would print a paragraph of its own when an instance dies, which we report already.

@@ -132,7 +132,7 @@ class Node:
         """Run a command to its end and return its output; raises CalledProcessError."""
         done = subprocess.run(
             self.command(arguments),
-            env=self._environment(environment),
+            env=self.environment(environment),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -149,7 +149,7 @@ class Node:
         """Start a command; it ends with the node, or by `signal_all`."""
         return subprocess.Popen(
             self.command(arguments),
-            env=self._environment(environment),
+            env=self.environment(environment),
             stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
@@ -163,7 +163,8 @@ class Node:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
 
-    def _environment(self, extra: Mapping[str, str] | None) -> dict[str, str]:
+    def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Return the environment of its processes."""
         return {**os.environ, "HOME": str(self.own), "TMPDIR": str(self.own), **(extra or {})}
 
     def _connect(self) -> None:

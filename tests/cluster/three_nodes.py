@@ -1,0 +1,273 @@
+"""A cluster of Baton on three nodes, from outside: its commands, its requests, its two oracles.
+
+    node 1: Ray's head, gateway and client     node 2, node 3: room for instances
+    (never struck: a request has one gateway)  (as on node 1, less)
+"""
+
+import asyncio
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from .ray_nodes import RayNodes
+
+PATIENCE_S = 240.0
+_LOOK_AGAIN_S = 0.1
+_GIVEN_BACK = (
+    "blocks_used",
+    "blocks_fencing",
+    "waiting",
+    "running",
+    "transfers_open",
+    "open_requests",
+    "attempts",
+    "sessions",
+)
+"""Counters of an instance that are zero when nothing is open."""
+_SPEC = """\
+drain_timeout_s: 3
+models:
+  - name: demo
+    dir: {model}
+    engine: {{kv_memory_mib: 48}}
+    pools:
+      prefill: {{instances: 1}}
+      decode: {{instances: 2}}
+    gateways: {{count: 0}}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A request of the catalogue."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    temperature: float
+    seed: int
+
+
+def catalogue(size: int = 8, *, longest: int = 600) -> tuple[Prompt, ...]:
+    """Return requests, always the same ones; few enough to know the right answer to each."""
+    draw = random.Random(7)
+    return tuple(
+        Prompt(
+            tuple(draw.randrange(1, 4000) for _ in range(draw.choice((5, 40, 90, 130)))),
+            longest - draw.randrange(longest // 3),
+            draw.choice((0.0, 0.8)),
+            index,
+        )
+        for index in range(size)
+    )
+
+
+@dataclass(eq=False)
+class Running:
+    """One request on its way."""
+
+    entry: int
+    task: "asyncio.Task[dict[str, Any]]"
+    tokens: int = 0
+    """That have come so far."""
+    moved: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set at each message."""
+
+
+class ThreeNodes:
+    """`async with ThreeNodes(folder, model_dir) as cluster:` — everything is as its spec says."""
+
+    def __init__(self, folder: Path, model_dir: Path) -> None:
+        self.ray = RayNodes(3, folder, cpus=2)
+        self._folder = folder
+        self._model_dir = model_dir
+        self._agent: asyncio.subprocess.Process
+        self._reader: asyncio.Task[None]
+        self._answers: dict[int, asyncio.Future[Any]] = {}
+        self._running: dict[int, Running] = {}
+        self._orders = 0
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.ray)
+            spec = self._folder / "cluster.yaml"
+            spec.write_text(_SPEC.format(model=self._model_dir))
+            await asyncio.to_thread(self.baton, "up", "-f", str(spec))
+            await self._start_agent(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._stack.__aexit__(kind, error, trace)
+
+    def baton(self, *arguments: str) -> str:
+        """Run a command of Baton on node 1; returns what it prints."""
+        try:
+            return self.ray.nodes[1].run(
+                sys.executable,
+                "-m",
+                "baton.cli.main",
+                *arguments,
+                "--address",
+                self.ray.address,
+                environment=self.ray.environment,
+                timeout=PATIENCE_S,
+            )
+        except subprocess.CalledProcessError as error:
+            raise AssertionError(f"{error}: {error.output}\n{self.logs()}") from None
+
+    def logs(self) -> str:
+        """Return the end of every log of an instance or controller, on nodes that have power."""
+        found = []
+        for k in range(1, len(self.ray.nodes) + 1):
+            for log in sorted(self.ray.nodes[k].files.glob("baton-*/*.log")):
+                tail = log.read_text(errors="replace").splitlines()[-30:]
+                found += [f"--- node {k}, {log.name}", *tail]
+        agent = self._folder / "agent.log"
+        if agent.exists():
+            found += ["--- agent", *agent.read_text().splitlines()[-30:]]
+        return "\n".join(found)
+
+    # ---- the controller ----------------------------------------------------------------------
+
+    async def ask(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the controller; see cluster/controller.py."""
+        return await self._order("ask", method=method, arguments=arguments)
+
+    async def instances(self) -> dict[str, dict[str, Any]]:
+        """Return who is ready, by name."""
+        status = await self.ask("status")
+        found = [i for pool in status["pools"] for i in pool["instances"]]
+        return {i["name"]: i for i in found if i["phase"] == "ready"}
+
+    async def whole(self) -> dict[str, dict[str, Any]]:
+        """Wait until everything is as it is wanted; return who is ready then."""
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                status = await self.ask("status")
+                if status["settled"]:
+                    found = [i for pool in status["pools"] for i in pool["instances"]]
+                    return {i["name"]: i for i in found}
+                await asyncio.sleep(_LOOK_AGAIN_S)
+
+    async def until(self, happened: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Wait for an event of the controller that is so; return the first, old ones too."""
+        after = 0
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                events, _ = await self.ask("events", after, 1.0)
+                for event in events:
+                    after = event["number"]
+                    if happened(event):
+                        found: dict[str, Any] = event
+                        return found
+                after = 0 if not events else after
+
+    # ---- requests ----------------------------------------------------------------------------
+
+    def submit(self, entry: int, prompt: Prompt) -> Running:
+        """Let the client send a request."""
+        values = {"prompt": prompt.prompt, "max_tokens": prompt.max_tokens}
+        values |= {"temperature": prompt.temperature, "seed": prompt.seed}
+        number = self._next()
+        running = Running(entry, asyncio.create_task(self._sent(number, "generate", values)))
+        self._running[number] = running
+        return running
+
+    async def answers(self, prompts: tuple[Prompt, ...]) -> list[list[int]]:
+        """Return the tokens of each, sent at once."""
+        sent = [self.submit(entry, prompt) for entry, prompt in enumerate(prompts)]
+        return [(await running.task)["tokens"] for running in sent]
+
+    # ---- oracles -----------------------------------------------------------------------------
+
+    async def held(self) -> dict[str, Any]:
+        """Return what gateway and instances hold that idle ones would not."""
+        gateway = await self._order("gateway")
+        held: dict[str, Any] = {}
+        if gateway["open_requests"]:
+            held["gateway"] = gateway
+        for name in await self.instances():
+            for rank in await self.ask("stats", name):
+                if mine := {k: rank[k] for k in _GIVEN_BACK if rank.get(k)}:
+                    held[name] = mine
+        return held
+
+    async def all_given_back(self) -> None:
+        """Wait until nothing is held; AssertionError if that never comes."""
+        held: dict[str, Any] = {}
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                while held := await self.held():
+                    await asyncio.sleep(_LOOK_AGAIN_S)
+        except TimeoutError:
+            raise AssertionError(f"still held: {held}\n{self.logs()}") from None
+
+    # ---- the agent ---------------------------------------------------------------------------
+
+    async def _start_agent(self, stack: AsyncExitStack) -> None:
+        node = self.ray.nodes[1]
+        log = stack.enter_context((self._folder / "agent.log").open("w"))
+        command = (sys.executable, "-m", "tests.cluster.node_agent")
+        self._agent = await asyncio.create_subprocess_exec(
+            *node.command([*command, self.ray.address, "demo", str(self._model_dir)]),
+            env=node.environment(self.ray.environment),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=log,
+            limit=1 << 24,
+        )
+        self._answers[0] = asyncio.get_running_loop().create_future()
+        self._reader = asyncio.create_task(self._read())
+        stack.push_async_callback(self._end_agent)
+        async with asyncio.timeout(PATIENCE_S):
+            await self._answers[0]
+
+    async def _end_agent(self) -> None:
+        self._agent.kill()
+        await self._agent.wait()
+        await self._reader
+
+    async def _order(self, what: str, **values: Any) -> Any:
+        return await self._sent(self._next(), what, values)
+
+    def _next(self) -> int:
+        self._orders += 1
+        return self._orders
+
+    async def _sent(self, number: int, what: str, values: dict[str, Any]) -> Any:
+        assert self._agent.stdin is not None
+        self._answers[number] = asyncio.get_running_loop().create_future()
+        line = json.dumps({"id": number, "do": what, **values}) + "\n"
+        self._agent.stdin.write(line.encode())
+        async with asyncio.timeout(PATIENCE_S):
+            return await self._answers[number]
+
+    async def _read(self) -> None:
+        assert self._agent.stdout is not None
+        async for line in self._agent.stdout:
+            message = json.loads(line)
+            number = message["id"]
+            if "tokens" in message:
+                self._running[number].tokens = message["tokens"]
+                self._running[number].moved.set()
+            elif "error" in message:
+                self._answers[number].set_exception(AssertionError(message["error"]))
+            else:
+                self._answers[number].set_result(message["result"])
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(AssertionError("the agent has ended"))

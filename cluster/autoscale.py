@@ -72,7 +72,7 @@ def decide(
     """Return the size that a pool of `instances`, those that are starting included, should have.
 
     Growing is by as many as the pressure says, at most doubling; shrinking is by one. Either resets
-    what is remembered, so that the next change waits to see what this one did; and none is due
+    what is remembered, so that the next change waits to see what this one did; and none grows
     while instances are still to come.
     """
     if bounded := _bounded(config, instances):
@@ -85,7 +85,7 @@ def decide(
     lower = pressure * instances / (instances - 1) if instances > 1 else math.inf
     memory = Memory(
         over=_since(memory.over, pressure > config.grow_over and not signals.coming, now),
-        under=_since(memory.under, lower < config.shrink_under and not signals.coming, now),
+        under=_since(memory.under, lower < config.shrink_under, now),
         idle=_since(memory.idle, signals.open_requests == 0, now),
     )
     seen = f"{name} is {pressure:.2f} of what is wanted"
@@ -107,7 +107,6 @@ class Giver:
     pool: str
     config: AutoscaleConfig
     instances: int
-    signals: Signals
     memory: Memory
     """As the last verdict on it left it."""
 

@@ -39,6 +39,7 @@ from baton.core.clock import Clock, monotonic
 from baton.core.cluster_spec import ClusterSpec
 from baton.core.errors import BatonError, InstanceLost
 from baton.core.ids import InstanceId
+from baton.core.lease import Report
 from baton.core.log import get_logger
 from baton.core.topology import InstanceInfo, Membership, MembershipBoard, Role
 
@@ -122,6 +123,9 @@ class Control:
         self._saved_epoch = state.epoch
         self._around = surroundings
         self._places = PlaceKeeper(detached=surroundings.detached)
+        self._leases: LeaseKeeper | None = None
+        if surroundings.terms is not None:
+            self._leases = LeaseKeeper(self.board, surroundings.terms, on_lost=self._gave_up)
         self._lives: dict[InstanceId, _Life] = {}
         self._changed = asyncio.Event()
         self._saving = asyncio.Lock()
@@ -146,9 +150,8 @@ class Control:
     async def run(self) -> None:
         """Adopt what the state says was begun, then keep everything as wanted, until cancelled."""
         async with asyncio.TaskGroup() as self._tasks:
-            if self._around.terms is not None:
-                leases = LeaseKeeper(self.board, self._around.terms, on_lost=self._gave_up)
-                self._tasks.create_task(leases.run())
+            if self._leases is not None:
+                self._tasks.create_task(self._leases.run())
             await self._adopt_all()
             self._silent = False
             while True:
@@ -173,6 +176,18 @@ class Control:
             name: (pool, state.counts[name]) for name, (_, pool) in state.spec.pools().items()
         }
         return await self._places.lacking(counts)
+
+    async def pools_with_room(self) -> frozenset[str]:
+        """Return the pools for which Ray's nodes have room for one more instance."""
+        pools = {name: pool for name, (_, pool) in self._state.spec.pools().items()}
+        return await self._places.pools_with_room(pools)
+
+    def reports(self) -> dict[InstanceId, Report]:
+        """Return what each live instance said last, of those that have."""
+        if self._leases is None:
+            return {}
+        told = {i.instance_id: self._leases.report(i) for i in self.board.current.instances}
+        return {name: report for name, report in told.items() if report is not None}
 
     async def stats(self, name: InstanceId) -> list[dict[str, float | int | str]]:
         """Return the counters of each rank of an instance; InstanceLost if it is not there."""
@@ -212,8 +227,7 @@ class Control:
     async def _rooms(self) -> frozenset[str]:
         if not asks_for_room(self._state.wishes(), self._state.fleet):
             return frozenset()
-        pools = {name: pool for name, (_, pool) in self._state.spec.pools().items()}
-        return await self._places.pools_with_room(pools)
+        return await self.pools_with_room()
 
     async def _save(self, change: Callable[[ControlState], ControlState]) -> None:
         """Change the state, once it is saved so; one at a time."""

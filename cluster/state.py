@@ -146,9 +146,7 @@ def with_spec(state: ControlState, spec: ClusterSpec) -> ControlState:
         for m in spec.models
     )
     spec = spec.model_copy(update={"models": models}).with_secrets()
-    counts = {
-        name: _kept_count(state, name, pool) for name, (_, pool) in spec.pools().items()
-    }
+    counts = {name: _kept_count(state, name, pool) for name, (_, pool) in spec.pools().items()}
     return replace(state, spec=spec, counts=counts)
 
 

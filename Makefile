@@ -4,9 +4,10 @@
 BIN := .venv/bin
 ARGS ?=
 SEEDS ?= 0-499
+NODE_SEEDS ?= 0-47
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test pairs chaos check format bench
+.PHONY: help setup demo serve test pairs chaos chaos-nodes check format bench
 
 help:
 	@echo "make setup    install Baton into .venv (the other targets do it first if need be)"
@@ -14,7 +15,8 @@ help:
 	@echo "make serve    serve the demo model (ARGS=\"--model DIR\" for yours)"
 	@echo "make test     run all tests"
 	@echo "make pairs    run every sharding of prefill with every one of decode (about five minutes)"
-	@echo "make chaos    run 500 seeded schedules of faults (SEEDS=137 replays one)"
+	@echo "make chaos    run 500 seeded schedules of faults (SEEDS=137 replays one), then chaos-nodes"
+	@echo "make chaos-nodes  48 more on a cluster of three nodes, as root (NODE_SEEDS=6 replays one)"
 	@echo "make check    lint, format, types, layers, generated code"
 	@echo "make format   put the code into its standard format"
 	@echo "make bench    measure ways to serve side by side (takes long; see bench/)"
@@ -38,6 +40,10 @@ pairs: setup
 
 chaos: setup
 	$(BIN)/python -m tests.chaos.run $(SEEDS)
+	$(BIN)/python -m tests.cluster.chaos $(NODE_SEEDS)
+
+chaos-nodes: setup
+	$(BIN)/python -m tests.cluster.chaos $(NODE_SEEDS)
 
 check: setup
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from baton.api.lease_keeper import LeaseKeeper, Terms
+from baton.api.lease_keeper import Terms
 from baton.cluster.fleet import (
     Action,
     Backoff,
@@ -35,6 +35,7 @@ from baton.cluster.place_keeper import PlaceKeeper
 from baton.cluster.plan import Plan, Situation, asks_for_room, make_plan, missing
 from baton.cluster.spec import worker_config
 from baton.cluster.state import ControlState, begun
+from baton.cluster.watch import Watch, always
 from baton.core.clock import Clock, monotonic
 from baton.core.cluster_spec import ClusterSpec
 from baton.core.errors import BatonError, InstanceLost
@@ -81,6 +82,9 @@ class Surroundings:
     """Hears of each loss, with its reason, and of each instance that is ready, with None."""
     detached: bool = False
     """Instances outlive this process."""
+    rules: Callable[[], Awaitable[bool]] = always
+    """Asks whether this process is to be believed if it misses somebody: False if it may itself be
+    the one that is cut off."""
     terms: Terms | None = None
     """On which instances hold a lease of this controller, which so hears of one that hangs or is
     cut off; None: Ray's answers are all that is known of them."""
@@ -123,10 +127,8 @@ class Control:
         self._saved_epoch = state.epoch
         self._around = surroundings
         self._places = PlaceKeeper(detached=surroundings.detached)
-        self._leases: LeaseKeeper | None = None
-        if surroundings.terms is not None:
-            self._leases = LeaseKeeper(self.board, surroundings.terms, on_lost=self._gave_up)
         self._lives: dict[InstanceId, _Life] = {}
+        self._watch = Watch(self.board, surroundings.terms, surroundings.rules)
         self._changed = asyncio.Event()
         self._saving = asyncio.Lock()
         self._silent = True
@@ -150,8 +152,7 @@ class Control:
     async def run(self) -> None:
         """Adopt what the state says was begun, then keep everything as wanted, until cancelled."""
         async with asyncio.TaskGroup() as self._tasks:
-            if self._leases is not None:
-                self._tasks.create_task(self._leases.run())
+            self._tasks.create_task(self._watch.run())
             await self._adopt_all()
             self._silent = False
             while True:
@@ -184,10 +185,7 @@ class Control:
 
     def reports(self) -> dict[InstanceId, Report]:
         """Return what each live instance said last, of those that have."""
-        if self._leases is None:
-            return {}
-        told = {i.instance_id: self._leases.report(i) for i in self.board.current.instances}
-        return {name: report for name, report in told.items() if report is not None}
+        return self._watch.reports()
 
     async def stats(self, name: InstanceId) -> list[dict[str, float | int | str]]:
         """Return the counters of each rank of an instance; InstanceLost if it is not there."""
@@ -282,8 +280,9 @@ class Control:
                 info = await (self._adopt if adopted else self._start)(start, life)
                 self._ready(start, info, "adopt" if adopted else "ready")
                 life.up.set()
-                await life.instance.ended()
+                await self._watch.ended(info, life.instance)
             except BatonError as error:
+                self._move_away(name)
                 self._lost(start, error)
             finally:
                 life.up.set()
@@ -294,6 +293,20 @@ class Control:
             if self._lives.get(name) is life:
                 del self._lives[name]
             life.over.set()
+
+    def _move_away(self, name: InstanceId) -> None:
+        """Let the next life of an instance that nobody reaches begin elsewhere, if there is room.
+
+        Ray would keep its place on a node that is gone until it has noticed, and then move it.
+        """
+        seen, known = self._state.fleet.get(name), self._state.handles.get(name)
+        if seen is None or seen.info is None or known is None or seen.phase is not Phase.READY:
+            return
+        if self._watch.was_unreachable(name):
+            handles = {**self._state.handles, name: replace(known, place="")}
+            self._state = replace(self._state, handles=handles)
+            self._places.distrust(seen.info.address.rpartition(":")[0])
+            self._tasks.create_task(self._places.give_back(known.place))
 
     async def _start(self, start: Start, life: _Life) -> InstanceInfo:
         name, pool = start.instance_id, start.desired.pool
@@ -328,7 +341,7 @@ class Control:
             life.task.cancel()
             await life.over.wait()
         handles = self._state.handles[name]
-        if not isinstance(action, Flip):
+        if not isinstance(action, Flip) and handles.place:
             await self._places.give_back(handles.place)
         self._gone(action)
 
@@ -378,12 +391,6 @@ class Control:
             self.losses += 1
             self.journal.add("lost", name, str(error))
             self._around.on_news(name, error)
-
-    def _gave_up(self, info: InstanceInfo, error: InstanceLost) -> None:
-        """Hear that nobody answers where an instance was; Ray may take long to notice."""
-        seen, life = self._state.fleet.get(info.instance_id), self._lives.get(info.instance_id)
-        if seen is not None and life is not None and seen.info == info:
-            life.instance.give_up(error)
 
     def _gone(self, action: Action) -> None:
         name, now = action.instance_id, self._around.clock()

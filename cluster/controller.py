@@ -34,8 +34,10 @@ from baton.core.clock import monotonic
 from baton.core.cluster_spec import ClusterSpec
 from baton.core.errors import BatonError, DeadlineExceeded, Unavailable
 from baton.core.ids import InstanceId
+from baton.core.log import get_logger
 from baton.core.topology import Membership, Role
 
+_log = get_logger("controller")
 _LOAD_PAUSE_S = 1.0
 _STATS_TIMEOUT_S = 3.0
 _END_MARGIN_S = 30.0
@@ -49,11 +51,13 @@ class Controller:
         """`factories`: the class that does each role's work; see control.FACTORIES."""
         self._surroundings = Surroundings(
             log_dir=log_dir,
-            save=store.save,
+            save=self._save,
+            rules=self._rules,
             detached=True,
             factories=factories,
             terms=Terms(f"controller/{secrets.token_hex(8)}", controls=True),
         )
+        self._owner = ""
         self._control: Control | None = None
         self._gateways: GatewayKeeper | None = None
         self._scaler: Autoscaler | None = None
@@ -64,6 +68,7 @@ class Controller:
         """Go on where an earlier controller stopped, if there was one."""
         while True:
             try:
+                self._owner = await store.claim()
                 state = await store.load(monotonic())
                 break
             except BatonError:
@@ -72,6 +77,22 @@ class Controller:
         if state is not None:
             async with self._applying:
                 await self._begin(state)
+
+    async def _rules(self) -> bool:
+        """Return whether Ray's head answers; if it knows a later controller, this process ends."""
+        try:
+            owned = await store.owned(self._owner)
+        except BatonError:
+            return False
+        if not owned:
+            _log.error("another controller has taken over; this one was cut off, and ends")
+            os._exit(1)
+        return True
+
+    async def _save(self, state: ControlState) -> None:
+        if not await self._rules():
+            raise Unavailable("Ray's head does not answer")
+        await store.save(state)
 
     async def _begin(self, state: ControlState) -> None:
         self._control = control = Control(state, self._surroundings)

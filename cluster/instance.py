@@ -106,18 +106,20 @@ class Instance:
         """Wait until a process or the worker has ended, or hangs; raises InstanceLost then."""
         waits = [asyncio.create_task(process.ended()) for process in self._ranks]
         given_up = self._given_up = asyncio.get_running_loop().create_future()
+        anything: list[asyncio.Future[None]] = [*waits, given_up]
+        self._ready = True
         try:
-            done, _ = await asyncio.wait([*waits, given_up], return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(anything, return_when=asyncio.FIRST_COMPLETED)
             self._ready = False  # but not if we are cancelled: then it can close in order
             if given_up in done:
                 given_up.result()
-            rank = waits.index(next(iter(done)))
+            rank = anything.index(next(iter(done)))
             try:
                 waits[rank].result()
             except InstanceLost as error:
                 raise InstanceLost(f"rank {rank}: {error}" if rank else str(error)) from None
         finally:
-            for wait in (*waits, given_up):
+            for wait in anything:
                 await drop(wait)
 
     def give_up(self, error: InstanceLost) -> None:

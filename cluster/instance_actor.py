@@ -54,6 +54,7 @@ class InstanceActor:
         self._lines: list[str] = []
         self._leader: LeaderRef | None = None
         self._news = threading.Condition()
+        self._begun = False
         self._settled = False
         self._closed = threading.Event()
         leave_on_sigterm(self._drain_and_close, _DRAIN_S + _CLOSE_S)
@@ -63,6 +64,7 @@ class InstanceActor:
 
         Raises the worker's BatonError, or InternalError; the log has the trace.
         """
+        self._begun = True
         try:
             self._say("importing the model's libraries")
             kind = _load(factory)
@@ -90,6 +92,10 @@ class InstanceActor:
         with self._news:
             self._news.wait_for(lambda: self._leader is not None or self._settled)
             return self._leader
+
+    def begun(self) -> bool:
+        """Return whether it was told to start; a controller may end before it has said so."""
+        return self._begun
 
     def started(self) -> InstanceInfo | RankInfo:
         """Wait until the worker has started, whoever asked for it, and return what it says of it.

@@ -7,6 +7,7 @@ from baton.cluster import ray_calls
 from baton.cluster.instance import Place
 from baton.cluster.placement import best_node, fits, lacking, room_of
 from baton.cluster.state import Handles
+from baton.core.clock import monotonic
 from baton.core.cluster_spec import ClusterSpec, PoolSpec
 from baton.core.errors import BatonError, Unavailable
 from baton.core.log import get_logger
@@ -14,6 +15,9 @@ from baton.core.log import get_logger
 _CALL_TIMEOUT_S = 10.0
 PLACE_TIMEOUT_S = 30.0
 """For room that is there, but taken."""
+
+_DISTRUST_S = 15.0
+"""After which Ray has noticed as well, or all is well."""
 
 _log = get_logger("places")
 
@@ -27,6 +31,8 @@ class PlaceKeeper:
         self._groups: dict[str, ray_calls.Places] = {}
         self._nodes: dict[str, tuple[str, list[str]]] = {}
         """Of each place: the pool, and the node of each stage."""
+        self._distrusted: dict[str, float] = {}
+        """Addresses of nodes that may be gone, and until when that counts."""
 
     def __repr__(self) -> str:
         return f"PlaceKeeper({', '.join(self._groups)})"
@@ -61,6 +67,10 @@ class PlaceKeeper:
         actors = handles.actors if self._detached else None
         return Place(group, hosts, pool.resources, actors)
 
+    def distrust(self, address: str) -> None:
+        """Reserve nothing on a node for a while, if there is room elsewhere: it may be gone."""
+        self._distrusted[address] = monotonic() + _DISTRUST_S
+
     async def give_back(self, place: str) -> None:
         """Release a place, if it is there."""
         self._nodes.pop(place, None)
@@ -89,7 +99,10 @@ class PlaceKeeper:
         if group is None:
             room = room_of(found)
             siblings = Counter(_nodes_of(pool, self._nodes.values()))
-            node = best_node(room, await ray_calls.nodes(_CALL_TIMEOUT_S), siblings)
+            nodes = await ray_calls.nodes(_CALL_TIMEOUT_S)
+            now = monotonic()
+            trusted = [n for n in nodes if self._distrusted.get(n.address, now) <= now]
+            node = best_node(room, trusted, siblings) or best_node(room, nodes, siblings)
             group = await ray_calls.reserve(
                 room,
                 node_id=node,

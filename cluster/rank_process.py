@@ -14,6 +14,8 @@ from baton.core.errors import BatonError, DeadlineExceeded, InstanceLost
 
 _TAIL_LINES = 15
 _RELAY_GRACE_S = 2.0
+_BEGUN_TIMEOUT_S = 30.0
+"""For a process that Ray may still be starting."""
 _CREATE_TIMEOUT_S = 10.0
 """For Ray to take note of an actor; its process starts after that."""
 _MARGIN_S = 5.0
@@ -64,7 +66,12 @@ class RankProcess:
         self._actor = await ray_calls.find_actor(actor_name, _CREATE_TIMEOUT_S)
 
     async def started(self, timeout_s: float) -> Any:
-        """Wait until it has started what it was told to; return what that says of itself."""
+        """Wait until it has started what it was told to; return what that says of itself.
+
+        Raises InstanceLost if nobody has told it yet: who should have is gone.
+        """
+        if not await ray_calls.call(self._actor, "begun", timeout_s=_BEGUN_TIMEOUT_S):
+            raise InstanceLost("its controller ended before it was told to start")
         return await ray_calls.call(self._actor, "started", timeout_s=timeout_s)
 
     async def start(self, factory: str, config: WorkerConfig, timeout_s: float) -> Any:

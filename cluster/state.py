@@ -128,8 +128,9 @@ def begun(state: ControlState, actions: tuple[Action, ...], now: float) -> Contr
             serial += 1
             name = f"{action.instance_id}.{serial}"
             known = handles.get(action.instance_id)
+            place = known.place if known else ""
             ranks = state.spec.pools()[action.desired.pool][1].parallel.size
-            handles[action.instance_id] = Handles(known.place if known else name, name, ranks)
+            handles[action.instance_id] = Handles(place or name, name, ranks)
     return replace(state, fleet=fleet, handles=handles, serial=serial)
 
 

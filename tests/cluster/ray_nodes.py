@@ -1,6 +1,8 @@
 """Ray over several nodes: the head on the first, and a worker on each of the others."""
 
 import asyncio
+import contextlib
+import os
 import secrets
 import signal
 import subprocess
@@ -41,6 +43,8 @@ class RayNodes:
             "OMP_NUM_THREADS": "1",
             "MKL_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
+            # Compiled kernels: else the first instance on each node would compile them anew.
+            "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")),
             **_FAST_HEALTH,
         }
         """Of every process of this Ray and of its drivers."""
@@ -115,13 +119,15 @@ class RayNodes:
         await asyncio.to_thread(self.nodes[index].power_on)
         await self.start_ray(index)
 
-    async def ended(self, index: int) -> None:
-        """Wait until Ray on a node has ended, by itself."""
-        await asyncio.to_thread(self._rays[index].wait, _START_S)
+    def running(self, index: int) -> bool:
+        """Return whether Ray runs on a node; it ends by itself once the head has given it up."""
+        return self._rays[index].poll() is None
 
-    def signal(self, address: str, pid: int, number: signal.Signals) -> None:
+    async def signal(self, address: str, pid: int, number: signal.Signals) -> None:
         """Send a signal to a process of a node, by the pid that it has there."""
-        self.nodes[self.index_of(address)].run("kill", f"-{int(number)}", str(pid))
+        node = self.nodes[self.index_of(address)]
+        with contextlib.suppress(subprocess.CalledProcessError):  # it has ended
+            await asyncio.to_thread(node.run, "kill", f"-{int(number)}", str(pid))
 
 
 def _head(own: Path) -> tuple[str, ...]:

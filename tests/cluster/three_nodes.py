@@ -1,15 +1,17 @@
 """A cluster of Baton on three nodes, from outside: its commands, its requests, its two oracles.
 
-    node 1: Ray's head, gateway and client     node 2, node 3: room for instances
-    (never struck: a request has one gateway)  (as on node 1, less)
+node 1: Ray's head, gateway and client     node 2, node 3: room for instances
+(never struck: a request has one gateway)  (as on node 1, less)
 """
 
 import asyncio
+import contextlib
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -37,7 +39,7 @@ drain_timeout_s: 3
 models:
   - name: demo
     dir: {model}
-    engine: {{kv_memory_mib: 48}}
+    engine: {{kv_memory_mib: 128}}
     pools:
       prefill: {{instances: 1}}
       decode: {{instances: 2}}
@@ -55,7 +57,7 @@ class Prompt:
     seed: int
 
 
-def catalogue(size: int = 8, *, longest: int = 600) -> tuple[Prompt, ...]:
+def catalogue(size: int = 8, *, longest: int = 1800) -> tuple[Prompt, ...]:
     """Return requests, always the same ones; few enough to know the right answer to each."""
     draw = random.Random(7)
     return tuple(
@@ -176,6 +178,39 @@ class ThreeNodes:
                         return found
                 after = 0 if not events else after
 
+    async def controller(self) -> tuple[str, int]:
+        """Return the controller's host and its pid there."""
+        pid = (await self.ask("status"))["controller_pid"]
+        for node in map(self.ray.node, range(1, len(self.ray.nodes) + 1)):
+            if node.up and "ControllerActor" in node.run("sh", "-c", f"cat /proc/{pid}/cmdline; :"):
+                return node.address, pid
+        raise AssertionError(f"no node has the controller, pid {pid}")
+
+    # ---- nodes -------------------------------------------------------------------------------
+
+    async def known(self, index: int) -> bool:
+        """Return whether Ray's head takes a node for alive."""
+        return self.ray.nodes[index].address in await self._order("nodes")
+
+    async def given_up(self, index: int) -> None:
+        """Wait until Ray's head takes a node for dead."""
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                if not await self.known(index):
+                    return
+                await asyncio.sleep(_LOOK_AGAIN_S)
+
+    async def heal(self, index: int) -> None:
+        """Plug a node in again; Ray is started there again if its head had given it up."""
+        self.ray.nodes[index].heal()
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                if not self.ray.running(index) or await self.known(index):
+                    break
+                await asyncio.sleep(_LOOK_AGAIN_S)
+        if not self.ray.running(index):
+            await self.ray.start_ray(index)
+
     # ---- requests ----------------------------------------------------------------------------
 
     def submit(self, entry: int, prompt: Prompt) -> Running:
@@ -211,7 +246,9 @@ class ThreeNodes:
         held: dict[str, Any] = {}
         try:
             async with asyncio.timeout(PATIENCE_S):
-                while held := await self.held():
+                while True:
+                    if not (held := await self.held()):
+                        return
                     await asyncio.sleep(_LOOK_AGAIN_S)
         except TimeoutError:
             raise AssertionError(f"still held: {held}\n{self.logs()}") from None
@@ -229,6 +266,7 @@ class ThreeNodes:
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
             limit=1 << 24,
+            start_new_session=True,
         )
         self._answers[0] = asyncio.get_running_loop().create_future()
         self._reader = asyncio.create_task(self._read())
@@ -237,7 +275,8 @@ class ThreeNodes:
             await self._answers[0]
 
     async def _end_agent(self) -> None:
-        self._agent.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._agent.pid, signal.SIGKILL)
         await self._agent.wait()
         await self._reader
 

@@ -149,7 +149,7 @@ def test_an_idle_pool_may_go_away_and_comes_back_with_the_first_request() -> Non
 
 @pytest.mark.parametrize("wrong", [{"min": 3, "max": 2}, {"min": 2}, {"shrink_under": 1.0}])
 def test_bounds_that_cross_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(InvalidConfig, match="min, which is|grow_over, which is 1"):
+    with pytest.raises(InvalidConfig, match=r"than grow_over|least min"):
         AutoscaleConfig.checked(**wrong)
 
 

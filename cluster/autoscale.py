@@ -79,7 +79,7 @@ def decide(
         return bounded
     if instances == 0:
         if signals.open_requests:
-            return Verdict(1, f"{signals.open_requests} requests wait for an instance", Memory())
+            return Verdict(1, f"requests wait for an instance: {signals.open_requests}", Memory())
         return Verdict(0, "nothing to do", memory)
     name, pressure = max(pressures(config, signals).items(), key=lambda item: item[1])
     lower = pressure * instances / (instances - 1) if instances > 1 else math.inf

@@ -98,7 +98,7 @@ async def test_pools_follow_their_load_and_the_journal_says_why(
         await control.ask("scale", "decode", 0)
         await control.until("decode-0", "gone")
         request = asyncio.create_task(asked(await url(control)))
-        await decided("decode", "0 to 1: 1 requests wait for an instance")
+        await decided("decode", "0 to 1: requests wait for an instance: 1")
         request.cancel()
         await control.ask("down")
 

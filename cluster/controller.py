@@ -8,7 +8,7 @@ import asyncio
 import os
 import secrets
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +16,12 @@ from typing import Any
 
 from baton.api.lease_keeper import Terms
 from baton.cluster import store
+from baton.cluster.autoscaler import Autoscaler
 from baton.cluster.control import Control, Surroundings
 from baton.cluster.fleet import Observed
 from baton.cluster.gateway_keeper import GatewayKeeper
 from baton.cluster.journal import Event
+from baton.cluster.orders import Order, give, refuse_impossible
 from baton.cluster.state import (
     ControlState,
     scaled,
@@ -58,7 +60,8 @@ class Controller:
         self._owner = ""
         self._control: Control | None = None
         self._gateways: GatewayKeeper | None = None
-        self._running: asyncio.Task[None] | None = None
+        self._scaler: Autoscaler | None = None
+        self._running: tuple[asyncio.Task[None], ...] = ()
         self._applying = asyncio.Lock()
 
     async def recover(self) -> None:
@@ -94,8 +97,10 @@ class Controller:
     async def _begin(self, state: ControlState) -> None:
         self._control = control = Control(state, self._surroundings)
         self._gateways = GatewayKeeper(control, self._surroundings.log_dir)
-        self._running = asyncio.create_task(or_exit(control.run()))
+        self._scaler = Autoscaler(control, self._gateways)
+        running = asyncio.create_task(or_exit(control.run()))
         await control.known.wait()
+        self._running = (running, asyncio.create_task(or_exit(self._scaler.run())))
         await self._ensure_gateways(self._gateways)
 
     async def _ensure_gateways(self, gateways: GatewayKeeper) -> None:
@@ -114,13 +119,13 @@ class Controller:
             control, gateways = self._control, self._gateways
             if control is None or gateways is None:
                 state = ControlState.of(spec.with_secrets())
-                await _refuse_impossible(Control(state, self._surroundings), state)
+                await refuse_impossible(Control(state, self._surroundings), state)
                 await self._begin(state)
                 return True
             state = with_spec(control.state, spec)
             if (state.spec, state.counts) == (control.state.spec, control.state.counts):
                 return False
-            await _refuse_impossible(control, state)
+            await refuse_impossible(control, state)
             await control.change(lambda now: with_spec(now, spec))
             control.journal.add("told", "cluster", "another spec")
             await self._ensure_gateways(gateways)
@@ -129,27 +134,19 @@ class Controller:
     async def scale(self, pool: str, count: int) -> bool:
         """Want so many instances in a pool; return whether that changes anything."""
         told = f"{count} instances are wanted"
-        return await self._change(pool, told, lambda state: scaled(state, pool, count))
+        return await self._order(Order(pool, told, lambda state: scaled(state, pool, count)))
 
     async def drain(self, instance: str) -> None:
         """Let an instance leave; its pool is then one fewer."""
-        await self._change(instance, "leave", lambda state: told_to_leave(state, instance))
+        await self._order(Order(instance, "leave", lambda s: told_to_leave(s, instance)))
 
     async def flip(self, instance: str) -> None:
         """Let an instance leave, and another, of the other role, take its place."""
-        await self._change(instance, "flip", lambda state: told_to_flip(state, instance))
+        await self._order(Order(instance, "flip", lambda state: told_to_flip(state, instance)))
 
-    async def _change(
-        self, whom: str, what: str, change: Callable[[ControlState], ControlState]
-    ) -> bool:
+    async def _order(self, order: Order) -> bool:
         control, _ = self._there()
-        before = control.state.counts, control.state.leaving
-        await _refuse_impossible(control, change(control.state))
-        await control.change(change)
-        changed = before != (control.state.counts, control.state.leaving)
-        if changed:
-            control.journal.add("told", whom, what)
-        return changed
+        return await give(control, order)
 
     async def status(self) -> Status:
         """Return who is there."""
@@ -208,6 +205,8 @@ class Controller:
         """Drain and end everything, and forget it."""
         async with self._applying:
             control, gateways = self._there()
+            assert self._scaler is not None, "a control without its autoscaler"
+            scaler = self._scaler
             await gateways.close_all()
             await control.change(
                 lambda state: replace(state, counts=dict.fromkeys(state.counts, 0))
@@ -215,10 +214,12 @@ class Controller:
             limit_s = control.state.spec.drain_timeout_s + _END_MARGIN_S
             if await _within(limit_s, control.settled.wait()) is None:
                 raise DeadlineExceeded(f"not everybody had left after {limit_s:g} s")
-            assert self._running is not None, "a control that does not run"
-            self._running.cancel()
-            await asyncio.wait({self._running})
-            self._control = self._gateways = self._running = None
+            for task in self._running:
+                task.cancel()
+            await asyncio.wait(self._running)
+            await scaler.close()
+            self._control = self._gateways = self._scaler = None
+            self._running = ()
             await store.forget()
 
     def _there(self) -> tuple[Control, GatewayKeeper]:
@@ -234,11 +235,6 @@ async def or_exit(running: Awaitable[None]) -> None:
     except Exception:
         traceback.print_exc()
         os._exit(1)
-
-
-async def _refuse_impossible(control: Control, state: ControlState) -> None:
-    if missing := await control.lacking(state):
-        raise Unavailable(f"Ray's nodes lack what this asks for: {missing}")
 
 
 async def _within(timeout_s: float, work: Awaitable[Any]) -> Any:

@@ -62,6 +62,7 @@ class GatewayHost:
             self._board,
             GatewayMetrics(),
             expects_prefill=plan.expects_prefill,
+            may_be_empty=plan.may_be_empty,
         )
         async with gateway:
             self.door = await FrontDoor.start(gateway)
@@ -80,14 +81,18 @@ class GatewayHost:
         if self._problem is not None:
             raise self._problem
         assert self.door is not None, "neither door nor problem"
+        stats = self.door.gateway.stats()
         return GatewayInfo(
             name=self._plan.name,
             model_name=self._plan.model_name,
             http_url=self.door.http_url,
             grpc_address=self.door.grpc_address,
             pid=os.getpid(),
-            open_requests=self.door.gateway.stats().open_requests,
+            open_requests=stats.open_requests,
             epoch=self._board.current.version,
+            waiting=stats.waiting,
+            ttft_s=stats.ttft_s,
+            tpot_s=stats.tpot_s,
         )
 
 

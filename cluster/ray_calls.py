@@ -12,11 +12,11 @@ import os
 import secrets
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
-from baton.cluster.placement import Node, Room
+from baton.cluster.placement import Node, Resources, Room
 from baton.core.cluster_spec import RankResources
 from baton.core.errors import BatonError, DeadlineExceeded, InstanceLost, InternalError, Unavailable
 
@@ -200,6 +200,21 @@ async def await_places(group: Places, timeout_s: float) -> list[str]:
 async def release(group: Places, timeout_s: float) -> None:
     """Give places back."""
     await _in_thread(remove_placement_group, group, timeout_s=timeout_s)
+
+
+async def request_resources(bundles: Sequence[Resources], timeout_s: float) -> None:
+    """Ask Ray's autoscaler, if it has one, for nodes that hold all of this; empty: for nothing.
+
+    It stands until it is asked for something else. What runs already counts as well: it is to be
+    among `bundles`.
+    """
+    await _in_thread(_request_resources, [dict(b) for b in bundles], timeout_s=timeout_s)
+
+
+def _request_resources(bundles: list[dict[str, float]]) -> None:
+    from ray.autoscaler import sdk
+
+    sdk.request_resources(bundles=bundles)
 
 
 async def create_actor(

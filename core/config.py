@@ -23,7 +23,7 @@ class Config(BaseModel):
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             field = ".".join(str(part) for part in first["loc"]) or cls.__name__
-            value, allowed = first["input"], first["msg"]
+            value, allowed = first["input"], first["msg"].removeprefix("Value error, ")
             if first["type"] == "missing":
                 value, allowed = None, "a value: it is required"
             elif first["type"] == "extra_forbidden":

@@ -22,6 +22,10 @@ class RosterStats:
 
     waiting: int
     """Queued, reserving or preempted."""
+    entries: int
+    """How often a sequence has entered the queue, since the start."""
+    oldest: int | None
+    """Which of these entries is the first of those that still wait."""
     granted: int
     running: int
     held: int
@@ -48,6 +52,7 @@ class Roster:
         self._held = 0
         self._leaving: dict[SeqId, Sequence] = {}
         self._arrivals = 0
+        self._entries = 0
         self._preemptions = 0
 
     def __repr__(self) -> str:
@@ -70,7 +75,7 @@ class Roster:
             raise Overloaded(f"{len(self.waiting)} sequences wait for the engine")
         self._arrivals += 1
         self._sequences[seq.seq_id] = seq
-        self.waiting.add(seq)
+        self._enqueue(seq)
         return seq
 
     def expect_fits(self, request: GenerateRequest, *, hold: bool) -> None:
@@ -227,6 +232,8 @@ class Roster:
         """Return a snapshot."""
         return RosterStats(
             waiting=len(self.waiting),
+            entries=self._entries,
+            oldest=min((seq.entry for seq in self.waiting), default=None),
             granted=self._granted,
             running=len(self.running),
             held=self._held,
@@ -266,5 +273,10 @@ class Roster:
         self.running.remove(seq)
         self.memory.preempt(seq)
         seq.phase = Phase.QUEUED
-        self.waiting.add(seq)
+        self._enqueue(seq)
         self._preemptions += 1
+
+    def _enqueue(self, seq: Sequence) -> None:
+        seq.entry = self._entries
+        self._entries += 1
+        self.waiting.add(seq)

@@ -302,11 +302,23 @@ def make_gateway(tokenizer, board):
     """Build a gateway over the board; settings are those of GatewayConfig."""
 
     def make(
-        *, expects_prefill: bool = False, board: MembershipBoard = board, **settings: object
+        *,
+        expects_prefill: bool = False,
+        may_be_empty: bool = False,
+        board: MembershipBoard = board,
+        **settings: object,
     ) -> Gateway:
         config = GatewayConfig.checked(**({"http_port": 0, "grpc_port": 0} | settings))
         metrics = GatewayMetrics(CollectorRegistry())
-        return Gateway(config, tokenizer, MODEL, board, metrics, expects_prefill=expects_prefill)
+        return Gateway(
+            config,
+            tokenizer,
+            MODEL,
+            board,
+            metrics,
+            expects_prefill=expects_prefill,
+            may_be_empty=may_be_empty,
+        )
 
     return make
 

@@ -92,6 +92,7 @@ class Controller:
                 return True
             state = with_spec(control.state, spec)
             if (state.spec, state.counts) == (control.state.spec, control.state.counts):
+                await self._ensure_gateways(gateways)  # one may not have started the last time
                 return False
             await _refuse_impossible(control, state)
             await control.change(lambda now: with_spec(now, spec))
@@ -173,8 +174,10 @@ class Controller:
         return control.board.current
 
     async def down(self) -> None:
-        """Drain and end everything, and forget it."""
+        """Drain and end everything, and forget it; does nothing if nothing is up."""
         async with self._applying:
+            if self._control is None:
+                return
             control, gateways = self._there()
             await gateways.close_all()
             await control.change(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from baton.cluster import store
+from baton.cluster.actor_process import or_exit
 from baton.cluster.control import Control, Surroundings
 from baton.cluster.fleet import Observed
 from baton.cluster.gateway_keeper import GatewayKeeper
@@ -196,15 +197,6 @@ class Controller:
         if self._control is None or self._gateways is None:
             raise Unavailable("nothing is up here; `baton up` starts it")
         return self._control, self._gateways
-
-
-async def or_exit(running: Awaitable[None]) -> None:
-    """End this process if control fails, which is a bug: Ray then starts another controller."""
-    try:
-        await running
-    except Exception:
-        traceback.print_exc()
-        os._exit(1)
 
 
 async def _refuse_impossible(control: Control, state: ControlState) -> None:

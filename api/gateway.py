@@ -89,6 +89,7 @@ class Gateway:
                 beat_s=config.lease_s / 3,
             ),
             on_lost=self._lost,
+            on_live=self._live,
             clock=clock,
         )
         self._sessions = Sessions(
@@ -227,6 +228,9 @@ class Gateway:
 
     def _lost(self, instance: InstanceInfo, error: InstanceLost) -> None:
         self._sessions.lose(instance, error)
+
+    def _live(self, instance: InstanceInfo) -> None:
+        self._sessions.tell_change()  # its session may have been ready before
 
     def _over(self, opened: OpenRequest, trace: RequestTrace) -> None:
         self._open.remove(opened)

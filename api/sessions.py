@@ -68,7 +68,7 @@ class Sessions:
         self.tell_change()
 
     async def changed(self) -> None:
-        """Wait until the membership changes, or an instance is connected."""
+        """Wait until the membership changes, or an instance is connected or answers again."""
         await self._changed.wait()
 
     def tell_change(self) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from baton.api.lease_keeper import Terms
 from baton.cluster import store
+from baton.cluster.actor_process import or_exit
 from baton.cluster.autoscaler import Autoscaler
 from baton.cluster.control import Control, Surroundings
 from baton.cluster.fleet import Observed
@@ -124,6 +125,7 @@ class Controller:
                 return True
             state = with_spec(control.state, spec)
             if (state.spec, state.counts) == (control.state.spec, control.state.counts):
+                await self._ensure_gateways(gateways)  # one may not have started the last time
                 return False
             await refuse_impossible(control, state)
             await control.change(lambda now: with_spec(now, spec))
@@ -202,8 +204,10 @@ class Controller:
         return control.board.current
 
     async def down(self) -> None:
-        """Drain and end everything, and forget it."""
+        """Drain and end everything, and forget it; does nothing if nothing is up."""
         async with self._applying:
+            if self._control is None:
+                return
             control, gateways = self._there()
             assert self._scaler is not None, "a control without its autoscaler"
             scaler = self._scaler
@@ -226,15 +230,6 @@ class Controller:
         if self._control is None or self._gateways is None:
             raise Unavailable("nothing is up here; `baton up` starts it")
         return self._control, self._gateways
-
-
-async def or_exit(running: Awaitable[None]) -> None:
-    """End this process if control fails, which is a bug: Ray then starts another controller."""
-    try:
-        await running
-    except Exception:
-        traceback.print_exc()
-        os._exit(1)
 
 
 async def _within(timeout_s: float, work: Awaitable[Any]) -> Any:

@@ -41,17 +41,21 @@ class GatewayHost:
         self._drain_s = 0.0
 
     async def serve(self) -> None:
-        """Serve until told to stop; what is in the way, such as a port in use, may go away."""
-        feed = asyncio.create_task(follow(self._board, self._plan.model_name, _ask))
-        while not self._stop.is_set():
-            try:
-                await self._serve_once()
-            except BatonError as error:
-                traceback.print_exc()
-                self._problem = error
-                self._on_tried()
-                await _set_within(self._stop, _TRY_AGAIN_S)
-        feed.cancel()
+        """Serve until told to stop; what is in the way, such as a port in use, may go away.
+
+        A bug ends it, also one in what follows the membership: see or_exit.
+        """
+        async with asyncio.TaskGroup() as group:
+            feed = group.create_task(follow(self._board, self._plan.model_name, _ask))
+            while not self._stop.is_set():
+                try:
+                    await self._serve_once()
+                except BatonError as error:
+                    traceback.print_exc()
+                    self._problem = error
+                    self._on_tried()
+                    await _set_within(self._stop, _TRY_AGAIN_S)
+            feed.cancel()
 
     async def _serve_once(self) -> None:
         plan = self._plan

@@ -329,9 +329,11 @@ async def call(actor: Actor, method: str, *arguments: Any, timeout_s: float | No
     """Call a method of an actor and return its result.
 
     Raises what the method raised if that is a BatonError, InternalError for anything else,
-    InstanceLost if the actor is dead or dies, DeadlineExceeded after `timeout_s`, Unavailable if
-    Ray fails or is not connected.
+    InstanceLost if the actor dies, or is dead, or None, DeadlineExceeded after `timeout_s`,
+    Unavailable if Ray fails or is not connected.
     """
+    if actor is None:
+        raise InstanceLost("it has no process")
     if not ray.is_initialized():
         raise Unavailable("Ray is not connected")
     with _errors_ours():

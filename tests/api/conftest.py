@@ -238,7 +238,7 @@ def until():
     """Wait, with a deadline, until something that happens on this event loop is true."""
 
     async def wait(predicate: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not predicate():  # noqa: ASYNC110 - each turn of the loop may make it true
                 await asyncio.sleep(0)
 

@@ -48,7 +48,9 @@ class Cluster:
             while True:
                 try:
                     actor = await ray_calls.find_actor(CONTROLLER, 30)
-                    return await ray_calls.call(actor, "ask", method, *arguments, timeout_s=60)
+                    return await ray_calls.call(
+                        actor, "ask", method, *arguments, timeout_s=PATIENCE_S
+                    )
                 except InstanceLost:
                     await asyncio.sleep(0.1)
 

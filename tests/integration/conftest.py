@@ -289,7 +289,7 @@ def start_process() -> Any:
         process.communicate(timeout=10)
 
 
-async def eventually(holds: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
+async def eventually(holds: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> None:
     """Wait until something holds that another process or task brings about."""
     async with asyncio.timeout(timeout_s):
         while not holds():  # noqa: ASYNC110 (the other side is not ours to wake us)

@@ -36,6 +36,8 @@ class RayNodes:
         self.environment = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            # Importing baton's Ray calls has said "0" here, for a Ray on 127.0.0.1.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_START_HOOK": "baton.cluster.head_process.without_client_server",
             "RAY_memory_monitor_refresh_ms": "0",

@@ -1,4 +1,4 @@
-"""Sizes pools by their load: looks every few seconds, and gives the orders that autoscale.py says.
+"""Sizes pools by their load: looks every second, and gives the orders that autoscale.py says.
 
 What it remembers goes with its process. The next controller finds the sizes in the state, and sees
 for as long as the first one had to before it changes anything.
@@ -23,7 +23,7 @@ from baton.core.clock import Clock, monotonic
 from baton.core.errors import BatonError, InvalidRequest
 from baton.core.ids import InstanceId
 
-_EVERY_S = 2.0
+_EVERY_S = 1.0
 _CALL_TIMEOUT_S = 10.0
 
 
@@ -76,7 +76,11 @@ class Autoscaler:
 
     async def _look(self) -> None:
         state = self._control.state
-        configs = {n: p.autoscale for n, (_, p) in state.spec.pools().items() if p.autoscale}
+        configs = {
+            name: pool.autoscale
+            for name, (_, pool) in state.spec.pools().items()
+            if pool.autoscale is not None and state.counts[name] >= pool.autoscale.min
+        }  # only a cluster that goes down has less than that
         self._lacking = {n: size for n, size in self._lacking.items() if n in configs}
         if configs:
             verdicts, look = await self._judge(state, configs)

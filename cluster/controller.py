@@ -62,7 +62,8 @@ class Controller:
         self._control: Control | None = None
         self._gateways: GatewayKeeper | None = None
         self._scaler: Autoscaler | None = None
-        self._running: tuple[asyncio.Task[None], ...] = ()
+        self._running: asyncio.Task[None] | None = None
+        self._scaling: asyncio.Task[None] | None = None
         self._applying = asyncio.Lock()
 
     async def recover(self) -> None:
@@ -99,9 +100,9 @@ class Controller:
         self._control = control = Control(state, self._surroundings)
         self._gateways = GatewayKeeper(control, self._surroundings.log_dir)
         self._scaler = Autoscaler(control, self._gateways)
-        running = asyncio.create_task(or_exit(control.run()))
+        self._running = asyncio.create_task(or_exit(control.run()))
         await control.known.wait()
-        self._running = (running, asyncio.create_task(or_exit(self._scaler.run())))
+        self._scaling = asyncio.create_task(or_exit(self._scaler.run()))
         await self._ensure_gateways(self._gateways)
 
     async def _ensure_gateways(self, gateways: GatewayKeeper) -> None:
@@ -209,8 +210,7 @@ class Controller:
             if self._control is None:
                 return
             control, gateways = self._there()
-            assert self._scaler is not None, "a control without its autoscaler"
-            scaler = self._scaler
+            await self._stop_scaling()
             await gateways.close_all()
             await control.change(
                 lambda state: replace(state, counts=dict.fromkeys(state.counts, 0))
@@ -218,13 +218,19 @@ class Controller:
             limit_s = control.state.spec.drain_timeout_s + _END_MARGIN_S
             if await _within(limit_s, control.settled.wait()) is None:
                 raise DeadlineExceeded(f"not everybody had left after {limit_s:g} s")
-            for task in self._running:
-                task.cancel()
-            await asyncio.wait(self._running)
-            await scaler.close()
-            self._control = self._gateways = self._scaler = None
-            self._running = ()
+            assert self._running is not None, "a control that does not run"
+            self._running.cancel()
+            await asyncio.wait({self._running})
+            self._control = self._gateways = self._running = None
             await store.forget()
+
+    async def _stop_scaling(self) -> None:
+        """Let no load bring back what is to go."""
+        if self._scaling is not None and self._scaler is not None:
+            self._scaling.cancel()
+            await asyncio.wait({self._scaling})
+            await self._scaler.close()
+            self._scaling = self._scaler = None
 
     def _there(self) -> tuple[Control, GatewayKeeper]:
         if self._control is None or self._gateways is None:

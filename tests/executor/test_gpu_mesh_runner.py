@@ -87,8 +87,9 @@ async def test_tokens_are_those_of_one_rank_and_of_torch(
     assert ranks[0].replays == ranks[1].replays > 10
     told = [[line for line in r.said if line.startswith(("captured", "KV pool"))] for r in ranks]
     assert told[0] == told[1]
-    # Of 40 MiB half, less a tenth, at 4 KiB.
-    assert told[0][0] == "KV pool: 4096 blocks of 8 tokens"
+    # Of 40 MiB half, less a tenth, at 4 KiB; the options of sampling take some of it.
+    blocks = int(told[0][0].split()[2])
+    assert 3900 < blocks < 4096
 
 
 class Launches:

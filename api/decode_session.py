@@ -51,7 +51,7 @@ class Ended:
 
 
 class Listener(Protocol):
-    """Who waits for a request's tokens. Both methods are called on the event loop and return."""
+    """Who waits for a request's tokens. Its methods are called on the event loop and return."""
 
     def deliver(
         self, tokens: Sequence[int], at: float, logprobs: Sequence[TokenLogprobs] = ()
@@ -65,6 +65,10 @@ class Listener(Protocol):
 
     def cached(self, prompt_tokens: int) -> None:
         """Hear, before the first tokens, how many of the prompt's a prefix cache had, if any."""
+        ...
+
+    def backed_up(self, tokens: int) -> None:
+        """Hear how many tokens, from the first, the request's backup instance has by now."""
         ...
 
     def ended(self, ended: Ended) -> None:
@@ -120,17 +124,18 @@ class DecodeSession:
         *,
         timeout_s: float,
         listener: Listener,
+        backup: InstanceInfo | None = None,
     ) -> int:
         """Send a request and return its key. The session must be ready."""
         assert self.ready, self
         self._last_key += 1
         key = self._last_key
-        refs = [
-            pb.InstanceRef(instance_id=i.instance_id, address=i.address, incarnation=i.incarnation)
-            for i in prefill
-        ]
         submit = pb.Submit(
-            key=key, request=request_proto(request), prefill=refs, timeout_s=timeout_s
+            key=key,
+            request=request_proto(request),
+            prefill=map(_ref, prefill),
+            timeout_s=timeout_s,
+            backup=None if backup is None else _ref(backup),
         )
         self._entries[key] = _Entry(listener)
         self._send(pb.GatewayFrame(submit=submit))
@@ -248,6 +253,8 @@ class DecodeSession:
                 continue
             if update.cached_tokens:
                 entry.listener.cached(update.cached_tokens)
+            if update.backed_up_tokens:
+                entry.listener.backed_up(update.backed_up_tokens)
             try:
                 if update.logprobs:
                     logprobs = [logprobs_core(message) for message in update.logprobs]
@@ -315,6 +322,14 @@ class DecodeSession:
 
     def __repr__(self) -> str:
         return f"DecodeSession({self.instance.instance_id}, open={len(self._entries)})"
+
+
+def _ref(instance: InstanceInfo) -> pb.InstanceRef:
+    return pb.InstanceRef(
+        instance_id=instance.instance_id,
+        address=instance.address,
+        incarnation=instance.incarnation,
+    )
 
 
 def _being_cancelled() -> bool:

@@ -12,6 +12,7 @@ from typing import Self
 from baton.api.decode_session import SessionStats
 from baton.api.detokenize import Detokenizer
 from baton.api.journey import Journey, JourneyHost
+from baton.api.latency import RecentLatency
 from baton.api.lease_keeper import LeaseKeeper, Terms
 from baton.api.open_request import OpenRequest
 from baton.api.sessions import Sessions
@@ -20,13 +21,16 @@ from baton.api.traces import TraceLog
 from baton.api.validate import ServedModel, TextRequest
 from baton.core.clock import Clock, monotonic
 from baton.core.config import GatewayConfig
-from baton.core.errors import BatonError, InstanceLost, Unavailable
+from baton.core.errors import BatonError, InstanceLost, Overloaded, Unavailable
 from baton.core.metrics import GatewayMetrics
 from baton.core.tasks import TaskSet
 from baton.core.topology import InstanceInfo, MembershipBoard, Role
 from baton.core.trace import RequestTrace
 from baton.models.tokenizer import Tokenizer
 from baton.router.router import Router, RouterStats
+
+_RETRY_S = 5.0
+"""For whoever finds too many waiting for an instance to start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,12 @@ class GatewayStats:
 
     open_requests: int
     """Admitted, and not over on both sides: decode instance and consumer."""
+    waiting: int
+    """Requests that can go on only once there is a decode instance."""
+    ttft_s: float | None
+    """90th percentile, over the requests of the last minute."""
+    tpot_s: float | None
+    """Likewise."""
     traces: int
     router: RouterStats
     sessions: tuple[SessionStats, ...]
@@ -52,9 +62,14 @@ class Gateway:
         metrics: GatewayMetrics,
         *,
         expects_prefill: bool,
+        may_be_empty: bool = False,
         clock: Clock = monotonic,
     ) -> None:
-        """`expects_prefill`: the cluster was started with prefill instances (see `health`)."""
+        """`expects_prefill`: the cluster was started with prefill instances (see `health`).
+
+        `may_be_empty`: with nothing to do there is no decode instance; one comes if a request waits
+        for it, for `migration_wait_s` at most.
+        """
         self.config = config
         self.model_name = model_name
         self.created = int(time.time())
@@ -63,6 +78,7 @@ class Gateway:
         self._tokenizer = tokenizer
         self._board = board
         self._expects_prefill = expects_prefill
+        self._may_be_empty = may_be_empty
         self._clock = clock
         self._router = Router(max_open_requests=config.max_open_requests, clock=clock)
         self._leases = LeaseKeeper(
@@ -73,6 +89,7 @@ class Gateway:
                 beat_s=config.lease_s / 3,
             ),
             on_lost=self._lost,
+            on_live=self._live,
             clock=clock,
         )
         self._sessions = Sessions(
@@ -83,12 +100,15 @@ class Gateway:
             clock=clock,
         )
         self._traces = TraceLog(config.traces_kept)
+        self._latency = RecentLatency(clock)
         self._tasks = TaskSet()
         self._journeys = JourneyHost(self._sessions, config, self._tasks, clock)
         self._open: set[OpenRequest] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._closing = False
+        self._waiting = 0
+        """Requests that are not admitted yet: there is no decode instance."""
         self._max_model_len = 0
 
     async def start(self) -> None:
@@ -100,6 +120,7 @@ class Gateway:
     async def drain(self, timeout_s: float) -> None:
         """Admit nothing more, and give what is open `timeout_s` seconds to end."""
         self._closing = True
+        self._sessions.tell_change()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
@@ -117,6 +138,28 @@ class Gateway:
 
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
+
+    async def some_decode(self) -> None:
+        """Wait for a decode instance if there is none because there was nothing to do.
+
+        Returns after `migration_wait_s` in any case: whoever needs one tells then that there is
+        none. Raises Overloaded if too many wait already.
+        """
+        if not self._may_be_empty or self._has_decode():
+            return
+        if self._waiting + len(self._open) >= self.config.max_open_requests:
+            raise Overloaded(f"{self._waiting} requests wait for a decode instance", _RETRY_S)
+        self._waiting += 1
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.config.migration_wait_s):
+                    while not (self._closing or self._has_decode()):
+                        await self._sessions.changed()
+        finally:
+            self._waiting -= 1
+
+    def _has_decode(self) -> bool:
+        return bool(self._sessions.usable().of(Role.DECODE, Role.MIXED))
 
     def model(self) -> ServedModel:
         """Return what a request is checked against; Unavailable until a decode instance came."""
@@ -140,6 +183,7 @@ class Gateway:
         Unavailable, DeadlineExceeded, or what the decode instance tells.
         """
         try:
+            await self.some_decode()
             opened = self._admit(request)
         except BatonError as error:
             self.metrics.refused(error.code)
@@ -185,9 +229,13 @@ class Gateway:
     def _lost(self, instance: InstanceInfo, error: InstanceLost) -> None:
         self._sessions.lose(instance, error)
 
+    def _live(self, instance: InstanceInfo) -> None:
+        self._sessions.tell_change()  # its session may have been ready before
+
     def _over(self, opened: OpenRequest, trace: RequestTrace) -> None:
         self._open.remove(opened)
         self._traces.add(trace)
+        self._latency.add(trace)
         self.metrics.closed(trace)
         if not self._open:
             self._idle.set()
@@ -202,7 +250,7 @@ class Gateway:
         usable = self._sessions.usable()
         if self._closing:
             reasons.append("the gateway is shutting down")
-        if not usable.of(Role.DECODE, Role.MIXED):
+        if not (self._may_be_empty or usable.of(Role.DECODE, Role.MIXED)):
             reasons.append("no decode instance is ready")
         if self._expects_prefill and not usable.of(Role.PREFILL):
             reasons.append("no prefill instance is ready")
@@ -230,6 +278,9 @@ class Gateway:
         """Return a snapshot."""
         return GatewayStats(
             open_requests=len(self._open),
+            waiting=self._waiting + (0 if self._has_decode() else len(self._open)),
+            ttft_s=self._latency.ttft_s(),
+            tpot_s=self._latency.tpot_s(),
             traces=len(self._traces),
             router=self._router.stats(),
             sessions=self._sessions.stats(),

@@ -65,6 +65,7 @@ class InferenceService(pb_grpc.InferenceServicer):
 
     async def _validate(self, request: pb.GenerateRequest) -> Call:
         try:
+            await self._gateway.some_decode()
             model = self._gateway.model()
             if request.ByteSize() <= INLINE_BYTES:
                 return _call(request, model)

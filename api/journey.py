@@ -64,6 +64,8 @@ class Journey:
         self._key = 0
         self._left: set[DecodeSession] = set()
         """Sessions on which it was lost: such an instance may live, and break again at once."""
+        self._backed_up = 0
+        """Tokens, from the first, that the backup instance of the route has."""
         self._looking: asyncio.Task[None] | None = None
         self._handovers: tuple[HandoverTrace, ...] = ()
         self._local_prefill = False
@@ -99,6 +101,10 @@ class Journey:
         """Take how many tokens a prefix cache had of what was to be computed."""
         self._opened.cached(prompt_tokens)
 
+    def backed_up(self, tokens: int) -> None:
+        """Take how many tokens the backup instance has: it goes on with the request, if need be."""
+        self._backed_up = tokens
+
     def ended(self, ended: Ended) -> None:
         """Pass the end on, or look for another instance that goes on with the request."""
         lease = self._opened.lease
@@ -128,7 +134,11 @@ class Journey:
         try:
             self._session = self._host.sessions.session(route.decode)
             self._key = self._session.submit(
-                opened.remaining(), route.prefill, timeout_s=opened.seconds_left(), listener=self
+                opened.remaining(),
+                route.prefill,
+                timeout_s=opened.seconds_left(),
+                listener=self,
+                backup=route.backup,
             )
         except Exception as bug:
             _log.exception("bug while a request was submitted", request=repr(opened))
@@ -164,7 +174,8 @@ class Journey:
             self._end(Ended(FinishReason.ERROR, InstanceLost(text)))
             return
         wait_s = self._host.clock() - lost_at
-        opened.moved(MigrationTrace(gone, error.code, opened.received, wait_s))
+        backed_up, self._backed_up = self._backed_up, 0
+        opened.moved(MigrationTrace(gone, error.code, opened.received, wait_s, backed_up))
         _log.warning(
             "request resumed",
             request=opened.request.generate.request_id,
@@ -172,6 +183,7 @@ class Journey:
             code=error.code,
             goes_on=opened.lease.route.decode.instance_id,
             output_tokens=opened.received,
+            backed_up_tokens=backed_up,
             wait_s=wait_s,
         )
         self._looking = None
@@ -180,13 +192,17 @@ class Journey:
     async def _find(self, error: BatonError) -> None:
         """Move the lease to another pair; waits until there is one."""
         sessions, lease = self._host.sessions, self._opened.lease
+        backup = lease.route.backup if self._backed_up else None
+        preferred = None if backup is None else key_of(backup)
         if isinstance(error, Overloaded):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(error.retry_after_s):
                     await sessions.changed()
         while True:
             try:
-                lease.move(self._candidates(), avoided=self._migrations.avoided)
+                lease.move(
+                    self._candidates(), avoided=self._migrations.avoided, preferred=preferred
+                )
             except Unavailable:
                 await sessions.changed()
             else:

@@ -31,6 +31,7 @@ _LEAVE_TIMEOUT_S = 1.0
 _log = get_logger("leases")
 _Call = grpc.aio.StreamStreamCall[pb.Beat, pb.Report]
 OnLost = Callable[[InstanceInfo, InstanceLost], None]
+OnLive = Callable[[InstanceInfo], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +50,22 @@ class LeaseKeeper:
     """Start `run()` as a task; `close` says goodbye, a cancellation does not."""
 
     def __init__(
-        self, board: MembershipBoard, terms: Terms, *, on_lost: OnLost, clock: Clock = monotonic
+        self,
+        board: MembershipBoard,
+        terms: Terms,
+        *,
+        on_lost: OnLost,
+        on_live: OnLive = lambda instance: None,
+        clock: Clock = monotonic,
     ) -> None:
-        """`on_lost` hears of an instance once per loss: it has not answered, or is fenced."""
+        """`on_lost` hears of an instance once per loss: it has not answered, or is fenced.
+
+        `on_live` hears of one that answers and serves, for the first time or again.
+        """
         self._board = board
         self.terms = terms
         self._on_lost = on_lost
+        self._on_live = on_live
         self._clock = clock
         self._streams: dict[InstanceKey, _Stream] = {}
         self._closing = False
@@ -98,6 +109,10 @@ class LeaseKeeper:
     def lost(self, instance: InstanceInfo, error: InstanceLost) -> None:
         """Hear from a stream that an instance is lost."""
         self._on_lost(instance, error)
+
+    def live(self, instance: InstanceInfo) -> None:
+        """Hear from a stream that an instance is live."""
+        self._on_live(instance)
 
     async def close(self) -> None:
         """Say goodbye to every instance: nothing of this granter's is open there any more."""
@@ -227,7 +242,9 @@ class _Stream:
         self._answered_at = self._keeper.now()
         self.report = report
         if report.standing is not Standing.FENCED:
-            self.live = True
+            if not self.live:
+                self.live = True
+                self._keeper.live(self._instance)
             return
         why = "; ".join(report.problems) or "its lease had run out"
         self._lost(InstanceLost(f"{self._instance.instance_id} is fenced: {why}"))

@@ -93,6 +93,8 @@ class OpenRequest:
         """
         if not self._tokens:
             self._cached_tokens = prompt_tokens
+        if self._migrations:
+            self._migrations[-1] = replace(self._migrations[-1], cached_tokens=prompt_tokens)
 
     def moved(self, migration: MigrationTrace) -> None:
         """Note that another decode instance goes on with it."""

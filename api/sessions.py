@@ -65,13 +65,14 @@ class Sessions:
         session = self._sessions.get(key_of(instance))
         if session is not None:
             session.break_off(error)
-        self._tell_change()
+        self.tell_change()
 
     async def changed(self) -> None:
-        """Wait until the membership changes, or an instance is connected."""
+        """Wait until the membership changes, or an instance is connected or answers again."""
         await self._changed.wait()
 
-    def _tell_change(self) -> None:
+    def tell_change(self) -> None:
+        """Let all who wait for a change look again."""
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -97,7 +98,7 @@ class Sessions:
             self._untried = set(new)
             if not new:
                 self.settled.set()
-        self._tell_change()
+        self.tell_change()
 
     def _new(self, instance: InstanceInfo) -> DecodeSession:
         return DecodeSession(instance, clock=self._clock, max_unsent=self._max_unsent)
@@ -112,7 +113,7 @@ class Sessions:
             def on_ready(opened: asyncio.Event = opened) -> None:
                 opened.set()
                 self._settle(key)
-                self._tell_change()
+                self.tell_change()
 
             error = await self._sessions[key].run(
                 connect_timeout_s=self._connect_timeout_s, on_ready=on_ready

@@ -92,6 +92,9 @@ def serve(
     local_prefill: Annotated[
         str, typer.Option(help="Decode computes prompts itself: auto (if cheaper) or fallback.")
     ] = "auto",
+    backup: Annotated[
+        str, typer.Option(help="Decode instances copy KV to one another: off or peer.")
+    ] = "off",
     max_open_requests: Annotated[int, typer.Option(help="Beyond: HTTP 429.")] = 256,
     start_timeout: Annotated[float, typer.Option(help="Seconds for instances to start.")] = 180.0,
 ) -> None:
@@ -135,7 +138,7 @@ def serve(
                 prefix_cache=prefix_cache,
                 host_memory_mib=host_memory_mib,
             ),
-            handover=HandoverConfig.checked(local_prefill=local_prefill),
+            handover=HandoverConfig.checked(local_prefill=local_prefill, backup=backup),
             gateway=GatewayConfig.checked(
                 host=host,
                 http_port=port,

@@ -1,7 +1,6 @@
 """`baton up` and `baton down`: bring a cluster to what a spec says, and end it."""
 
 import asyncio
-import contextlib
 import math
 import os
 import shutil
@@ -62,8 +61,7 @@ async def down(note: Note, console: Console) -> None:
                 say("nothing is up")
             else:
                 say("draining gateways and instances")
-                with contextlib.suppress(Unavailable):  # nothing was ever applied
-                    await cluster.call("down", timeout_s=await _patience_s(cluster))
+                await _end_all(cluster, say)
                 await ray_calls.kill(cluster.actor)
     if note.guard is not None:
         say("ending Ray")
@@ -72,6 +70,16 @@ async def down(note: Note, console: Console) -> None:
         if note.temp_dir is not None:
             shutil.rmtree(note.temp_dir, ignore_errors=True)
     say("nothing is left")
+
+
+async def _end_all(cluster: Attached, say: Progress) -> None:
+    """Drain and end everything; raises if it cannot be, unless it ends with a Ray of our own."""
+    try:
+        await cluster.call("down", timeout_s=await _patience_s(cluster))
+    except Unavailable as error:
+        if cluster.note.guard is None:
+            raise  # what runs in another's Ray goes on: it must not be said that nothing is left
+        say(f"not ended in order: {error}")
 
 
 async def _note(spec: ClusterSpec, address: str, say: Progress) -> Note:

@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Coroutine
+import traceback
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,15 @@ class LoopThread:
     def run(self, work: Coroutine[Any, Any, Any]) -> "Future[Any]":
         """Run a coroutine there; from any thread."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+
+async def or_exit(running: Awaitable[None]) -> None:
+    """End this process if what it lives for fails, which is a bug: Ray then starts another."""
+    try:
+        await running
+    except Exception:
+        traceback.print_exc()
+        os._exit(1)
 
 
 def write_output_to(path: Path) -> None:

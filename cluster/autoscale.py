@@ -1,5 +1,7 @@
 """How many instances a pool should have, from how its work goes. Pure: no Ray, no clock.
 
+autoscaler.py asks, and does what is said; signals.py gathers what is seen.
+
 Each signal is a *pressure*: what is seen over what is wanted, so that 1.0 is exactly enough and
 the largest decides. A pool of n instances under pressure p needs about n × p of them.
 
@@ -10,7 +12,7 @@ the largest decides. A pool of n instances under pressure p needs about n × p o
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from baton.core.autoscale import AutoscaleConfig
@@ -30,6 +32,8 @@ class Signals:
     """90th percentile."""
     kv_use: float = 0.0
     """Share of blocks that are held."""
+    coming: int = 0
+    """Instances that are wanted and not ready: until they are, their effect is not seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +72,19 @@ def decide(
     """Return the size that a pool of `instances`, those that are starting included, should have.
 
     Growing is by as many as the pressure says, at most doubling; shrinking is by one. Either resets
-    what is remembered, so that the next change waits to see what this one did.
+    what is remembered, so that the next change waits to see what this one did; and none grows
+    while instances are still to come.
     """
     if bounded := _bounded(config, instances):
         return bounded
     if instances == 0:
         if signals.open_requests:
-            return Verdict(1, f"{signals.open_requests} requests wait for an instance", Memory())
+            return Verdict(1, f"requests wait for an instance: {signals.open_requests}", Memory())
         return Verdict(0, "nothing to do", memory)
     name, pressure = max(pressures(config, signals).items(), key=lambda item: item[1])
     lower = pressure * instances / (instances - 1) if instances > 1 else math.inf
     memory = Memory(
-        over=_since(memory.over, pressure > config.grow_over, now),
+        over=_since(memory.over, pressure > config.grow_over and not signals.coming, now),
         under=_since(memory.under, lower < config.shrink_under, now),
         idle=_since(memory.idle, signals.open_requests == 0, now),
     )
@@ -93,6 +98,35 @@ def decide(
     if instances == 1 and config.min == 0 and _lasted(memory.idle, config.idle_after_s, now):
         return Verdict(0, f"nothing to do for {config.idle_after_s:g} s", Memory())
     return Verdict(instances, seen, memory)
+
+
+@dataclass(frozen=True, slots=True)
+class Giver:
+    """A pool that may give the place of one instance to a pool of the other role."""
+
+    pool: str
+    config: AutoscaleConfig
+    instances: int
+    memory: Memory
+    """As the last verdict on it left it."""
+
+
+def giver_for(config: AutoscaleConfig, givers: Sequence[Giver], now: float) -> Giver | None:
+    """Return who is to give a place to a pool of `config` that must grow, and has no room.
+
+    One that would do with one fewer, and has for as long as the other has needed one more: both
+    have lasted. It does not swing back while the load stays as it is, because whoever has just got
+    an instance needed it, and would be under pressure again with one fewer. Of several the one that
+    has had it easy for longest.
+    """
+    able = [
+        (giver.memory.under, giver)
+        for giver in givers
+        if giver.instances > max(giver.config.min, 1)
+        and giver.memory.under is not None
+        and _lasted(giver.memory.under, config.grow_after_s, now)
+    ]
+    return min(able, key=lambda found: found[0], default=(None, None))[1]
 
 
 def _bounded(config: AutoscaleConfig, instances: int) -> Verdict | None:

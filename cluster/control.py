@@ -40,6 +40,7 @@ from baton.core.clock import Clock, monotonic
 from baton.core.cluster_spec import ClusterSpec
 from baton.core.errors import BatonError, InstanceLost
 from baton.core.ids import InstanceId
+from baton.core.lease import Report
 from baton.core.log import get_logger
 from baton.core.topology import InstanceInfo, Membership, MembershipBoard, Role
 
@@ -177,6 +178,15 @@ class Control:
         }
         return await self._places.lacking(counts)
 
+    async def pools_with_room(self) -> frozenset[str]:
+        """Return the pools for which Ray's nodes have room for one more instance."""
+        pools = {name: pool for name, (_, pool) in self._state.spec.pools().items()}
+        return await self._places.pools_with_room(pools)
+
+    def reports(self) -> dict[InstanceId, Report]:
+        """Return what each live instance said last, of those that have."""
+        return self._watch.reports()
+
     async def stats(self, name: InstanceId) -> list[dict[str, float | int | str]]:
         """Return the counters of each rank of an instance; InstanceLost if it is not there."""
         life = self._lives.get(name)
@@ -215,8 +225,7 @@ class Control:
     async def _rooms(self) -> frozenset[str]:
         if not asks_for_room(self._state.wishes(), self._state.fleet):
             return frozenset()
-        pools = {name: pool for name, (_, pool) in self._state.spec.pools().items()}
-        return await self._places.pools_with_room(pools)
+        return await self.pools_with_room()
 
     async def _save(self, change: Callable[[ControlState], ControlState]) -> None:
         """Change the state, once it is saved so; one at a time."""

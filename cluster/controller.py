@@ -8,7 +8,7 @@ import asyncio
 import os
 import secrets
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +16,13 @@ from typing import Any
 
 from baton.api.lease_keeper import Terms
 from baton.cluster import store
+from baton.cluster.actor_process import or_exit
+from baton.cluster.autoscaler import Autoscaler
 from baton.cluster.control import Control, Surroundings
 from baton.cluster.fleet import Observed
 from baton.cluster.gateway_keeper import GatewayKeeper
 from baton.cluster.journal import Event
+from baton.cluster.orders import Order, give, refuse_impossible
 from baton.cluster.state import (
     ControlState,
     scaled,
@@ -58,7 +61,9 @@ class Controller:
         self._owner = ""
         self._control: Control | None = None
         self._gateways: GatewayKeeper | None = None
+        self._scaler: Autoscaler | None = None
         self._running: asyncio.Task[None] | None = None
+        self._scaling: asyncio.Task[None] | None = None
         self._applying = asyncio.Lock()
 
     async def recover(self) -> None:
@@ -94,8 +99,10 @@ class Controller:
     async def _begin(self, state: ControlState) -> None:
         self._control = control = Control(state, self._surroundings)
         self._gateways = GatewayKeeper(control, self._surroundings.log_dir)
+        self._scaler = Autoscaler(control, self._gateways)
         self._running = asyncio.create_task(or_exit(control.run()))
         await control.known.wait()
+        self._scaling = asyncio.create_task(or_exit(self._scaler.run()))
         await self._ensure_gateways(self._gateways)
 
     async def _ensure_gateways(self, gateways: GatewayKeeper) -> None:
@@ -114,13 +121,14 @@ class Controller:
             control, gateways = self._control, self._gateways
             if control is None or gateways is None:
                 state = ControlState.of(spec.with_secrets())
-                await _refuse_impossible(Control(state, self._surroundings), state)
+                await refuse_impossible(Control(state, self._surroundings), state)
                 await self._begin(state)
                 return True
             state = with_spec(control.state, spec)
             if (state.spec, state.counts) == (control.state.spec, control.state.counts):
+                await self._ensure_gateways(gateways)  # one may not have started the last time
                 return False
-            await _refuse_impossible(control, state)
+            await refuse_impossible(control, state)
             await control.change(lambda now: with_spec(now, spec))
             control.journal.add("told", "cluster", "another spec")
             await self._ensure_gateways(gateways)
@@ -129,27 +137,19 @@ class Controller:
     async def scale(self, pool: str, count: int) -> bool:
         """Want so many instances in a pool; return whether that changes anything."""
         told = f"{count} instances are wanted"
-        return await self._change(pool, told, lambda state: scaled(state, pool, count))
+        return await self._order(Order(pool, told, lambda state: scaled(state, pool, count)))
 
     async def drain(self, instance: str) -> None:
         """Let an instance leave; its pool is then one fewer."""
-        await self._change(instance, "leave", lambda state: told_to_leave(state, instance))
+        await self._order(Order(instance, "leave", lambda s: told_to_leave(s, instance)))
 
     async def flip(self, instance: str) -> None:
         """Let an instance leave, and another, of the other role, take its place."""
-        await self._change(instance, "flip", lambda state: told_to_flip(state, instance))
+        await self._order(Order(instance, "flip", lambda state: told_to_flip(state, instance)))
 
-    async def _change(
-        self, whom: str, what: str, change: Callable[[ControlState], ControlState]
-    ) -> bool:
+    async def _order(self, order: Order) -> bool:
         control, _ = self._there()
-        before = control.state.counts, control.state.leaving
-        await _refuse_impossible(control, change(control.state))
-        await control.change(change)
-        changed = before != (control.state.counts, control.state.leaving)
-        if changed:
-            control.journal.add("told", whom, what)
-        return changed
+        return await give(control, order)
 
     async def status(self) -> Status:
         """Return who is there."""
@@ -205,9 +205,12 @@ class Controller:
         return control.board.current
 
     async def down(self) -> None:
-        """Drain and end everything, and forget it."""
+        """Drain and end everything, and forget it; does nothing if nothing is up."""
         async with self._applying:
+            if self._control is None:
+                return
             control, gateways = self._there()
+            await self._stop_scaling()
             await gateways.close_all()
             await control.change(
                 lambda state: replace(state, counts=dict.fromkeys(state.counts, 0))
@@ -221,24 +224,18 @@ class Controller:
             self._control = self._gateways = self._running = None
             await store.forget()
 
+    async def _stop_scaling(self) -> None:
+        """Let no load bring back what is to go."""
+        if self._scaling is not None and self._scaler is not None:
+            self._scaling.cancel()
+            await asyncio.wait({self._scaling})
+            await self._scaler.close()
+            self._scaling = self._scaler = None
+
     def _there(self) -> tuple[Control, GatewayKeeper]:
         if self._control is None or self._gateways is None:
             raise Unavailable("nothing is up here; `baton up` starts it")
         return self._control, self._gateways
-
-
-async def or_exit(running: Awaitable[None]) -> None:
-    """End this process if control fails, which is a bug: Ray then starts another controller."""
-    try:
-        await running
-    except Exception:
-        traceback.print_exc()
-        os._exit(1)
-
-
-async def _refuse_impossible(control: Control, state: ControlState) -> None:
-    if missing := await control.lacking(state):
-        raise Unavailable(f"Ray's nodes lack what this asks for: {missing}")
 
 
 async def _within(timeout_s: float, work: Awaitable[Any]) -> Any:

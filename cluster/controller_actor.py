@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from baton.cluster.actor_process import LoopThread, write_output_to
-from baton.cluster.controller import Controller, or_exit
+from baton.cluster.actor_process import LoopThread, or_exit, write_output_to
+from baton.cluster.controller import Controller
 from baton.core import log
 from baton.core.topology import Role
 

@@ -6,7 +6,7 @@ It has no async methods: Ray would run the others on one event loop then, not in
 import threading
 from pathlib import Path
 
-from baton.cluster.actor_process import LoopThread, leave_on_sigterm, write_output_to
+from baton.cluster.actor_process import LoopThread, leave_on_sigterm, or_exit, write_output_to
 from baton.cluster.gateway_host import GatewayHost
 from baton.cluster.status import GatewayInfo, GatewayPlan
 from baton.core import log
@@ -27,7 +27,7 @@ class GatewayActor:
         """It listens, or was kept from it."""
         self._host = GatewayHost(plan, self._tried.set)
         self._loop = LoopThread("gateway-loop")
-        self._serving = self._loop.run(self._host.serve())
+        self._serving = self._loop.run(or_exit(self._host.serve()))
         leave_on_sigterm(lambda: self.close(_DRAIN_S), _DRAIN_S + _CLOSE_S)
 
     def info(self) -> GatewayInfo:

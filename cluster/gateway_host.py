@@ -41,17 +41,21 @@ class GatewayHost:
         self._drain_s = 0.0
 
     async def serve(self) -> None:
-        """Serve until told to stop; what is in the way, such as a port in use, may go away."""
-        feed = asyncio.create_task(follow(self._board, self._plan.model_name, _ask))
-        while not self._stop.is_set():
-            try:
-                await self._serve_once()
-            except BatonError as error:
-                traceback.print_exc()
-                self._problem = error
-                self._on_tried()
-                await _set_within(self._stop, _TRY_AGAIN_S)
-        feed.cancel()
+        """Serve until told to stop; what is in the way, such as a port in use, may go away.
+
+        A bug ends it, also one in what follows the membership: see or_exit.
+        """
+        async with asyncio.TaskGroup() as group:
+            feed = group.create_task(follow(self._board, self._plan.model_name, _ask))
+            while not self._stop.is_set():
+                try:
+                    await self._serve_once()
+                except BatonError as error:
+                    traceback.print_exc()
+                    self._problem = error
+                    self._on_tried()
+                    await _set_within(self._stop, _TRY_AGAIN_S)
+            feed.cancel()
 
     async def _serve_once(self) -> None:
         plan = self._plan
@@ -62,6 +66,7 @@ class GatewayHost:
             self._board,
             GatewayMetrics(),
             expects_prefill=plan.expects_prefill,
+            may_be_empty=plan.may_be_empty,
         )
         async with gateway:
             self.door = await FrontDoor.start(gateway)
@@ -80,14 +85,18 @@ class GatewayHost:
         if self._problem is not None:
             raise self._problem
         assert self.door is not None, "neither door nor problem"
+        stats = self.door.gateway.stats()
         return GatewayInfo(
             name=self._plan.name,
             model_name=self._plan.model_name,
             http_url=self.door.http_url,
             grpc_address=self.door.grpc_address,
             pid=os.getpid(),
-            open_requests=self.door.gateway.stats().open_requests,
+            open_requests=stats.open_requests,
             epoch=self._board.current.version,
+            waiting=stats.waiting,
+            ttft_s=stats.ttft_s,
+            tpot_s=stats.tpot_s,
         )
 
 

@@ -24,11 +24,13 @@ def gateway_plans(spec: ClusterSpec) -> dict[str, GatewayPlan]:
     """Return what each gateway of a spec is to be started with, by its name."""
     plans: dict[str, GatewayPlan] = {}
     for model in spec.models:
-        prefill = any(p.role is Role.PREFILL and p.instances for p in model.pools.values())
+        pools = model.pools.values()
+        prefill = any(p.role is Role.PREFILL and p.never_empty for p in pools)
+        decode = any(p.role is not Role.PREFILL and p.never_empty for p in pools)
         for number in range(model.gateways.count):
             name = f"gateway-{len(plans)}"
             config = model.gateways.of(number)
-            plans[name] = GatewayPlan(name, model.name, model.dir, config, prefill)
+            plans[name] = GatewayPlan(name, model.name, model.dir, config, prefill, not decode)
     return plans
 
 

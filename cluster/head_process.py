@@ -9,7 +9,6 @@ Ray's own processes are no substitute: they notice a dead parent only if pid 1 a
 not so under `systemd --user` or in many containers.
 """
 
-import contextlib
 import os
 import selectors
 import shutil
@@ -79,14 +78,27 @@ def _guard_alone(temp_dir: Path, arguments: list[str], tell: int) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
+    said, wanted = b"", True
     with (temp_dir / "head.log").open("ab", buffering=0) as log:
         for text in _output_of(child, heard):
             log.write(text)
-            with contextlib.suppress(BrokenPipeError):
-                os.write(tell, text)
+            if wanted:
+                wanted = _told(tell, text)
+                said += text
+                if not wanted and READY.encode() not in said:
+                    break  # nobody knows of it: who started us was stopped
     _end_session()
     shutil.rmtree(temp_dir, ignore_errors=True)
     os._exit(0)
+
+
+def _told(tell: int, text: bytes) -> bool:
+    """Write to a pipe; return whether anybody reads it."""
+    try:
+        os.write(tell, text)
+    except BrokenPipeError:
+        return False
+    return True
 
 
 def _output_of(child: int, heard: int) -> Iterator[bytes]:

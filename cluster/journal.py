@@ -21,7 +21,7 @@ class Event:
     at: float
     """Unix time."""
     what: str
-    """start, ready, lost, drain, flip, stop, gone, adopt, told or trouble."""
+    """start, ready, lost, drain, flip, stop, gone, adopt, told, autoscale or trouble."""
     whom: str
     """An instance, a gateway or a pool."""
     reason: str

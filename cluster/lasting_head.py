@@ -80,8 +80,10 @@ async def start(temp_dir: Path, *, slots: int, threads: int, timeout_s: float) -
         async with asyncio.timeout(timeout_s):
             output, _ = await process.communicate()
     except TimeoutError:
-        process.kill()
         raise Unavailable(f"Ray's head was not ready after {timeout_s:g} s") from None
+    finally:
+        if process.returncode is None:
+            process.kill()  # the guard then ends Ray
     lines = output.decode(errors="replace").splitlines()
     if process.returncode != 0:
         raise Unavailable("Ray's head exited; it said:\n" + "\n".join(lines[-_SHOWN_LINES:]))

@@ -136,8 +136,12 @@ class _Planner:
         else:
             self._shrink(wish, here, expected - wish.count)
         for seen in here:
-            if not _runs(seen) and self._free(seen):
+            if _runs(seen) or not self._free(seen):
+                continue
+            if seen.desired.revision == wish.revision:
                 self._start_again(wish, seen)
+            else:
+                self.end(seen, "its config has changed, and its place may not be enough")
 
     def _shrink(self, wish: Wish, here: list[Observed], number: int) -> None:
         """Let `number` go: first those that serve nobody, then those that came last."""

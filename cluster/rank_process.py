@@ -10,7 +10,7 @@ from baton.cluster import ray_calls
 from baton.cluster.instance_actor import CALLS_AT_ONCE, InstanceActor
 from baton.core.cluster_spec import RankResources
 from baton.core.config import LeaderRef, WorkerConfig
-from baton.core.errors import BatonError, DeadlineExceeded, InstanceLost
+from baton.core.errors import BatonError, DeadlineExceeded, InstanceLost, Unavailable
 
 _TAIL_LINES = 15
 _RELAY_GRACE_S = 2.0
@@ -24,6 +24,11 @@ _PROBE_EVERY_S = 2.0
 _PROBE_WAITS = 3
 """Of `_PROBE_EVERY_S` for one answer. More than one: if it was this process that stood still, the
 answer is there by the second."""
+
+
+_ASKED_FOR_S = 20.0
+"""How long one question whether it is closed waits in there. It has an end since a controller that
+dies leaves its question behind, in one of the few threads that there are for calls."""
 
 
 class RankProcess:
@@ -101,7 +106,7 @@ class RankProcess:
         The event loop in there is free even while the model computes, so whatever does not answer
         for `_PROBE_WAITS * _PROBE_EVERY_S` seconds is stopped, or stuck.
         """
-        closed = asyncio.ensure_future(ray_calls.call(self._actor, "wait_closed"))
+        closed = asyncio.ensure_future(self._closed())
         try:
             while not closed.done():
                 await self._expect_answer(closed)
@@ -129,10 +134,15 @@ class RankProcess:
     async def kill(self) -> None:
         """End its process at once, also one that was being created when we were cancelled."""
         if self._actor is None and self._actor_name is not None:
-            with contextlib.suppress(InstanceLost):
+            with contextlib.suppress(InstanceLost, Unavailable):
                 self._actor = await ray_calls.find_actor(self._actor_name, _CREATE_TIMEOUT_S)
         if self._actor is not None:
             await ray_calls.kill(self._actor)
+
+    async def _closed(self) -> None:
+        """Return once what it hosts has been closed; a dead process answers with an error."""
+        while not await ray_calls.call(self._actor, "wait_closed", _ASKED_FOR_S):
+            pass
 
     async def _expect_answer(self, closed: "asyncio.Future[None]") -> None:
         """Ask for its counters, unless it is closed; InstanceLost if it does not answer."""

@@ -12,11 +12,11 @@ import os
 import secrets
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
-from baton.cluster.placement import Node, Room
+from baton.cluster.placement import Node, Resources, Room
 from baton.core.cluster_spec import RankResources
 from baton.core.errors import BatonError, DeadlineExceeded, InstanceLost, InternalError, Unavailable
 
@@ -202,6 +202,21 @@ async def release(group: Places, timeout_s: float) -> None:
     await _in_thread(remove_placement_group, group, timeout_s=timeout_s)
 
 
+async def request_resources(bundles: Sequence[Resources], timeout_s: float) -> None:
+    """Ask Ray's autoscaler, if it has one, for nodes that hold all of this; empty: for nothing.
+
+    It stands until it is asked for something else. What runs already counts as well: it is to be
+    among `bundles`.
+    """
+    await _in_thread(_request_resources, [dict(b) for b in bundles], timeout_s=timeout_s)
+
+
+def _request_resources(bundles: list[dict[str, float]]) -> None:
+    from ray.autoscaler import sdk
+
+    sdk.request_resources(bundles=bundles)
+
+
 async def create_actor(
     cls: type,
     *arguments: Any,
@@ -314,9 +329,11 @@ async def call(actor: Actor, method: str, *arguments: Any, timeout_s: float | No
     """Call a method of an actor and return its result.
 
     Raises what the method raised if that is a BatonError, InternalError for anything else,
-    InstanceLost if the actor is dead or dies, DeadlineExceeded after `timeout_s`, Unavailable if
-    Ray fails or is not connected.
+    InstanceLost if the actor dies, or is dead, or None, DeadlineExceeded after `timeout_s`,
+    Unavailable if Ray fails or is not connected.
     """
+    if actor is None:
+        raise InstanceLost("it has no process")
     if not ray.is_initialized():
         raise Unavailable("Ray is not connected")
     with _errors_ours():

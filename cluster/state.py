@@ -137,7 +137,7 @@ def begun(state: ControlState, actions: tuple[Action, ...], now: float) -> Contr
 def with_spec(state: ControlState, spec: ClusterSpec) -> ControlState:
     """Return the state for another spec; the secrets of models that stay are kept.
 
-    What was scaled by hand is again as the spec says.
+    What was scaled by hand is again as the spec says; what is scaled by its load stays as it is.
     """
     secrets = {m.name: m.handover.secret for m in state.spec.models}
     models = tuple(
@@ -147,7 +147,16 @@ def with_spec(state: ControlState, spec: ClusterSpec) -> ControlState:
         for m in spec.models
     )
     spec = spec.model_copy(update={"models": models}).with_secrets()
-    return replace(state, spec=spec, counts=ControlState.of(spec).counts)
+    counts = {name: _kept_count(state, name, pool) for name, (_, pool) in spec.pools().items()}
+    return replace(state, spec=spec, counts=counts)
+
+
+def _kept_count(state: ControlState, name: str, pool: PoolSpec) -> int:
+    before = state.spec.pools().get(name)
+    if pool.autoscale is None or before is None or before[1].autoscale is None:
+        return pool.instances
+    least, most = pool.bounds
+    return min(max(state.counts[name], least), most)
 
 
 def scaled(state: ControlState, pool: str, count: int) -> ControlState:
@@ -210,11 +219,12 @@ def _check_count(state: ControlState, pool: str, count: int, field: str) -> None
     if pool not in pools:
         raise InvalidRequest("pool", pool, f"one of {', '.join(pools)}")
     model, found = pools[pool]
-    if not found.min_instances <= count <= found.max_instances:
-        allowed = f"{found.min_instances} to {found.max_instances} in {pool}, as the spec says"
+    least, most = found.bounds
+    if not least <= count <= most:
+        allowed = f"{least} to {most} in {pool}, as the spec says"
         raise InvalidRequest(field, count, allowed)
     if found.role is not Role.PREFILL and not any(
-        count if name == pool else state.counts[name]
+        other.autoscale or (count if name == pool else state.counts[name])
         for name, other in model.pools.items()
         if other.role is not Role.PREFILL
     ):

@@ -15,7 +15,9 @@ class GatewayPlan:
     model_dir: Path
     config: GatewayConfig
     expects_prefill: bool
-    """The model has prefill instances."""
+    """The model always has prefill instances."""
+    may_be_empty: bool = False
+    """The model may have no decode instance while there is nothing to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,12 @@ class GatewayInfo:
     open_requests: int
     epoch: int
     """The version of the membership that it uses."""
+    waiting: int = 0
+    """Requests that need a decode instance, of which there is none."""
+    ttft_s: float | None = None
+    """90th percentile, over the requests of the last minute."""
+    tpot_s: float | None = None
+    """Likewise."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from baton.api.lease_keeper import LeaseKeeper, Terms
 from baton.cluster.instance import Instance
 from baton.core.errors import BatonError, InstanceLost
 from baton.core.ids import InstanceId
+from baton.core.lease import Report
 from baton.core.topology import InstanceInfo, MembershipBoard
 
 _PAUSE_S = 1.0
@@ -33,6 +34,7 @@ class Watch:
 
         `rules` asks whether this process is to be believed: False if it may be cut off.
         """
+        self._board = board
         self._rules = rules
         self._leases = LeaseKeeper(board, terms, on_lost=self._gave_up) if terms else None
         self._watched: dict[InstanceId, tuple[InstanceInfo, Instance]] = {}
@@ -59,6 +61,13 @@ class Watch:
                 await self._lost_once(info, instance)
         finally:
             del self._watched[name]
+
+    def reports(self) -> dict[InstanceId, Report]:
+        """Return what each live member said last, of those that have."""
+        if self._leases is None:
+            return {}
+        told = {i.instance_id: self._leases.report(i) for i in self._board.current.instances}
+        return {name: report for name, report in told.items() if report is not None}
 
     def was_unreachable(self, name: InstanceId) -> bool:
         """Return whether nobody answered where it was: then it may be its node."""

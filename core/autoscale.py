@@ -1,9 +1,10 @@
 """What a pool is sized by; cluster/autoscale.py decides."""
 
-from pydantic import Field, model_validator
+import math
+
+from pydantic import Field, ValidationInfo, field_validator
 
 from baton.core.config import Config
-from baton.core.errors import InvalidConfig
 
 
 class AutoscaleConfig(Config):
@@ -11,7 +12,7 @@ class AutoscaleConfig(Config):
 
     min: int = Field(default=1, ge=0, le=1024)
     """Instances at least; 0 lets an idle pool go away whole."""
-    max: int = Field(default=1, ge=1, le=1024)
+    max: int = Field(default=1, ge=1, le=1024, validate_default=True)
     """Instances at most."""
     queue_s: float = Field(default=1.0, gt=0)
     """Wanted: a request waits no longer for its turn."""
@@ -25,18 +26,23 @@ class AutoscaleConfig(Config):
     """Pressure over which the pool grows."""
     grow_after_s: float = Field(default=10.0, ge=0)
     """For how long it must have been over it."""
-    shrink_under: float = Field(default=0.7, gt=0)
+    shrink_under: float = Field(default=0.7, gt=0, validate_default=True)
     """Pressure that one instance fewer must stay under."""
     shrink_after_s: float = Field(default=120.0, ge=0)
     """For how long it must have done so."""
     idle_after_s: float = Field(default=600.0, ge=0)
     """How long a pool whose `min` is 0 must have had nothing to do before its last one goes."""
 
-    @model_validator(mode="after")
-    def _in_order(self) -> "AutoscaleConfig":
-        if self.min > self.max:
-            raise InvalidConfig("autoscale.min", self.min, f"at most max, which is {self.max}")
-        if self.shrink_under >= self.grow_over:
-            allowed = f"less than grow_over, which is {self.grow_over:g}"
-            raise InvalidConfig("autoscale.shrink_under", self.shrink_under, allowed)
-        return self
+    @field_validator("max")
+    @classmethod
+    def _not_below_min(cls, value: int, info: ValidationInfo) -> int:
+        if value < info.data.get("min", 0):
+            raise ValueError(f"at least min, which is {info.data['min']}")
+        return value
+
+    @field_validator("shrink_under")
+    @classmethod
+    def _below_grow_over(cls, value: float, info: ValidationInfo) -> float:
+        if value >= info.data.get("grow_over", math.inf):
+            raise ValueError(f"less than grow_over, which is {info.data['grow_over']:g}")
+        return value

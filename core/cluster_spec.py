@@ -10,12 +10,15 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
+from baton.core.autoscale import AutoscaleConfig
 from baton.core.config import Config, EngineConfig, GatewayConfig, HandoverConfig, ParallelConfig
 from baton.core.errors import InvalidConfig
 from baton.core.topology import Role
 
 POOL_NAME = r"^[a-z0-9][a-z0-9-]{0,54}$"
 """What a pool may be called: its instances are <pool>-<number>."""
+MOST_INSTANCES = 1024
+"""Of one pool."""
 _DECODES = (Role.DECODE, Role.MIXED)
 
 
@@ -36,12 +39,11 @@ class PoolSpec(Config):
 
     role: Role
     """prefill, decode or mixed; a pool that is called so need not say it."""
-    instances: int = Field(default=1, ge=0, le=1024)
-    """How many."""
-    min_instances: int = Field(default=0, ge=0, le=1024)
-    """Fewer are refused to whoever scales, drains or flips."""
-    max_instances: int = Field(default=1024, ge=0, le=1024)
-    """More are refused likewise."""
+    instances: int = Field(default=1, ge=0, le=MOST_INSTANCES)
+    """How many; with `autoscale`, how many at first: if not said, 1 or what is nearest to it."""
+    autoscale: AutoscaleConfig | None = None
+    """By what the size follows the load; None: it is as was said last, here or by a command. Its
+    bounds hold for commands too."""
     threads: int = Field(default=1, ge=1, le=1024)
     """CPU threads per rank for the model."""
     parallel: ParallelConfig = ParallelConfig()
@@ -50,6 +52,18 @@ class PoolSpec(Config):
     """Limits of each engine; what is not said here is as the model says."""
     resources: RankResources = RankResources()
     """What each rank takes of its node."""
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """How many instances at least and at most."""
+        if self.autoscale is None:
+            return 0, MOST_INSTANCES
+        return self.autoscale.min, self.autoscale.max
+
+    @property
+    def never_empty(self) -> bool:
+        """It always has instances, or is to have them."""
+        return self.instances > 0 and (self.autoscale is None or self.autoscale.min > 0)
 
 
 class GatewaySpec(GatewayConfig):
@@ -108,6 +122,9 @@ def _filled(name: Any, pool: Any, engine: Any) -> Any:
         pool = {**pool, "engine": {**engine, **own}}
     elif isinstance(engine, EngineConfig) and "engine" not in pool:
         pool = {**pool, "engine": engine}
+    if isinstance(bounds := pool.get("autoscale"), dict) and "instances" not in pool:
+        least = bounds.get("min", 1)
+        pool = {**pool, "instances": max(least, 1) if isinstance(least, int) else 1}
     return pool
 
 
@@ -141,14 +158,16 @@ class ClusterSpec(Config):
                     raise InvalidConfig(where, name, "a name that no pool of another model has")
                 seen.add(name)
                 self._check_pool(where, pool)
-            if not any(p.role in _DECODES and p.instances for p in model.pools.values()):
+            decodes = [p for p in model.pools.values() if p.role in _DECODES]
+            if not any(p.instances or p.autoscale for p in decodes):
                 allowed = "at least one instance that decodes, in a pool of role decode or mixed"
                 raise InvalidConfig(f"models.{i}.pools", list(model.pools), allowed)
         return self
 
     def _check_pool(self, where: str, pool: PoolSpec) -> None:
-        if not pool.min_instances <= pool.instances <= pool.max_instances:
-            allowed = f"{pool.min_instances} to {pool.max_instances}: min_ to max_instances"
+        least, most = pool.bounds
+        if not least <= pool.instances <= most:
+            allowed = f"{least} to {most}, as autoscale says"
             raise InvalidConfig(f"{where}.instances", pool.instances, allowed)
         gpus = pool.resources.gpus
         if 0 < gpus < 1 and not self.share_gpus:

@@ -23,7 +23,7 @@ class Config(BaseModel):
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             field = ".".join(str(part) for part in first["loc"]) or cls.__name__
-            value, allowed = first["input"], first["msg"]
+            value, allowed = first["input"], first["msg"].removeprefix("Value error, ")
             if first["type"] == "missing":
                 value, allowed = None, "a value: it is required"
             elif first["type"] == "extra_forbidden":
@@ -85,6 +85,10 @@ class EngineConfig(Config):
     """Batch sizes for which a step of decodes is captured at start, smaller batches being padded;
     by default 1, 2, 4, then multiples of 8 and from 256 on of 32, up to `max_sequences`. Without
     any, or beyond the largest, kernels are launched one by one."""
+    attention_skip_below: float = Field(default=0.0, ge=0, lt=1)
+    """In prompts' attention by Triton's kernel, leave out keys whose share is less than this of the
+    likeliest key's; 0 leaves out none. Of a token that sees n keys, at most e = n times this of the
+    weight is left out, and its attention is off by at most 2 e times the largest value."""
     prefix_hash: Literal["xxh3_128", "sha256"] = "xxh3_128"
     """Names prefixes in the cache. sha256 is slower, and safe from users who look for collisions
     with the prompts of others."""
@@ -180,6 +184,16 @@ class HandoverConfig(Config):
     transport: Literal["auto", "ucx", "shm", "tcp"] = "auto"
     """What moves KV; auto takes, for each pair of instances, the first of shm (on one host), ucx
     (where it has RDMA) and tcp that both have and that works between them."""
+    backup: Literal["off", "peer"] = "off"
+    """Whether decode instances copy the KV of what they decode to one another's prefix caches, so
+    that a request whose instance is lost goes on without computing its whole context anew."""
+    backup_every_blocks: int = Field(default=8, ge=1, le=1 << 16)
+    """A sequence is backed up again when it has so many full blocks more; as many are computed
+    anew at most, besides those that waited for their turn."""
+    backup_round_blocks: int = Field(default=32, ge=1, le=1 << 12)
+    """Blocks that are copied at a time at most; one instance copies one such portion at a time."""
+    backup_mib_per_s: float = Field(default=256.0, gt=0)
+    """How fast one instance copies at most."""
     secret: SecretStr = SecretStr("")
     """Known to all instances of the cluster and to nobody else, at least 16 bytes; shm and tcp let
     only those read who prove that they know it, and are not there without."""

@@ -61,6 +61,8 @@ class Report:
     """Steps that its engine has ended since it began."""
     waiting: int = 0
     """Sequences that wait for the engine."""
+    waited_s: float = 0.0
+    """For how long at least the one that came first among them has."""
     running: int = 0
     """Sequences that are computed."""
     open_requests: int = 0

@@ -55,6 +55,10 @@ class MigrationTrace:
     """That had been generated when it moved."""
     wait_s: float
     """From then until another instance was told of it."""
+    backed_up_tokens: int = 0
+    """Tokens, from the first, that the instance that is gone said it had backed up."""
+    cached_tokens: int = 0
+    """Tokens, from the first, that did not have to be computed again."""
 
 
 @dataclass(frozen=True, slots=True)

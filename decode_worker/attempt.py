@@ -30,8 +30,10 @@ from baton.core.moving_average import MovingAverage
 from baton.core.request import GenerateRequest
 from baton.core.tasks import TaskSet
 from baton.core.trace import HandoverTrace
+from baton.decode_worker.backup import Backups
+from baton.decode_worker.backup_store import BackupStore
+from baton.decode_worker.peer_channels import PeerChannels, PeerRef
 from baton.decode_worker.placement import Placement
-from baton.decode_worker.prefill_channels import PrefillChannels, PrefillRef
 from baton.executor.handover_orders import DigestOrder, HandoverTerms, ReadOrder
 from baton.executor.instance import Instance
 from baton.executor.mesh_handover import MeshHandover
@@ -40,6 +42,7 @@ from baton.kv_transfer.plan import TransferPlan, plan_between
 from baton.kv_transfer.receiver import Receiver
 from baton.kv_transfer.receiver_events import ReceiverAction, ReceiverEvent
 from baton.proto import worker_pb2 as pb
+from baton.proto import worker_pb2_grpc as pb_grpc
 from baton.proto.convert import to_decode_core, to_prefill_proto
 from baton.proto.errors import from_rpc_error
 
@@ -64,11 +67,15 @@ class AttemptHost:
     """What all attempts of one decode instance share."""
 
     instance: Instance
-    channels: PrefillChannels
+    channels: PeerChannels
     clock: Clock
     tasks: TaskSet
     """Attempts outlive their owners, to pass their fence."""
     placement: Placement
+    backups: Backups
+    """Of what is decoded here."""
+    store: BackupStore
+    """Of what others decode."""
     bandwidth: MovingAverage = field(default_factory=MovingAverage)
     """Of reads, in bytes per second."""
     attempts: "dict[SeqId, HandoverAttempt]" = field(default_factory=dict)
@@ -87,7 +94,7 @@ class HandoverAttempt:
     """
 
     def __init__(
-        self, host: AttemptHost, request: GenerateRequest, prefill: PrefillRef, attempt: Attempt
+        self, host: AttemptHost, request: GenerateRequest, prefill: PeerRef, attempt: Attempt
     ) -> None:
         instance = host.instance
         self.prefill = prefill
@@ -181,8 +188,8 @@ class HandoverAttempt:
 
     async def _run(self) -> None:
         channels = self._host.channels
-        async with channels.stub(self.prefill) as stub, asyncio.TaskGroup() as tasks:
-            self._stream = stub.Handover()
+        async with channels.channel(self.prefill) as channel, asyncio.TaskGroup() as tasks:
+            self._stream = pb_grpc.PrefillStub(channel).Handover()
             reader = tasks.create_task(self._pump(self._stream))
             try:
                 actions = self._machine.start(self._clock())

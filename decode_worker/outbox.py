@@ -18,6 +18,7 @@ class Outbox:
         self._logprobs: dict[int, list[pb.TokenLogprobs]] = {}
         self._finished: dict[int, pb.Finish] = {}
         self._cached: dict[int, int] = {}
+        self._backed_up: dict[int, int] = {}
         self._filled = asyncio.Event()
 
     def token(self, key: int, token: int, logprobs: pb.TokenLogprobs | None = None) -> None:
@@ -32,6 +33,13 @@ class Outbox:
     def cached(self, key: int, tokens: int) -> None:
         """Say how much of request `key`'s prompt was cached; goes out with its first token."""
         self._cached[key] = tokens
+
+    def backed_up(self, key: int, tokens: int) -> None:
+        """Say how much of request `key` its peer has; goes out with its next token.
+
+        Not to be called after `finish`.
+        """
+        self._backed_up[key] = tokens
 
     def finish(self, key: int, finish: pb.Finish) -> None:
         """Add the last word about request `key`."""
@@ -54,6 +62,7 @@ class Outbox:
                 finish=self._finished.get(key),
                 logprobs=self._logprobs.get(key),
                 cached_tokens=self._cached.pop(key, 0),
+                backed_up_tokens=self._backed_up.pop(key, 0),
             )
             for key, tokens in self._tokens.items()
         ]

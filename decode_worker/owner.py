@@ -11,8 +11,8 @@ from baton.core.request import FinishReason, GenerateRequest
 from baton.core.trace import HandoverTrace
 from baton.decode_worker.attempt import AttemptHost, HandoverAttempt
 from baton.decode_worker.outbox import Outbox
+from baton.decode_worker.peer_channels import PeerRef
 from baton.decode_worker.placement import Verdict
-from baton.decode_worker.prefill_channels import PrefillRef
 from baton.engine.step import EngineEvent, Reserved, StepPlan, TokenSampled
 from baton.proto import worker_pb2 as pb
 from baton.proto.convert import error_proto, trace_proto
@@ -28,9 +28,11 @@ class Submission:
     key: int
     """Its name on the gateway's stream."""
     request: GenerateRequest
-    prefill: tuple[PrefillRef, ...]
+    prefill: tuple[PeerRef, ...]
     """In order of preference; none: compute the prompt here."""
     timeout_s: float
+    backup: PeerRef | None = None
+    """The decode instance that goes on with the request if this one is lost."""
 
 
 class RequestOwner:
@@ -140,6 +142,13 @@ class RequestOwner:
     def _own(self, seq_id: SeqId) -> None:
         self._seq_id = seq_id
         self._owners[seq_id] = self
+        # With each token that is sampled, the KV of the one before it is there.
+        computed = len(self._submission.request.prompt) - 1
+        self._host.backups.follow(seq_id, self._submission.backup, computed, self._backed_up)
+
+    def _backed_up(self, tokens: int) -> None:
+        if not self._ended.is_set():
+            self.outbox.backed_up(self._submission.key, tokens)
 
     def stepped(self, start: int) -> None:
         """A step is about to run with this sequence's tokens from position `start` on."""
@@ -153,6 +162,8 @@ class RequestOwner:
     def sampled(self, event: TokenSampled) -> None:
         """Pass a token on; the caller flushes the outbox."""
         self._see_first_token()
+        if self._seq_id is not None:
+            self._host.backups.grew(self._seq_id)
         logprobs = None if event.logprobs is None else logprobs_proto(event.logprobs)
         self.outbox.token(self._submission.key, event.token, logprobs)
         if event.finish is not None:
@@ -198,6 +209,7 @@ class RequestOwner:
     def _give_back(self) -> None:
         if self._seq_id is not None:
             self._owners.pop(self._seq_id, None)
+            self._host.backups.forget(self._seq_id)
             self._host.instance.engine.release(self._seq_id)
         elif self._attempts:
             self._attempts[-1].abandon()
@@ -238,6 +250,8 @@ class OwnerTable(dict[SeqId, RequestOwner]):
                     owner.sampled(event)
                 case Reserved(seq_id, blocks, cached) if seq_id in self.host.attempts:
                     self.host.attempts[seq_id].granted(blocks, cached)
+                case Reserved():
+                    self.host.store.pulls.granted(event)
         for outbox in touched:
             outbox.flush()
 

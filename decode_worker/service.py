@@ -14,11 +14,12 @@ from baton.core.request import FinishReason
 from baton.decode_worker.attempt import AttemptHost
 from baton.decode_worker.outbox import Outbox
 from baton.decode_worker.owner import OwnerTable, RequestOwner, Submission
-from baton.decode_worker.prefill_channels import PrefillRef
+from baton.decode_worker.peer_channels import PeerRef
 from baton.executor.admission import Admission
 from baton.proto import worker_pb2 as pb
 from baton.proto import worker_pb2_grpc as pb_grpc
 from baton.proto.convert import error_proto, request_core
+from baton.proto.convert_backup import backup_core
 from baton.proto.drain_call import answer_drain
 from baton.proto.errors import to_status
 
@@ -70,6 +71,19 @@ class DecodeService(pb_grpc.DecodeServicer):
     ) -> pb.DrainReply:
         """See proto/worker.proto."""
         return await answer_drain(request, context, self.drain)
+
+    async def Backup(
+        self,
+        request: pb.BackupRequest,
+        context: grpc.aio.ServicerContext[pb.BackupRequest, pb.BackupReply],
+    ) -> pb.BackupReply:
+        """See proto/worker.proto."""
+        try:
+            self.admission.expect_open()
+            cached = await self._host.store.take(*backup_core(request))
+        except BatonError as error:
+            await context.abort(*to_status(error))
+        return pb.BackupReply(cached_blocks=cached)
 
     async def drain(self, deadline_s: float) -> int:
         """See Worker."""
@@ -159,8 +173,14 @@ def _submission(message: pb.Submit) -> Submission:
     """Take a submission off the wire; InvalidRequest if it makes no sense."""
     if not 0 < message.timeout_s < math.inf:  # false for NaN too
         raise InvalidRequest("timeout_s", message.timeout_s, "a finite number of seconds above 0")
-    prefill = tuple(
-        PrefillRef(InstanceId(ref.instance_id), ref.address, Incarnation(ref.incarnation))
-        for ref in message.prefill
+    return Submission(
+        message.key,
+        request_core(message.request),
+        tuple(map(_peer, message.prefill)),
+        message.timeout_s,
+        _peer(message.backup) if message.HasField("backup") else None,
     )
-    return Submission(message.key, request_core(message.request), prefill, message.timeout_s)
+
+
+def _peer(ref: pb.InstanceRef) -> PeerRef:
+    return PeerRef(InstanceId(ref.instance_id), ref.address, Incarnation(ref.incarnation))

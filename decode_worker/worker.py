@@ -3,11 +3,15 @@
 import grpc
 
 from baton.core.clock import monotonic
+from baton.core.errors import InvalidConfig
 from baton.core.tasks import TaskSet
+from baton.core.topology import Role
 from baton.decode_worker.attempt import AttemptHost
+from baton.decode_worker.backup import Backups
+from baton.decode_worker.backup_store import BackupStore
 from baton.decode_worker.owner import OwnerTable
+from baton.decode_worker.peer_channels import PeerChannels
 from baton.decode_worker.placement import Placement
-from baton.decode_worker.prefill_channels import PrefillChannels
 from baton.decode_worker.service import DecodeService
 from baton.executor.admission import Admission
 from baton.executor.instance import Instance
@@ -23,8 +27,17 @@ class DecodeWorker(Worker[OwnerTable]):
 
     def __init__(self, instance: Instance, owners: OwnerTable) -> None:
         super().__init__(instance, owners)
-        placement = Placement(instance.config.handover.disturbance_weight)
-        self._host = AttemptHost(instance, PrefillChannels(), monotonic, TaskSet(), placement)
+        _expect_backup_possible(instance)
+        channels, tasks = PeerChannels(), TaskSet()
+        self._host = AttemptHost(
+            instance,
+            channels,
+            monotonic,
+            tasks,
+            Placement(instance.config.handover.disturbance_weight),
+            Backups(instance, channels, tasks, monotonic),
+            BackupStore(instance, tasks),
+        )
         owners.host = self._host
         self._service = DecodeService(self._host, owners)
 
@@ -77,8 +90,25 @@ class DecodeWorker(Worker[OwnerTable]):
             "draining": int(self._service.admission.draining),
             "attempts": len(self._host.attempts),
             "tasks": len(self._host.tasks),
-            "prefill_channels": len(self._host.channels),
+            "channels": len(self._host.channels),
             "placed_here": self._host.placement.computed_here,
             "placed_on_prefill": self._host.placement.handed_over,
+            "backup_blocks_given": self._host.backups.blocks,
+            "backup_blocks_taken": self._host.store.pulls.blocks,
+            "backups_declined": self._host.store.declined,
+            "backups_failed": self._host.backups.failed,
+            "backups_wrong": self._host.store.pulls.wrong,
             **finished,
         }
+
+
+def _expect_backup_possible(instance: Instance) -> None:
+    """Raise InvalidConfig if backup is asked for where KV cannot be read, or is not cached."""
+    config = instance.config
+    if config.handover.backup == "off":
+        return
+    if not config.engine.prefix_cache:
+        raise InvalidConfig("prefix_cache", False, "True, with handover.backup")
+    if config.role is not Role.DECODE or instance.memory.on_device:
+        allowed = "off, but for decode instances whose KV pool is in host memory"
+        raise InvalidConfig("handover.backup", config.handover.backup, allowed)

@@ -31,7 +31,7 @@ class MemoryStats:
 
     pool: PoolStats
     prompt_tokens: int
-    """Of prompts that began to be computed here."""
+    """Of prompts that began to be computed here, or were handed over."""
     cached_tokens: int
     """Of these, found in the prefix cache."""
     swap: SwapStats
@@ -81,6 +81,7 @@ class KVMemory:
             return False
         if not self._attach(seq, shared, tokens, start):
             return False
+        self._count(seq, start)
         if seq.swapped:
             self._swap.take(seq, seq.table, skip=len(shared))
             seq.swapped = 0
@@ -106,8 +107,11 @@ class KVMemory:
         assert fresh is not None
         seq.extend((*shared, *fresh))
         seq.committed, seq.computed, seq.planned = len(shared), computed, computed
-        self._count(seq, computed)
         return True
+
+    def admitted(self, seq: Sequence) -> None:
+        """Take note that `seq`, whose prompt was handed over, runs here; before its `commit`."""
+        self._count(seq, seq.committed * self._block_size)
 
     def take_cached(self, seq: Sequence, blocks: int) -> None:
         """Give `seq` what the cache has of its first `blocks` blocks, perhaps none."""

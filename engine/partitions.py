@@ -86,6 +86,10 @@ class Partitions:
         """Give `seq` one more block of its partition, if there is one."""
         return self._of(seq).take_one(seq)
 
+    def admitted(self, seq: Sequence) -> None:
+        """Take note that a prompt was handed over, before its `commit`."""
+        self._of(seq).admitted(seq)
+
     def commit(self, seq: Sequence) -> None:
         """Let the partition's cache have what is computed and full."""
         self._of(seq).commit(seq)

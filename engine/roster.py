@@ -22,6 +22,10 @@ class RosterStats:
 
     waiting: int
     """Queued, reserving or preempted."""
+    entries: int
+    """How often a sequence has entered the queue, since the start."""
+    oldest: int | None
+    """Which of these entries is the first of those that still wait."""
     granted: int
     running: int
     held: int
@@ -48,6 +52,7 @@ class Roster:
         self._held = 0
         self._leaving: dict[SeqId, Sequence] = {}
         self._arrivals = 0
+        self._entries = 0
         self._preemptions = 0
 
     def __repr__(self) -> str:
@@ -70,7 +75,7 @@ class Roster:
             raise Overloaded(f"{len(self.waiting)} sequences wait for the engine")
         self._arrivals += 1
         self._sequences[seq.seq_id] = seq
-        self.waiting.add(seq)
+        self._enqueue(seq)
         return seq
 
     def expect_fits(self, request: GenerateRequest, *, hold: bool) -> None:
@@ -116,6 +121,7 @@ class Roster:
         self._granted -= 1
         seq.phase = Phase.RUNNING
         seq.computed = seq.planned = seq.told = seq.prompt_len
+        self.memory.admitted(seq)
         self.memory.commit(seq)
         self.running.add(seq)
 
@@ -129,7 +135,11 @@ class Roster:
     def pin(self, request: GenerateRequest, blocks: int) -> Sequence | None:
         """Make a held sequence of what the cache has of a prompt's first `blocks` blocks."""
         tokens, turn = list(request.prompt), self._arrivals
-        seq = Sequence(SeqId(turn), request, True, Phase.HELD, tokens, rank=turn)
+        return self._held_of(
+            Sequence(SeqId(turn), request, True, Phase.HELD, tokens, rank=turn), blocks
+        )
+
+    def _held_of(self, seq: Sequence, blocks: int) -> Sequence | None:
         self.memory.take_cached(seq, blocks)
         if not seq.blocks:
             return None
@@ -137,6 +147,16 @@ class Roster:
         self._sequences[seq.seq_id] = seq
         self._held += 1
         return seq
+
+    def pin_committed(self, seq: Sequence) -> Sequence | None:
+        """Make a held sequence of what `seq` has in the prefix cache, with the token after that.
+
+        None if that is nothing: it has not begun, or was preempted. Nothing is hashed again.
+        """
+        turn, tokens = self._arrivals, seq.tokens[: seq.committed * self._block_size + 1]
+        held = Sequence(SeqId(turn), seq.request, True, Phase.HELD, tokens, rank=turn)
+        held.hashes = seq.hashes[: seq.committed]
+        return self._held_of(held, seq.committed)
 
     def hold(self, seq: Sequence) -> None:
         """Running → held: the slot is free, the blocks stay."""
@@ -212,6 +232,8 @@ class Roster:
         """Return a snapshot."""
         return RosterStats(
             waiting=len(self.waiting),
+            entries=self._entries,
+            oldest=min((seq.entry for seq in self.waiting), default=None),
             granted=self._granted,
             running=len(self.running),
             held=self._held,
@@ -251,5 +273,10 @@ class Roster:
         self.running.remove(seq)
         self.memory.preempt(seq)
         seq.phase = Phase.QUEUED
-        self.waiting.add(seq)
+        self._enqueue(seq)
         self._preemptions += 1
+
+    def _enqueue(self, seq: Sequence) -> None:
+        seq.entry = self._entries
+        self._entries += 1
+        self.waiting.add(seq)

@@ -45,6 +45,7 @@ from baton.engine.step import (
     ChunkComputed,
     EngineEvent,
     Outlook,
+    Pinned,
     Reserved,
     SamplingContext,
     ScheduledSequence,
@@ -160,6 +161,18 @@ class Scheduler:
         """
         seq = self._roster.pin(request, blocks)
         return seq.seq_id if seq else None
+
+    def pin_committed(self, seq_id: SeqId) -> Pinned | None:
+        """Hold what a sequence has in the prefix cache, until `release`; None if that is nothing,
+        or if it has ended.
+
+        What is computed but not yet full is not part of it; nor is anything of one that waits.
+        """
+        seq = self._roster.find(seq_id)
+        held = self._roster.pin_committed(seq) if seq else None
+        if held is None:
+            return None
+        return Pinned(held.seq_id, held.request, tuple(held.tokens), held.blocks)
 
     # Ends
 
@@ -309,11 +322,13 @@ class Scheduler:
         for seq in tuple(self._roster.running):
             if seq.phase is not running:
                 continue  # just preempted, for one of a better rank
+            if left_out and seq in left_out:
+                continue
             computed, tokens, pending = seq.planned, seq.tokens, seq.pending
             if computed < seq.prompt_len or computed != len(tokens) + pending - 1:
                 prefilling.append(seq)
                 continue
-            if len(batch) == share or (left_out and seq in left_out):
+            if len(batch) == share:
                 continue
             if seq.in_steps and (not ahead or computed == seq.max_kv_tokens):
                 continue  # its token must be known first, or is its last

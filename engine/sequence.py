@@ -64,6 +64,8 @@ class Sequence:
     """Prompt tokens that the prefix cache had when it first ran; None before."""
     told: int = 0
     """Prompt tokens told of as computed; a recomputation tells nothing twice."""
+    entry: int = 0
+    """Which entry into the queue its last was; they are counted from 0."""
     blocks: tuple[BlockRef, ...] = field(default=(), repr=False)
     table: tuple[BlockId, ...] = field(default=(), repr=False)
     """The ids in `blocks`, kept because every step needs them."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from baton.core.handover import BlockRef
 from baton.core.ids import BlockId, SeqId
-from baton.core.request import FinishReason, SamplingParams, TokenLogprobs
+from baton.core.request import FinishReason, GenerateRequest, SamplingParams, TokenLogprobs
 
 PENDING = -1
 """In a plan, the token that the sequence's last step samples: the executor has it, or will have it
@@ -102,6 +102,18 @@ class Outlook(NamedTuple):
     """Tokens of other prompts that are to be computed before it."""
     running: int
     """Sequences that decode."""
+
+
+class Pinned(NamedTuple):
+    """Full blocks of a sequence, held in its place for whoever reads them."""
+
+    seq_id: SeqId
+    """Of who holds them: to be released."""
+    request: GenerateRequest
+    """What the sequence arrived with."""
+    tokens: tuple[int, ...]
+    """Those of the blocks, and the one after."""
+    blocks: tuple[BlockRef, ...]
 
 
 @dataclass(frozen=True, slots=True)

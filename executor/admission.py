@@ -44,12 +44,16 @@ class Admission:
 
     def enter(self) -> None:
         """Count one in; raises Draining, InstanceLost while it is fenced, or Overloaded."""
-        if self.draining or self.fenced:
-            raise self.refusal()
+        self.expect_open()
         if self._limit is not None and self.open >= self._limit:
             raise Overloaded(f"{self.open} requests are open in {self._owner}")
         self.open += 1
         self._empty.clear()
+
+    def expect_open(self) -> None:
+        """Raise what `enter` would while it drains, or is fenced."""
+        if self.draining or self.fenced:
+            raise self.refusal()
 
     def leave(self) -> None:
         """Count one out; it holds nothing any more."""

@@ -1,10 +1,12 @@
 """Where an instance computes, and how many steps it has under way: decided once, at start."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from baton.core.config import WorkerConfig
+from baton.core.config import ParallelConfig, WorkerConfig
 from baton.core.errors import InvalidConfig
 
 
@@ -18,21 +20,46 @@ class StepsUnderWay:
 
 
 def compute_device(config: WorkerConfig) -> torch.device:
-    """Return the device that computes; InvalidConfig if what is asked for cannot be had."""
+    """Return the device that this rank computes on.
+
+    Raises InvalidConfig if what is asked for cannot be had.
+    """
     engine = config.engine
     if engine.device == "cpu" or (engine.device == "auto" and not _gpu_suits(config)):
+        if engine.attention_skip_below:
+            allowed = "0 on the CPU: only a GPU's kernel leaves keys out"
+            raise InvalidConfig("attention_skip_below", engine.attention_skip_below, allowed)
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise InvalidConfig("device", engine.device, "cpu or auto: torch finds no CUDA device here")
-    if config.parallel.size > 1:
-        allowed = "cpu or auto with more than one rank: ranks compute on CPUs only"
-        raise InvalidConfig("device", engine.device, allowed)
+    if axis := _axis_of_cpus(config.parallel):
+        allowed = "1 on GPUs, whose ranks share a model along tp only; device cpu has the others"
+        raise InvalidConfig(axis, getattr(config.parallel, axis), allowed)
     if engine.executor == "native":
         raise InvalidConfig("executor", engine.executor, "auto or torch on a GPU")
     if engine.batch_invariant:
         allowed = "false on a GPU: there, sums are split by the sizes of the batch"
         raise InvalidConfig("batch_invariant", "true", allowed)
-    return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cuda", _own_gpu(config.rank))
+
+
+def _own_gpu(rank: int) -> int:
+    """Return which of the GPUs that this process sees is the rank's.
+
+    A process that sees one, as CUDA_VISIBLE_DEVICES lets it, has that. Of several, ranks take one
+    after the other, and begin anew on each host that they fill: NCCL refuses two ranks on one.
+    """
+    return rank % torch.cuda.device_count()
+
+
+@contextmanager
+def current_device(device: torch.device) -> Iterator[None]:
+    """Let what is run in this thread, and does not say where, run on `device`."""
+    if device.type == "cpu":
+        yield
+        return
+    with torch.cuda.device(device):
+        yield
 
 
 def steps_under_way(config: WorkerConfig, *, on_gpu: bool) -> StepsUnderWay:
@@ -47,5 +74,11 @@ def steps_under_way(config: WorkerConfig, *, on_gpu: bool) -> StepsUnderWay:
 
 
 def _gpu_suits(config: WorkerConfig) -> bool:
-    suits = config.parallel.size == 1 and config.engine.executor != "native"
+    suits = not _axis_of_cpus(config.parallel) and config.engine.executor != "native"
     return suits and not config.engine.batch_invariant and torch.cuda.is_available()
+
+
+def _axis_of_cpus(parallel: ParallelConfig) -> str:
+    """Return an axis along which there are several ranks, and may not be on GPUs; or nothing."""
+    lengths = {"pp": parallel.pp, "ep": parallel.ep, "cp": parallel.cp}
+    return next((axis for axis, length in lengths.items() if length > 1), "")

@@ -47,7 +47,9 @@ class CudaDevice:
     def unpin(self, memory: Tensor) -> None:
         """See Device."""
         runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        _expect_success(runtime.cudaHostUnregister(memory.data_ptr()), "cannot unpin host memory")
+        with torch.cuda.device(self._device):
+            code = runtime.cudaHostUnregister(memory.data_ptr())
+        _expect_success(code, "cannot unpin host memory")
 
     def copy_to_host(self, source: Tensor, target: Tensor) -> "CudaEvent":
         """See Device; after the kernels that the caller has started under `stream`."""

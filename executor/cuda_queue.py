@@ -31,7 +31,8 @@ class CudaQueue:
 
     def host_buffer(self, size: int) -> Tensor:
         """See GpuQueue."""
-        return torch.zeros(size, dtype=torch.int64, pin_memory=True)
+        with torch.cuda.device(self._device):
+            return torch.zeros(size, dtype=torch.int64, pin_memory=True)
 
     @torch.inference_mode()
     def launch(self, work: Work) -> None:

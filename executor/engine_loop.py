@@ -15,7 +15,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from baton.core.clock import Clock, monotonic
@@ -24,7 +24,15 @@ from baton.core.handover import BlockRef
 from baton.core.ids import SeqId
 from baton.core.request import GenerateRequest
 from baton.engine.scheduler import Scheduler, SchedulerStats
-from baton.engine.step import EngineEvent, LayerWatch, Outlook, StepPlan, StepResult, TokenSampled
+from baton.engine.step import (
+    EngineEvent,
+    LayerWatch,
+    Outlook,
+    Pinned,
+    StepPlan,
+    StepResult,
+    TokenSampled,
+)
 
 
 class Runner(Protocol):
@@ -55,7 +63,7 @@ class Listener(Protocol):
         ...
 
     def layers_done(self, plan: StepPlan, layers: int) -> None:
-        """The KV of all layers before `layers` is in the blocks of the plan under way."""
+        """The KV of all layers before `layers` is in the blocks of the oldest plan under way."""
         ...
 
     def step_ran(self, plan: StepPlan, seconds: float) -> None:
@@ -88,6 +96,8 @@ class _Step:
     future: asyncio.Future[Any]
     """Of the StepResult, or, from a model in stages, first of a future of it."""
     started: float
+    layers: deque[int] = field(default_factory=deque)
+    """Computed, and not told yet."""
 
 
 class EngineLoop:
@@ -154,6 +164,10 @@ class EngineLoop:
     def pin(self, request: GenerateRequest, blocks: int) -> SeqId | None:
         """Hold what the prefix cache has of a prompt's first `blocks` blocks, until `release`."""
         return self._scheduler.pin(request, blocks)
+
+    def pin_committed(self, seq_id: SeqId) -> Pinned | None:
+        """Hold what a sequence has in the prefix cache, until `release`."""
+        return self._scheduler.pin_committed(seq_id)
 
     def release(self, seq_id: SeqId) -> None:
         """End a sequence in any state."""
@@ -251,11 +265,13 @@ class EngineLoop:
         while self._under_way and self._has_ended(self._under_way[0]):
             if events:  # what is done about them counts before the next step's are taken in
                 self._listener.step_done(events)
+            self._tell_layers()
             events = self._end_step(self._under_way.popleft())
         if not self._closing:
             events += self._scheduler.grant()
         if events:
             self._listener.step_done(events)
+        self._tell_layers()
         while len(self._under_way) < self.depth and not self._closing and self._begin_step():
             pass
         if not self._under_way and not self._wake.is_set():
@@ -293,8 +309,16 @@ class EngineLoop:
 
     def _layers_done(self, plan: StepPlan, layers: int) -> None:
         # Called before the step's own end: the event loop keeps the order of what threads tell it.
-        assert any(step.plan is plan for step in self._under_way), "layers of an ended step"
-        self._listener.layers_done(plan, layers)
+        steps = [step for step in self._under_way if step.plan is plan]
+        assert steps, "layers of an ended step"
+        steps[0].layers.append(layers)
+        self._tell_layers()
+
+    def _tell_layers(self) -> None:
+        """Tell of the oldest step's layers: a later one's wait until what came of it is told."""
+        while self._under_way and self._under_way[0].layers:
+            step = self._under_way[0]
+            self._listener.layers_done(step.plan, step.layers.popleft())
 
     def _end_step(self, step: _Step) -> list[EngineEvent]:
         began, self._last_end = max(step.started, self._last_end), self._clock()

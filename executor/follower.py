@@ -11,7 +11,8 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,8 +26,12 @@ from baton.engine.step import LayerWatch, StepPlan
 from baton.engine.step_diff import StepDecoder
 from baton.executor.control_link import TICK_S, ControlLink, connect
 from baton.executor.control_messages import packed_error, packed_result
+from baton.executor.device import Device
+from baton.executor.gpu_mesh_runner import GpuFollowing
+from baton.executor.gpu_runner import GpuRunner
+from baton.executor.gpu_start import Gpu
 from baton.executor.handover_orders import DigestOrder, HandoverTerms, ReadOrder
-from baton.executor.rank import LoadedRank, RankParts, load_rank, meeting_of
+from baton.executor.rank import LoadedRank, start_rank
 from baton.executor.rank_group import (
     ALL_LAYERS,
     EXIT_CODE,
@@ -38,6 +43,15 @@ from baton.executor.rank_group import (
     secret_of,
 )
 from baton.executor.rank_handover import RankHandover
+from baton.executor.rank_model import (
+    RankModel,
+    RankParts,
+    check_library,
+    load_share,
+    measured_room,
+    meeting_of,
+)
+from baton.executor.room import Room
 from baton.kv_transfer.choose import OpenTransport, open_transport
 from baton.kv_transfer.link.auth import Parties
 
@@ -64,6 +78,8 @@ class Follower:
         """Who waits for this rank to have come so far."""
         self._handovers: dict[int, RankHandover] = {}
         """By the number that the leader gave it."""
+        self._loaded: RankModel | None = None
+        """Until it has a pool."""
         self._rank: LoadedRank | None = None
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._closed = asyncio.Event()
@@ -82,10 +98,13 @@ class Follower:
         on_progress: Say,
         on_listening: OnListening = nobody,
         open_transport: OpenTransport = open_transport,
+        device: Device | None = None,
+        gpu: Gpu | None = None,
     ) -> Self:
         """Connect to the leader and load this rank's share; returns once it is ready for steps.
 
-        It listens to nobody, and does not call `on_listening`.
+        It listens to nobody, and does not call `on_listening`. `device` is where the pool is to
+        lie, and `gpu` what computes, if not where and what the config says.
 
         Raises TransportError if the leader is not there, InvalidConfig for what is not right.
         """
@@ -93,7 +112,7 @@ class Follower:
         if leader is None or not 0 < rank < config.parallel.size:
             allowed = f"1 to {config.parallel.size - 1}, and a leader, for a rank that follows"
             raise InvalidConfig("rank", rank, allowed)
-        follower = cls(config, leader, RankParts(on_progress, open_transport))
+        follower = cls(config, leader, RankParts(on_progress, open_transport, device, gpu))
         parties = Parties(
             rank_name(config.instance_id, rank),
             leader.incarnation,
@@ -133,6 +152,8 @@ class Follower:
                 await asyncio.to_thread(self._model.join)
             for handover in list(self._handovers.values()):
                 await handover.fence()
+            if self._loaded is not None:
+                self._loaded.membership.leave()
             if self._rank is not None:
                 await self._rank.close()
             self._closed.set()
@@ -179,24 +200,43 @@ class Follower:
 
     # Methods that the leader calls.
 
-    async def _load(self, port: int) -> tuple[bytes, bytes]:
-        """Meet the other ranks and load; return how this rank's KV is read, in both ways."""
-        try:
-            self._rank = await load_rank(
-                self._config,
-                meeting_of(self._config, port),
-                None,
-                Incarnation(self._leader.incarnation),
-                self._parts,
+    async def _load(self, port: int, library: str) -> None:
+        """Meet the other ranks and load; `library` is what the leader's groups are made of."""
+        with self._or_never_ready():
+            meeting = meeting_of(self._config, port)
+            check_library(self._config, meeting, library)
+            self._loaded = await load_share(self._config, meeting, None, self._parts)
+
+    async def _measure(self) -> list[Any]:
+        """Return what there is room for."""
+        assert self._loaded is not None, "measured before loading"
+        with self._or_never_ready():
+            room = await measured_room(self._config, self._loaded, self._parts)
+        return room.pack()
+
+    async def _start(self, room: list[Any]) -> tuple[bytes, bytes]:
+        """Make what all ranks have room for; return how this rank's KV is read, in both ways."""
+        loaded, self._loaded = self._loaded, None
+        assert loaded is not None, "a start before loading"
+        incarnation = Incarnation(self._leader.incarnation)
+        with self._or_never_ready():
+            self._rank = await start_rank(
+                self._config, loaded, Room.unpack(room), incarnation, self._parts
             )
+        self._model.start()
+        self._ready.set_result(None)
+        return self._rank.metadata()
+
+    @contextmanager
+    def _or_never_ready(self) -> Iterator[None]:
+        """Let whoever waits for this rank know of an error."""
+        try:
+            yield
         except BaseException as error:
             if not self._ready.done():
                 self._ready.set_exception(error)
                 self._ready.exception()
             raise
-        self._model.start()
-        self._ready.set_result(None)
-        return self._rank.metadata()
 
     async def _close(self) -> None:
         await self.close()
@@ -209,7 +249,9 @@ class Follower:
     async def _handover_connect(self, number: int, sources: list[bytes], blocks: int) -> None:
         await self._handovers[number].connect(sources, blocks)
 
-    async def _handover_read(self, number: int, order: list[Any]) -> list[Any]:
+    async def _handover_read(self, number: int, progress: list[int], order: list[Any]) -> list[Any]:
+        step, layers = progress
+        await self._until_computed((step, layers))
         report = await self._handovers[number].read(ReadOrder.unpack(order))
         return [report.bytes, report.seconds, report.transport]
 
@@ -246,12 +288,15 @@ class Follower:
         rank, link = self._rank, self._link
         assert rank is not None, "steps before loading"
         assert link is not None, "steps before the connection"
+        if rank.gpu is not None:
+            self._launch_steps(rank, rank.gpu)
+            return
         runner = rank.runner()
         tells = rank.tells
         while (given := self._steps.get()) is not None:
             plan, ends = given
             try:
-                result = runner.compute(plan, self._watch(plan.step, ends) if ends else None)
+                result = runner.compute(plan, self._watch(plan.step, ends))
             except InternalError as error:  # all ranks of the stage have found it
                 if tells:
                     link.send(["failed", plan.step, packed_error(error)])
@@ -264,12 +309,35 @@ class Follower:
                     link.send(["result", packed_result(result)])
             self._loop.call_soon_threadsafe(self._computed, (plan.step, ALL_LAYERS))
 
-    def _watch(self, step: int, ends: list[int]) -> LayerWatch:
+    def _launch_steps(self, rank: LoadedRank, runner: GpuRunner) -> None:
+        assert not rank.tells, "along tp, the leader has the result"
+        device = None if rank.memory is None else rank.memory.device
+        steps = GpuFollowing(runner, device, rank.steps.depth, self._step_ended)
+        while (given := self._steps.get()) is not None:
+            plan, ends = given
+            try:
+                steps.launch(plan, self._watch(plan.step, ends))
+            except BaseException as error:
+                self._step_ended(plan.step, error)
+                raise
+        steps.close()
+
+    def _step_ended(self, step: int, error: BaseException | None) -> None:
+        """Go on, if all ranks have found that the logits are not finite; or end."""
+        if error is not None and not isinstance(error, InternalError):
+            _log.error("a step failed", exc_info=error)
+            self._die(f"step {step} failed: {error!r}")
+        self._loop.call_soon_threadsafe(self._computed, (step, ALL_LAYERS))
+
+    def _watch(self, step: int, ends: list[int]) -> LayerWatch | None:
+        """Return what tells of layers as they are computed, if there are `ends` to tell of."""
         tell = self._loop.call_soon_threadsafe
+        if not ends:
+            return None
         return LayerWatch(tuple(ends), lambda layers: tell(self._computed, (step, layers)))
 
     def _computed(self, progress: Progress) -> None:
-        self._progress = progress
+        self._progress = progress = max(self._progress, progress)
         for _, waits in (w for w in self._waiting if w[0] <= progress):
             waits.set_result(None)
         self._waiting = [w for w in self._waiting if w[0] > progress]
@@ -290,6 +358,8 @@ class Follower:
 
 _METHODS: dict[str, Callable[..., Any]] = {
     "load": Follower._load,
+    "measure": Follower._measure,
+    "start": Follower._start,
     "close": Follower._close,
     "handover_open": Follower._handover_open,
     "handover_connect": Follower._handover_connect,

@@ -2,6 +2,9 @@
 
 Nothing here reads the device, so that steps of decodes can be captured. What differs from step to
 step is in the tensors: rows of decodes, seats (gpu_seats.py), and the numbers of chunks.
+
+Ranks along tp gather the rows of logits whole, and each chooses all tokens by itself: from the same
+bits with the same noise it is the same choice, so that none waits for another to tell it.
 """
 
 from dataclasses import dataclass
@@ -11,8 +14,11 @@ from torch import Tensor
 
 from baton.engine.step import LayerWatch
 from baton.executor.device_sampler import RowSampling, sample_rows
+from baton.executor.gpu_option_tensors import TOP, OptionTensors
+from baton.executor.gpu_options import Extent
 from baton.executor.gpu_seats import SeatTensors
 from baton.executor.kv_cache import KVCache
+from baton.executor.sharded_sampler import whole_rows
 from baton.kernels.kv_pool import paged_layers
 from baton.kernels.paged_batch import PagedBatch
 from baton.models.blocks.device_step import DeviceStep
@@ -47,32 +53,52 @@ class LogitRows:
     """Logits, and whose they are."""
 
     logits: Tensor
-    """[rows, vocabulary]"""
+    """[rows, vocabulary], the same on all ranks along tp"""
     seats: Tensor
     """[rows]"""
     positions: Tensor
     """[rows]: of the tokens that are to be chosen."""
 
 
+FOUND = 3 + 2 * TOP
+"""Numbers that a row's sampling finds; see GpuModel.found."""
+
+
 class GpuModel:
     """A model on a pool, whose sequences have seats."""
 
-    def __init__(self, model: Decoder, kv: KVCache, state: SeatTensors, rows: Tensor) -> None:
-        """`rows` [3, n] are those of steps of decodes: token, or -1 as above; position; seat."""
+    def __init__(
+        self,
+        model: Decoder,
+        kv: KVCache,
+        state: SeatTensors,
+        rows: Tensor,
+        options: OptionTensors | None = None,
+        *,
+        skip_below: float = 0.0,
+    ) -> None:
+        """`rows` [3, n] are those of steps of decodes: token, or -1 as above; position; seat.
+
+        Without `options` all sampling is PLAIN. `skip_below`: see PagedBatch.
+        """
         self._model = model
         self._layers = paged_layers(kv.tensor)
         self._block_size = kv.layout.block_size
         self._state = state
         self._rows = rows
-        self.found = torch.zeros(2, rows.shape[1], dtype=torch.int64, device=rows.device)
-        """[2, n]: the tokens that were chosen, and whether their logits were finite."""
+        self._options = options
+        self._skip_below = skip_below
+        self.found = torch.zeros(FOUND, rows.shape[1], dtype=torch.int64, device=rows.device)
+        """[FOUND, n]: the tokens that were chosen, and whether their logits were finite; then, of
+        steps that are TOLD, the bits of the tokens' logprobs as float64, the likeliest tokens in
+        falling order, and their logprobs' bits."""
 
     def __repr__(self) -> str:
         return f"<GpuModel {self._model}>"
 
-    def decode(self, count: int) -> None:
+    def decode(self, count: int, extent: Extent = Extent.PLAIN) -> None:
         """Compute the first `count` rows of decodes, and choose their next tokens."""
-        self.choose(self.decode_logits(count))
+        self.choose(self.decode_logits(count), extent)
 
     def decode_logits(self, count: int) -> LogitRows:
         """Compute the first `count` rows of decodes."""
@@ -89,7 +115,8 @@ class GpuModel:
             slots=slots.masked_fill(~real, -1),
             batch=PagedBatch(tables, ((positions + 1) * real).to(torch.int32), count),
         )
-        return LogitRows(self._model.forward_device(step, self._layers), seats, positions + 1)
+        logits = self._whole(self._model.forward_device(step, self._layers))
+        return LogitRows(logits, seats, positions + 1)
 
     def ragged_logits(self, ragged: RaggedStep, watch: LayerWatch | None) -> LogitRows:
         """Compute a step of decodes and chunks; `watch` is told of layers as they are launched."""
@@ -101,28 +128,66 @@ class GpuModel:
             positions=positions,
             slots=self._slots(tables[owners, positions // self._block_size], positions),
             batch=PagedBatch(
-                tables, ragged.lengths.to(torch.int32), ragged.decodes, starts, ragged.chunks
+                tables,
+                ragged.lengths.to(torch.int32),
+                ragged.decodes,
+                starts,
+                ragged.chunks,
+                self._skip_below,
             ),
             sampled=ragged.sampled,
         )
-        logits = self._model.forward_device(step, self._layers, watch)
+        logits = self._whole(self._model.forward_device(step, self._layers, watch))
         seats = ragged.seats[owners[ragged.sampled]]
         return LogitRows(logits, seats, positions[ragged.sampled] + 1)
 
-    def choose(self, rows: LogitRows) -> None:
-        """Choose the rows' next tokens: they are in `found`, and the seats' last ones."""
+    def choose(self, rows: LogitRows, extent: Extent = Extent.PLAIN) -> None:
+        """Choose the rows' next tokens: they are in `found`, and the seats' last ones.
+
+        Logits in float32 may be changed.
+        """
         logits, count = rows.logits, rows.seats.shape[0]
         if not count:
             return
+        # Before anything is forbidden: that is not finite either.
+        self.found[1, :count] = logits.sum(-1).isfinite()
+        told = torch.log_softmax(logits.float(), dim=-1) if extent is Extent.TOLD else None
         temperature, top_k, top_p, min_p, seeds = self._state.sampling(rows.seats)
-        tokens = sample_rows(
-            logits, RowSampling(temperature, top_k, top_p, min_p, seeds, rows.positions)
-        )
+        sampling = RowSampling(temperature, top_k, top_p, min_p, seeds, rows.positions)
+        if extent is Extent.PLAIN:
+            tokens = sample_rows(logits, sampling)
+        else:
+            assert self._options is not None, f"{extent!r} without options"
+            logits = logits.float()
+            self._options.change_(logits, rows.seats, rows.positions)
+            tokens = sample_rows(logits, sampling, self._options.penalties(rows.seats))
         # Of logits that are not finite any number may come, and the next step looks it up.
         tokens.clamp_(0, logits.shape[1] - 1)
         self.found[0, :count] = tokens
-        self.found[1, :count] = logits.sum(-1).isfinite()
         self._state.take_tokens(rows.seats, tokens)
+        if self._options is not None and extent is not Extent.PLAIN:
+            self._options.take_tokens(rows.seats, tokens)
+        if told is not None:
+            self._tell(told, tokens)
+
+    def _tell(self, logprobs: Tensor, tokens: Tensor) -> None:
+        """Write the logprobs of tokens [rows] and of the likeliest to `found`."""
+        count, most = tokens.shape[0], min(TOP, logprobs.shape[1])
+        own = logprobs.gather(1, tokens[:, None])[:, 0]
+        top = logprobs.topk(most, dim=-1)
+        self.found[2, :count] = own.double().view(torch.int64)
+        self.found[3 : 3 + most, :count] = top.indices.T
+        values = top.values.double().view(torch.int64)
+        self.found[3 + TOP : 3 + TOP + most, :count] = values.T
+
+    def _whole(self, logits: Tensor) -> Tensor:
+        """Return logits of the whole vocabulary, given the rank's part of it."""
+        tp, vocabulary = self._model.share.ranks.tp, self._model.spec.vocab_size
+        if tp.size == 1:
+            return logits
+        if not logits.shape[0]:  # nobody samples: all ranks know, and meet not
+            return logits.new_empty(0, vocabulary)
+        return whole_rows(logits, tp, vocabulary)
 
     def _slots(self, blocks: Tensor, positions: Tensor) -> Tensor:
         return blocks.long() * self._block_size + positions % self._block_size

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from baton.engine.step import LayerWatch, ScheduledSequence
 from baton.executor.gpu_buffers import Ints, StepBuffers
-from baton.executor.gpu_model import GpuModel, LogitRows, RaggedStep
+from baton.executor.gpu_model import FOUND, GpuModel, LogitRows, RaggedStep
+from baton.executor.gpu_option_tensors import OptionTensors
+from baton.executor.gpu_options import Extent, OptionSeats
 from baton.executor.gpu_queue import GpuQueue, Mark, Work
 from baton.executor.gpu_seats import Seats, SeatTensors, seats_needed
 from baton.executor.kv_cache import KVCache
@@ -41,80 +43,103 @@ class Launched:
     """A step that is on its way."""
 
     sampled: tuple[ScheduledSequence, ...]
-    """Whose next tokens, or logits, there will be."""
+    """Whose next tokens there will be; those that do not sample are decodes all the same."""
     found: Ints
-    """[2, rows]: the tokens, once `done`, and whether the logits were finite. Valid until as many
-    more steps are launched as may be under way."""
+    """[FOUND, rows], once `done`: see GpuModel.found. Valid until as many more steps are launched
+    as may be under way."""
+    on_host: tuple[int, ...]
+    """Rows that the host has to sample: `take_tokens` follows, before the next step."""
     logits: list[Tensor]
-    """Of a step without sampling, once `done`: float32 [rows, vocabulary] in host memory."""
+    """Of these rows, once `done`: one float32 [rows, vocabulary] in host memory."""
     done: Mark
 
 
 class GpuPass:
     """One model on one pool. One thread calls it."""
 
-    def __init__(self, model: Decoder, kv: KVCache, queue: GpuQueue, limits: GpuLimits) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        kv: KVCache,
+        queue: GpuQueue,
+        limits: GpuLimits,
+        *,
+        skip_below: float = 0.0,
+    ) -> None:
+        """`skip_below`: see PagedBatch."""
         seats = seats_needed(limits.rows, limits.depth)
         self._queue = queue
         self._limits = limits
         self._seats = Seats(seats, limits.blocks, depth=limits.depth)
         self._state = SeatTensors(seats, limits.blocks, queue.device)
+        self._options = OptionSeats(seats, model.spec.vocab_size)
+        self._options_there = OptionTensors(seats, model.spec.vocab_size, queue.device)
         room = 5 * limits.tokens + 8 * limits.rows + self._seats.params.size + 2 * limits.blocks
+        # Of one sequence whose past the device is told, there is room for all tokens.
+        room += self._options.table.size + limits.blocks * kv.layout.block_size
         turns = limits.depth + 1
         self._buffers = StepBuffers(queue, 3 * limits.rows, room, turns=turns)
         rows = self._buffers.device[: 3 * limits.rows].view(3, limits.rows)
-        self._model = GpuModel(model, kv, self._state, rows)
-        self._results = [queue.host_buffer(2 * limits.rows) for _ in range(turns)]
+        self._model = GpuModel(
+            model, kv, self._state, rows, self._options_there, skip_below=skip_below
+        )
+        self._results = [queue.host_buffer(FOUND * limits.rows) for _ in range(turns)]
         self._turn = 0
-        self._graphs: dict[int, Work] = {}
+        self._graphs: dict[tuple[int, Extent], Work] = {}
 
     def __repr__(self) -> str:
-        return f"<GpuPass {self._model} on {self._queue}, {len(self._graphs)} sizes captured>"
+        return f"<GpuPass {self._model} on {self._queue}, {len(self._graphs)} captured>"
+
+    @property
+    def option_bytes(self) -> int:
+        """What pasts, penalties and changes of logits take of the device's memory."""
+        return self._options_there.num_bytes
 
     def capture(self, sizes: Sequence[int], on_captured: Callable[[int], None]) -> None:
-        """Capture steps of decodes for batches of `sizes`, the largest first.
+        """Capture steps of decodes for batches of `sizes`, the largest first, in each extent.
 
         The others then find room in the memory that it took. What is captured has run, on nobody.
         """
         for size in sorted(sizes, reverse=True):
             assert size <= self._limits.rows, f"a batch of {size}"
-            self._write_rows(self._buffers.begin(), (), [])
-            self._buffers.send()
-            self._graphs[size] = self._queue.capture(partial(self._model.decode, size))
+            for extent in reversed(Extent):
+                self._write_rows(self._buffers.begin(), (), [])
+                self._buffers.send()
+                work = partial(self._model.decode, size, extent)
+                self._graphs[size, extent] = self._queue.capture(work)
             on_captured(size)
 
+    def close(self) -> None:
+        """Let go of what was captured; NCCL waits for that before its groups can be left."""
+        self._graphs.clear()
+
     def launch(
-        self,
-        sequences: Sequence[ScheduledSequence],
-        watch: LayerWatch | None = None,
-        *,
-        sample: bool = True,
+        self, sequences: Sequence[ScheduledSequence], watch: LayerWatch | None = None
     ) -> Launched:
-        """Launch a step with the choice of its tokens; or without, if `take_tokens` follows."""
+        """Launch a step, and the choice of the tokens that the device samples."""
         decodes = [s for s in sequences if len(s.tokens) == 1]
         ordered = (*decodes, *(s for s in sequences if len(s.tokens) > 1))
         rows = self._buffers.begin()
         seats, told = self._seat(ordered)
+        sampled = tuple(s for s in ordered if s.samples)
+        extent, on_host = self._sampling(sampled, told)
         graph: Work | None = None
-        if len(decodes) == len(ordered) and watch is None:
-            sampled = ordered
+        if len(decodes) == len(sampled) == len(ordered) and watch is None:
             self._write_rows(rows, ordered, seats)
-            graph = self._graph_for(len(ordered))
+            graph = None if on_host else self._graph_for(len(ordered), extent)
             compute = partial(self._model.decode_logits, len(ordered))
         else:
-            sampled = tuple(s for s in ordered if s.samples)
             ragged = self._ragged(ordered, len(decodes), seats)
             compute = partial(self._model.ragged_logits, ragged, watch)
         self._buffers.send()
         for tell in told:
             self._queue.launch(tell)
-        if not sample:
-            return self._launched(sampled, logits=self._fetched(compute))
+        logits: list[Tensor] = []
         if graph is not None:
             graph()
         else:
-            self._queue.launch(lambda: self._model.choose(compute()))
-        return self._launched(sampled, logits=[])
+            self._queue.launch(partial(self._compute, compute, extent, on_host, logits))
+        return self._launched(sampled, extent, on_host, logits)
 
     def take_tokens(self, sequences: Sequence[ScheduledSequence], tokens: Sequence[int]) -> None:
         """Let these be the tokens that sequences of the last step have sampled."""
@@ -127,6 +152,7 @@ class GpuPass:
     def _seat(self, sequences: Sequence[ScheduledSequence]) -> tuple[list[int], list[Work]]:
         """Seat a plan's sequences; return the seats, and what tells the device of the changes."""
         changes, told = self._seats.take_plan(sequences), list[Work]()
+        self._options.leave(changes.vacated)
         if changes.params:
             params = self._buffers.put(self._seats.params.ravel())
             told.append(partial(self._state.take_params, params))
@@ -134,6 +160,43 @@ class GpuPass:
             cells = self._buffers.put(changes.cells), self._buffers.put(changes.blocks)
             told.append(partial(self._state.take_cells, *cells))
         return changes.seats, told
+
+    def _sampling(
+        self, sampled: Sequence[ScheduledSequence], told: list[Work]
+    ) -> tuple[Extent, tuple[int, ...]]:
+        """Return what sampling these takes, and which rows the host samples.
+
+        What tells the device of their pasts and options is added to `told`.
+        """
+        extent, on_host = Extent.PLAIN, list[int]()
+        for row, (seat, s) in enumerate(zip(self._seats.of(sampled), sampled, strict=True)):
+            its = self._options.extent(seat, s)
+            if its is None:
+                on_host.append(row)
+            elif its is not Extent.PLAIN:
+                extent = max(extent, its)
+                if (begun := self._options.beginning(seat, s)) is not None:
+                    tokens = self._buffers.put(begun.tokens)
+                    begin = self._options_there.begin
+                    told.append(partial(begin, seat, begun.history, tokens, begun.prompt_len))
+        if self._options.stale and extent is not Extent.PLAIN:
+            table = self._buffers.put(self._options.table)
+            told.append(partial(self._options_there.take_table, table))
+            self._options.stale = False
+        return extent, tuple(on_host)
+
+    def _compute(
+        self,
+        compute: Callable[[], LogitRows],
+        extent: Extent,
+        on_host: tuple[int, ...],
+        logits: list[Tensor],
+    ) -> None:
+        """Compute a step and choose its tokens; copy rows for the host, which stops it."""
+        rows = compute()
+        if on_host:
+            logits.append(rows.logits[list(on_host)].float().cpu())
+        self._model.choose(rows, extent)
 
     def _write_rows(
         self, rows: Ints, decodes: Sequence[ScheduledSequence], seats: Sequence[int]
@@ -167,26 +230,27 @@ class GpuPass:
             chunks=tuple((len(s.tokens), s.end) for s in sequences[decodes:]),
         )
 
-    def _graph_for(self, rows: int) -> Work | None:
+    def _graph_for(self, rows: int, extent: Extent) -> Work | None:
         """Return the smallest captured step that has so many rows."""
-        size = min((size for size in self._graphs if size >= rows), default=None)
-        return None if size is None else self._graphs[size]
+        sizes = (size for size, its in self._graphs if its is extent and size >= rows)
+        size = min(sizes, default=None)
+        return None if size is None else self._graphs[size, extent]
 
-    def _fetched(self, compute: Callable[[], LogitRows]) -> list[Tensor]:
-        """Launch a step up to its logits, and their copy to the host, which stops the host."""
-        logits: list[Tensor] = []
-        self._queue.launch(lambda: logits.append(compute().logits.float().cpu()))
-        return logits
-
-    def _launched(self, sampled: tuple[ScheduledSequence, ...], logits: list[Tensor]) -> Launched:
+    def _launched(
+        self,
+        sampled: tuple[ScheduledSequence, ...],
+        extent: Extent,
+        on_host: tuple[int, ...],
+        logits: list[Tensor],
+    ) -> Launched:
         """Launch the copy of what was found to the host."""
         self._turn = (self._turn + 1) % len(self._results)
         result, found = self._results[self._turn], self._model.found
+        written = (found.shape[0] if extent is Extent.TOLD else 2) * found.shape[1]
 
         def copy() -> None:
-            result.copy_(found.view(-1), non_blocking=True)
+            result[:written].copy_(found.view(-1)[:written], non_blocking=True)
 
-        if not logits:
-            self._queue.launch(copy)
+        self._queue.launch(copy)
         table = result.numpy().reshape(found.shape)[:, : len(sampled)]
-        return Launched(sampled, table, logits, self._queue.record())
+        return Launched(sampled, table, on_host, logits, self._queue.record())

@@ -5,22 +5,22 @@
     reading thread             … wait for n: tokens …  wait for n+1: tokens …
     event loop                         apply n, plan n+2        apply n+1, plan n+3
 
-Sequences whose sampling the device cannot do (penalties, biases, log-probabilities, typical-p) are
-sampled on the host, by executor/sampler.py. A step that has any waits for its logits there, all its
-rows are sampled there, and the next step is not launched before.
+Sequences whose sampling the device cannot do (typical-p, and what there is no room for: see
+gpu_options.py) are sampled on the host, by executor/sampler.py. A step that has any waits for their
+logits there, and the next step is not launched before.
 """
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-
-import torch
 
 from baton.core.errors import InternalError
 from baton.core.ids import SeqId
+from baton.core.request import TokenLogprobs
 from baton.engine.step import LayerWatch, StepPlan, StepResult
 from baton.executor.batch import SampledRow
-from baton.executor.device_sampler import serves
+from baton.executor.gpu_logprobs import told_logprobs
 from baton.executor.gpu_pass import GpuPass, Launched
 from baton.executor.gpu_queue import GpuQueue
 from baton.executor.kv_cache import KVCache, copy_blocks
@@ -67,11 +67,10 @@ class GpuRunner:
         began = time.perf_counter()
         try:
             self._swap(plan)
-            if all(serves(s.sampling) for s in plan.sequences if s.samples):
-                launched = self._pass.launch(plan.sequences, watch)
-                future = self._reader.submit(self._read, plan, launched)
-            else:
-                future = self._sampled_on_host(plan, watch)
+            launched = self._pass.launch(plan.sequences, watch)
+            future = self._reader.submit(self._read, plan, launched)
+            if launched.on_host:
+                self._wait_for_host(launched, future)
         except BaseException:
             self._reader.submit(self._lose, plan)
             raise
@@ -85,8 +84,9 @@ class GpuRunner:
         return future
 
     def close(self) -> None:
-        """End the reading thread, after what was launched."""
+        """End the reading thread, after what was launched, and let go of captured steps."""
         self._reader.shutdown()
+        self._pass.close()
 
     def _swap(self, plan: StepPlan) -> None:
         if not (plan.swap_out or plan.swap_in):
@@ -100,15 +100,13 @@ class GpuRunner:
 
         self._queue.launch(copy)
 
-    def _sampled_on_host(self, plan: StepPlan, watch: LayerWatch | None) -> Future[StepResult]:
-        """Run a step up to its logits, wait for its tokens, and give them to the device."""
-        launched = self._pass.launch(plan.sequences, watch, sample=False)
-        future = self._reader.submit(self._sample, plan, launched)
+    def _wait_for_host(self, launched: Launched, future: Future[StepResult]) -> None:
+        """Wait for the tokens that the host samples, and give them to the device."""
         if future.exception() is None:
             tokens = future.result().tokens
-            sampled = [s for s in plan.sequences if s.seq_id in tokens]
+            rows = (launched.sampled[row] for row in launched.on_host)
+            sampled = [s for s in rows if s.seq_id in tokens]
             self._pass.take_tokens(sampled, [tokens[s.seq_id] for s in sampled])
-        return future
 
     # In the reading thread, step after step
 
@@ -116,32 +114,30 @@ class GpuRunner:
         """Wait for a step, and return its tokens."""
         launched.done.wait()
         lost = self._lost()
-        tokens, sound = launched.found.tolist()
-        rows = [
-            (s.seq_id, token, fine)
-            for s, token, fine in zip(launched.sampled, tokens, sound, strict=True)
-            if s.samples and s.seq_id not in lost
-        ]
-        self._expect_sound(plan, all(fine for _, _, fine in rows))
-        return self._told(plan, StepResult(plan.step, {seq_id: token for seq_id, token, _ in rows}))
+        kept = [row for row, s in enumerate(launched.sampled) if s.seq_id not in lost]
+        found = launched.found
+        self._expect_sound(plan, bool(found[1, kept].all()))
+        ids = [launched.sampled[row].seq_id for row in kept]
+        tokens = dict(zip(ids, found[0, kept].tolist(), strict=True))
+        logprobs = told_logprobs(found, [(row, launched.sampled[row]) for row in kept])
+        if launched.on_host:
+            on_host = [row for row in launched.on_host if launched.sampled[row].seq_id in tokens]
+            its, its_logprobs = self._sampled_here(plan, launched, on_host)
+            tokens |= its
+            logprobs |= its_logprobs
+        return self._told(plan, StepResult(plan.step, tokens, logprobs))
 
-    def _sample(self, plan: StepPlan, launched: Launched) -> StepResult:
-        """Wait for a step's logits, and sample."""
-        launched.done.wait()
+    def _sampled_here(
+        self, plan: StepPlan, launched: Launched, on_host: Sequence[int]
+    ) -> tuple[dict[SeqId, int], dict[SeqId, TokenLogprobs]]:
+        """Sample rows of a step on the host."""
         (logits,) = launched.logits
         known = {s.seq_id: s for s in self._last.known(plan).sequences}
-        lost = self._lost()
-        kept = [
-            (row, known[s.seq_id])
-            for row, s in enumerate(launched.sampled)
-            if s.samples and s.seq_id in known and s.seq_id not in lost
-        ]
-        logits = logits[[row for row, _ in kept]]
-        self._expect_sound(plan, bool(torch.isfinite(logits.sum())))
-        rows = [SampledRow(s.seq_id, s.end, s.sampling, s.tokens, s.context) for _, s in kept]
-        tokens, logprobs = self._sampler.step(logits, rows)
-        found = {s.seq_id: token for (_, s), token in zip(kept, tokens, strict=True)}
-        return self._told(plan, StepResult(plan.step, found, logprobs))
+        sequences = [known[launched.sampled[row].seq_id] for row in on_host]
+        rows = [SampledRow(s.seq_id, s.end, s.sampling, s.tokens, s.context) for s in sequences]
+        places = [launched.on_host.index(row) for row in on_host]
+        tokens, logprobs = self._sampler.step(logits[places], rows)
+        return {s.seq_id: t for s, t in zip(sequences, tokens, strict=True)}, logprobs
 
     def _lost(self) -> frozenset[SeqId]:
         """Return who has ended with a step that failed, and may be in steps that follow."""

@@ -74,6 +74,8 @@ class SeatChanges(NamedTuple):
     """What these hold now."""
     params: bool
     """Whether `Seats.params` has changed."""
+    vacated: list[int]
+    """Seats that nobody had any more before the plan."""
 
 
 class Seats:
@@ -106,7 +108,7 @@ class Seats:
     def take_plan(self, sequences: Iterable[ScheduledSequence]) -> "SeatChanges":
         """Seat everybody in a plan; return where, and what the device must be told."""
         self._plans += 1
-        self._vacate()
+        vacated = self._vacate()
         seats: list[int] = []
         cells: list[int] = []
         blocks: list[int] = []
@@ -127,15 +129,18 @@ class Seats:
                 same = len(before) if now[: len(before)] == before else 0
                 cells += range(seat * self._blocks + same, seat * self._blocks + len(now))
                 blocks += now[same:]
-        return SeatChanges(seats, cells, blocks, newcomers)
+        return SeatChanges(seats, cells, blocks, newcomers, vacated)
 
-    def _vacate(self) -> None:
+    def _vacate(self) -> list[int]:
+        vacated: list[int] = []
         while self._seen:
             seq_id = next(iter(self._seen))
             if self._plans - self._seen[seq_id] <= self._depth:
                 break
             del self._seen[seq_id], self._tables[seq_id]
-            self._free.append(self._seat.pop(seq_id))
+            vacated.append(self._seat.pop(seq_id))
+        self._free += vacated
+        return vacated
 
 
 def seats_needed(rows: int, depth: int) -> int:

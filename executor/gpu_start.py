@@ -1,6 +1,6 @@
 """From a loaded model to an executor on a GPU: the pool's size is measured, steps are captured."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from baton.core.ids import BlockId, SeqId
 from baton.core.kv_layout import KVLayout
 from baton.core.memory import MIB
 from baton.core.request import SamplingParams
-from baton.engine.step import ScheduledSequence
+from baton.engine.step import SamplingContext, ScheduledSequence
 from baton.executor.cuda_device import CudaDevice
 from baton.executor.cuda_queue import CudaQueue
 from baton.executor.device import Device
@@ -19,13 +19,15 @@ from baton.executor.gpu_pass import GpuLimits, GpuPass
 from baton.executor.gpu_queue import GpuQueue
 from baton.executor.gpu_runner import GpuRunner
 from baton.executor.kv_cache import KVCache
+from baton.executor.room import Room
 from baton.kernels.backend import Backend, choose_backend
 from baton.models.decoder import Decoder
 from baton.models.loader import Model
 
 Say = Callable[[str], None]
 
-_PARAMS = SamplingParams(temperature=1.0, top_p=0.9)
+_PARAMS = SamplingParams(temperature=1.0, top_p=0.9, logprobs=0)
+_CONTEXT = SamplingContext(0, (), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +91,21 @@ def measured_use(gpu: Gpu, config: EngineConfig, model: Decoder, layout: KVLayou
         prompts = gpu.meter.peak(lambda: _run(steps, _largest_prompts(limits, layout)))
         decodes = gpu.meter.peak(lambda: _run(steps, _most_decodes(limits)))
     captured = decodes if captured_sizes(gpu, config, model) else 0
+    loaded += steps.option_bytes
     return MemoryUse(gpu.meter.total(), loaded, max(prompts, decodes), captured)
 
 
-def blocks_on_gpu(gpu: Gpu, config: EngineConfig, model: Model, layout: KVLayout, say: Say) -> int:
-    """Return how many blocks the KV pool gets; raises InvalidConfig if there is no room for it."""
+def room_on_gpu(gpu: Gpu, config: EngineConfig, model: Model, layout: KVLayout, say: Say) -> Room:
+    """Return what the GPU has room for beside the model; raises InvalidConfig if that is no pool.
+
+    All ranks of an instance call this, and so compute the same steps; `layout` is the rank's own.
+    """
     assert isinstance(model, Decoder), f"{model} does not run on a GPU"
     say("measuring what the largest steps take")
     use = measured_use(gpu, config, model, layout)
     blocks = use.blocks(config, layout.block_bytes)
     say(f"GPU memory: {blocks * layout.block_bytes // MIB} MiB for the KV pool; {use}")
-    return blocks
+    return Room(blocks, captured_sizes(gpu, config, model))
 
 
 def start_runner(
@@ -109,15 +115,17 @@ def start_runner(
     kv: KVCache,
     host: KVCache | None,
     depth: int,
+    sizes: Sequence[int],
     say: Say,
 ) -> GpuRunner:
-    """Capture steps of decodes, and return what runs plans. Says how far it is, a line per size.
+    """Capture steps of decodes for batches of `sizes`, and return what runs plans.
 
-    Raises InvalidConfig if they do not fit.
+    All ranks of an instance are given the same sizes, and so capture the same collectives in the
+    same order. Says how far it is, a line per size; raises InvalidConfig if they do not fit.
     """
     assert isinstance(model, Decoder), f"{model} does not run on a GPU"
-    steps = GpuPass(model, kv, gpu.queue, limits_of(config, model, depth))
-    sizes = captured_sizes(gpu, config, model)
+    limits = limits_of(config, model, depth)
+    steps = GpuPass(model, kv, gpu.queue, limits, skip_below=config.attention_skip_below)
     captured: list[int] = []
 
     def on_captured(size: int) -> None:
@@ -147,13 +155,15 @@ def _largest_prompts(limits: GpuLimits, layout: KVLayout) -> list[ScheduledSeque
         taken = layout.blocks_for(count)
         table = tuple(BlockId(b) for b in range(block, block + taken))
         block += taken
-        sequences.append(ScheduledSequence(SeqId(number), (0,) * count, 0, table, True, _PARAMS))
+        sequences.append(
+            ScheduledSequence(SeqId(number), (0,) * count, 0, table, True, _PARAMS, _CONTEXT)
+        )
     return sequences
 
 
 def _most_decodes(limits: GpuLimits) -> list[ScheduledSequence]:
     """Return as many sequences as a step may have, of one token each."""
     return [
-        ScheduledSequence(SeqId(number), (0,), 0, (BlockId(number),), True, _PARAMS)
+        ScheduledSequence(SeqId(number), (0,), 0, (BlockId(number),), True, _PARAMS, _CONTEXT)
         for number in range(min(limits.rows, limits.tokens))
     ]

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 from baton.core.compatibility import compatibility_hash
 from baton.core.config import WorkerConfig
@@ -13,6 +15,7 @@ from baton.core.topology import InstanceInfo
 from baton.engine.scheduler import Scheduler
 from baton.executor.device import Device
 from baton.executor.engine_loop import EngineLoop, Listener, Runner
+from baton.executor.gpu_mesh_runner import GpuMeshRunner
 from baton.executor.gpu_runner import GpuRunner
 from baton.executor.gpu_start import Gpu
 from baton.executor.handover_memory import HandoverMemory
@@ -21,14 +24,18 @@ from baton.executor.kv_cache import KVCache
 from baton.executor.mesh_handover import MeshHandover
 from baton.executor.mesh_runner import MeshRunner
 from baton.executor.paced_runner import PacedRunner
-from baton.executor.rank import LoadedRank, RankParts, load_rank, meeting_of
+from baton.executor.rank import LoadedRank, start_rank
 from baton.executor.rank_group import OnListening, RankGroup, Say, nobody
+from baton.executor.rank_model import RankModel, RankParts, load_share, measured_room, meeting_of
+from baton.executor.room import Room, common_room
 from baton.executor.runner import ModelRunner
 from baton.kv_transfer.choose import OpenTransport, open_transport
 from baton.kv_transfer.sender import DirectReads
 from baton.kv_transfer.transport import Transport
 from baton.models.revision import revision
 from baton.parallel.join import listen
+
+T = TypeVar("T")
 
 
 class Instance:
@@ -85,8 +92,10 @@ class Instance:
         rank = self._rank
         runner: Runner = self._own
         if not self.alone:
-            assert isinstance(self._own, ModelRunner), "an instance of many ranks on GPUs"
-            runner = MeshRunner(self._own, self._ranks, tells=rank.tells)
+            if isinstance(self._own, GpuRunner):
+                runner = GpuMeshRunner(self._own, self._ranks)
+            else:
+                runner = MeshRunner(self._own, self._ranks, tells=rank.tells)
         if rank.memory is not None and rank.memory.device is not None:
             runner = self._paced = PacedRunner(runner, rank.memory.device)
         return runner
@@ -257,23 +266,58 @@ async def _load_all(
         parts.on_progress(f"all {config.parallel.size} ranks are here")
         listener = listen(config.host)
         port = listener.getsockname()[1]
-    others = asyncio.create_task(ranks.call_all("load", port))
-    try:
-        rank = await load_rank(config, meeting_of(config, port), listener, facts.incarnation, parts)
+    meeting = meeting_of(config, port)
+    loaded, _ = await _side_by_side(
+        load_share(config, meeting, listener, parts),
+        ranks.call_all("load", port, meeting.library),
+        _leave,
+    )
+    try:  # all together, since steps that are measured or captured wait for all ranks
+        own_room, rooms = await _side_by_side(
+            measured_room(config, loaded, parts), ranks.call_all("measure"), _nothing
+        )
+        room = common_room([own_room, *map(Room.unpack, rooms)])
     except BaseException:
-        others.cancel()
+        loaded.membership.leave()
         raise
-    try:
-        others_told = await others
-    except BaseException:
-        await rank.close()
-        raise
+    rank, others_told = await _side_by_side(
+        start_rank(config, loaded, room, facts.incarnation, parts),
+        ranks.call_all("start", room.pack()),
+        LoadedRank.close,
+    )
     own = rank.metadata()
     told = [metadata for metadata in (own, *others_told) if metadata[0]]
     direct = tuple(metadata[1] for metadata in told)
     ways = () if rank.direct is None else rank.direct.ways
     reads = DirectReads(direct, ways) if all(direct) else DirectReads((), ())
     return rank, tuple(metadata[0] for metadata in told), reads
+
+
+async def _side_by_side(
+    own: Coroutine[Any, Any, T],
+    others: Coroutine[Any, Any, list[Any]],
+    undo: Callable[[T], Awaitable[None]],
+) -> tuple[T, list[Any]]:
+    """Let this rank and all others do something; `undo` its own if one of the others fails."""
+    asking = asyncio.create_task(others)
+    try:
+        done = await own
+    except BaseException:
+        asking.cancel()
+        raise
+    try:
+        return done, await asking
+    except BaseException:
+        await undo(done)
+        raise
+
+
+async def _leave(loaded: RankModel) -> None:
+    loaded.membership.leave()
+
+
+async def _nothing(room: Room) -> None:
+    pass
 
 
 class _Facts:

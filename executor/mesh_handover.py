@@ -37,7 +37,10 @@ class MeshHandover:
 
         Raises TransportError if it cannot be read, WrongKV if it is not what was offered.
         """
-        own, others = await self._all(self._own.read(order), "read", order.pack())
+        # What steps have written that have ended here, ranks behind may still be writing.
+        own, others = await self._all(
+            self._own.read(order), "read", self._ranks.steps_ended, order.pack()
+        )
         return joined([own, *(TransferReport(*report) for report in others)])
 
     async def drop(self) -> None:

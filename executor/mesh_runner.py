@@ -48,7 +48,7 @@ class MeshRunner:
 
     def _watched(self, step: int, watch: LayerWatch) -> LayerWatch:
         def reached(layers: int) -> None:
-            self._group.progress = (step, layers)
+            self._group.reached((step, layers))
             watch.reached(layers)
 
         return LayerWatch(watch.ends, reached)

@@ -30,7 +30,11 @@ class PacedRunner:
 
     def execute(self, plan: StepPlan, watch: LayerWatch | None = None) -> Future[StepResult]:
         """Start a step; the result comes once its KV is in the pool. Raises what `runner` does."""
-        result = self._runner.execute(plan, watch and self._paced(watch))
+        try:
+            result = self._runner.execute(plan, watch and self._paced(watch))
+        except BaseException:
+            self._thread.submit(int).result()  # nobody hears of layers of a step that has ended
+            raise
         outcome: Future[StepResult] = Future()
         end = self._after(self._device.record(), lambda: self._hand_on(result, outcome))
         end.add_done_callback(lambda done: _fail(outcome, done.exception()))

@@ -1,59 +1,39 @@
 """What every rank of an instance has, the one that leads too: weights, KV pool, transport."""
 
 import asyncio
-import socket
 from collections import Counter
 from dataclasses import dataclass
 
-from baton.core.config import EngineConfig, ParallelConfig, WorkerConfig
-from baton.core.errors import InvalidConfig
+from baton.core.config import WorkerConfig
 from baton.core.ids import Incarnation
-from baton.core.kv_layout import KVLayout
-from baton.core.memory import MIB
 from baton.core.sharded_layout import Rank, ShardedLayout
 from baton.core.topology import Role
-from baton.executor.compute_device import StepsUnderWay, compute_device, steps_under_way
-from baton.executor.device import Device
+from baton.executor.compute_device import StepsUnderWay
 from baton.executor.expert_balance import ExpertBalancer
 from baton.executor.gpu_runner import GpuRunner
-from baton.executor.gpu_start import Gpu, blocks_on_gpu, open_gpu, start_runner
+from baton.executor.gpu_start import start_runner
 from baton.executor.handover_memory import HandoverMemory
 from baton.executor.handover_orders import HandoverTerms
-from baton.executor.kv_cache import KVCache, blocks_that_fit, make_layout
-from baton.executor.rank_group import Say, rank_name
+from baton.executor.kv_cache import KVCache
+from baton.executor.rank_group import rank_name
 from baton.executor.rank_handover import KVPlace, RankHandover
+from baton.executor.rank_model import RankModel, RankParts, blocks_on_host
+from baton.executor.room import Room
 from baton.executor.runner import ModelRunner
-from baton.kernels import add_rms_norm
 from baton.kernels.kv_digest import is_native
-from baton.kv_transfer.choose import OpenTransport, open_device_transport
+from baton.kv_transfer.choose import open_device_transport
 from baton.kv_transfer.negotiated import NegotiatedTransport
 from baton.kv_transfer.transport import Transport
 from baton.models.decoder import Decoder
-from baton.models.loader import Model, load_model
-from baton.models.mesh_plan import check_mesh, plan_stages
-from baton.models.share import Share
-from baton.models.spec import ModelSpec, read_spec
+from baton.models.loader import Model
 from baton.models.weights import Checkpoint, torch_dtype
 from baton.parallel.group import Ranks
-from baton.parallel.join import Library, Meeting, Membership, join_mesh
-from baton.parallel.mesh import Mesh
-
-
-@dataclass(frozen=True, slots=True)
-class RankParts:
-    """What a rank is given by who starts it."""
-
-    on_progress: Say
-    open_transport: OpenTransport
-    device: Device | None = None
-    """Where the pool is to lie, if not in host memory."""
-    gpu: Gpu | None = None
-    """What computes, if not what the config says."""
+from baton.parallel.join import Membership
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedRank:
-    """One rank, ready to compute its share of steps; made by `load_rank`, ended by `close`."""
+    """One rank, ready to compute its share of steps; made by `start_rank`, ended by `close`."""
 
     layout: ShardedLayout
     """Of the whole instance."""
@@ -76,7 +56,7 @@ class LoadedRank:
     steps: StepsUnderWay
     """How many there may be at once."""
     gpu: GpuRunner | None
-    """Computes on a GPU, if the instance does; it is the only rank then."""
+    """Computes on a GPU, if the instance does."""
 
     @property
     def tells(self) -> bool:
@@ -157,79 +137,54 @@ class LoadedRank:
             self.memory.staging.pool.check(idle=True)
 
 
-def mesh_of(parallel: ParallelConfig) -> Mesh:
-    """Return the mesh of an instance."""
-    return Mesh(pp=parallel.pp, ep=parallel.ep, cp=parallel.cp, tp=parallel.tp)
-
-
-def meeting_of(config: WorkerConfig, port: int) -> Meeting:
-    """Return where the ranks meet, given the port of the leader's listening socket."""
-    mesh, limit = mesh_of(config.parallel), config.parallel.step_timeout_s
-    host = config.host if config.leader is None else config.leader.host
-    int8_kib = config.parallel.int8_reduce_kib
-    int8_from = None if int8_kib is None else int8_kib << 10
-    library: Library = "gloo" if compute_device(config).type == "cpu" else "nccl"
-    return Meeting(mesh, host, port, library, limit, int8_from)
-
-
-async def load_rank(
-    config: WorkerConfig,
-    meeting: Meeting,
-    listener: socket.socket | None,
-    incarnation: Incarnation,
-    parts: RankParts,
+async def start_rank(
+    config: WorkerConfig, loaded: RankModel, room: Room, incarnation: Incarnation, parts: RankParts
 ) -> LoadedRank:
-    """Meet the other ranks, load this one's share and open its transport.
+    """Make the pool that all ranks have room for, capture steps, and open the transport.
 
-    `listener` is the leader's, which is given away. Raises InvalidConfig for what is not right.
+    Raises InvalidConfig for what is not right; the rank has then left its groups.
     """
-    device = compute_device(config)
-    gpu = parts.gpu or open_gpu(device)
-    steps = steps_under_way(config, on_gpu=gpu is not None)
-    spec = read_spec(config.model_dir, max_length=config.engine.max_model_len)
-    check_mesh(spec, meeting.mesh)
-    membership = Membership(None)
-    if meeting.mesh.size > 1:
-        membership = await asyncio.to_thread(join_mesh, meeting, config.rank, listener, device)
+    gpu, own, steps = loaded.gpu, loaded.shard.layout, loaded.steps
     try:
-        layout, share = _layout(config, spec, membership.ranks)
-        parts.on_progress(f"loading {config.model_name} from {config.model_dir}")
-        model = await asyncio.to_thread(_load_model, config, share, str(device))
-        parts.on_progress(f"executor: {model.executor}")
-        num_blocks = await asyncio.to_thread(_pool_blocks, config, layout, model, gpu, parts)
-        place = _place(membership.ranks, num_blocks)
-        own = layout.shard(place.rank).layout
+        parts.on_progress(f"KV pool: {room.blocks} blocks of {config.engine.block_size} tokens")
+        place = _place(loaded.membership.ranks, room.blocks)
         memory, pool_device = None, parts.device or (gpu.pool if gpu else None)
         if config.role is not Role.MIXED:
-            memory = HandoverMemory(config, own, num_blocks, pool_device)
-        kv = KVCache(own, num_blocks, str(device)) if memory is None else memory.kv
-        host = _host_pool(config, layout, kv)
+            memory = HandoverMemory(config, own, room.blocks, pool_device)
+        kv = KVCache(own, room.blocks, str(loaded.device)) if memory is None else memory.kv
+        host = _host_pool(config, loaded.layout, kv)
         runner = None
         if gpu is not None:
             runner = await asyncio.to_thread(
-                start_runner, gpu, config.engine, model, kv, host, steps.depth, parts.on_progress
+                start_runner,
+                gpu,
+                config.engine,
+                loaded.model,
+                kv,
+                host,
+                steps.depth,
+                room.sizes,
+                parts.on_progress,
             )
         transport = direct = None
         if memory is not None:
             transport = await _open_transport(config, memory, incarnation, parts)
             direct = await _open_direct(config, memory, incarnation, parts)
     except BaseException:
-        membership.leave()
+        loaded.membership.leave()
         raise
-    pools, ways, balancer = (kv, host, memory), (transport, direct), _balancer(config, model)
-    return LoadedRank(layout, place, model, *pools, *ways, membership, balancer, steps, runner)
-
-
-def _pool_blocks(
-    config: WorkerConfig, layout: ShardedLayout, model: Model, gpu: Gpu | None, parts: RankParts
-) -> int:
-    """Return how many blocks the pool gets."""
-    if gpu is None:
-        blocks = _blocks(layout, config.engine.kv_mib_on_host)
-    else:
-        blocks = blocks_on_gpu(gpu, config.engine, model, layout.model, parts.on_progress)
-    parts.on_progress(f"KV pool: {blocks} blocks of {config.engine.block_size} tokens")
-    return blocks
+    pools, ways, balancer = (kv, host, memory), (transport, direct), _balancer(config, loaded.model)
+    return LoadedRank(
+        loaded.layout,
+        place,
+        loaded.model,
+        *pools,
+        *ways,
+        loaded.membership,
+        balancer,
+        steps,
+        runner,
+    )
 
 
 def _place(ranks: Ranks, num_blocks: int) -> KVPlace:
@@ -282,58 +237,10 @@ async def _open_direct(
     return transport
 
 
-def _layout(config: WorkerConfig, spec: ModelSpec, ranks: Ranks) -> tuple[ShardedLayout, Share]:
-    """Return how KV lies on all ranks, and what of the model is computed on this one."""
-    engine = config.engine
-    whole = make_layout(spec, engine.block_size, engine.kv_dtype or engine.dtype)
-    kv_bytes = engine.kv_mib_on_host * MIB * config.parallel.pp
-    stages = plan_stages(spec, config.parallel.pp, dtype=engine.dtype, kv_bytes=kv_bytes)
-    return ShardedLayout(whole, config.parallel.tp, stages), Share(ranks, stages)
-
-
-def _load_model(config: WorkerConfig, share: Share, device: str) -> Model:
-    model = load_model(
-        config.model_dir,
-        dtype=config.engine.dtype,
-        threads=config.threads,
-        max_length=config.engine.max_model_len,
-        executor=executor_of(config.engine),
-        share=share,
-        device=device,
-    )
-    if isinstance(model, Decoder):
-        add_rms_norm.is_native()  # now, lest the first step compiles it
-    return model
-
-
-def executor_of(config: EngineConfig) -> str:
-    """Return who is to compute.
-
-    Raises InvalidConfig if that cannot keep KV so, or cannot be batch invariant and must be.
-    """
-    executor = config.executor
-    if config.kv_dtype not in (None, config.dtype):
-        if executor == "native":
-            allowed = f"{config.dtype} with the executor native"
-            raise InvalidConfig("kv_dtype", config.kv_dtype, allowed)
-        executor = "torch"
-    if not config.batch_invariant:
-        return executor
-    if executor == "torch":
-        raise InvalidConfig("batch_invariant", "true", "false with the executor torch")
-    return "native"
-
-
 def _host_pool(config: WorkerConfig, layout: ShardedLayout, kv: KVCache) -> KVCache | None:
     """Return the pool for preempted sequences, if the config wants one."""
     memory_mib = config.engine.host_memory_mib
     if memory_mib == 0:
         return None
-    blocks = _blocks(layout, memory_mib, "host_memory_mib")
+    blocks = blocks_on_host(layout, memory_mib, "host_memory_mib")
     return KVCache(kv.layout, blocks, pinned=kv.tensor.is_cuda)
-
-
-def _blocks(layout: ShardedLayout, memory_mib: int, field: str = "kv_memory_mib") -> int:
-    """Return the blocks of every rank's pool: those of the rank that has room for the fewest."""
-    shards: set[KVLayout] = {layout.shard(rank).layout for rank in layout.ranks}
-    return min(blocks_that_fit(shard, memory_mib, field) for shard in shards)

@@ -100,6 +100,8 @@ class RankGroup:
         """The steps under way."""
         self.progress: Progress = (-1, 0)
         """How far the leader knows that steps are computed, on all ranks or soon on them too."""
+        self.steps_ended: Progress = (-1, 0)
+        """Which steps have ended for the leader, and on other ranks will before long."""
         self._lock = threading.Lock()
         self._ended = False
         self._server: Server | None = None
@@ -192,8 +194,14 @@ class RankGroup:
             if not gathered.take(told):
                 return
             del self._steps[step]
-        self.progress = (step, ALL_LAYERS)
+            self.steps_ended = max(self.steps_ended, (step, ALL_LAYERS))
+        self.reached((step, ALL_LAYERS))
         gathered.settle()
+
+    def reached(self, progress: Progress) -> None:
+        """Let the leader know that steps are computed so far; any thread, in any order."""
+        with self._lock:
+            self.progress = max(self.progress, progress)
 
     def lose(self, reason: str) -> None:
         """End the instance; from any thread."""

@@ -142,10 +142,13 @@ class ShardedSampler:
         return [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
     def _whole(self, logits: Tensor) -> Tensor:
-        """Return rows [rows, vocabulary] of which each rank has its tokens."""
-        columns = logits.T.contiguous()
-        rows = sizes(self._vocabulary, self._tp.size)
-        return self._tp.all_gather(columns, rows).T.contiguous()
+        return whole_rows(logits, self._tp, self._vocabulary)
+
+
+def whole_rows(logits: Tensor, tp: Group, vocabulary: int) -> Tensor:
+    """Return rows [rows, vocabulary] of which each rank has its tokens; nothing waits for them."""
+    rows = sizes(vocabulary, tp.size)
+    return tp.all_gather(logits.T.contiguous(), rows).T.contiguous()
 
 
 def _scores(logits: Tensor, params: Sequence[SamplingParams], rows: Sequence[int]) -> Tensor:

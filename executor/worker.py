@@ -7,9 +7,11 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+from baton.core.clock import monotonic
 from baton.core.config import WorkerConfig
 from baton.core.lease import Report, Standing
 from baton.core.log import get_logger
+from baton.core.queue_age import QueueAge
 from baton.core.topology import InstanceInfo
 from baton.executor.admission import Admission
 from baton.executor.device import Device
@@ -39,6 +41,7 @@ class Worker(ABC, Generic[L]):
         self._closing = asyncio.Event()
         self._health: asyncio.Task[None] | None = None
         self._problems: list[str] = []
+        self._queue_age = QueueAge()
         self._leased = Leased(
             instance.incarnation,
             report=self.report,
@@ -107,8 +110,8 @@ class Worker(ABC, Generic[L]):
         instance = await Instance.load(
             config, listener, on_progress, open_transport, on_listening, device, gpu
         )
-        worker = cls(instance, listener)
         try:
+            worker = cls(instance, listener)
             worker._server = await WorkerServer.start(config.host, config.port, worker._register)
         except BaseException:
             await instance.close()
@@ -134,6 +137,7 @@ class Worker(ABC, Generic[L]):
             problems=tuple(self._problems),
             steps=self.instance.engine.stats().steps,
             waiting=roster.waiting,
+            waited_s=self._queue_age.seen(roster.entries, roster.oldest, monotonic()),
             running=roster.running,
             open_requests=self.admission.open,
             blocks_used=pool.used,

@@ -24,8 +24,8 @@ from baton.parallel.layered_group import LayeredGroup
 
 LIMIT_BYTES = 256 << 10
 """The longest message that goes this way: every rank reads size - 1 messages, in a ring less than
-two. Not measured here: vLLM's all-reduce leaves one shot at this size on eight GPUs and at twice it
-on four, by its authors' measurements."""
+two. Provisional and unmeasured: where a ring becomes the faster way is not known yet, and depends
+on the ranks and their links."""
 
 _MOST_RANKS = 8
 _TYPES = (torch.float32, torch.bfloat16)

@@ -14,13 +14,13 @@ from baton.engine.step import ChunkComputed, EngineEvent, Reserved, StepPlan, To
 from baton.executor.handover_orders import DigestOrder, HandoverTerms
 from baton.executor.instance import Instance
 from baton.executor.mesh_handover import MeshHandover
+from baton.executor.prefix_pull import PrefixPull, PullTable
 from baton.executor.staging import Staging
 from baton.kv_transfer import sender_events as machine
 from baton.kv_transfer.layer_groups import group_ends
 from baton.kv_transfer.sender import Sender, SenderState
 from baton.kv_transfer.sender_events import SenderAction, SenderEvent
 from baton.kv_transfer.staging_pool import Claim
-from baton.prefill_worker.prefix_pull import PrefixPull, PullTable
 
 _QUEUE = 4096
 """Events of one stream: one per group of layers of a chunk, and the few messages of the peer."""

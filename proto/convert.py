@@ -119,9 +119,9 @@ def to_prefill_proto(message: ToPrefill) -> pb.ToPrefill:
     """Put what decode says to prefill on the wire."""
     match message:
         case Open():
-            return pb.ToPrefill(open=_open_proto(message))
+            return pb.ToPrefill(open=open_proto(message))
         case Offer():
-            return pb.ToPrefill(offer=_offer_proto(message))
+            return pb.ToPrefill(offer=offer_proto(message))
         case Received():
             return pb.ToPrefill(received=pb.Received(attempt=message.attempt))
         case Abort():
@@ -135,9 +135,9 @@ def to_prefill_core(message: pb.ToPrefill) -> ToPrefill:
     """
     match message.WhichOneof("message"):
         case "open":
-            return _open_core(message.open)
+            return open_core(message.open)
         case "offer":
-            return _offer_core(message.offer)
+            return offer_core(message.offer)
         case "received":
             return Received(Attempt(message.received.attempt))
         case "abort":
@@ -159,7 +159,7 @@ def to_decode_proto(message: ToDecode) -> pb.ToDecode:
             )
             return pb.ToDecode(accepted=accepted)
         case Offer():
-            return pb.ToDecode(offer=_offer_proto(message))
+            return pb.ToDecode(offer=offer_proto(message))
         case Want(attempt, first, end):
             return pb.ToDecode(want=pb.Want(attempt=attempt, first_block=first, end_block=end))
         case Pulled(attempt):
@@ -181,7 +181,7 @@ def to_decode_core(message: pb.ToDecode) -> ToDecode:
                 direct=accepted.direct,
             )
         case "offer":
-            return _offer_core(message.offer)
+            return offer_core(message.offer)
         case "want":
             want = message.want
             if want.first_block >= want.end_block:
@@ -198,7 +198,7 @@ def to_decode_core(message: pb.ToDecode) -> ToDecode:
             raise _malformed("ToDecode.message", None, "accepted, want, pulled, offer or refused")
 
 
-def _open_proto(message: Open) -> pb.Open:
+def open_proto(message: Open) -> pb.Open:
     return pb.Open(
         version=message.version,
         compatibility=message.compatibility,
@@ -216,7 +216,7 @@ def _open_proto(message: Open) -> pb.Open:
     )
 
 
-def _open_core(message: pb.Open) -> Open:
+def open_core(message: pb.Open) -> Open:
     if message.version != PROTOCOL_VERSION:  # before the fields, which it may not share
         raise Incompatible(
             f"decode speaks handover protocol {message.version}, prefill {PROTOCOL_VERSION}"
@@ -246,7 +246,7 @@ def _open_core(message: pb.Open) -> Open:
     )
 
 
-def _offer_proto(message: Offer) -> pb.Offer:
+def offer_proto(message: Offer) -> pb.Offer:
     blocks = [
         pb.OfferedBlock(block=b.ref.block, epoch=b.ref.epoch, digest=b.digest)
         for b in message.blocks
@@ -273,7 +273,7 @@ def _first_proto(first: FirstToken) -> pb.FirstToken:
     )
 
 
-def _offer_core(message: pb.Offer) -> Offer:
+def offer_core(message: pb.Offer) -> Offer:
     if message.layer_start >= message.layer_end:
         layers = (message.layer_start, message.layer_end)
         raise _malformed("Offer.layers", layers, "a start below its end")

@@ -46,6 +46,7 @@ def report_proto(report: Report) -> pb.Report:
         open_requests=report.open_requests,
         blocks_used=report.blocks_used,
         blocks_total=report.blocks_total,
+        waited_s=report.waited_s,
     )
 
 
@@ -66,4 +67,5 @@ def report_core(message: pb.Report) -> Report:
         open_requests=message.open_requests,
         blocks_used=message.blocks_used,
         blocks_total=message.blocks_total,
+        waited_s=message.waited_s,
     )

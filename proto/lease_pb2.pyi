@@ -35,7 +35,7 @@ class Beat(_message.Message):
     def __init__(self, granter: _Optional[str] = ..., epoch: _Optional[int] = ..., lease_s: _Optional[float] = ..., incarnation: _Optional[int] = ..., controls: _Optional[bool] = ..., leave: _Optional[_Union[Leave, str]] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("epoch", "standing", "draining", "problems", "steps", "waiting", "running", "open_requests", "blocks_used", "blocks_total")
+    __slots__ = ("epoch", "standing", "draining", "problems", "steps", "waiting", "running", "open_requests", "blocks_used", "blocks_total", "waited_s")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STANDING_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,7 @@ class Report(_message.Message):
     OPEN_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_USED_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    WAITED_S_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     standing: str
     draining: bool
@@ -56,4 +57,5 @@ class Report(_message.Message):
     open_requests: int
     blocks_used: int
     blocks_total: int
-    def __init__(self, epoch: _Optional[int] = ..., standing: _Optional[str] = ..., draining: _Optional[bool] = ..., problems: _Optional[_Iterable[str]] = ..., steps: _Optional[int] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., open_requests: _Optional[int] = ..., blocks_used: _Optional[int] = ..., blocks_total: _Optional[int] = ...) -> None: ...
+    waited_s: float
+    def __init__(self, epoch: _Optional[int] = ..., standing: _Optional[str] = ..., draining: _Optional[bool] = ..., problems: _Optional[_Iterable[str]] = ..., steps: _Optional[int] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., open_requests: _Optional[int] = ..., blocks_used: _Optional[int] = ..., blocks_total: _Optional[int] = ..., waited_s: _Optional[float] = ...) -> None: ...

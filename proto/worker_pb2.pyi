@@ -18,6 +18,20 @@ class DrainReply(_message.Message):
     handed_over: int
     def __init__(self, handed_over: _Optional[int] = ...) -> None: ...
 
+class BackupRequest(_message.Message):
+    __slots__ = ("open", "offer")
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    OFFER_FIELD_NUMBER: _ClassVar[int]
+    open: Open
+    offer: Offer
+    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ...) -> None: ...
+
+class BackupReply(_message.Message):
+    __slots__ = ("cached_blocks",)
+    CACHED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    cached_blocks: int
+    def __init__(self, cached_blocks: _Optional[int] = ...) -> None: ...
+
 class Request(_message.Message):
     __slots__ = ("request_id", "prompt", "max_tokens", "temperature", "top_k", "top_p", "seed", "stop_token_ids", "tenant", "priority", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "bad_words", "min_tokens", "logprobs", "resumed")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -105,16 +119,18 @@ class GatewayFrame(_message.Message):
     def __init__(self, submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("key", "request", "prefill", "timeout_s")
+    __slots__ = ("key", "request", "prefill", "timeout_s", "backup")
     KEY_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    BACKUP_FIELD_NUMBER: _ClassVar[int]
     key: int
     request: Request
     prefill: _containers.RepeatedCompositeFieldContainer[InstanceRef]
     timeout_s: float
-    def __init__(self, key: _Optional[int] = ..., request: _Optional[_Union[Request, _Mapping]] = ..., prefill: _Optional[_Iterable[_Union[InstanceRef, _Mapping]]] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+    backup: InstanceRef
+    def __init__(self, key: _Optional[int] = ..., request: _Optional[_Union[Request, _Mapping]] = ..., prefill: _Optional[_Iterable[_Union[InstanceRef, _Mapping]]] = ..., timeout_s: _Optional[float] = ..., backup: _Optional[_Union[InstanceRef, _Mapping]] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ("key",)
@@ -139,18 +155,20 @@ class Hello(_message.Message):
     def __init__(self, instance_id: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class Update(_message.Message):
-    __slots__ = ("key", "tokens", "finish", "cached_tokens", "logprobs")
+    __slots__ = ("key", "tokens", "finish", "cached_tokens", "backed_up_tokens", "logprobs")
     KEY_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BACKED_UP_TOKENS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     key: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
     finish: Finish
     cached_tokens: int
+    backed_up_tokens: int
     logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprobs]
-    def __init__(self, key: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., cached_tokens: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ...) -> None: ...
+    def __init__(self, key: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., cached_tokens: _Optional[int] = ..., backed_up_tokens: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ...) -> None: ...
 
 class Finish(_message.Message):
     __slots__ = ("reason", "error", "local_prefill", "handovers")

@@ -46,6 +46,11 @@ class DecodeStub:
                 request_serializer=baton_dot_proto_dot_worker__pb2.DrainRequest.SerializeToString,
                 response_deserializer=baton_dot_proto_dot_worker__pb2.DrainReply.FromString,
                 _registered_method=True)
+        self.Backup = channel.unary_unary(
+                '/baton.internal.v1.Decode/Backup',
+                request_serializer=baton_dot_proto_dot_worker__pb2.BackupRequest.SerializeToString,
+                response_deserializer=baton_dot_proto_dot_worker__pb2.BackupReply.FromString,
+                _registered_method=True)
 
 
 class DecodeServicer:
@@ -67,6 +72,14 @@ class DecodeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Backup(self, request, context):
+        """Another decode instance offers full blocks of a sequence that it decodes; what is lacking here
+        is read, verified and cached before this answers. Nothing else is kept of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DecodeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -79,6 +92,11 @@ def add_DecodeServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=baton_dot_proto_dot_worker__pb2.DrainRequest.FromString,
                     response_serializer=baton_dot_proto_dot_worker__pb2.DrainReply.SerializeToString,
+            ),
+            'Backup': grpc.unary_unary_rpc_method_handler(
+                    servicer.Backup,
+                    request_deserializer=baton_dot_proto_dot_worker__pb2.BackupRequest.FromString,
+                    response_serializer=baton_dot_proto_dot_worker__pb2.BackupReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -137,6 +155,33 @@ class Decode:
             '/baton.internal.v1.Decode/Drain',
             baton_dot_proto_dot_worker__pb2.DrainRequest.SerializeToString,
             baton_dot_proto_dot_worker__pb2.DrainReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Backup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.internal.v1.Decode/Backup',
+            baton_dot_proto_dot_worker__pb2.BackupRequest.SerializeToString,
+            baton_dot_proto_dot_worker__pb2.BackupReply.FromString,
             options,
             channel_credentials,
             insecure,

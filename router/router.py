@@ -21,6 +21,8 @@ class Route:
     """Owns the request to its last token."""
     prefill: tuple[InstanceInfo, ...]
     """In order of preference; empty: the decode instance computes the prompt itself."""
+    backup: InstanceInfo | None = None
+    """Another decode instance, to copy the request's KV to; None if none could take it over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +65,20 @@ class Lease:
         """Note how the attempts of this request's handover ended, in order."""
         self._router._handed_over(self, handovers)
 
-    def move(self, membership: Membership, *, avoided: Collection[InstanceKey] = ()) -> None:
+    def move(
+        self,
+        membership: Membership,
+        *,
+        avoided: Collection[InstanceKey] = (),
+        preferred: InstanceKey | None = None,
+    ) -> None:
         """Choose another pair, for what is left of a request whose decode instance is gone.
 
-        Those in `avoided` are chosen last. Raises Unavailable, and nothing has changed, if no
-        decode instance can take it.
+        `preferred` is the decode instance that has its KV: it is chosen if it is there. Those in
+        `avoided` are chosen last. Raises Unavailable, and nothing has changed, if no decode
+        instance can take it.
         """
-        self._router._move(self, membership, avoided)
+        self._router._move(self, membership, avoided, preferred)
 
     def close(self) -> None:
         """Give the place back; any further call does nothing."""
@@ -112,7 +121,7 @@ class Router:
             message = f"{len(self._leases)} requests are open, which is the most that is allowed"
             raise Overloaded(message, self._rate.seconds_to_next())
         try:
-            route = self._route(membership, prompt_tokens, prompt_tokens + max_tokens, ())
+            route = self._route(membership, prompt_tokens, prompt_tokens + max_tokens)
         except Unavailable:
             self._unavailable += 1
             raise
@@ -122,20 +131,36 @@ class Router:
         self._count(lease)
         return lease
 
-    def _move(self, lease: Lease, membership: Membership, avoided: Collection[InstanceKey]) -> None:
+    def _move(
+        self,
+        lease: Lease,
+        membership: Membership,
+        avoided: Collection[InstanceKey],
+        preferred: InstanceKey | None,
+    ) -> None:
         assert not lease.closed
         most = lease.prompt_tokens + lease.max_tokens
-        route = self._route(membership, lease.held_tokens, most, avoided)
+        route = self._route(membership, lease.held_tokens, most, avoided, preferred)
         self._uncount(lease)
         lease.route = route
         self._count(lease)
 
     def _route(
-        self, membership: Membership, tokens: int, most: int, avoided: Collection[InstanceKey]
+        self,
+        membership: Membership,
+        tokens: int,
+        most: int,
+        avoided: Collection[InstanceKey] = (),
+        preferred: InstanceKey | None = None,
     ) -> Route:
         """Choose a pair to compute `tokens` tokens, which may become as many as `most`."""
-        decode = self._least_loaded_decode(membership, most, avoided)
-        return Route(decode, self._ranked_prefill(membership, decode, tokens))
+        ranked = self._ranked_decode(membership, most, avoided, preferred)
+        if not ranked:
+            raise Unavailable("no decode instance is ready to take the request")
+        decode = ranked[0]
+        return Route(
+            decode, self._ranked_prefill(membership, decode, tokens), _backup_of(decode, ranked)
+        )
 
     def _count(self, lease: Lease) -> None:
         """Add a request that is yet to be computed to the loads of its route."""
@@ -149,25 +174,26 @@ class Router:
         self._end_prefill(lease)
         self._decode.add(key_of(lease.route.decode), requests=-1, tokens=-lease.held_tokens)
 
-    def _least_loaded_decode(
-        self, membership: Membership, tokens: int, avoided: Collection[InstanceKey]
-    ) -> InstanceInfo:
-        """Return the instance whose KV pool our open requests fill least; `avoided` ones last.
+    def _ranked_decode(
+        self,
+        membership: Membership,
+        tokens: int,
+        avoided: Collection[InstanceKey],
+        preferred: InstanceKey | None,
+    ) -> list[InstanceInfo]:
+        """Return those that can take the request, by how much our open ones fill their pools.
 
-        KV held, unlike max_tokens, is what a decode step costs; it grows with every token.
+        But `preferred` comes first, and `avoided` ones last. KV held, unlike max_tokens, is
+        what a decode step costs; it grows with every token.
         """
-        candidates = [
-            i for i in membership.of(Role.DECODE, Role.MIXED) if tokens <= i.max_model_len
-        ]
-        if not candidates:
-            raise Unavailable("no decode instance is ready to take the request")
 
-        def share_then_requests(instance: InstanceInfo) -> tuple[bool, float, int, str]:
-            load = self._decode.of(instance)
+        def order(instance: InstanceInfo) -> tuple[bool, bool, float, int, str]:
+            load, key = self._decode.of(instance), key_of(instance)
             share = load.tokens / instance.kv_tokens
-            return key_of(instance) in avoided, share, load.requests, instance.instance_id
+            return key in avoided, key != preferred, share, load.requests, instance.instance_id
 
-        return min(candidates, key=share_then_requests)
+        candidates = membership.of(Role.DECODE, Role.MIXED)
+        return sorted((i for i in candidates if tokens <= i.max_model_len), key=order)
 
     def _ranked_prefill(
         self, membership: Membership, decode: InstanceInfo, tokens: int
@@ -242,3 +268,12 @@ class Router:
 
     def __repr__(self) -> str:
         return f"Router(open={len(self._leases)}, max={self._max_open_requests})"
+
+
+def _backup_of(decode: InstanceInfo, ranked: Sequence[InstanceInfo]) -> InstanceInfo | None:
+    """Return the first of the others that can read the KV of `decode`; mixed ones never can."""
+    for other in ranked:
+        same = other.compatibility == decode.compatibility
+        if other is not decode and same and decode.role == other.role == Role.DECODE:
+            return other
+    return None

@@ -70,6 +70,7 @@ def _add_own_routes(app: FastAPI, gateway: Gateway) -> None:
 async def _answer(request: Request, gateway: Gateway, *, chat: bool) -> Response:
     try:
         check = chat_call if chat else completion_call
+        await gateway.some_decode()
         call = await read_call(request, check, gateway.model())
     except ClientDisconnect:
         gateway.metrics.refused(Cancelled.code)

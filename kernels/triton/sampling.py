@@ -8,7 +8,7 @@ Four small kernels, and scores in float32 between them:
     choose   the winner of the row, counted in its history
 
 What it computes is what executor/sampler.py, truncation.py and logit_changes.py compute. What it
-does not is typical-p, which sorts, and log-probabilities, which are the host's to tell.
+does not is typical-p, which sorts, and log-probabilities, for which torch's operations do.
 """
 
 from dataclasses import dataclass
@@ -57,18 +57,6 @@ class Penalties:
     """[rows] float32, like the next two; 1, 0 and 0 for none"""
     frequency: Tensor
     presence: Tensor
-
-
-def begin_history_(seen: Tensor, prompt: Tensor, output: Tensor) -> None:
-    """Fill a row of `Penalties.seen` [vocabulary] for a sequence that joins the batch.
-
-    `prompt` and `output` are its tokens so far, int64 on the row's device. From then on `sample`
-    counts what it chooses.
-    """
-    seen.zero_()
-    seen.scatter_add_(0, output, torch.ones_like(output, dtype=seen.dtype))
-    seen += (seen > 0).to(seen.dtype)
-    seen[prompt] = seen[prompt].clamp(min=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +266,8 @@ def _choose(best, winners, tokens, seen, sequences, vocabulary, parts, PARTS: tl
     value = tl.load(best + row * parts + part, mask=part < parts, other=-float("inf"))
     _, winner = tl.max(value, 0, return_indices=True)
     token = tl.load(winners + row * parts + winner).to(tl.int64)
+    # Of scores that are not finite any may win, even one beyond the row.
+    token = tl.minimum(token, vocabulary - 1)
     tl.store(tokens + row, token)
     if seen is not None:
         sequence = tl.load(sequences + row).to(tl.int64)

@@ -45,6 +45,8 @@ class Script:
     """Each token comes with its own logprob, -0.5, and those of as many tokens."""
     cached_tokens: int = 0
     """Told with the last token."""
+    backed_up_tokens: int = 0
+    """Told with every token."""
 
     def told(self, tokens: Sequence[int]) -> list[pb.TokenLogprobs]:
         if self.logprobs is None:
@@ -205,10 +207,14 @@ class ScriptedLeader(pb_grpc.DecodeServicer):
             return None
         tokens = run.script.tokens[run.sent : run.sent + 1]
         run.sent += 1
-        if run.sent < len(run.script.tokens):
-            return pb.Update(key=key, tokens=tokens, logprobs=run.script.told(tokens))
-        if run.sent == run.script.hold_after and not self.go.is_set():
-            return pb.Update(key=key, tokens=tokens, logprobs=run.script.told(tokens))
+        held = run.sent == run.script.hold_after and not self.go.is_set()
+        if run.sent < len(run.script.tokens) or held:
+            return pb.Update(
+                key=key,
+                tokens=tokens,
+                logprobs=run.script.told(tokens),
+                backed_up_tokens=run.script.backed_up_tokens,
+            )
         del stream.running[key]
         error = run.script.error
         finish = pb.Finish(
@@ -232,7 +238,7 @@ def until():
     """Wait, with a deadline, until something that happens on this event loop is true."""
 
     async def wait(predicate: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not predicate():  # noqa: ASYNC110 - each turn of the loop may make it true
                 await asyncio.sleep(0)
 
@@ -295,10 +301,24 @@ def board(leader) -> MembershipBoard:
 def make_gateway(tokenizer, board):
     """Build a gateway over the board; settings are those of GatewayConfig."""
 
-    def make(*, expects_prefill: bool = False, **settings: object) -> Gateway:
+    def make(
+        *,
+        expects_prefill: bool = False,
+        may_be_empty: bool = False,
+        board: MembershipBoard = board,
+        **settings: object,
+    ) -> Gateway:
         config = GatewayConfig.checked(**({"http_port": 0, "grpc_port": 0} | settings))
         metrics = GatewayMetrics(CollectorRegistry())
-        return Gateway(config, tokenizer, MODEL, board, metrics, expects_prefill=expects_prefill)
+        return Gateway(
+            config,
+            tokenizer,
+            MODEL,
+            board,
+            metrics,
+            expects_prefill=expects_prefill,
+            may_be_empty=may_be_empty,
+        )
 
     return make
 

@@ -303,6 +303,45 @@ async def test_health_says_what_is_missing(make_gateway, board, leader):
         assert gateway.health() == []
 
 
+async def test_a_request_waits_for_the_first_instance_of_an_empty_pool(
+    make_gateway, board, leader, request_for, until
+):
+    instances = board.current.instances
+    board.publish(Membership(2))
+    async with make_gateway(may_be_empty=True, max_open_requests=2) as gateway:
+        assert gateway.health() == []
+        tasks = [asyncio.create_task(collect(gateway, request_for())) for _ in range(2)]
+        await until(lambda: gateway.stats().waiting == 2)
+        with pytest.raises(Overloaded, match="2 requests wait for a decode instance"):
+            await collect(gateway, request_for())
+        tasks[0].cancel()
+        await until(lambda: gateway.stats().waiting == 1)
+        board.publish(Membership(3, instances))
+        assert (await tasks[1])[0] == "def add(a, b):"
+        assert gateway.stats().waiting == 0
+        assert gateway.stats().ttft_s == gateway.trace(leader.submits[0].request.request_id).ttft_s
+    gateway.check()
+
+
+async def test_a_request_for_an_empty_pool_is_refused_in_the_end(make_gateway, board, request_for):
+    board.publish(Membership(2))
+    async with make_gateway(may_be_empty=True, migration_wait_s=0.01) as gateway:
+        with pytest.raises(Unavailable, match="no decode instance is ready"):
+            await collect(gateway, request_for())
+
+
+async def test_requests_that_wait_for_an_empty_pool_end_with_the_gateway(
+    make_gateway, board, request_for, until
+):
+    board.publish(Membership(2))
+    async with make_gateway(may_be_empty=True) as gateway:
+        task = asyncio.create_task(collect(gateway, request_for()))
+        await until(lambda: gateway.stats().waiting == 1)
+        await gateway.drain(SOON)
+        with pytest.raises(Unavailable, match="shutting down"):
+            await task
+
+
 async def test_a_failed_handover_moves_the_next_requests_to_other_prefill_instances(
     gateway, leader, request_for, board, text_script
 ):

@@ -20,9 +20,14 @@ from baton.core.errors import (
     Unavailable,
     WrongKV,
 )
+from baton.core.ids import Incarnation
+from baton.core.lease import Beat, Leave, Report, Standing
 from baton.core.topology import Membership, MembershipBoard
 from baton.core.trace import HandoverTrace
 from baton.proto import worker_pb2 as pb
+from baton.proto import worker_pb2_grpc as pb_grpc
+from baton.proto.grpc_runtime import WorkerServer
+from baton.proto.lease_service import add_lease_service
 
 TEXT = "one two three four five six"
 SOON = 30  # a deadline for events that are expected at once
@@ -105,6 +110,34 @@ async def test_the_trace_and_the_metrics_name_the_move(gateway, leaders, held, t
     text = gateway.metrics.render().decode()
     assert 'baton_migrations_total{reason="instance_lost"} 1.0' in text
     assert 'baton_requests_total{outcome="length"} 1.0' in text
+
+
+@pytest.mark.parametrize(("backed_up", "next_"), [(48, "decode-2"), (0, "decode-1")])
+async def test_it_goes_on_where_it_was_backed_up_to(
+    make_gateway, make_leader, text_script, request_for, until, backed_up, next_
+):
+    """Of three, the second is the less loaded, and the third has the KV."""
+    one = await make_leader("decode-0", TEXT, hold_after=2, backed_up_tokens=backed_up)
+    two = await make_leader("decode-1", TEXT, hold_after=1)
+    three = await make_leader("decode-2", TEXT, cached_tokens=32)
+    board = MembershipBoard(Membership(1, (one.info(), three.info())))
+    async with make_gateway(board=board) as gateway:
+        request = request_for()
+        task = asyncio.create_task(collect(gateway, request))
+        await until(lambda: any(run.sent == 2 for run in _runs(one)))
+        assert one.submits[0].backup.instance_id == "decode-2"
+        everybody = Membership(2, (one.info(), two.info(), three.info()))
+        board.publish(everybody)
+        await until(lambda: sum(s.ready for s in gateway.stats().sessions) == 3)
+        two.resume()
+        await one.close()
+        assert text_of(await task) == TEXT
+    gateway.check()
+    trace = gateway.trace(request.generate.request_id)
+    (move,) = trace.migrations
+    assert (trace.decode_instance, move.backed_up_tokens) == (next_, backed_up)
+    assert move.cached_tokens == (32 if backed_up else 0)
+    assert trace.cached_tokens == 0
 
 
 async def test_a_stop_string_that_straddles_the_break_is_found(gateway, held, leaders):
@@ -214,6 +247,53 @@ async def test_with_nobody_there_it_waits_for_the_pool_to_heal(
         board.publish(Membership(4, (reborn.info(),)))
         assert text_of(await task) == TEXT
     gateway.check()
+
+
+class _LeaseHolder:
+    """Stands as it is told to."""
+
+    def __init__(self, incarnation: Incarnation) -> None:
+        self.incarnation = incarnation
+        self.standing = Standing.HELD
+
+    def beat(self, beat: Beat) -> Report:
+        return Report(self.standing, epoch=beat.epoch)
+
+    def left(self, last: Beat, leave: Leave) -> None:
+        pass
+
+
+async def test_it_goes_on_with_the_only_instance_once_that_has_its_lease_again(
+    make_gateway, board, leaders, request_for, until
+):
+    """Its session is ready again before its lease is: both must wake who waits for it."""
+    holder = _LeaseHolder(leaders[0].incarnation)
+    await _serve_leases(leaders[0], holder)
+    info = leaders[0].info()
+    board.publish(Membership(2, (info,)))
+    async with make_gateway(lease_s=1.0) as gateway:
+        await until(lambda: gateway._leases.report(info) is not None)
+        task = asyncio.create_task(collect(gateway, request_for()))
+        await until(lambda: any(run.sent == 2 for run in _runs(leaders[0])))
+        leaders[0].script = leaders[1].script
+        holder.standing = Standing.FENCED
+        await until(lambda: gateway.health() != [])
+        await until(lambda: any(s.ready for s in gateway.stats().sessions))
+        assert gateway.health() != []
+        holder.standing = Standing.HELD
+        assert text_of(await task) == TEXT
+    gateway.check()
+
+
+async def _serve_leases(leader: Any, holder: _LeaseHolder) -> None:
+    """Start a leader again, now with the Lease service."""
+    await leader.close()
+
+    def register(server: Any) -> None:
+        pb_grpc.add_DecodeServicer_to_server(leader, server)
+        add_lease_service(server, holder)
+
+    leader._server = await WorkerServer.start("127.0.0.1", 0, register)
 
 
 async def test_with_nobody_in_time_it_ends(make_gateway, board, leaders, request_for, until):

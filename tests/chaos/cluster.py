@@ -146,6 +146,9 @@ def _config(world: World, name: str) -> WorkerConfig:
         local_prefill=world.local_prefill,
         min_read_kib=world.min_read_kib,
         transport=world.transport,
+        backup="off" if prefill else world.backup,
+        backup_every_blocks=1,
+        backup_round_blocks=4,
         secret=SecretStr("of all processes in tests/chaos"),
     )
     return WorkerConfig(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from baton.proto import worker_pb2 as pb
 
 from .gateway import Answer, Gateway
-from .schedule import WRONG_BYTES, Ask, Schedule
+from .schedule import ON_DECODE, WRONG_BYTES, Ask, Schedule
 
 _MAKE_READS_LATE = frozenset(
     {"pause", "pause_decode", "freeze", "slow", "late", "hang", "kill", "drain"}
@@ -40,8 +40,12 @@ def judge(
     requests: Mapping[int, Sent],
     struck: Mapping[str, int],
     right: Sequence[list[int]],
+    wrong_backups: int = 0,
 ) -> Iterator[str]:
-    """Yield each thing that is wrong, in words; `right` has the tokens of each catalogue entry."""
+    """Yield each thing that is wrong, in words; `right` has the tokens of each catalogue entry.
+
+    `wrong_backups` is how often a decode instance was offered wrong KV by the other one.
+    """
     outcomes: Counter[str] = Counter()
     for index, sent in requests.items():
         for problem in _wrong_with(sent, right[sent.ask.entry]):
@@ -52,10 +56,12 @@ def judge(
     wrong_bytes = sum(struck[kind] for kind in (*WRONG_BYTES, "overwrite"))
     wrong_kv = outcomes["wrong_kv"]
     patient = schedule.world.prefill_keeps_s > 1  # else it may end an attempt while it is read
-    if wrong_bytes and not wrong_kv and patient and kinds <= set(WRONG_BYTES):
+    if wrong_bytes and not wrong_kv + wrong_backups and patient and kinds <= set(WRONG_BYTES):
         yield f"{wrong_bytes} reads gave wrong bytes, and none was counted as wrong_kv"
     if wrong_kv and not wrong_bytes and patient and not kinds & _MAKE_READS_LATE:
         yield f"{wrong_kv} attempts saw wrong KV where none was"
+    if wrong_backups and not wrong_bytes and not kinds & {*_MAKE_READS_LATE, *ON_DECODE}:
+        yield f"{wrong_backups} backups saw wrong KV where none was"
 
 
 def _wrong_with(sent: Sent, right: list[int]) -> Iterator[str]:

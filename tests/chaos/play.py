@@ -44,6 +44,8 @@ class Report:
     """Of the attempts to hand a prompt over."""
     migrations: Counter[str] = field(default_factory=Counter)
     """Of requests from one decode instance to the other, by why."""
+    backed_up: int = 0
+    """Blocks that a decode instance has read from the other one."""
     log: list[str] = field(default_factory=list)
     """What happened, in order, with seconds since the start."""
 
@@ -75,6 +77,7 @@ class Play:
 
     async def run(self) -> Report:
         """Play it to the end; raises only where a process cannot even be asked."""
+        before = await self._backups()
         self._arm()
         try:
             await self._run()
@@ -82,8 +85,18 @@ class Play:
             for task in self._tasks:
                 task.cancel()
         await self._all_given_back()
-        self._judge()
+        # A process that was replaced has forgotten what it counted.
+        backups = await self._backups() - before
+        self.report.backed_up = backups["backup_blocks_taken"]
+        self._judge(backups["backups_wrong"])
         return self.report
+
+    async def _backups(self) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for process in self._cluster.decodes:
+            stats = await process.stats()
+            found.update({name: stats[name] for name in ("backup_blocks_taken", "backups_wrong")})
+        return found
 
     async def _run(self) -> None:
         board = self._cluster.board
@@ -247,7 +260,7 @@ class Play:
                 self._problem(str(death))
         self._note("looked at what the processes hold")
 
-    def _judge(self) -> None:
+    def _judge(self, wrong_backups: int) -> None:
         for index, sent in self._sent.items():
             answer = sent.answer
             self.report.migrations.update(answer.migrations)
@@ -257,7 +270,9 @@ class Play:
                 moved = f", moved: {answer.migrations}" if answer.migrations else ""
                 said = f"{answer.finish.reason}, handed over: {outcomes}{moved}"
                 self._note(f"request {index}: {said}")
-        for problem in judge(self._schedule, self._sent, self.report.struck, self._right):
+        for problem in judge(
+            self._schedule, self._sent, self.report.struck, self._right, wrong_backups
+        ):
             self._problem(problem)
 
     # ---- report -----------------------------------------------------------------------------

@@ -81,11 +81,19 @@ class WorkerProcess:
 
     async def held(self) -> dict[str, Any]:
         """Return what the process holds that an idle one would not; empty if nothing."""
-        self._send({"do": "stats"})
-        reply = await self._reply()
+        reply = await self._asked()
         stats = reply["stats"]
         held = {name: stats[name] for name in _GIVEN_BACK if stats.get(name)}
         return held | ({"problem": reply["problem"]} if reply["problem"] else {})
+
+    async def stats(self) -> dict[str, Any]:
+        """Return its counters."""
+        found: dict[str, Any] = (await self._asked())["stats"]
+        return found
+
+    async def _asked(self) -> dict[str, Any]:
+        self._send({"do": "stats"})
+        return await self._reply()
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal, if it lives."""

@@ -29,7 +29,7 @@ async def main(first: int, last: int) -> int:
     struck: Counter[str] = Counter()
     outcomes: Counter[str] = Counter()
     migrations: Counter[str] = Counter()
-    failed = []
+    backed_up, failed = 0, []
     try:
         for seed in range(first, last + 1):
             started = time.monotonic()
@@ -37,12 +37,14 @@ async def main(first: int, last: int) -> int:
             struck += report.struck
             outcomes += report.outcomes
             migrations += report.migrations
+            backed_up += report.backed_up
             failed += [seed] * bool(report.problems)
             _show(schedule, report, time.monotonic() - started, whole=first == last)
     finally:
         await campaign.close()
     _print("", "requests moved to another decode instance:")
     _print(*(f"  {name:18}{n:6}" for name, n in sorted(migrations.items())))
+    _print(f"blocks backed up to another decode instance: {backed_up}")
     status = _summary(last - first + 1, struck, outcomes, failed)
     if status:
         _print(f"logs of the processes: {folder}")

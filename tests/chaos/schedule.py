@@ -6,7 +6,7 @@ runs; how far the run has come when a fault strikes does, a little.
 """
 
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -61,6 +61,8 @@ class World:
     prefill_keeps_s: float
     """How long prefill keeps what it has offered; at times shorter than decode may take."""
     transport: str
+    backup: str
+    """Whether decode instances back up to each other."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def draw_world(draw: random.Random) -> World:
     block_size = draw.choice((8, 16, 16, 32))
     # UCX reads through the kernel here (CMA): over TCP it could not keep the promise.
     transport = draw.choice(("auto", "auto", "ucx", "ucx", "shm", "tcp"))
-    return World(
+    world = World(
         block_size=block_size,
         chunk=max(block_size, draw.choice((16, 32, 64, 256))),
         prefill_mib=draw.choice((2, 3, 16)),
@@ -176,7 +178,10 @@ def draw_world(draw: random.Random) -> World:
         policy=draw.choice(("fcfs", "fcfs", "priority", "sjf")),
         prefill_keeps_s=draw.choice((5.0, 5.0, 5.0, 0.1)),
         transport=transport,
+        backup="off",
     )
+    wanted = draw.random() < 0.5  # drawn last: the rest of a seed's world stays what it was
+    return replace(world, backup="peer") if wanted and world.decode_cache else world
 
 
 def _draw_asks(draw: random.Random) -> tuple[Ask, ...]:

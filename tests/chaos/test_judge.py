@@ -36,8 +36,8 @@ def sent(
     return Sent(Ask(0, (0,), 0.0, guest=False), gateway, answer, **fields)
 
 
-def verdict(schedule: Schedule, request: Sent, **struck: int) -> str:
-    return "; ".join(judge(schedule, {0: request}, Counter(struck), RIGHT))
+def verdict(schedule: Schedule, request: Sent, *, backups: int = 0, **struck: int) -> str:
+    return "; ".join(judge(schedule, {0: request}, Counter(struck), RIGHT, backups))
 
 
 def test_a_good_run_has_no_problem() -> None:
@@ -67,3 +67,10 @@ def test_wrong_kv_is_counted_where_it_was_and_nowhere_else() -> None:
     assert "where none was" in verdict(run_with("cut"), sent(outcome="wrong_kv"))
     # Prefill may have given the blocks to others while the read waited.
     assert verdict(run_with("late"), sent(outcome="wrong_kv"), late=1) == ""
+
+
+def test_wrong_kv_of_a_backup_counts_as_found() -> None:
+    assert verdict(run_with("stale"), sent(), backups=1, stale=1) == ""
+    assert "backups saw wrong" in verdict(run_with("cut"), sent(), backups=1)
+    # The offer may have been over while it was read.
+    assert verdict(run_with("kill_decode"), sent(), backups=1) == ""

@@ -1,11 +1,13 @@
 """Commands to a controller over a real Ray, whichever process it is; instances are stand-ins."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from baton.cluster import ray_calls
 from baton.cluster.controller_actor import CALLS_AT_ONCE, ControllerActor
+from baton.cluster.journal import Event
 from baton.cluster.names import CONTROLLER
 from baton.cluster.status import InstanceStatus, Status
 from baton.core.cluster_spec import ClusterSpec
@@ -24,15 +26,16 @@ def spec(prefill: int = 1, decode: int = 1, **model: Any) -> ClusterSpec:
 class Cluster:
     """Commands to the controller, whichever process it is."""
 
-    def __init__(self, log_dir: Path) -> None:
+    def __init__(self, log_dir: Path, worker: str = "stand_in_worker:StandIn") -> None:
         self.log_dir = log_dir
+        self.worker = worker
         self.epoch = -1
 
     async def start(self) -> None:
         await ray_calls.create_service(
             ControllerActor,
             self.log_dir,
-            dict.fromkeys(Role, "stand_in_worker:StandIn"),
+            dict.fromkeys(Role, self.worker),
             name=CONTROLLER,
             concurrency=CALLS_AT_ONCE,
             restarts=-1,
@@ -45,7 +48,9 @@ class Cluster:
             while True:
                 try:
                     actor = await ray_calls.find_actor(CONTROLLER, 30)
-                    return await ray_calls.call(actor, "ask", method, *arguments, timeout_s=60)
+                    return await ray_calls.call(
+                        actor, "ask", method, *arguments, timeout_s=PATIENCE_S
+                    )
                 except InstanceLost:
                     await asyncio.sleep(0.1)
 
@@ -69,12 +74,17 @@ class Cluster:
 
     async def until(self, whom: str, what: str) -> None:
         """Wait until that has happened."""
+        await self.event(lambda event: (event.whom, event.what) == (whom, what))
+
+    async def event(self, wanted: Callable[[Event], bool]) -> Event:
+        """Wait for an event, perhaps one that was there already, and return it."""
         after = 0
         async with asyncio.timeout(PATIENCE_S):
             while True:
                 events, _ = await self.ask("events", after, 5.0)
-                if any((event.whom, event.what) == (whom, what) for event in events):
-                    return
+                for event in events:
+                    if wanted(event):
+                        return event
                 after = events[-1].number if events else after
 
     def log(self, name: str) -> list[str]:

@@ -32,6 +32,7 @@ from . import node_init
 
 _SECONDS = 20.0
 _TOOLS = ("ip", "unshare", "nsenter", "mount")
+_KINDS = ("--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc")
 
 
 @cache
@@ -41,12 +42,22 @@ def why_not() -> str | None:
         return f"{', '.join(missing)} not found"
     if os.geteuid() != 0:
         return "only root can make network namespaces"
-    probe = ["unshare", "--net", "--mount", "--pid", "--fork", "mount", "-t", "tmpfs", "x", "/mnt"]
-    tried = subprocess.run(probe, capture_output=True, text=True, check=False)
     name = f"bt{secrets.token_hex(3)}"
-    error = tried.stderr.strip() if tried.returncode else _try_ip("netns", "add", name)
-    _try_ip("netns", "del", name)
-    return f"no right to make namespaces: {error}" if error else None
+    try:
+        error = _try_ip("netns", "add", name) or _try_all(name)
+    finally:
+        _try_ip("netns", "del", name)
+    return f"no right to make namespaces, or no kernel for them: {error}" if error else None
+
+
+def _try_all(name: str) -> str:
+    """Return what in a namespace fails of all that nodes need, or an empty text."""
+    inside = ("-n", name, "link", "add")
+    for link in (("br0", "type", "bridge"), ("eth0", "type", "veth", "peer", "name", "p1")):
+        if error := _try_ip(*inside, *link):
+            return error
+    script = f"mount -t tmpfs x /dev/shm && mount --bind /etc/passwd {node_init.BOOT_ID}"
+    return _try_ip("netns", "exec", name, "unshare", *_KINDS, "sh", "-c", script)
 
 
 class Node:
@@ -84,11 +95,10 @@ class Node:
         (self._state / "boot_id").write_text(f"{uuid.uuid4()}\n")
         _ip("netns", "add", self._namespace)
         self._connect()
-        kinds = ("--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc")
         places = (str(self._state), str(self.own))
         init = (sys.executable, node_init.__file__, *places, f"node{self.index}")
         self._guard = subprocess.Popen(
-            ["ip", "netns", "exec", self._namespace, "unshare", *kinds, *init],
+            ["ip", "netns", "exec", self._namespace, "unshare", *_KINDS, *init],
             stdout=subprocess.PIPE,
             text=True,
         )

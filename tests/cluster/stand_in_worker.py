@@ -1,15 +1,24 @@
 """Workers without a model, for tests of the life around them."""
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Self
 
 from baton.core.config import WorkerConfig
 from baton.core.errors import InvalidConfig
 from baton.core.ids import InstanceId, new_incarnation
+from baton.core.lease import Beat, Lease, Leave, Report
 from baton.core.topology import InstanceInfo
+from baton.proto.grpc_runtime import WorkerServer
+from baton.proto.lease_service import add_lease_service
+
+LOAD_FILE = "STAND_IN_LOAD_FILE"
+"""The environment's name of a file: JSON, by role, of what reports say."""
 
 
 def log_line(text: str) -> None:
@@ -99,3 +108,38 @@ class Failing(StandIn):
         cls, config: WorkerConfig, *, on_progress: Callable[[str], None], **_: object
     ) -> Self:
         raise ValueError("no luck")
+
+
+class Loaded(StandIn):
+    """Serves its lease, and reports whatever load a file says."""
+
+    def __init__(self, info: InstanceInfo) -> None:
+        super().__init__(info)
+        self.incarnation = info.incarnation
+        self._lease = Lease()
+        self._server: WorkerServer | None = None
+
+    @classmethod
+    async def start(
+        cls, config: WorkerConfig, *, on_progress: Callable[[str], None], **_: object
+    ) -> Self:
+        self = await super().start(config, on_progress=on_progress)
+        self._server = await WorkerServer.start(
+            config.host, 0, lambda server: add_lease_service(server, self)
+        )
+        self.info = replace(self.info, address=self._server.address)
+        return self
+
+    def beat(self, beat: Beat) -> Report:
+        now = asyncio.get_running_loop().time()
+        self._lease.beat(beat, now)
+        load = json.loads(Path(os.environ[LOAD_FILE]).read_text()).get(self.info.role, {})
+        return Report(self._lease.standing(now), epoch=beat.epoch, blocks_total=100, **load)
+
+    def left(self, last: Beat, leave: Leave) -> None:
+        pass
+
+    async def close(self) -> None:
+        if self._server is not None:
+            await self._server.close()
+        await super().close()

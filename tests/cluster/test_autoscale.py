@@ -1,10 +1,20 @@
 """The size of a pool follows from how its work goes, slowly enough not to swing."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.cluster.autoscale import Memory, Signals, Verdict, decide, pressures
+from baton.cluster.autoscale import (
+    Giver,
+    Memory,
+    Signals,
+    Verdict,
+    decide,
+    giver_for,
+    pressures,
+)
 from baton.core.autoscale import AutoscaleConfig
 from baton.core.errors import InvalidConfig
 
@@ -68,6 +78,61 @@ def test_it_does_not_shrink_to_where_it_would_grow_again() -> None:
     assert after(1000.0, half, 2).target == 2
 
 
+def test_it_does_not_grow_while_instances_are_still_to_come() -> None:
+    waiting = replace(SWAMPED, coming=1)
+    assert after(1000.0, waiting, 4).target == 4
+    first = decide(CONFIG, 4, waiting, Memory(), 0.0)
+    assert decide(CONFIG, 4, SWAMPED, first.memory, 10.0).target == 4, "it is to be seen first"
+
+
+def giver(name: str, instances: int = 2, under: float | None = 0.0, least: int = 1) -> Giver:
+    config = AutoscaleConfig(min=least, max=8)
+    return Giver(name, config, instances, Memory(under=under))
+
+
+@pytest.mark.parametrize(
+    ("givers", "chosen"),
+    [
+        ([], None),
+        ([giver("d")], "d"),
+        ([giver("d", under=None)], None),
+        ([giver("d", under=90.5)], None),
+        ([giver("d", instances=1)], None),
+        ([giver("d", instances=1, least=0)], None),
+        ([giver("d", instances=3, least=3)], None),
+        ([giver("d", under=50.0), giver("e", under=20.0), giver("f", under=80.0)], "e"),
+    ],
+)
+def test_a_place_is_given_by_who_has_long_had_one_too_many(
+    givers: list[Giver], chosen: str | None
+) -> None:
+    found = giver_for(CONFIG, givers, 100.0)
+    assert (found.pool if found else None) == chosen
+
+
+@given(st.floats(0.0, 4.0), st.integers(2, 8), st.integers(1, 7), st.floats(0.0, 4.0))
+def test_a_place_does_not_swing_back_while_the_load_stays(
+    taker_load: float, takers: int, givers: int, giver_load: float
+) -> None:
+    """The load is what one instance would be under; its share of n instances is an n-th."""
+
+    def view(name: str, load: float, instances: int) -> Giver:
+        signals = Signals(open_requests=1, queue_s=load / instances)
+        memory = decide(CONFIG, instances, signals, Memory(), 0.0).memory
+        return Giver(name, CONFIG, instances, memory)
+
+    before = view("taker", taker_load * takers, takers)
+    if before.memory.over is None:
+        return  # it does not ask
+    from_whom = giver_for(CONFIG, [view("giver", giver_load * givers, givers)], 1e6)
+    if from_whom is None:
+        return
+    taker = view("taker", taker_load * takers, takers + 1)
+    giver = view("giver", giver_load * givers, givers - 1)
+    assert giver.memory.over is None, "the giver does not ask for it back"
+    assert giver_for(CONFIG, [taker], 1e6) is None, "nor would the taker give it"
+
+
 def test_the_bounds_hold_at_once() -> None:
     assert decide(CONFIG, 0, CALM, Memory(), 0.0).target == 1
     assert decide(CONFIG, 9, SWAMPED, Memory(), 0.0).target == 8
@@ -82,10 +147,10 @@ def test_an_idle_pool_may_go_away_and_comes_back_with_the_first_request() -> Non
     assert decide(config, 0, Signals(open_requests=1), Memory(), 0.0).target == 1
 
 
-@pytest.mark.parametrize("wrong", [{"min": 3, "max": 2}, {"shrink_under": 1.0}])
+@pytest.mark.parametrize("wrong", [{"min": 3, "max": 2}, {"min": 2}, {"shrink_under": 1.0}])
 def test_bounds_that_cross_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(InvalidConfig):
-        AutoscaleConfig(**wrong)
+    with pytest.raises(InvalidConfig, match=r"than grow_over|least min"):
+        AutoscaleConfig.checked(**wrong)
 
 
 @given(

@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 from baton.cluster import ray_calls
+from baton.cluster.control import Control, Surroundings
+from baton.cluster.controller import Controller
 from baton.cluster.processes import wait_gone
 from baton.cluster.ray_head import RayHead
+from baton.cluster.state import ControlState
 from baton.cluster.status import InstanceStatus
 from baton.core.errors import BatonError, InvalidRequest, Unavailable
 from baton.core.topology import Membership
@@ -105,6 +108,26 @@ async def test_a_controller_keeps_what_is_wanted_and_outlives_its_own_death(
         assert not any(map(running, pids))
         with pytest.raises(BatonError, match="nothing is up"):
             await control.ask("status")
+
+
+async def test_down_is_nothing_to_do_where_nothing_is_up(tmp_path: Path) -> None:
+    await Controller(tmp_path, {}).down()
+
+
+async def test_the_same_spec_again_starts_a_gateway_that_is_missing(tmp_path: Path) -> None:
+    """One may not have started, or not been found, the last time."""
+    tries: list[int] = []
+
+    class Keeper:
+        async def ensure(self) -> None:
+            tries.append(1)
+
+    wanted = spec().with_secrets()
+    controller = Controller(tmp_path, {})
+    controller._control = Control(ControlState.of(wanted), Surroundings(log_dir=tmp_path))
+    controller._gateways = Keeper()  # type: ignore[assignment]
+    assert not await controller.apply(spec())
+    assert tries == [1]
 
 
 def running(pid: int) -> bool:

@@ -23,6 +23,17 @@ def test_each_model_has_its_own_with_ports_of_their_own() -> None:
     }
 
 
+def test_a_gateway_knows_which_pools_may_be_empty() -> None:
+    def plan(**autoscale: int) -> tuple[bool, bool]:
+        pools = {role: {"autoscale": {"max": 2, **autoscale}} for role in ("prefill", "decode")}
+        model = {"name": "one", "dir": Path("m"), "pools": pools}
+        found = gateway_plans(ClusterSpec.checked(models=[model]))["gateway-0"]
+        return found.expects_prefill, found.may_be_empty
+
+    assert plan(min=1) == (True, False)
+    assert plan(min=0) == (False, True)
+
+
 def test_a_change_of_what_it_is_started_with_is_another_revision() -> None:
     first = gateway_plans(spec(count=1))["gateway-0"]
     assert revision_of(first) == revision_of(gateway_plans(spec(count=2))["gateway-0"])

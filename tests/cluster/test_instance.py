@@ -9,7 +9,7 @@ import pytest
 
 from baton.cluster import rank_process, ray_calls
 from baton.cluster.instance import Instance
-from baton.core.errors import InstanceLost, InternalError
+from baton.core.errors import InstanceLost, InternalError, Unavailable
 from baton.core.ids import InstanceId
 
 MakeInstance = Callable[..., Instance]
@@ -63,6 +63,38 @@ async def test_an_instance_that_answers_lives_until_its_process_ends(
         with pytest.raises(InstanceLost, match="its process ended"):
             await make_instance(wait_closed=wait_closed, stats=stats).ended()
     assert len(answers) >= 5
+
+
+async def test_it_asks_again_whether_it_is_closed(make_instance: MakeInstance) -> None:
+    answers = iter([False, False, True])
+
+    async def wait_closed() -> bool:
+        return next(answers)
+
+    async def stats() -> dict[str, int]:
+        return {}
+
+    async with asyncio.timeout(20):
+        with pytest.raises(InstanceLost, match="its worker closed"):
+            await make_instance(wait_closed=wait_closed, stats=stats).ended()
+    assert list(answers) == []
+
+
+async def test_one_without_processes_is_lost_whatever_it_is_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As one is that was to leave, and died, before a controller that starts afresh adopts it."""
+
+    async def find_actor(name: str, timeout_s: float) -> Any:
+        raise Unavailable("Ray did not answer")
+
+    monkeypatch.setattr(ray_calls, "find_actor", find_actor)
+    instance = Instance(InstanceId("mixed-0"), 1, tmp_path / "log", lambda line: None)
+    with pytest.raises(InstanceLost, match="it has no process"):
+        await instance.drain(1.0)
+    with pytest.raises(InstanceLost, match="it has no process"):
+        await instance.rank_stats(1.0)
+    await instance.kill_named("mixed-0.1")
 
 
 async def test_the_end_of_one_rank_is_that_of_the_instance(make_instance: MakeInstance) -> None:

@@ -22,9 +22,11 @@ def follow():
         said.extend(lines)
 follower = threading.Thread(target=follow)
 follower.start()
-closed = threading.Thread(target=actor.wait_closed)
+closed = threading.Thread(target=lambda: said_closed.append(actor.wait_closed(600.0)))
+said_closed = []
 closed.start()
 assert not actor.begun()
+assert not actor.wait_closed(0.0), "a question has an end"
 try:
     info = actor.start(f"stand_in_worker:{worker}", config)
     result = f"started {info.instance_id} {sorted(actor.stats())}"
@@ -36,7 +38,7 @@ assert not follower.is_alive()
 assert closed.is_alive()
 actor.close()
 closed.join(10)
-assert not closed.is_alive()
+assert said_closed == [True]
 out.write_text("\\n".join([result, *said]))
 """
 

@@ -1,13 +1,17 @@
 """The note by which commands find the Ray cluster that an earlier one made."""
 
+import asyncio
 import os
 import stat
 from pathlib import Path
 
 import pytest
 
+from baton.cluster import lasting_head
 from baton.cluster.lasting_head import Note
 from baton.core.errors import InvalidConfig
+
+PATIENCE_S = 120.0
 
 
 def test_a_note_is_read_by_its_owner_alone(tmp_path: Path) -> None:
@@ -34,3 +38,19 @@ def test_a_head_that_has_ended_is_known_to_have() -> None:
     assert not Note("a:1", "secret", guard=2**22 + 1).alive()
     session = os.getsid(0)
     assert Note("a:1", "secret", guard=session).alive()
+
+
+async def test_a_start_that_is_called_off_leaves_no_ray(short_temp_dir: Path) -> None:
+    temp_dir = short_temp_dir / "ray"
+    temp_dir.mkdir()
+    starting = asyncio.create_task(
+        lasting_head.start(temp_dir, slots=1, threads=1, timeout_s=PATIENCE_S)
+    )
+    async with asyncio.timeout(PATIENCE_S):
+        while not (temp_dir / "head.log").exists():  # noqa: ASYNC110  (another process writes it)
+            await asyncio.sleep(0.01)
+        starting.cancel()
+        await asyncio.wait({starting})
+        assert starting.cancelled()
+        while temp_dir.exists():  # noqa: ASYNC110  (the guard removes it last of all)
+            await asyncio.sleep(0.01)

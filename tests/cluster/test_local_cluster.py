@@ -97,9 +97,9 @@ async def test_a_stopped_instance_is_replaced(
         ("Crashing", 90.0, InstanceLost, ["-0 failed to start: its process ended", "last words"]),
         (
             "Hanging",
-            12.0,  # to begin to hang: the processes of both instances must have started by then
+            30.0,  # to begin to hang: the processes of both instances must have started by then
             DeadlineExceeded,
-            ["was not ready after 12 s", "last progress: hanging", "a line in the log"],
+            ["was not ready after 30 s", "last progress: hanging", "a line in the log"],
         ),
     ],
 )

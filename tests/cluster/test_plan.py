@@ -131,6 +131,17 @@ def test_a_config_that_changes_before_it_was_ready_is_replaced_at_once() -> None
     assert {type(a) for a in world.step()} == {Stop}
 
 
+def test_what_is_lost_does_not_keep_its_place_when_its_config_changes() -> None:
+    """The place is as large as the old config asked for."""
+    world = settled()
+    world.lose("decode-1")
+    world.want("decode", revision="b")
+    actions = {a.instance_id: type(a) for a in world.step()}
+    assert actions[InstanceId("decode-1")] is Stop
+    world.settle()
+    assert missing(world.wishes, world.fleet) == []
+
+
 def test_a_flip_reserves_its_name_and_goes_to_the_same_place() -> None:
     world = settled()
     world.want("prefill", count=2)

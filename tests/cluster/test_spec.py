@@ -68,7 +68,12 @@ def test_a_spec_survives_being_written_down(tmp_path: Path) -> None:
         ("instances: 2", "instances: x", "11: models.0.pools.decode.instances: 'x' is not"),
         ("instances: 2", "instance: 2", "11: models.0.pools.decode.instance: 2 is not"),
         ("instances: 2", "instances: 0", "8: models.0.pools: ['prefill', 'decode'] is not"),
-        ("instances: 2", "min_instances: 2", "10: models.0.pools.decode.instances: 1 is not"),
+        ("instances: 2", "autoscale: {min: 3, max: 2}", "11: models.0.pools.decode.autoscale.max"),
+        (
+            "instances: 2",
+            "instances: 2\n        autoscale: {min: 3, max: 4}",
+            "11: models.0.pools.decode.instances: 2 is not allowed; allowed: 3 to 4",
+        ),
         ("max_sequences: 8", "block_size: 7", "12: models.0.pools.decode.engine.block_size: 7"),
         ("prefill:", "pre_fill:", "9: models.0.pools.pre_fill.role: None is not"),
         ("prefill:", "Prefill: {role: prefill}", "9: models.0.pools.Prefill: 'Prefill' is not"),

@@ -23,7 +23,7 @@ from tests.cluster.worlds import World, info
 
 
 def spec(**pools: object) -> ClusterSpec:
-    found = pools or {"prefill": {"instances": 2}, "decode": {"instances": 2, "max_instances": 3}}
+    found = pools or {"prefill": {"instances": 2}, "decode": {"instances": 2}}
     model = {"name": "m", "dir": Path("m"), "pools": found}
     return ClusterSpec.checked(models=[model])
 
@@ -70,13 +70,38 @@ def test_a_pool_is_scaled_within_its_bounds() -> None:
     assert scaled(state, "decode", 3).counts == {"prefill": 2, "decode": 3}
     assert scaled(state, "prefill", 0).counts == {"prefill": 0, "decode": 2}
     for pool, count, words in [
-        ("decode", 4, "instances: 4 is not allowed; allowed: 0 to 3"),
+        ("decode", 1025, "instances: 1025 is not allowed; allowed: 0 to 1024"),
         ("prefill", -1, "instances: -1 is not allowed"),
         ("decode", 0, "1 or more in decode: nobody else decodes"),
         ("mixed", 1, "pool: 'mixed' is not allowed; allowed: one of prefill, decode"),
     ]:
         with pytest.raises(InvalidRequest, match=words):
             scaled(state, pool, count)
+
+
+def test_a_pool_that_follows_its_load_has_bounds_and_may_be_empty() -> None:
+    state = running(spec(decode={"instances": 2, "autoscale": {"min": 0, "max": 3}}))
+    assert scaled(state, "decode", 0).counts == {"decode": 0}
+    with pytest.raises(InvalidRequest, match="allowed: 0 to 3 in decode"):
+        scaled(state, "decode", 4)
+
+
+def test_another_spec_keeps_the_size_that_a_load_made_within_its_bounds() -> None:
+    def auto(**bounds: int) -> ClusterSpec:
+        return spec(decode={"autoscale": bounds})
+
+    state = scaled(running(auto(max=8)), "decode", 5)
+    assert state.spec.pools()["decode"][1].instances == 1
+    revision = state.wishes()[0].revision
+    for other, count in [
+        (auto(max=8), 5),
+        (auto(max=4), 4),
+        (auto(min=6, max=8), 6),
+        (spec(decode={}), 1),
+    ]:
+        changed = with_spec(state, other)
+        assert changed.counts == {"decode": count}
+        assert changed.wishes()[0].revision == revision, "nothing is to be rolled out"
 
 
 def test_one_that_is_told_to_leave_makes_its_pool_smaller() -> None:
@@ -93,10 +118,11 @@ def test_one_that_is_told_to_leave_makes_its_pool_smaller() -> None:
 
 
 def test_one_that_is_told_to_flip_changes_both_pools() -> None:
-    state = told_to_flip(running(spec()), "prefill-1")
+    most = {"instances": 2, "autoscale": {"max": 3}}
+    state = told_to_flip(running(spec(prefill={"instances": 2}, decode=most)), "prefill-1")
     assert state.counts == {"prefill": 1, "decode": 3}
     assert state.leaving == {"prefill-1": "decode"}
-    with pytest.raises(InvalidRequest, match="0 to 3 in decode"):
+    with pytest.raises(InvalidRequest, match="1 to 3 in decode"):
         told_to_flip(state, "prefill-0")
     back = told_to_flip(running(spec()), "decode-1")
     assert back.counts == {"prefill": 3, "decode": 1}

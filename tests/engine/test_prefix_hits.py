@@ -287,3 +287,43 @@ def test_what_is_pinned_stays_until_it_is_released(bench, fake, wanted, held):
     assert world.scheduler.pin(fake.request(30, 1, tenant="other"), 3) is None
     assert world.scheduler.pin(request, 0) is None
     world.scheduler.check()
+
+
+def test_what_a_running_sequence_has_is_pinned_in_its_place(bench, fake):
+    world = bench(8)
+    request = fake.request(20, 30)
+    seq = world.submit(request)
+    assert world.scheduler.pin_committed(seq) is None, "it has not begun"
+    world.step()
+    for _ in range(7):  # 27 tokens, of which 26 are computed: three blocks
+        world.step()
+    pinned = world.scheduler.pin_committed(seq)
+    output = fake.expected(request)[0]
+    assert pinned.request is request
+    assert pinned.tokens == (*request.prompt, *output)[:25]
+    assert pinned.blocks == world.scheduler.blocks(seq)[:3]
+    world.scheduler.check()
+    world.scheduler.release(seq)
+    assert all(map(world.scheduler.is_current, pinned.blocks))
+    world.submit(fake.request(8 * 5, 1, seed=1))  # needs all the rest
+    world.run()
+    assert all(map(world.scheduler.is_current, pinned.blocks))
+    world.scheduler.release(pinned.seq_id)
+    world.scheduler.check()
+    assert memory(world).pool.used == 0
+    assert world.scheduler.pin_committed(seq) is None, "it has ended"
+
+
+def test_of_a_preempted_sequence_nothing_is_pinned(bench, fake):
+    world = bench(8)
+    world.submit(fake.request(24, 30))
+    late = world.submit(fake.request(24, 30, seed=1))
+    world.step()
+    assert world.scheduler.pin_committed(late).blocks == world.scheduler.blocks(late)[:3]
+    pinned = None
+    while world.scheduler.stats().roster.preemptions == 0:
+        world.step()
+    assert world.scheduler.blocks(late) == ()
+    pinned = world.scheduler.pin_committed(late)
+    assert pinned is None
+    world.scheduler.check()

@@ -175,6 +175,26 @@ def test_who_lacks_a_block_gets_one_though_everybody_is_always_in_a_step(fake):
     assert [world.output(s) for s in (first, last)] == [fake.expected(r)[0] for r in requests]
 
 
+def test_nobody_waits_for_a_block_until_a_prompt_of_a_later_rank_is_computed(fake):
+    """It is preempted between two chunks, as if nothing were planned ahead."""
+    world = fake.Bench(9, depth=2, ahead=True, prefix_cache=False, max_batch_tokens=16)
+    requests = [fake.request(15, 20, seed=0), fake.request(50, 2, seed=1)]
+    first, last = (world.submit(request) for request in requests)
+    plans: deque[StepPlan] = deque()
+    computed: list[StepPlan] = []
+    while not world.scheduler.stats().roster.preemptions:
+        while len(plans) < 2 and (plan := world.scheduler.plan()) is not None:
+            plans.append(plan)
+            computed.append(plan)
+        world.events += world.scheduler.apply(world.runner.execute(plans.popleft()))
+    ends = [part.end for plan in computed for part in plan.sequences if part.seq_id == last]
+    assert ends == [8], "its only chunk was planned before anybody lacked a block"
+    while plans:
+        world.events += world.scheduler.apply(world.runner.execute(plans.popleft()))
+    run(world, 2)
+    assert [world.output(s) for s in (first, last)] == [fake.expected(r)[0] for r in requests]
+
+
 def test_blocks_are_cached_while_later_steps_use_the_sequence(fake):
     world = fake.Bench(20, depth=2, ahead=True)
     world.submit(fake.request(8, 30))

@@ -70,6 +70,18 @@ def test_a_stop_token_ends_it_at_once(bench, fake):
     assert world.free == 8
 
 
+def test_entries_into_the_queue_are_numbered_and_the_oldest_is_told(bench, request_of):
+    world = bench(8, max_sequences=1)
+    assert (roster(world).entries, roster(world).oldest) == (0, None)
+    for _ in range(3):
+        world.submit(request_of(8, 1))
+    assert (roster(world).entries, roster(world).oldest) == (3, 0)
+    world.step()
+    assert (roster(world).entries, roster(world).oldest) == (3, 1)
+    world.run()
+    assert (roster(world).entries, roster(world).oldest) == (3, None)
+
+
 # Batches
 
 

@@ -20,9 +20,9 @@ def config(parallel: ParallelConfig | None = None, **engine: object) -> WorkerCo
     )
 
 
-def gpus(monkeypatch: pytest.MonkeyPatch, *, there: bool) -> None:
+def gpus(monkeypatch: pytest.MonkeyPatch, *, there: bool, count: int = 1) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
 
 
 def test_a_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +38,9 @@ def test_a_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("field", "more"),
     [
-        ("device", {"parallel": ParallelConfig(tp=2)}),
+        ("pp", {"parallel": ParallelConfig(pp=2)}),
+        ("ep", {"parallel": ParallelConfig(ep=2, tp=2)}),
+        ("cp", {"parallel": ParallelConfig(cp=4)}),
         ("executor", {"executor": "native"}),
         ("batch_invariant", {"batch_invariant": True}),
     ],
@@ -50,6 +52,25 @@ def test_what_a_gpu_cannot_do_stays_on_the_cpu(
     assert compute_device(config(**more)) == torch.device("cpu")  # type: ignore[arg-type]
     with pytest.raises(InvalidConfig, match=f"{field}: "):
         compute_device(config(device="cuda", **more))  # type: ignore[arg-type]
+
+
+def test_keys_are_left_out_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, there=True)
+    assert compute_device(config(attention_skip_below=1e-4)).type == "cuda"
+    with pytest.raises(InvalidConfig, match=r"attention_skip_below: .*0\.0001.* 0 on the CPU"):
+        compute_device(config(attention_skip_below=1e-4, device="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("seen", "taken"), [(1, [0, 0, 0, 0]), (2, [0, 1, 0, 1]), (8, [0, 1, 2, 3])]
+)
+def test_each_rank_takes_a_gpu_of_those_it_sees(
+    monkeypatch: pytest.MonkeyPatch, seen: int, taken: list[int]
+) -> None:
+    gpus(monkeypatch, there=True, count=seen)
+    given = config(ParallelConfig(tp=4))
+    found = [compute_device(given.model_copy(update={"rank": rank})) for rank in range(4)]
+    assert found == [torch.device("cuda", index) for index in taken]
 
 
 def test_steps_under_way() -> None:

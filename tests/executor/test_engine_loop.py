@@ -231,6 +231,43 @@ async def test_layers_that_are_waited_for_are_told_of_before_the_step_ends():
         assert told[:2] == [(1, 2), (1, 5)]
 
 
+class HastyModel(Model):
+    """Has computed layers of a step before anybody can have heard that the last one has ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: tuple[Future[StepResult], StepResult] | None = None
+
+    def execute(self, plan: StepPlan, watch: LayerWatch | None = None) -> Future[StepResult]:
+        assert self.gate.wait(20)
+        result, future = super().execute(plan), Future[StepResult]()
+        if self.last is not None:
+            self.last[0].set_result(self.last[1])
+        for layers in watch.ends if watch else ():
+            watch.reached(layers)
+        self.last = future, result
+        return future
+
+
+async def test_layers_of_a_step_are_told_of_after_what_came_of_the_last_one():
+    world = World(max_batch_tokens=16, depth=2)
+    world.model = world.loop._runner = model = HastyModel()
+    heard: list[object] = []
+    world.ears.layers_done = lambda plan, layers: heard.append((plan.step, layers))
+    world.ears.react = heard.append
+    world.ears.wanted = (2,)
+    async with world.running():
+        model.gate.clear()
+        seq = world.loop.submit(request_of(32, 1))
+        await world.ears.until_started(2)
+        model.gate.set()
+        await world.ears.until(lambda: bool(heard[1:]))
+        assert model.last is not None
+        model.last[0].set_result(model.last[1])
+        await world.ears.until(lambda: world.ears.ended(seq))
+    assert heard[:3] == [(1, 2), ChunkComputed(seq, 16), (2, 2)]
+
+
 async def test_a_command_wakes_an_idle_loop():
     async with World().running() as world:
         for seed in range(3):

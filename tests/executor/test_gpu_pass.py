@@ -98,13 +98,15 @@ def test_the_token_sampled_last_is_the_next_input(steps: GpuPass) -> None:
 
 
 def test_tokens_sampled_on_the_host_are_the_next_input_too(steps: GpuPass) -> None:
-    launched = steps.launch([part(1, 2, 0, 7)], sample=False)
+    untypical = part(1, 2, 0, 7)._replace(sampling=SamplingParams(0.0, typical_p=0.5))
+    launched = steps.launch([part(2, 4, 0, 6), untypical])
     launched.done.wait()
     (logits,) = launched.logits
+    assert launched.on_host == (1,)
     assert logits.shape[0] == 1
-    steps.take_tokens(launched.sampled, [9])
+    steps.take_tokens([untypical], [9])
     second = steps.launch([part(1, 2, 1, PENDING)])
-    known = steps.launch([part(2, 3, 0, 7, 9)])
+    known = steps.launch([part(3, 3, 0, 7, 9)])
     known.done.wait()
     assert second.found[0, 0] == known.found[0, 0]
 

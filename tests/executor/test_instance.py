@@ -8,7 +8,7 @@ from baton.core.errors import InvalidConfig, TransportError
 from baton.core.topology import Role
 from baton.executor.instance import Instance
 from baton.executor.late_device import LateDevice
-from baton.executor.rank import executor_of
+from baton.executor.rank_model import executor_of
 from baton.kv_transfer import choose
 from baton.kv_transfer.transport import Region, Transport
 

@@ -79,6 +79,9 @@ async def test_it_fences_itself_when_the_lease_ends_and_serves_again_when_it_is_
 async def test_the_lease_ends_by_the_clock_alone() -> None:
     async with watched(Instance()) as instance:
         instance.beat(lease_s=0.02)  # from now on nobody says anything
+        for _ in range(10):
+            await asyncio.sleep(0)
+            assert not instance.leased.fenced
         instance.now = 0.02
         await until(True, instance)
 

@@ -105,6 +105,29 @@ def test_a_device_that_fails_fails_the_step() -> None:
     runner.close()
 
 
+def test_layers_are_told_of_before_a_step_that_fails_ends() -> None:
+    class Failing(Model):
+        def execute(self, plan: StepPlan, watch: LayerWatch | None = None) -> StepResult:
+            super().execute(plan, watch)
+            raise ZeroDivisionError
+
+    device, told = GatedDevice(), []
+    ended = threading.Event()
+
+    class LateEvent(GatedEvent):
+        def wait(self) -> None:
+            ended.wait(0.3)  # for as long as anybody might take to end a step too early
+
+    device.record = LateEvent  # type: ignore[method-assign]
+    runner = PacedRunner(Failing(), device)
+    with pytest.raises(ZeroDivisionError):
+        runner.execute(PLAN, LayerWatch((2,), told.append))
+    told.append("ended")
+    ended.set()
+    runner.close()
+    assert told == [2, "ended"]
+
+
 def test_what_the_model_has_written_is_hidden_until_its_event() -> None:
     device = LateDevice(hides=True)
     memory = device.allocate(32).view(torch.int64)

@@ -149,7 +149,7 @@ async def test_all_ranks_get_every_plan_and_one_has_the_result(
     with pytest.raises(WrongKV, match="not finite"):
         await asyncio.wait_for(asyncio.wrap_future(second), PATIENCE_S)
     assert not third.done()
-    assert world.group.progress == (1, ALL_LAYERS)
+    assert world.group.progress == world.group.steps_ended == (1, ALL_LAYERS)
     assert rank.plans == [plan(0), plan(1), plan(2)]
 
 

@@ -9,7 +9,7 @@ import torch
 from baton.core.config import EngineConfig
 from baton.executor.cuda_queue import CudaQueue
 from baton.executor.gpu_memory import CudaMeter
-from baton.executor.gpu_start import Gpu, blocks_on_gpu, start_runner
+from baton.executor.gpu_start import Gpu, room_on_gpu, start_runner
 from baton.executor.kv_cache import KVCache, make_layout
 from baton.executor.runner import ModelRunner
 from baton.kernels.backend import Backend, using_backend
@@ -69,9 +69,10 @@ async def test_an_engine_on_a_gpu_gives_the_tokens_of_the_cpu(
     queue, config = CudaQueue(), EngineConfig(**sizes)
     gpu = Gpu(queue, CudaMeter(queue.device), None)
     layout = make_layout(model.spec, config.block_size, model.dtype)
-    assert blocks_on_gpu(gpu, config, model, layout, print) > 64
+    room = room_on_gpu(gpu, config, model, layout, print)
+    assert room.blocks > 64
     kv = KVCache(layout, 64, "cuda")
-    runner = start_runner(gpu, config, model, kv, None, 2, print)
+    runner = start_runner(gpu, config, model, kv, None, 2, room.sizes, print)
     world = EngineWorld(model, lambda _: runner, num_blocks=64, depth=2, ahead=True, **sizes)
     try:
         assert await world.serve(requests) == expected

@@ -54,6 +54,8 @@ class Answer:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     cached_tokens: int = 0
+    backed_up: int = 0
+    """Tokens, by the last word about it."""
     finish: pb.Finish | None = None
     done: asyncio.Event = field(default_factory=asyncio.Event)
     first: asyncio.Event = field(default_factory=asyncio.Event)
@@ -78,11 +80,20 @@ class Session:
         self._keys = itertools.count(1)
         self._answers: dict[int, Answer] = {}
 
-    async def submit(self, prompt: Prompt, prefill: Sequence[pb.InstanceRef] = ()) -> Answer:
-        return (await self.submit_keyed(prompt, prefill))[1]
+    async def submit(
+        self,
+        prompt: Prompt,
+        prefill: Sequence[pb.InstanceRef] = (),
+        backup: pb.InstanceRef | None = None,
+    ) -> Answer:
+        return (await self.submit_keyed(prompt, prefill, backup=backup))[1]
 
     async def submit_keyed(
-        self, prompt: Prompt, prefill: Sequence[pb.InstanceRef] = (), timeout_s: float = PATIENCE_S
+        self,
+        prompt: Prompt,
+        prefill: Sequence[pb.InstanceRef] = (),
+        timeout_s: float = PATIENCE_S,
+        backup: pb.InstanceRef | None = None,
     ) -> tuple[int, Answer]:
         key = next(self._keys)
         self._answers[key] = Answer()
@@ -100,7 +111,9 @@ class Session:
                 priority=prompt.priority,
             ).resume(prompt.output)
         )
-        submit = pb.Submit(key=key, request=request, prefill=prefill, timeout_s=timeout_s)
+        submit = pb.Submit(
+            key=key, request=request, prefill=prefill, timeout_s=timeout_s, backup=backup
+        )
         await self._call.write(pb.GatewayFrame(submit=submit))
         return key, self._answers[key]
 
@@ -123,6 +136,7 @@ class Session:
                 answer.tokens += update.tokens
                 answer.logprobs += [logprobs_core(told) for told in update.logprobs]
                 answer.cached_tokens += update.cached_tokens
+                answer.backed_up = update.backed_up_tokens or answer.backed_up
                 if update.tokens:
                     answer.first.set()
                 if update.HasField("finish"):
@@ -275,7 +289,7 @@ def start_process() -> Any:
         process.communicate(timeout=10)
 
 
-async def eventually(holds: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
+async def eventually(holds: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> None:
     """Wait until something holds that another process or task brings about."""
     async with asyncio.timeout(timeout_s):
         while not holds():  # noqa: ASYNC110 (the other side is not ours to wake us)

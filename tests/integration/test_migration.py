@@ -18,6 +18,7 @@ import pytest
 
 from baton.api.choices import choice_pieces
 from baton.api.gateway import Gateway
+from baton.api.journey import Journey
 from baton.api.validate import Call, completion_call
 from baton.core.config import GatewayConfig
 from baton.core.metrics import GatewayMetrics
@@ -195,6 +196,45 @@ async def test_three_instances_are_killed_and_no_stream_shows_it(
     [line] = [n for n in text.splitlines() if n.startswith("baton_migrations_total{")]
     assert 'reason="instance_lost"' in line
     assert float(line.split()[-1]) >= 3
+
+
+async def test_what_was_backed_up_is_not_computed_again(
+    house: House,
+    start_pair: Any,
+    start_process: Any,
+    tools: Any,
+    demo_model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The instance dies as soon as its peer has something: the whole prompt, at first."""
+    backup = {"backup": "peer", "backup_every_blocks": 1}
+    pair = await start_pair(demo_model_dir, decode={"handover": backup})
+    config = tools.worker_config(Role.DECODE, "a-decode", demo_model_dir, handover=backup)
+    process = await asyncio.to_thread(start_process, config)
+    doomed = info_of(process, pair.decode.info)
+    await house.know(doomed)
+    call = house.call(CODE * 5, max_tokens=400, temperature=0.8, logprobs=1)
+    [right] = await house.read(call)
+    [request] = call.requests
+    whole_blocks = len(request.generate.prompt) // 16 * 16
+    heard: list[int] = []
+
+    def backed_up(journey: Journey, tokens: int) -> None:
+        heard.append(tokens)
+        journey._backed_up = tokens
+        process.send(signal.SIGKILL)
+
+    monkeypatch.setattr(Journey, "backed_up", backed_up)
+    await house.know(pair.decode.info, doomed)
+    [shown] = await house.read(call)
+    shown.expect(right)
+    assert process.process.wait(PATIENCE_S) == -9
+    trace = house.gateway.trace(request.generate.request_id)
+    assert trace is not None
+    [move] = trace.migrations
+    assert (move.instance, trace.decode_instance) == ("a-decode", "decode-0")
+    assert heard[-1] == move.backed_up_tokens >= whole_blocks
+    assert move.cached_tokens >= move.backed_up_tokens
 
 
 # ---- an instance that hangs --------------------------------------------------------------------

@@ -50,9 +50,9 @@ pytestmark = pytest.mark.timeout(300)
 class RankProcesses:
     """An instance whose ranks are all processes; the leader's is started here."""
 
-    def __init__(self, config: WorkerConfig) -> None:
+    def __init__(self, config: WorkerConfig, *options: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), config.model_dump_json()],
+            [sys.executable, str(SCRIPT), config.model_dump_json(), *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -109,13 +109,16 @@ def config_of(
     model_dir: Path,
     mesh: str,
     max_batch_tokens: int = 64,
+    number: int = 0,
+    handover: dict[str, Any] | None = None,
+    kv_memory_mib: int | None = 16,
     **options: Any,
 ) -> WorkerConfig:
     config: WorkerConfig = tools.worker_config(
         role,
-        f"{role.value}-0",
+        f"{role.value}-{number}",
         model_dir,
-        kv_memory_mib=16,
+        kv_memory_mib=kv_memory_mib,
         max_batch_tokens=max_batch_tokens,
         executor="torch",
         **options,
@@ -124,6 +127,7 @@ def config_of(
             "transport": "shm",
             "min_read_kib": 0,
             "offer_cost_s": 0,
+            **(handover or {}),
         },
     )
     return config.model_copy(update={"parallel": ParallelConfig(**MESHES[mesh])})
@@ -137,9 +141,11 @@ def start_instance(tools: Any, model_dir: Path) -> Any:
     """Start instances as processes; whatever is left of them at the end is killed by its pid."""
     started: list[RankProcesses] = []
 
-    def start(role: Role, mesh: str, max_batch_tokens: int = 64, **options: Any) -> RankProcesses:
+    def start(
+        role: Role, mesh: str, max_batch_tokens: int = 64, *, late: bool = False, **options: Any
+    ) -> RankProcesses:
         config = config_of(tools, role, model_dir, mesh, max_batch_tokens, **options)
-        started.append(RankProcesses(config))
+        started.append(RankProcesses(config, *(["late"] if late else [])))
         return started[-1]
 
     yield start
@@ -226,6 +232,33 @@ async def test_a_long_prompt_is_spread_over_ranks(
     assert moved == {"cp"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["tp2", "pp2", "ep2"])
+async def test_every_rank_backs_up_to_its_like(
+    start_instance: StartInstance, alone: Any, tools: Any, mesh: str
+) -> None:
+    draw = random.Random(5)
+    prompt = tools.prompt(tuple(draw.randrange(1, 1000) for _ in range(60)), 60)
+    [right] = await alone.run([prompt])
+    backup = {"backup": "peer", "backup_every_blocks": 1}
+    one = start_instance(Role.DECODE, mesh, handover=backup)
+    two = start_instance(Role.DECODE, mesh, number=2, handover=backup)
+    await one.ready(tools)
+    await two.ready(tools)
+    async with tools.open_session(one.address) as session:
+        answer = await session.submit(prompt, backup=two.ref)
+        await answer.wait()
+    assert answer.tokens == right.tokens
+    assert answer.backed_up > 0
+    async with tools.open_session(two.address) as session:
+        [rest] = await session.run([replace(prompt, output=tuple(answer.tokens[:50]))])
+    assert rest.tokens == right.tokens[50:]
+    assert rest.cached_tokens >= min(answer.backed_up, 96)
+    await two.close()
+    await one.close()
+    assert int(two.counters["backup_blocks_taken"]) * 16 >= answer.backed_up
+
+
 @pytest.mark.parametrize(
     ("prefill", "decode"),
     [("tp2", "pp2"), pytest.param("ep2", "tp2", marks=pytest.mark.slow)]
@@ -310,6 +343,28 @@ async def test_ranks_run_ahead_together(
             answers = await session.run(asked)
             assert [answer.tokens for answer in answers] == expected
     await instance.close()
+
+
+@pytest.mark.slow
+async def test_as_on_gpus_ranks_hand_over_what_each_has(
+    start_instance: StartInstance, alone: Any, tools: Any, prompts: list[Any]
+) -> None:
+    """Every rank has a late queue and a late pool of its own, which staging alone reaches."""
+    options = {"late": True, "run_ahead": True, "max_sequences": 4, "cuda_graph_sizes": (2, 4)}
+    one = start_instance(Role.PREFILL, "tp2", kv_memory_mib=None, **options)
+    two = start_instance(Role.DECODE, "tp2", kv_memory_mib=None, **options)
+    expected = [answer.tokens for answer in await alone.run(prompts)]
+    await one.ready(tools)
+    await two.ready(tools)
+    async with tools.open_session(two.address) as session:
+        answers = await session.run(prompts, [one.ref])
+    assert [answer.tokens for answer in answers] == expected
+    for answer in answers:
+        assert [trace.outcome for trace in answer.finish.handovers] == ["ok"]
+        assert not answer.finish.local_prefill
+    await two.close()
+    await one.close()
+    assert two.counters["staging_pages"] == two.counters["staging_pages_free"] > 0
 
 
 async def test_experts_move_while_requests_run(

@@ -208,3 +208,35 @@ def test_check_notices_a_leak(router, make_instance):
     with pytest.raises(AssertionError):
         router.check()
     lease.output_tokens -= 1
+
+
+def test_the_backup_is_the_second_best_that_can_read_the_kv(router, make_instance):
+    d0, d1, d2 = (make_instance(f"d{i}") for i in range(3))
+    other = make_instance("c-other", compatibility="other")
+    mixed = make_instance("b-mixed", Role.MIXED)
+    short = make_instance("a-short", max_model_len=10)
+    membership = Membership(1, (d0, d1, d2, short))
+    first = router.admit(membership, prompt_tokens=100, max_tokens=1)
+    assert (first.route.decode, first.route.backup) == (d0, d1)
+    second = router.admit(membership, prompt_tokens=50, max_tokens=1)
+    assert (second.route.decode, second.route.backup) == (d1, d2), "loads count for it too"
+    assert key_of(d2) not in router.stats().decode, "a backup is no load"
+    alone = router.admit(Membership(2, (d0, mixed, other)), prompt_tokens=20, max_tokens=1)
+    assert (alone.route.decode, alone.route.backup) == (mixed, None)
+    last = router.admit(Membership(3, (d0, other)), prompt_tokens=20, max_tokens=1)
+    assert last.route.backup is None, "none that could read it"
+
+
+def test_what_moves_goes_to_its_backup_however_busy_that_is(router, make_instance):
+    d0, d1, d2 = (make_instance(f"d{i}") for i in range(3))
+    membership = Membership(1, (d0, d1, d2))
+    lease = router.admit(membership, prompt_tokens=100, max_tokens=1)
+    assert lease.route.backup is d1
+    router.admit(membership, prompt_tokens=500, max_tokens=1)
+    left = Membership(2, (d1, d2))
+    lease.move(left, avoided={key_of(d0)}, preferred=key_of(d1))
+    assert (lease.route.decode, lease.route.backup) == (d1, d2)
+    lease.move(left, avoided={key_of(d1)}, preferred=key_of(d1))
+    assert lease.route.decode is d2, "it was lost on it"
+    lease.move(left, preferred=key_of(d0))
+    assert lease.route.decode is d2, "gone: the least loaded one"

@@ -16,7 +16,6 @@ from baton.kernels.triton.sampling import (
     LogitChanges,
     Penalties,
     SamplingTensors,
-    begin_history_,
     change_logits_,
     sample,
 )
@@ -150,15 +149,6 @@ def test_changes_count_until_a_position_and_after_what_was_said():
         assert logits.equal(expected)
 
 
-def test_a_history_begins_with_what_was_said():
-    seen = torch.full((8,), 9, dtype=torch.int32)
-    begin_history_(seen, torch.tensor([1, 1, 2]), torch.tensor([2, 5, 5, 5]))
-    assert seen.tolist() == [0, 1, 2, 0, 0, 4, 0, 0]
-    nothing = torch.empty(0, dtype=torch.int64)
-    begin_history_(seen, nothing, nothing)
-    assert not seen.any()
-
-
 def test_penalties_and_changes():
     random = torch.Generator().manual_seed(4)
     rows = 4
@@ -188,3 +178,13 @@ def test_penalties_and_changes():
         if sequence >= 0:
             before[sequence, found[row]] = before[sequence, found[row]].clamp(min=1) + 1
     assert seen.equal(before), "each new token is counted, and nothing else"
+
+
+def test_logits_that_are_not_finite_count_in_their_own_history_alone():
+    logits = torch.full((1, VOCABULARY), float("nan"))
+    seen = torch.zeros(3, VOCABULARY, dtype=torch.int32)
+    one = torch.ones(1)
+    penalties = Penalties(seen, torch.tensor([1], dtype=torch.int32), one, one, one)
+    sample(logits, tensors([SamplingParams(temperature=0.0)], [7]), penalties)
+    assert not seen[0].any()
+    assert not seen[2].any()

@@ -1,4 +1,4 @@
-"""gRPC channels to prefill instances, closed when idle and the instance has restarted."""
+"""gRPC channels to other instances, closed when idle and the instance has restarted."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import grpc
 
 from baton.core.ids import Incarnation, InstanceId
-from baton.proto import worker_pb2_grpc as pb_grpc
 from baton.proto.grpc_runtime import open_channel
 
 
 @dataclass(frozen=True, slots=True)
-class PrefillRef:
-    """A prefill instance that the router chose."""
+class PeerRef:
+    """An instance that the router chose, to hand over or to back up to."""
 
     instance_id: InstanceId
     address: str
@@ -27,7 +26,7 @@ class _Entry:
     users: int = 0
 
 
-class PrefillChannels:
+class PeerChannels:
     """One channel per incarnation that is in use, and one per instance for the one asked for last.
 
     Gateways learn of a restart one after the other, so for a while both incarnations are asked
@@ -35,16 +34,16 @@ class PrefillChannels:
     """
 
     def __init__(self) -> None:
-        self._open: dict[PrefillRef, _Entry] = {}
-        self._latest: dict[InstanceId, PrefillRef] = {}
+        self._open: dict[PeerRef, _Entry] = {}
+        self._latest: dict[InstanceId, PeerRef] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         return len(self._open)
 
     @asynccontextmanager
-    async def stub(self, ref: PrefillRef) -> AsyncIterator[pb_grpc.PrefillStub]:
-        """Lend a stub for this incarnation of the instance; its channel stays open meanwhile."""
+    async def channel(self, ref: PeerRef) -> AsyncIterator[grpc.aio.Channel]:
+        """Lend the channel to this incarnation of the instance; it stays open meanwhile."""
         before = self._latest.get(ref.instance_id)
         self._latest[ref.instance_id] = ref
         entry = self._open.get(ref)
@@ -54,17 +53,17 @@ class PrefillChannels:
         if before is not None:
             self._drop_if_unwanted(before)
         try:
-            yield pb_grpc.PrefillStub(entry.channel)
+            yield entry.channel
         finally:
             entry.users -= 1
             self._drop_if_unwanted(ref)
 
-    def _drop_if_unwanted(self, ref: PrefillRef) -> None:
+    def _drop_if_unwanted(self, ref: PeerRef) -> None:
         entry = self._open.get(ref)
         if entry is not None and not entry.users and self._latest[ref.instance_id] != ref:
             self._drop(ref)
 
-    def _drop(self, ref: PrefillRef) -> None:
+    def _drop(self, ref: PeerRef) -> None:
         task = asyncio.create_task(self._open.pop(ref).channel.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)

@@ -1,8 +1,11 @@
-"""Reads into prefill's cache what decode's has of a prompt, instead of computing it.
+"""Reads into this instance's prefix cache what another one's has of a prompt.
 
-It is a handover the other way round, and a small one: decode pins and offers, prefill reserves,
-reads, verifies and adopts. Whatever goes wrong, the prompt is computed, and the blocks that were
-reserved come back after the fence.
+    decode ──▶ prefill   what only decode has of a prompt, instead of computing it
+    decode ──▶ decode    a backup: what a running sequence has so far (decode_worker/backup.py)
+
+It is a small handover: the one who has it pins and offers; the one who lacks it reserves, reads,
+verifies and adopts. Whatever goes wrong, nothing is cached, and the blocks that were reserved come
+back after the fence.
 """
 
 import asyncio
@@ -20,7 +23,7 @@ from baton.kv_transfer.plan import TokenRange
 _ROOM_TIMEOUT_S = 0.2
 """For room in the pool: where there is none at once, computing is the better use of what comes."""
 
-_log = get_logger("prefill")
+_log = get_logger("pull")
 
 
 class PrefixPull:
@@ -55,7 +58,7 @@ class PrefixPull:
                 self._give_up("what comes before has left the cache")
             elif await self._read(granted):
                 self._instance.engine.adopt(seq_id)
-                self._pulls.blocks += len(self._offer.blocks)
+                self._pulls.blocks += len(granted.blocks) - granted.cached
         except (BatonError, TimeoutError) as error:
             self._give_up(error)
         finally:
@@ -70,11 +73,12 @@ class PrefixPull:
             self._pulls.forget(seq_id)
 
     async def _read(self, granted: Reserved) -> bool:
-        """Read and verify; False if it is not what was offered."""
-        if granted.cached > self._offer.first_block:
-            return False  # somebody computed more of it meanwhile
-        engine, open_ = self._instance.engine, self._open
-        ours = tuple(ref.block for ref in granted.blocks[self._offer.first_block :])
+        """Read what the cache lacks, and verify it; False if it is not what was offered."""
+        engine, open_, offer = self._instance.engine, self._open, self._offer
+        size = self._instance.layout.block_size
+        lacking = TokenRange(granted.cached * size, self._tokens.end)
+        offered = offer.blocks[granted.cached - offer.first_block :]
+        ours = tuple(ref.block for ref in granted.blocks[granted.cached :])
         handover = self._instance.handover(
             HandoverTerms(
                 open_.layout,
@@ -87,11 +91,9 @@ class PrefixPull:
         try:
             async with asyncio.timeout(self._timeout_s):
                 await handover.connect(open_.transports, open_.place_blocks)
-                await handover.read(
-                    ReadOrder(self._offer.layers, self._tokens, self._offer.blocks, ours)
-                )
+                await handover.read(ReadOrder(offer.layers, lacking, offered, ours))
         except WrongKV as error:
-            _log.warning("wrong KV from decode", error=str(error), pull=repr(self))
+            _log.warning("wrong KV in a pull", error=str(error), pull=repr(self))
             self._pulls.wrong += 1
             await handover.close()
             return False
@@ -112,7 +114,7 @@ class PullTable:
 
     def __init__(self) -> None:
         self.blocks = 0
-        """That were read from decode and adopted."""
+        """That were read and adopted."""
         self.wrong = 0
         """Pulls whose KV was not what was offered."""
         self._waiting: dict[SeqId, asyncio.Future[Reserved]] = {}

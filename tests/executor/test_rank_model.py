@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from baton.core.config import LeaderRef, ParallelConfig, WorkerConfig
+from baton.core.errors import InvalidConfig
 from baton.core.topology import Role
-from baton.executor.rank import meeting_of
+from baton.executor.rank_model import check_library, meeting_of
 from baton.parallel.mesh import Mesh
 
 
@@ -33,3 +34,11 @@ def test_sums_stay_exact_unless_int8_is_asked_for() -> None:
 def test_the_others_meet_at_the_leaders_host(rank: int) -> None:
     leader = LeaderRef(host="10.0.0.7", port=5, incarnation=1)
     assert meeting_of(config(rank=rank, leader=leader), 99).host == "10.0.0.7"
+
+
+def test_a_rank_computes_where_its_leader_does() -> None:
+    given = config(parallel=ParallelConfig(tp=2))
+    own = meeting_of(given, 99)
+    check_library(given, own, "gloo")
+    with pytest.raises(InvalidConfig, match=r"device: 'auto'.*the leader found the other"):
+        check_library(given, own, "nccl")

@@ -192,6 +192,9 @@ class _Stream:
                 return InstanceLost(f"{name} cannot be reached: {from_rpc_error(error).message}")
             except BatonError as error:
                 return InstanceLost(f"{name}: {error.message}")
+            except Exception as bug:  # it must not end the leases of the others
+                _log.exception("bug in a lease", instance=name)
+                return InstanceLost(f"{name}: {bug!r}")
             finally:
                 call.cancel()
 

@@ -1,6 +1,7 @@
 """What both roles share of a worker's life: load, serve, say what it is, close and check."""
 
 import asyncio
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
@@ -118,6 +119,7 @@ class Worker(ABC, Generic[L]):
             raise
         worker._health = asyncio.create_task(worker._watch_health(worker._server))
         worker._lease_watch = asyncio.create_task(worker._leased.watch())
+        worker._lease_watch.add_done_callback(_lease_watched)
         on_progress(f"{config.role} instance ready at {worker._server.address}")
         return worker
 
@@ -154,8 +156,6 @@ class Worker(ABC, Generic[L]):
         if self._lease_watch is not None:
             self._lease_watch.cancel()
             await asyncio.wait({self._lease_watch})
-            if not self._lease_watch.cancelled():
-                self._lease_watch.result()  # a bug, which must be seen
         if self._health is not None:
             await self._health
         if self._server is not None:
@@ -188,3 +188,12 @@ class Worker(ABC, Generic[L]):
         trace: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+def _lease_watched(task: "asyncio.Task[None]") -> None:
+    """Die loudly if the watch over the lease dies: an instance without it would never be fenced."""
+    if not task.cancelled() and (bug := task.exception()) is not None:
+        asyncio.get_running_loop().call_exception_handler(
+            {"message": "the watch over the lease crashed", "exception": bug}
+        )
+        os._exit(70)

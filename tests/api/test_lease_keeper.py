@@ -3,9 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from baton.api import lease_keeper
 from baton.api.lease_keeper import LeaseKeeper, Terms
 from baton.core.errors import InstanceLost
 from baton.core.ids import Incarnation, InstanceId
@@ -218,3 +221,24 @@ async def test_a_beat_that_makes_no_sense_is_refused(instance: Instance) -> None
     assert instance.beats == 0
     running.cancel()
     await asyncio.wait({running})
+
+
+async def test_a_bug_in_one_lease_costs_no_other(
+    instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Instance(incarnation=2)
+    await other.serve()
+    beaten = lease_keeper._Stream._beaten
+
+    async def broken(stream: Any, call: Any) -> None:
+        if stream._instance.incarnation == 2:
+            raise ZeroDivisionError
+        await beaten(stream, call)
+
+    monkeypatch.setattr(lease_keeper._Stream, "_beaten", broken)
+    async with granting() as granter:
+        granter.list(instance.info(), replace(other.info(), instance_id=InstanceId("decode-1")))
+        await until(lambda: instance.beats > 3)
+        assert other.beats == 0
+    assert other.server is not None
+    await other.server.close(0)

@@ -131,4 +131,9 @@ async def test_the_same_spec_again_starts_a_gateway_that_is_missing(tmp_path: Pa
 
 
 def running(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
+    """Whether a process runs; one that has exited stays in /proc until its parent looks."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"

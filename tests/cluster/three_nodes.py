@@ -38,12 +38,12 @@ _SPEC = """\
 drain_timeout_s: 3
 models:
   - name: demo
-    dir: {model}
-    engine: {{kv_memory_mib: 128}}
+    dir: MODEL_DIR
+    engine: {kv_memory_mib: 128}
     pools:
-      prefill: {{instances: 1}}
-      decode: {{instances: 2}}
-    gateways: {{count: 0}}
+      prefill: {instances: 1}
+      decode: {instances: 2}
+    gateways: {count: 0}
 """
 
 
@@ -86,8 +86,10 @@ class Running:
 class ThreeNodes:
     """`async with ThreeNodes(folder, model_dir) as cluster:` — everything is as its spec says."""
 
-    def __init__(self, folder: Path, model_dir: Path) -> None:
+    def __init__(self, folder: Path, model_dir: Path, spec: str = _SPEC) -> None:
+        """`spec` has MODEL_DIR where the model's folder belongs."""
         self.ray = RayNodes(3, folder, cpus=2)
+        self._spec = spec
         self._folder = folder
         self._model_dir = model_dir
         self._agent: asyncio.subprocess.Process
@@ -100,9 +102,7 @@ class ThreeNodes:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.ray)
-            spec = self._folder / "cluster.yaml"
-            spec.write_text(_SPEC.format(model=self._model_dir))
-            await asyncio.to_thread(self.baton, "up", "-f", str(spec))
+            await self.up(self._spec)
             await self._start_agent(stack)
             self._stack = stack.pop_all()
         return self
@@ -114,6 +114,12 @@ class ThreeNodes:
         trace: TracebackType | None,
     ) -> None:
         await self._stack.__aexit__(kind, error, trace)
+
+    async def up(self, spec: str) -> None:
+        """Bring the cluster to what a spec says."""
+        path = self._folder / "cluster.yaml"
+        path.write_text(spec.replace("MODEL_DIR", str(self._model_dir)))
+        await asyncio.to_thread(self.baton, "up", "-f", str(path))
 
     def baton(self, *arguments: str) -> str:
         """Run a command of Baton on node 1; returns what it prints."""

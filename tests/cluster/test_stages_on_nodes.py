@@ -27,6 +27,7 @@ def spec(**pools: tuple[int, int]) -> str:
             "  - name: demo",
             "    dir: MODEL_DIR",
             "    engine: {kv_memory_mib: 32, executor: torch}",
+            "    handover: {local_prefill: fallback}",
             "    gateways: {count: 0}",
             "    pools:",
             *lines,
@@ -59,3 +60,5 @@ async def test_stages_on_two_nodes_give_the_tokens_of_one(
         assert nodes_of_ranks(cluster, "prefill-0") not in ([], [leader]), "a node for each stage"
         assert await cluster.answers(PROMPTS) == right
         await cluster.all_given_back()
+        leader_stats, *_ = await cluster.ask("stats", "prefill-0")
+        assert leader_stats["handover_ok"] == len(PROMPTS), "decode computed prompts itself"

@@ -17,7 +17,9 @@ from baton.core.ids import BlockId, SeqId
 from baton.core.request import SamplingParams
 from baton.engine.step import ScheduledSequence, StepPlan
 from baton.executor.batch import make_batch
+from baton.executor.gpu_queue import EagerQueue, GpuQueue
 from baton.executor.kv_cache import KVCache, make_layout
+from baton.executor.late_queue import LateQueue
 from baton.executor.native_pass import NativePass
 from baton.executor.runner import ModelRunner
 from baton.kernels.attention import Workspace
@@ -183,6 +185,17 @@ def _prompt_ids(folder: Path, vocabulary: int) -> Iterator[int]:
     chosen = random.Random(7)
     while True:
         yield chosen.randrange(1, vocabulary)
+
+
+@pytest.fixture(params=["eager", "late"])
+def queue(request: pytest.FixtureRequest) -> Iterator[GpuQueue]:
+    """What stands in for a GPU: at once, or in another thread that completes late."""
+    if request.param == "eager":
+        yield EagerQueue()
+        return
+    late = LateQueue()
+    yield late
+    late.close()
 
 
 @pytest.fixture(scope="module")

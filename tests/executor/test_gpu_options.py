@@ -1,6 +1,6 @@
 """Penalties, changes of logits and logprobs on a device are what they are on the host."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from baton.executor.gpu_pass import GpuLimits, GpuPass
 from baton.executor.gpu_queue import EagerQueue, GpuQueue
 from baton.executor.gpu_runner import GpuRunner
 from baton.executor.kv_cache import KVCache
-from baton.executor.late_queue import LateQueue
 from baton.executor.runner import ModelRunner
 from baton.models.decoder import Decoder
 from baton.models.loader import load_model
@@ -40,16 +39,6 @@ def decoder(tiny_llama_dir: Path) -> Decoder:
     model = load_model(tiny_llama_dir, executor="torch")
     assert isinstance(model, Decoder)
     return model
-
-
-@pytest.fixture(params=["eager", "late"])
-def queue(request: pytest.FixtureRequest) -> Iterator[GpuQueue]:
-    if request.param == "eager":
-        yield EagerQueue()
-        return
-    late = LateQueue()
-    yield late
-    late.close()
 
 
 def world(decoder: Decoder, make: Callable, num_blocks: int, depth: int) -> EngineWorld:

@@ -10,10 +10,9 @@ from baton.core.errors import InternalError
 from baton.core.request import GenerateRequest, SamplingParams
 from baton.engine.step import PENDING, SamplingContext, ScheduledSequence, StepPlan
 from baton.executor.gpu_pass import GpuLimits, GpuPass
-from baton.executor.gpu_queue import EagerQueue, GpuQueue
+from baton.executor.gpu_queue import GpuQueue
 from baton.executor.gpu_runner import GpuRunner
 from baton.executor.kv_cache import KVCache, make_layout
-from baton.executor.late_queue import LateQueue
 from baton.executor.runner import ModelRunner
 from baton.models.decoder import Decoder
 from baton.models.loader import load_model
@@ -37,16 +36,6 @@ def decoder(
     model = load_model(folder, executor="torch")
     assert isinstance(model, Decoder)
     return model
-
-
-@pytest.fixture(params=["eager", "late"])
-def queue(request: pytest.FixtureRequest) -> Iterator[GpuQueue]:
-    if request.param == "eager":
-        yield EagerQueue()
-        return
-    late = LateQueue()
-    yield late
-    late.close()
 
 
 @pytest.fixture

@@ -263,7 +263,9 @@ class Follower:
     ) -> list[bytes]:
         step, layers = progress
         await self._until_computed((step, layers))
-        return await self._handovers[number].digest(DigestOrder.unpack(order))
+        handover = self._handovers.get(number)
+        # While this waited for a step, the attempt may have been closed: nobody wants them then.
+        return [] if handover is None else await handover.digest(DigestOrder.unpack(order))
 
     async def _handover_close(self, number: int) -> None:
         handover = self._handovers.pop(number, None)

@@ -12,9 +12,10 @@ Whatever ends a read, a page is given back only once nothing can write it any mo
 """
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -31,6 +32,8 @@ from baton.kv_transfer.landing import pieces
 from baton.kv_transfer.plan import TokenRange
 from baton.kv_transfer.staging_pool import Claim
 from baton.kv_transfer.transport import Peer, Transfer, TransferReport, Transport
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,9 @@ class RankHandover:
         self._grants = False
         """Whether something was granted to it."""
         self._transfers: set[Transfer] = set()
-        self._jobs: set[asyncio.Task[None]] = set()
+        self._jobs: set[asyncio.Task[Any]] = set()
+        """What threads do for it, which goes on if their caller is cancelled."""
+        self._fenced = False
 
     def __repr__(self) -> str:
         return f"RankHandover({self._place}, from {[str(peer) for peer in self._peers.values()]})"
@@ -146,7 +151,11 @@ class RankHandover:
             await self._transport.remove_peer(peer)
 
     async def fence(self) -> None:
-        """Return once nothing of this attempt is read or written any more; reads have no caller."""
+        """Return once nothing of this attempt is read or written any more; reads have no caller.
+
+        Nothing is granted to it any more either.
+        """
+        self._fenced = True
         if any(not transfer.completed for transfer in self._transfers):
             await self.drop()
         ends = (transfer.wait() for transfer in self._transfers)
@@ -157,11 +166,20 @@ class RankHandover:
     async def digest(self, order: DigestOrder) -> list[bytes]:
         """Return, for each block, the digests of what this rank has of it; copies it out first.
 
-        Nothing, if the sequence is at another place along ep, or another rank along cp has it too.
+        Nothing, if the sequence is at another place along ep, or another rank along cp has it too,
+        or the attempt is over, so that nobody waits for them.
         """
-        if not order.refs or not self._kv_place.offers(order.refs[0].block):
+        if self._fenced or not order.refs or not self._kv_place.offers(order.refs[0].block):
             return []
-        return await asyncio.to_thread(self._digest, order.counted_in(self._kv_place.blocks))
+        own = order.counted_in(self._kv_place.blocks)
+        return await asyncio.shield(self._in_thread(lambda: self._digest(own)))
+
+    def _in_thread(self, work: Callable[[], T]) -> asyncio.Task[T]:
+        """Let a thread do it; `fence` waits for it, even if its caller is cancelled."""
+        job = asyncio.create_task(asyncio.to_thread(work))
+        self._jobs.add(job)
+        job.add_done_callback(self._jobs.discard)
+        return job
 
     def _digest(self, order: DigestOrder) -> list[bytes]:
         refs, memory = order.refs, self._memory
@@ -226,9 +244,7 @@ class RankHandover:
         try:
             transfers = self._post(layers, part, offered, units, staging.offset(page))
             report = await self._done(transfers.values())
-            job = asyncio.create_task(asyncio.to_thread(take))
-            self._jobs.add(job)
-            job.add_done_callback(self._jobs.discard)
+            job = self._in_thread(take)
             await asyncio.shield(job)
             return report
         finally:

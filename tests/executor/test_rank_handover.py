@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,10 @@ from baton.core.kv_layout import KVLayout
 from baton.core.sharded_layout import Rank, ShardedLayout
 from baton.core.topology import Role
 from baton.executor.handover_memory import HandoverMemory
-from baton.executor.handover_orders import HandoverTerms, ReadOrder
+from baton.executor.handover_orders import DigestOrder, HandoverTerms, ReadOrder
 from baton.executor.kv_cache import KVCache
 from baton.executor.rank_handover import KVPlace, RankHandover
+from baton.kv_transfer.grants import Grants
 from baton.kv_transfer.loopback import LoopbackNetwork, LoopbackTransport
 from baton.kv_transfer.plan import TokenRange
 from baton.kv_transfer.transport import Region, Transfer
@@ -266,6 +268,46 @@ async def test_without_a_peer_there_is_nothing_to_fence(reader: Reader) -> None:
     alone = World(reader)
     await alone.handover.drop()
     await alone.handover.fence()
+
+
+class Granting(LoopbackTransport):
+    """One that lets only those read who have a ticket, as tcp does."""
+
+    def __init__(self, region: Region, network: LoopbackNetwork) -> None:
+        super().__init__(region, owner="prefill-9", incarnation=Incarnation(9), network=network)
+        self._grants = Grants()
+
+
+async def test_a_ticket_opens_nothing_once_its_attempt_is_over_even_if_a_thread_was_at_its_digests(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terms = HandoverTerms(
+        ShardedLayout(LAYOUT), ShardedLayout(LAYOUT), "same", Ticket(b"t" * 16), PROMPT
+    )
+    transport = Granting(reader.memory.region, reader.network)
+    place = KVPlace(Rank(), 0, 8, copy=False)
+    handover = RankHandover(terms, place, transport, reader.memory, WAIT_S)
+    order = DigestOrder(LAYOUT.all_layers, 0, (BlockRef(BlockId(3), Epoch(0)),), ())
+    hashing, go_on = threading.Event(), threading.Event()
+    take = handover._digest
+
+    def slow(order: DigestOrder) -> list[bytes]:
+        hashing.set()
+        assert go_on.wait(SOON)
+        return take(order)
+
+    monkeypatch.setattr(handover, "_digest", slow)
+    caller = asyncio.create_task(handover.digest(order))
+    await asyncio.to_thread(hashing.wait, SOON)
+    caller.cancel()
+    fence = asyncio.create_task(handover.fence())
+    await until(lambda: handover._fenced)
+    assert not fence.done()
+    go_on.set()
+    await fence
+    assert await handover.digest(order) == []
+    await transport.close()
+    transport.check()
 
 
 async def test_as_many_ranks_must_be_readable_as_there_are(reader: Reader) -> None:

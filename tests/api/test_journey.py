@@ -384,20 +384,18 @@ async def test_keys_of_the_wire(leaders, held):
 
 
 async def test_only_the_request_that_is_answered_wrongly_ends(
-    gateway, leaders, held, request_for, text_script
+    gateway, leaders, held, request_for, text_script, until
 ):
     """It breaks the stream off; what else was on it goes on elsewhere."""
     good = leaders[0].script
     bad = replace(text_script(TEXT)(pb.Request(max_tokens=50)), tokens=[1] * 9)
     leaders[0].script = lambda request: bad if request.max_tokens == 3 else good(request)
+    leaders[1].script = good  # holds too, and by its longer prompt stays the one with more load
     _, task = await held()
-    one_more = asyncio.create_task(collect(gateway, request_for(max_tokens=50)))
+    longer = request_for(prompt="count " * 40)
+    one_more = asyncio.create_task(collect(gateway, longer))
+    await until(lambda: any(run.sent == 2 for run in _runs(leaders[1])))
     with pytest.raises(InternalError, match="decode-0 sent too many tokens"):
-        await _on_first(gateway, leaders, request_for)
-    assert text_of(await task) == text_of(await one_more) == TEXT
-
-
-async def _on_first(gateway: Gateway, leaders: list[Any], request_for: Any) -> None:
-    """Send requests of three tokens until one of them comes to the first leader."""
-    for _ in range(8):
         await collect(gateway, request_for(max_tokens=3))
+    leaders[1].resume()
+    assert text_of(await task) == text_of(await one_more) == TEXT

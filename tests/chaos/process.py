@@ -23,6 +23,9 @@ from .schedule import Fault
 PATIENCE_S = 60.0
 """For whatever must happen in a process that is alive."""
 
+_LOG_TAIL = 4000
+"""Characters of a dead process's log that are shown."""
+
 _FORKS = multiprocessing.get_context("forkserver")
 # A fork of a process that has torch in memory is ready in a tenth of a second.
 _FORKS.set_forkserver_preload(["baton.decode_worker.worker", "baton.prefill_worker.worker"])
@@ -33,7 +36,8 @@ Told = Callable[[dict[str, Any]], None]
 class WorkerProcess:
     """One incarnation of a worker; made by `start`, ended by `kill` or `close`."""
 
-    def __init__(self, process: Any, pipe: Connection, told: Told) -> None:
+    def __init__(self, process: Any, pipe: Connection, told: Told, log_path: Path) -> None:
+        self._log_path = log_path
         self._facts: dict[str, Any] = {}
         self._process = process
         self._pipe = pipe
@@ -51,7 +55,7 @@ class WorkerProcess:
         )
         await asyncio.to_thread(process.start)
         theirs.close()
-        worker = cls(process, ours, told)
+        worker = cls(process, ours, told, log_path)
         try:
             worker._facts = await worker._reply()
         except BaseException:
@@ -126,7 +130,8 @@ class WorkerProcess:
         if "lost" in reply:
             self._replies.put_nowait(reply)
             await asyncio.to_thread(self._process.join, PATIENCE_S)
-            raise AssertionError(f"{self!r} has died: exit code {self._process.exitcode}")
+            code, log = self._process.exitcode, self._log_path.read_text(errors="replace")
+            raise AssertionError(f"{self!r} has died: exit code {code}\n{log[-_LOG_TAIL:]}")
         return reply
 
     def _readable(self) -> None:

@@ -101,6 +101,8 @@ class _Life:
     spec: ClusterSpec
     """As it was when this life began."""
     task: "asyncio.Task[None] | None" = None
+    placed: bool = False
+    """There is room for it, or was when it began."""
     up: asyncio.Event = field(default_factory=asyncio.Event)
     """It is ready, or will never be."""
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -256,7 +258,7 @@ class Control:
 
     def _begin_life(self, start: Start, *, adopted: bool) -> _Life:
         name = start.instance_id
-        life = _Life(self._instance(name), self._state.spec)
+        life = _Life(self._instance(name), self._state.spec, placed=adopted)
         before = self._lives.get(name)
         self._lives[name] = life
         life.task = self._tasks.create_task(self._live(start, life, before, adopted))
@@ -283,7 +285,7 @@ class Control:
                 await self._watch.ended(info, life.instance)
             except BatonError as error:
                 self._move_away(name)
-                self._lost(start, error)
+                self._lost(start, error, unplaced=not life.placed)
             finally:
                 life.up.set()
                 await self._finish(life.instance)
@@ -311,6 +313,7 @@ class Control:
     async def _start(self, start: Start, life: _Life) -> InstanceInfo:
         name, pool = start.instance_id, start.desired.pool
         place = await self._places.get(self._state.handles[name], pool, life.spec)
+        life.placed = True
         return await life.instance.start(
             self._around.factories[start.desired.role],
             worker_config(life.spec, pool, name),
@@ -382,10 +385,11 @@ class Control:
         self.journal.add(how, name, f"pid {info.pid} at {info.address}, {info.incarnation:016x}")
         self._around.on_news(name, None)
 
-    def _lost(self, start: Start, error: BatonError) -> None:
+    def _lost(self, start: Start, error: BatonError, *, unplaced: bool) -> None:
         name, rest = start.instance_id, self._around.backoff
-        now = self._around.clock()
-        self._change_fleet(was_lost(self._state.fleet, name, start.generation, now, rest))
+        fleet, now = self._state.fleet, self._around.clock()
+        fleet = was_lost(fleet, name, start.generation, now, rest, unplaced=unplaced)
+        self._change_fleet(fleet)
         seen = self._state.fleet.get(name)
         if seen is not None and seen.phase is Phase.LOST:
             self.losses += 1

@@ -65,8 +65,8 @@ class ControlState:
     def wishes(self) -> tuple[Wish, ...]:
         """Return what each pool should be."""
         return tuple(
-            Wish(name, pool.role, self.counts[name], revision_of(self.spec, name))
-            for name, (_, pool) in self.spec.pools().items()
+            Wish(name, pool.role, self.counts[name], revision_of(self.spec, name), model.name)
+            for name, (model, pool) in self.spec.pools().items()
         )
 
     def to_json(self) -> str:
@@ -107,6 +107,7 @@ def _observed(values: dict[str, Any], now: float) -> Observed:
         failures=values["failures"],
         info=_info(info) if info else None,
         becomes=_desired(becomes) if becomes else None,
+        unplaced=values.get("unplaced", False),  # which earlier Batons did not write
     )
 
 

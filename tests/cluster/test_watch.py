@@ -16,7 +16,7 @@ from baton.core.topology import MembershipBoard, Role
 from .worlds import info
 
 PATIENCE_S = 60.0
-INFO = info(Wish("decode", Role.DECODE, 1, "a").instance(InstanceId("decode-0")))
+INFO = info(Wish("decode", Role.DECODE, 1, "a", "m").instance(InstanceId("decode-0")))
 
 
 def instance() -> Instance:

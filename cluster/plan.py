@@ -170,9 +170,10 @@ class _Planner:
         elif expected == wish.count and wish.pool in self._situation.room:
             if not self._anything_starting():  # it may be about to take that room
                 self._start_new(wish, 1)
-        elif expected == wish.count or any(self._waits_for_room(wish, seen) for seen in here):
-            if ready > 1 or self._others_serve(wish):
-                self.end(old[0], "its config has changed, and there is no room for one more")
+        elif expected > wish.count and not any(self._waits_for_room(wish, s) for s in here):
+            pass  # the new one is on its way
+        elif ready > 1 or self._others_serve(wish):
+            self.end(old[0], "its config has changed, and there is no room for one more")
 
     def _waits_for_room(self, wish: Wish, seen: Observed) -> bool:
         """Return whether one was lost for want of room, which nobody who leaves will bring."""

@@ -52,7 +52,10 @@ FACTORIES: Mapping[Role, str] = {
 """The class that does each role's work, by name: its libraries are for the instance's process."""
 _EPOCHS_AT_ONCE = 1000
 """Versions that are reserved by one save."""
-_ADOPT_TIMEOUT_S = 10.0
+_ADOPT_TIMEOUT_S = 30.0
+"""For one that was ready to answer a new controller; gateways judge meanwhile whether it does."""
+_KILL_TIMEOUT_S = 10.0
+"""For what is left of those that were lost."""
 _TRY_AGAIN_S = 1.0
 """After Ray did not answer."""
 _STATS_TIMEOUT_S = 30.0
@@ -122,7 +125,7 @@ class Control:
         self.settled = asyncio.Event()
         """Everything is as it is wanted; cleared when it is not."""
         self.known = asyncio.Event()
-        """What was there is adopted or given up, so that `board` can be believed."""
+        """The first plan is made, so that `board` is no older than what was saved last."""
         self.grace_s = grace_s
         self.losses = 0
         self._state = replace(state, epoch=state.epoch + _EPOCHS_AT_ONCE)
@@ -133,8 +136,6 @@ class Control:
         self._watch = Watch(self.board, surroundings.terms, surroundings.rules)
         self._changed = asyncio.Event()
         self._saving = asyncio.Lock()
-        self._silent = True
-        """No membership is published yet: adopted instances would seem lost."""
         self._tasks: asyncio.TaskGroup
 
     def __repr__(self) -> str:
@@ -156,7 +157,6 @@ class Control:
         async with asyncio.TaskGroup() as self._tasks:
             self._tasks.create_task(self._watch.run())
             await self._adopt_all()
-            self._silent = False
             while True:
                 await self._woken(await self._step())
 
@@ -280,8 +280,8 @@ class Control:
                 await before.over.wait()
             try:
                 info = await (self._adopt if adopted else self._start)(start, life)
-                self._ready(start, info, "adopt" if adopted else "ready")
                 life.up.set()
+                self._ready(start, info, "adopt" if adopted else "ready")
                 await self._watch.ended(info, life.instance)
             except BatonError as error:
                 self._move_away(name)
@@ -322,8 +322,17 @@ class Control:
         )
 
     async def _adopt(self, start: Start, life: _Life) -> InstanceInfo:
-        handles = self._state.handles[start.instance_id]
-        return await life.instance.adopt(handles.actors, life.spec.start_timeout_s)
+        name = start.instance_id
+        handles, seen = self._state.handles[name], self._state.fleet[name]
+        adopting = life.instance.adopt(handles.actors, life.spec.start_timeout_s)
+        if seen.phase is not Phase.READY:
+            return await adopting
+        try:
+            async with asyncio.timeout(_ADOPT_TIMEOUT_S):
+                return await adopting
+        except TimeoutError:
+            text = f"it did not answer the new controller within {_ADOPT_TIMEOUT_S:g} s"
+            raise InstanceLost(text) from None
 
     async def _finish(self, instance: Instance) -> None:
         try:
@@ -357,25 +366,27 @@ class Control:
     # ---- adopt -------------------------------------------------------------------------------
 
     async def _adopt_all(self) -> None:
-        """Take over what an earlier controller began; wait for what was ready to be so again."""
-        waits: list[Coroutine[Any, Any, object]] = []
+        """Take over what an earlier controller began.
+
+        Who was ready counts as ready until it is known to be otherwise: gateways have it, and
+        whoever is taken off the list ends what it has open.
+        """
+        kills: list[Coroutine[Any, Any, None]] = []
         for name, seen in self._state.fleet.items():
             start = Start(seen.desired, seen.generation, "it was there")
             if seen.phase in (Phase.PLACED, Phase.LOST):
-                waits.append(self._instance(name).kill_named(self._state.handles[name].actors))
+                kills.append(self._instance(name).kill_named(self._state.handles[name].actors))
                 continue
-            if seen.phase is not Phase.DRAINING:
+            if seen.phase is Phase.STARTING:
                 self._change_fleet(acted(self._state.fleet, start, self._around.clock()))
-            life = self._begin_life(start, adopted=True)
-            if seen.phase is Phase.READY:
-                waits.append(life.up.wait())
+            self._begin_life(start, adopted=True)
             if seen.phase is Phase.DRAINING:
                 self._perform(_leaving_again(name, seen.generation, seen.becomes))
         try:
-            async with asyncio.timeout(_ADOPT_TIMEOUT_S):
-                await asyncio.gather(*waits)
+            async with asyncio.timeout(_KILL_TIMEOUT_S):
+                await asyncio.gather(*kills)
         except TimeoutError:
-            self.journal.add("trouble", "controller", "not everybody answered in time")
+            self.journal.add("trouble", "controller", "not everybody could be ended in time")
 
     # ---- hear --------------------------------------------------------------------------------
 
@@ -419,15 +430,19 @@ class Control:
     def _publish(self) -> None:
         version = self.board.current.version + 1
         newer = membership_of(self._state.fleet, version)
-        if not self._silent and newer.instances != self.board.current.instances:
+        if newer.instances != self.board.current.instances:
             if version <= self._saved_epoch:
                 self.board.publish(newer)
             if version + _EPOCHS_AT_ONCE // 2 > self._state.epoch:
                 self._state = replace(self._state, epoch=version + _EPOCHS_AT_ONCE)
-        if missing(self._state.wishes(), self._state.fleet):
+        if missing(self._state.wishes(), self._state.fleet) or self._adopting():
             self.settled.clear()
         else:
             self.settled.set()
+
+    def _adopting(self) -> bool:
+        """Return whether somebody still counts as ready because an earlier controller said so."""
+        return any(not life.up.is_set() for life in self._lives.values())
 
 
 def _leaving_again(name: InstanceId, generation: int, becomes: Desired | None) -> Action:

@@ -131,11 +131,19 @@ async def disconnect(timeout_s: float) -> None:
         raise
 
 
-def _end_at_once() -> None:
+def abandon_calls() -> None:
+    """Let what still waits in a Ray that has been ended spoil nothing: this process ends well."""
+    atexit.unregister(_end_at_once)
+    atexit.register(_end_at_once, 0)
+
+
+def _end_at_once(status: int = 1) -> None:
     """End this process without its last steps: with a call still in there, Ray would crash."""
+    if not _under_way:
+        return
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(status)
 
 
 async def nodes(timeout_s: float) -> list[Node]:
@@ -350,7 +358,12 @@ async def kill(actor: Actor) -> None:
     """End an actor's process at once; does nothing if it is dead already, or if Ray is."""
     if ray.is_initialized():
         with contextlib.suppress(Unavailable):
-            await _in_thread(lambda: ray.kill(actor, no_restart=True), timeout_s=_KILL_TIMEOUT_S)
+            await end(actor)
+
+
+async def end(actor: Actor) -> None:
+    """End an actor's process at once, for good; raises Unavailable if Ray does not take note."""
+    await _in_thread(lambda: ray.kill(actor, no_restart=True), timeout_s=_KILL_TIMEOUT_S)
 
 
 async def _in_thread(function: Callable[..., Any], *arguments: Any, timeout_s: float) -> Any:

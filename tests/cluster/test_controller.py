@@ -1,5 +1,6 @@
 """The controller over a real Ray, with stand-in workers: it plans, dies, comes back and adopts."""
 
+import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -9,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from baton.cluster import ray_calls
+from baton.cluster import ray_calls, store
 from baton.cluster.control import Control, Surroundings
 from baton.cluster.controller import Controller
 from baton.cluster.processes import wait_gone
 from baton.cluster.ray_head import RayHead
 from baton.cluster.state import ControlState
 from baton.cluster.status import InstanceStatus
-from baton.core.errors import BatonError, InvalidRequest, Unavailable
+from baton.core.errors import BatonError, InvalidConfig, InvalidRequest, Unavailable
 from baton.core.topology import Membership
 from tests.cluster.controllers import PATIENCE_S, Cluster, spec
 
@@ -128,6 +129,50 @@ async def test_the_same_spec_again_starts_a_gateway_that_is_missing(tmp_path: Pa
     controller._gateways = Keeper()  # type: ignore[assignment]
     assert not await controller.apply(spec())
     assert tries == [1]
+
+
+async def test_a_gateway_that_ends_for_good_is_looked_for_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("baton.cluster.controller._GATEWAYS_EVERY_S", 0.001)
+    looked = asyncio.Event()
+    troubles = iter(["Ray does not answer", "Ray does not answer", ""])
+
+    class Keeper:
+        async def ensure(self) -> None:
+            if trouble := next(troubles, ""):
+                raise Unavailable(trouble)
+            looked.set()
+
+    controller = Controller(tmp_path, {})
+    controller._control = Control(
+        ControlState.of(spec().with_secrets()), Surroundings(log_dir=tmp_path)
+    )
+    keeping = asyncio.create_task(controller._keep_gateways(Keeper()))  # type: ignore[arg-type]
+    async with asyncio.timeout(PATIENCE_S):
+        await looked.wait()
+    keeping.cancel()
+    told = [event.reason for event in controller._control.journal.after(0)]
+    assert told == ["Ray does not answer"], "once"
+
+
+async def test_a_state_that_cannot_be_read_is_told_to_whoever_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def claim() -> str:
+        return "me"
+
+    async def load(now: float) -> ControlState | None:
+        return ControlState.from_json('{"format": 9}', now)
+
+    monkeypatch.setattr(store, "claim", claim)
+    monkeypatch.setattr(store, "load", load)
+    controller = Controller(tmp_path, {})
+    async with asyncio.timeout(PATIENCE_S):
+        await controller.recover()
+        for asked in (controller.status(), controller.apply(spec()), controller.down()):
+            with pytest.raises(InvalidConfig, match="format of the cluster's state: 9 is not"):
+                await asked
 
 
 def running(pid: int) -> bool:

@@ -64,10 +64,7 @@ from ray.util.placement_group import (  # noqa: E402
     placement_group_table,
     remove_placement_group,
 )
-from ray.util.scheduling_strategies import (  # noqa: E402
-    NodeAffinitySchedulingStrategy,
-    PlacementGroupSchedulingStrategy,
-)
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # noqa: E402
 
 Actor = Any
 """A handle of a Ray actor."""
@@ -78,7 +75,8 @@ NAMESPACE = "baton"
 _under_way: set["futures.Future[None]"] = set()
 """Calls that block, and have not returned."""
 _HEAD_RESOURCE = "node:__internal_head__"
-"""Ray's own mark of that node."""
+"""Ray's own mark of that node, of which it has 1."""
+_HEAD_SHARE = 0.001
 _KILL_TIMEOUT_S = 5.0
 _MARGIN_S = 5.0
 """How much later than Ray's own deadline ours is."""
@@ -269,30 +267,20 @@ async def create_service(
     """Start a named actor of `cls` that outlives this process, on any node; it takes no CPU.
 
     Ray starts it again up to `restarts` times; -1: always. `beside_head`: on the node of Ray's
-    head, for as long as that is alive.
+    head and nowhere else, also if the head comes back as another node.
     """
-    where: Any = "SPREAD"
-    if beside_head and (head := await _in_thread(_head_node, timeout_s=timeout_s)):
-        where = NodeAffinitySchedulingStrategy(head, soft=True)
+    beside = {_HEAD_RESOURCE: _HEAD_SHARE} if beside_head else {}
     remote: Any = _exported(cls).options(
         num_cpus=0,
+        resources=beside,
         name=name,
         lifetime="detached",
         max_restarts=restarts,
         max_task_retries=0,
         max_concurrency=concurrency,
-        scheduling_strategy=where,
+        scheduling_strategy="SPREAD",
     )
     return await _in_thread(remote.remote, *arguments, timeout_s=timeout_s)
-
-
-def _head_node() -> str | None:
-    """Return the id of the node that Ray's head runs on, if it is known."""
-    for node in ray.nodes():  # type: ignore[no-untyped-call]
-        if node["Alive"] and _HEAD_RESOURCE in node["Resources"]:
-            found: str = node["NodeID"]
-            return found
-    return None
 
 
 async def find_actor(name: str, timeout_s: float) -> Actor:

@@ -1,9 +1,10 @@
 """The controller over a real Ray, with stand-in workers: it plans, dies, comes back and adopts."""
 
 import asyncio
+import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,48 @@ async def test_a_controller_keeps_what_is_wanted_and_outlives_its_own_death(
         assert not any(map(running, pids))
         with pytest.raises(BatonError, match="nothing is up"):
             await control.ask("status")
+
+
+@pytest.mark.slow  # one more Ray
+@pytest.mark.timeout(400)
+async def test_logs_on_a_disk_that_stands_still_keep_nobody_from_their_work(
+    cluster: Callable[[], Any], stuck: Callable[[Path], None]
+) -> None:
+    async with cluster() as control:
+        stuck(control.log_dir / "decode-0.log")
+        assert await control.ask("apply", spec())
+        first = await control.instances()
+        stuck(control.log_dir / "controller.log")
+        before = await control.pid()
+        os.kill(before, signal.SIGKILL)
+        second = await control.instances()
+        assert await control.pid() != before, "this one's log is stuck from its first line"
+        assert incarnations(second) == incarnations(first)
+        os.kill(second["decode-0"].pid, signal.SIGKILL)
+        await control.until("decode-0", "lost")
+        third = await control.instances()
+        assert third["decode-0"].incarnation != first["decode-0"].incarnation
+        await control.ask("down")
+
+
+@pytest.fixture
+def stuck() -> Iterator[Callable[[Path], None]]:
+    """Return a function that makes a file of which writers wait for ever: a full pipe."""
+    ends: list[int] = []
+
+    def make(path: Path) -> None:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+        ends.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        ends.append(writing := os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writing, b"x" * 4096)
+
+    yield make
+    for end in ends:
+        os.close(end)
 
 
 async def test_down_is_nothing_to_do_where_nothing_is_up(tmp_path: Path) -> None:

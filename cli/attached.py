@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from baton.cluster import ray_calls
-from baton.cluster.control import FACTORIES
+from baton.cluster import ray_calls, ray_environment
 from baton.cluster.controller_actor import CALLS_AT_ONCE, ControllerActor
 from baton.cluster.journal import Event
 from baton.cluster.lasting_head import Note
 from baton.cluster.names import CONTROLLER
+from baton.cluster.surroundings import FACTORIES
 from baton.core.errors import DeadlineExceeded, InstanceLost, InvalidConfig, Unavailable
 from baton.core.topology import Role
 
@@ -104,7 +104,7 @@ class Attached:
 @contextlib.asynccontextmanager
 async def attached(note: Note) -> AsyncIterator[Attached]:
     """Connect to Ray, and look for the controller; leave in the end."""
-    ray_calls.use_token(note.token)
+    ray_environment.use_token(note.token)
     try:
         await ray_calls.connect(note.address, _CONNECT_TIMEOUT_S)
         try:

@@ -7,15 +7,12 @@ What is begun is saved first, so that a controller that starts afresh finds ever
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from baton.api.lease_keeper import Terms
 from baton.cluster.fleet import (
     Action,
-    Backoff,
     Desired,
     Drain,
     Fleet,
@@ -35,21 +32,15 @@ from baton.cluster.place_keeper import PlaceKeeper
 from baton.cluster.plan import Plan, Situation, asks_for_room, make_plan, missing
 from baton.cluster.spec import worker_config
 from baton.cluster.state import ControlState, begun
-from baton.cluster.watch import Watch, always
-from baton.core.clock import Clock, monotonic
+from baton.cluster.surroundings import Surroundings
+from baton.cluster.watch import Watch
 from baton.core.cluster_spec import ClusterSpec
 from baton.core.errors import BatonError, InstanceLost
 from baton.core.ids import InstanceId
 from baton.core.lease import Report
 from baton.core.log import get_logger
-from baton.core.topology import InstanceInfo, Membership, MembershipBoard, Role
+from baton.core.topology import InstanceInfo, Membership, MembershipBoard
 
-FACTORIES: Mapping[Role, str] = {
-    Role.PREFILL: "baton.prefill_worker.worker:PrefillWorker",
-    Role.DECODE: "baton.decode_worker.worker:DecodeWorker",
-    Role.MIXED: "baton.decode_worker.worker:DecodeWorker",
-}
-"""The class that does each role's work, by name: its libraries are for the instance's process."""
 _EPOCHS_AT_ONCE = 1000
 """Versions that are reserved by one save."""
 _ADOPT_TIMEOUT_S = 30.0
@@ -61,39 +52,6 @@ _TRY_AGAIN_S = 1.0
 _STATS_TIMEOUT_S = 30.0
 
 _log = get_logger("control")
-
-
-async def _unsaved(state: ControlState) -> None:
-    """Keep nothing: what is controlled ends with this process."""
-
-
-def _unheard(name: InstanceId, error: BatonError | None) -> None:
-    """Leave the news to the journal."""
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What a Control works with."""
-
-    log_dir: Path
-    """Of the instances' logs, on the node of each."""
-    save: Callable[[ControlState], Awaitable[None]] = _unsaved
-    """Writes a state where the next controller finds it; raises BatonError if it cannot."""
-    on_progress: Callable[[str], None] = lambda line: None
-    """Hears of what instances say while they start."""
-    on_news: Callable[[InstanceId, BatonError | None], None] = _unheard
-    """Hears of each loss, with its reason, and of each instance that is ready, with None."""
-    detached: bool = False
-    """Instances outlive this process."""
-    rules: Callable[[], Awaitable[bool]] = always
-    """Asks whether this process is to be believed if it misses somebody: False if it may itself be
-    the one that is cut off."""
-    terms: Terms | None = None
-    """On which instances hold a lease of this controller, which so hears of one that hangs or is
-    cut off; None: Ray's answers are all that is known of them."""
-    factories: Mapping[Role, str] = field(default_factory=lambda: FACTORIES)
-    backoff: Backoff = Backoff()  # noqa: RUF009  (frozen)
-    clock: Clock = monotonic
 
 
 @dataclass(slots=True, eq=False)

@@ -18,7 +18,7 @@ from baton.api.lease_keeper import Terms
 from baton.cluster import store
 from baton.cluster.actor_process import or_exit
 from baton.cluster.autoscaler import Autoscaler
-from baton.cluster.control import Control, Surroundings
+from baton.cluster.control import Control
 from baton.cluster.fleet import Observed
 from baton.cluster.gateway_keeper import GatewayKeeper
 from baton.cluster.journal import Event
@@ -31,6 +31,7 @@ from baton.cluster.state import (
     with_spec,
 )
 from baton.cluster.status import InstanceStatus, PoolStatus, Status
+from baton.cluster.surroundings import Surroundings
 from baton.core.clock import monotonic
 from baton.core.cluster_spec import ClusterSpec
 from baton.core.errors import BatonError, DeadlineExceeded, InvalidConfig, Unavailable
@@ -50,7 +51,7 @@ class Controller:
     """Idle until `apply` if there is no state. One event loop only."""
 
     def __init__(self, log_dir: Path, factories: Mapping[Role, str]) -> None:
-        """`factories`: the class that does each role's work; see control.FACTORIES."""
+        """`factories`: the class that does each role's work; see surroundings.FACTORIES."""
         self._surroundings = Surroundings(
             log_dir=log_dir,
             save=self._save,

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from baton.cluster import ray_calls, store
-from baton.cluster.control import Control, Surroundings
+from baton.cluster import ray_calls, ray_environment, store
+from baton.cluster.control import Control
 from baton.cluster.controller import Controller
 from baton.cluster.processes import wait_gone
 from baton.cluster.ray_head import RayHead
 from baton.cluster.state import ControlState
 from baton.cluster.status import InstanceStatus
+from baton.cluster.surroundings import Surroundings
 from baton.core.errors import BatonError, InvalidConfig, InvalidRequest, Unavailable
 from baton.core.topology import Membership
 from tests.cluster.controllers import PATIENCE_S, Cluster, spec
@@ -31,7 +32,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch, short_temp_dir: Path) -> Callable[[
     @asynccontextmanager
     async def running() -> AsyncIterator[Cluster]:
         head = await RayHead.start(
-            short_temp_dir, slots=5, environment=ray_calls.head_environment(1), timeout_s=120
+            short_temp_dir, slots=5, environment=ray_environment.head_environment(1), timeout_s=120
         )
         try:
             await ray_calls.connect(head.address, 60)

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from baton.cluster import ray_calls
-from baton.cluster.control import Control, Surroundings
+from baton.cluster.control import Control
 from baton.cluster.gateway_keeper import GatewayKeeper, gateway_plans, revision_of
 from baton.cluster.state import ControlState, GatewayHandle
+from baton.cluster.surroundings import Surroundings
 from baton.core.cluster_spec import ClusterSpec
 from baton.core.errors import DeadlineExceeded, InstanceLost, Unavailable
 

@@ -220,6 +220,7 @@ async def create_service(
     beside = {_HEAD_RESOURCE: _HEAD_SHARE} if beside_head else {}
     remote: Any = _exported(cls).options(
         num_cpus=0,
+        memory=1,  # a byte by Ray's books: what takes nothing is not spread, but put anywhere
         resources=beside,
         name=name,
         lifetime="detached",

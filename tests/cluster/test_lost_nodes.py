@@ -120,7 +120,14 @@ class Served:
             if cut:
                 await self.ray.power_cut(cut)
             await asyncio.to_thread(asking.wait, PATIENCE_S)
-        return "".join(json.loads(line) for line in log.read_text().splitlines())
+        events = [json.loads(line) for line in log.read_text().splitlines()]
+        assert all(isinstance(event, str) for event in events), f"{events[-1]}\n{self.logs(index)}"
+        return "".join(events)
+
+    def logs(self, index: int) -> str:
+        """Return the end of every log of ours on a node."""
+        found = sorted(self.ray.nodes[index].files.glob("baton-*/*.log"))
+        return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in found)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

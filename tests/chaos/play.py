@@ -252,8 +252,8 @@ class Play:
         for process in self._cluster.processes:
             try:
                 while held := await process.held():
-                    if time.monotonic() > deadline:
-                        self._problem(f"{process!r} still holds {held}")
+                    if time.monotonic() > deadline or "tasks_crashed" in held:
+                        self._problem(f"{process!r} still holds {held}\n{process.log_tail()}")
                         break
                     await asyncio.sleep(_LOOK_AGAIN_S)
             except AssertionError as death:

@@ -31,6 +31,9 @@ _GIVEN_BACK = (
     "transfers_open",
     "open_requests",
     "attempts",
+    "tasks",
+    "tasks_crashed",
+    "tickets_open",
     "sessions",
 )
 """Counters of an instance that are zero when nothing is open."""

@@ -34,9 +34,8 @@ async def main(seeds: Sequence[int], out: Path | None) -> int:
             if out is not None:
                 with out.open("a") as file:
                     file.write(result.line())
-            if len(failed_last := results[-_HOPELESS:]) == _HOPELESS and not any(
-                one.passed for one in failed_last
-            ):
+            last = results[-_HOPELESS:]
+            if len(last) == _HOPELESS and not any(one.passed for one in last):
                 _print(f"{_HOPELESS} in a row have failed: what is wrong is no matter of a seed")
                 break
     _print("", table(results), "", summary(results))

@@ -1,7 +1,7 @@
 """A cluster of Baton on three nodes, from outside: its commands, its requests, its two oracles.
 
-node 1: Ray's head, gateway and client     node 2, node 3: room for instances
-(never struck: a request has one gateway)  (as on node 1, less)
+node 1: Ray's head, gateways and clients    node 2, node 3: room for instances
+(never struck: all answers come to it)      (as on node 1, less)
 """
 
 import asyncio

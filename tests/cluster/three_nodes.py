@@ -136,9 +136,15 @@ class ThreeNodes:
         return {i["name"]: i for i in found if i["phase"] == "ready"}
 
     async def whole(self) -> dict[str, dict[str, Any]]:
-        """Wait until everything is as it is wanted; return who is ready then."""
+        """Wait until everything is as it is wanted; return who is ready then.
+
+        A node that Ray's head has given up for no reason but a busy machine joins again.
+        """
         async with asyncio.timeout(PATIENCE_S):
             while True:
+                for index in range(2, len(self.ray.nodes) + 1):
+                    if not self.ray.running(index):
+                        await self.ray.start_ray(index)
                 status = await self.ask("status")
                 if status["settled"]:
                     found = [i for pool in status["pools"] for i in pool["instances"]]

@@ -170,6 +170,10 @@ class Gateway:
             raise Unavailable("no decode instance has been ready yet")
         return ServedModel(self.model_name, self._tokenizer, self._max_model_len)
 
+    def now(self) -> float:
+        """Return the time on the gateway's clock."""
+        return self._clock()
+
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes that one token stands for, perhaps only a part of a character."""
         return self._tokenizer.token_bytes(token)

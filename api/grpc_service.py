@@ -10,6 +10,7 @@ from grpc_reflection.v1alpha import reflection
 from baton.api.choices import choice_pieces
 from baton.api.gateway import Gateway
 from baton.api.validate import INLINE_BYTES, Call, ServedModel, completion_call
+from baton.core.clock import monotonic
 from baton.core.errors import (
     BatonError,
     DeadlineExceeded,
@@ -19,6 +20,7 @@ from baton.core.errors import (
 )
 from baton.core.log import get_logger
 from baton.core.request import TokenLogprobs
+from baton.core.spans import Arrival
 from baton.proto import inference_pb2 as pb
 from baton.proto import inference_pb2_grpc as pb_grpc
 from baton.proto.errors import to_status
@@ -65,11 +67,16 @@ class InferenceService(pb_grpc.InferenceServicer):
 
     async def _validate(self, request: pb.GenerateRequest) -> Call:
         try:
+            came_at = monotonic()
             await self._gateway.some_decode()
+            found_at = monotonic()
             model = self._gateway.model()
             if request.ByteSize() <= INLINE_BYTES:
-                return _call(request, model)
-            return await asyncio.to_thread(_call, request, model)
+                call = _call(request, model)
+            else:
+                call = await asyncio.to_thread(_call, request, model)
+            spent_s = (found_at - came_at, monotonic() - found_at)
+            return call.arrived(Arrival(*spent_s, valid_at=self._gateway.now()))
         except BatonError as error:
             self._gateway.metrics.refused(error.code)
             raise

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from baton.api.fields import Fields, check_text
 from baton.api.sampling_fields import (
@@ -16,6 +16,7 @@ from baton.api.sampling_fields import (
 from baton.core.errors import InvalidRequest, UnknownModel
 from baton.core.ids import RequestId
 from baton.core.request import PRIORITY_LEVELS, GenerateRequest, SamplingParams
+from baton.core.spans import Arrival
 from baton.models.tokenizer import Tokenizer
 
 INLINE_BYTES = 16 << 10
@@ -68,6 +69,8 @@ class TextRequest:
 
     generate: GenerateRequest
     stop: tuple[str, ...] = ()
+    arrival: Arrival | None = None
+    """When it was found valid, and what that took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,13 @@ class Call:
     stream: bool = False
     include_usage: bool = False
     """A stream ends with a chunk that has the usage."""
+    tell_timing: bool = False
+    """The answer says where the time to first token went."""
+
+    def arrived(self, arrival: Arrival, *, tell_timing: bool = False) -> "Call":
+        """Return this call as one that arrived so."""
+        requests = tuple(replace(request, arrival=arrival) for request in self.requests)
+        return replace(self, requests=requests, tell_timing=tell_timing)
 
 
 @dataclass(frozen=True, slots=True)

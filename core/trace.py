@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from baton.core.spans import TtftSpans
+
 
 @dataclass(frozen=True, slots=True)
 class HandoverTrace:
@@ -83,7 +85,12 @@ class RequestTrace:
     migrations: tuple[MigrationTrace, ...] = ()
     """From decode instance to decode instance, in order."""
     ttft_s: float = 0.0
-    """From the valid request to its first token in the gateway."""
+    """From the request's arrival to its first token in the gateway.
+
+    Without the time that its client took to send the body.
+    """
+    ttft_spans: TtftSpans = field(default_factory=TtftSpans)
+    """Where that time went: these add up to it."""
     tpot_s: float = 0.0
     """Mean time per output token after the first."""
     e2e_s: float = 0.0
@@ -95,4 +102,5 @@ class RequestTrace:
         data = asdict(self)
         for row, trace in zip(data["handovers"], self.handovers, strict=True):
             row["overlapped"] = trace.overlapped
+        data["ttft_spans"] = dict(self.ttft_spans.items())
         return data

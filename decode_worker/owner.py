@@ -10,6 +10,7 @@ from baton.core.log import get_logger
 from baton.core.request import FinishReason, GenerateRequest
 from baton.core.trace import HandoverTrace
 from baton.decode_worker.attempt import AttemptHost, HandoverAttempt
+from baton.decode_worker.first_token import FirstTokenWatch
 from baton.decode_worker.outbox import Outbox
 from baton.decode_worker.peer_channels import PeerRef
 from baton.decode_worker.placement import Verdict
@@ -56,6 +57,8 @@ class RequestOwner:
         self._admitted_at: float | None = None
         self._admission_wait_s = 0.0
         self._arrived_at = 0.0
+        self._watch: FirstTokenWatch | None = FirstTokenWatch(host.clock)
+        """Until the first token."""
         self._verdict: Verdict | None = None
         self._local_prefill = False
         self._started = False
@@ -72,6 +75,7 @@ class RequestOwner:
                 # Before any prefill instance computes a prompt that could never be taken.
                 self._host.instance.engine.expect_fits(self._submission.request)
                 self._verdict = self._decide()
+                self._watch_is().decided()
                 if self._verdict.here or not await self._hand_over():
                     self._prefill_here()
                 await self._ended.wait()
@@ -124,10 +128,12 @@ class RequestOwner:
                     code=error.code,
                     reason=error.message,
                 )
+                self._watch_is().failed()
                 continue
             assert attempt.seq_id is not None, "landed without a sequence"
             self._own(attempt.seq_id)
             self._admitted_at = self._host.clock()
+            self._watch_is().landed(attempt.wait)
             self.outbox.cached(self._submission.key, first.cached_tokens)
             event = self._host.instance.engine.admit(attempt.seq_id, first.token)
             self.sampled(replace(event, logprobs=first.logprobs))
@@ -154,6 +160,7 @@ class RequestOwner:
         """A step is about to run with this sequence's tokens from position `start` on."""
         if self._local_prefill and not self._started and not self._ended.is_set():
             self.outbox.cached(self._submission.key, start)
+            self._watch_is().computing()
         self._started = True
         if self._admitted_at is not None:
             self._admission_wait_s = self._host.clock() - self._admitted_at
@@ -166,8 +173,23 @@ class RequestOwner:
             self._host.backups.grew(self._seq_id)
         logprobs = None if event.logprobs is None else logprobs_proto(event.logprobs)
         self.outbox.token(self._submission.key, event.token, logprobs)
+        self._tell_spans()
         if event.finish is not None:
             self._finish(pb.Finish(reason=event.finish))
+
+    def _watch_is(self) -> FirstTokenWatch:
+        assert self._watch is not None, "the first token has come already"
+        return self._watch
+
+    def _tell_spans(self) -> None:
+        """With the first token of all, tell where the time until then went."""
+        watch, self._watch = self._watch, None
+        if watch is None:
+            return
+        if self._local_prefill:
+            watch.computed()
+        if not self._submission.request.resumed:
+            self.outbox.first_token(self._submission.key, watch.ready())
 
     def _see_first_token(self) -> None:
         """Log once what was decided, why, and how long it took then."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 
 from baton.core.clock import Clock
 from baton.core.errors import BatonError, DeadlineExceeded, InternalError, Unavailable
@@ -188,6 +189,9 @@ class HandoverSession:
         # Pages are being written until the thread is done, whatever becomes of this session.
         self._copying = self._table.tasks.start(self._digest(action))
         offered = await asyncio.shield(self._copying)
+        first = action.first
+        if first is not None:
+            first = replace(first, offer_s=max(0.0, self._clock() - self._sender.sampled_at))
         await self._send(
             Offer(
                 attempt=action.attempt,
@@ -195,7 +199,7 @@ class HandoverSession:
                 layers=action.layers,
                 first_block=action.first_block,
                 blocks=offered,
-                first=action.first,
+                first=first,
             )
         )
 

@@ -14,9 +14,11 @@ from baton.api.gateway import Gateway
 from baton.api.http.errors import error_body, error_response
 from baton.api.http.logprobs import Json
 from baton.api.http.openai_format import Choice, Format
+from baton.api.http.timing import timing
 from baton.api.text_stream import Piece
 from baton.api.validate import Call
 from baton.core.errors import BatonError
+from baton.core.spans import TtftSpans
 
 _DONE = b"data: [DONE]\n\n"
 _SLOW_READER_S = 30.0
@@ -37,6 +39,8 @@ class Answer(Response):
         self._gateway = gateway
         self._call = call
         self._form = form
+        self._ttft: dict[int, TtftSpans] = {}
+        """By choice, of those that have ended."""
         self._choices = [
             Choice(
                 index,
@@ -63,7 +67,8 @@ class Answer(Response):
                     choice.text.append(piece.text)
                     if (logprobs := choice.writer.of(piece)) is not None:
                         choice.logprobs.append(logprobs)
-            response = JSONResponse(self._form.whole(self._choices), headers=self._extra_headers())
+            body = self._form.whole(self._choices) | self._timing()
+            response = JSONResponse(body, headers=self._extra_headers())
         except BatonError as error:
             response = error_response(error)
         await _send_whole(send, response)
@@ -91,8 +96,8 @@ class Answer(Response):
             async for choice, piece in pieces:
                 for chunk in self._chunks(choice, piece, opened):
                     yield sse_event(chunk)
-        if self._call.include_usage:
-            yield sse_event(self._form.usage_chunk(self._choices))
+        if self._call.include_usage or self._call.tell_timing:
+            yield sse_event(self._form.usage_chunk(self._choices) | self._timing())
         yield _DONE
 
     def _chunks(self, choice: Choice, piece: Piece, opened: set[int]) -> list[Json]:
@@ -114,10 +119,15 @@ class Answer(Response):
             async for index, piece in pieces:
                 choice = self._choices[index]
                 choice.output_tokens += len(piece.tokens)
+                if piece.ttft is not None:
+                    self._ttft[index] = piece.ttft
                 if choice.prompt_tokens:
                     choice.cached_tokens += piece.cached_tokens
                 choice.finish = piece.finish
                 yield choice, piece
+
+    def _timing(self) -> Json:
+        return {"baton": timing(self._call, self._ttft)} if self._call.tell_timing else {}
 
     def _extra_headers(self) -> dict[str, str]:
         return {"x-request-id": self._call.call_id, "cache-control": "no-cache"}

@@ -10,7 +10,9 @@ from baton.api.http import errors
 from baton.api.http.answer import Answer
 from baton.api.http.body import read_call
 from baton.api.http.openai_format import ChatFormat, CompletionFormat
+from baton.api.http.timing import arrived
 from baton.api.validate import chat_call, completion_call
+from baton.core.clock import monotonic
 from baton.core.errors import BatonError, Cancelled, UnknownModel
 from baton.core.metrics import CONTENT_TYPE
 
@@ -70,8 +72,11 @@ def _add_own_routes(app: FastAPI, gateway: Gateway) -> None:
 async def _answer(request: Request, gateway: Gateway, *, chat: bool) -> Response:
     try:
         check = chat_call if chat else completion_call
+        came_at = monotonic()
         await gateway.some_decode()
+        wake_s = monotonic() - came_at
         call = await read_call(request, check, gateway.model())
+        call = arrived(call, request, wake_s=wake_s, now=gateway.now())
     except ClientDisconnect:
         gateway.metrics.refused(Cancelled.code)
         return Response(status_code=Cancelled.http_status)

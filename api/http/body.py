@@ -9,6 +9,7 @@ from fastapi import Request
 from starlette.exceptions import HTTPException
 
 from baton.api.validate import INLINE_BYTES, Call, ServedModel
+from baton.core.clock import monotonic
 from baton.core.errors import InvalidRequest
 
 MAX_BODY_BYTES = 4 << 20
@@ -26,6 +27,7 @@ async def read_call(
     if kind != "application/json":
         raise HTTPException(415, f"content-type: {kind[:80]!r}; allowed: application/json")
     raw = await _read(request)
+    request.state.read_at = monotonic()
 
     def parse_and_check() -> Call:
         return check(_parse(raw), model)

@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+import itertools
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from baton.api.decode_session import SessionStats
 from baton.api.detokenize import Detokenizer
@@ -16,13 +17,14 @@ from baton.api.latency import RecentLatency
 from baton.api.lease_keeper import LeaseKeeper, Terms
 from baton.api.open_request import OpenRequest
 from baton.api.sessions import Sessions
+from baton.api.status import StatusView, status_of
 from baton.api.text_stream import Piece, TextStream
 from baton.api.traces import TraceLog
 from baton.api.validate import ServedModel, TextRequest
 from baton.core.clock import Clock, monotonic
 from baton.core.config import GatewayConfig
 from baton.core.errors import BatonError, InstanceLost, Overloaded, Unavailable
-from baton.core.metrics import GatewayMetrics
+from baton.core.metrics import GatewayMetrics, GatewayReading, InstanceReading
 from baton.core.tasks import TaskSet
 from baton.core.topology import InstanceInfo, MembershipBoard, Role
 from baton.core.trace import RequestTrace
@@ -110,6 +112,7 @@ class Gateway:
         self._waiting = 0
         """Requests that are not admitted yet: there is no decode instance."""
         self._max_model_len = 0
+        metrics.watch(self.reading)
 
     async def start(self) -> None:
         """Connect to the decode instances that are listed; those that come later follow."""
@@ -277,6 +280,35 @@ class Gateway:
         assert not self._tasks.crashed, self._tasks.crashed
         if self._closing:
             self._tasks.check()
+
+    def reading(self) -> GatewayReading:
+        """Return what is so now, of what metrics do not count as it happens."""
+        membership, has_decode = self._board.current, self._has_decode()
+        return GatewayReading(
+            waiting=self._waiting + (0 if has_decode else len(self._open)),
+            membership_version=membership.version,
+            instances=tuple(
+                InstanceReading(i.instance_id, i.role, self._leases.report(i))
+                for i in membership.instances
+            ),
+        )
+
+    def status(self, *, recent: int, sees: Callable[[RequestTrace], bool]) -> dict[str, Any]:
+        """Return how everything is, for GET /v1/status; with requests that the caller may see."""
+        reading = self.reading()
+        view = StatusView(
+            model=self.model_name,
+            membership=self._board.current,
+            open_requests=len(self._open),
+            waiting=reading.waiting,
+            sessions=self._sessions.stats(),
+            last_minute=self._latency.summary(),
+            reports={i.instance_id: i.report for i in reading.instances},
+            problems=self.health(),
+            totals=self.metrics.totals(),
+        )
+        traces = (trace for trace in self._traces.latest() if sees(trace))
+        return status_of(view, list(itertools.islice(traces, recent)))
 
     def stats(self) -> GatewayStats:
         """Return a snapshot."""

@@ -12,6 +12,7 @@ from baton.core.clock import monotonic
 from baton.core.config import WorkerConfig
 from baton.core.lease import Report, Standing
 from baton.core.log import get_logger
+from baton.core.metric_table import REPORTED
 from baton.core.queue_age import QueueAge
 from baton.core.topology import InstanceInfo
 from baton.executor.admission import Admission
@@ -88,6 +89,10 @@ class Worker(ABC, Generic[L]):
         """Return what is beyond its budget, in words; none: healthy."""
 
     @abstractmethod
+    def stats(self) -> dict[str, float | int | str]:
+        """Return the instance's counters by name."""
+
+    @abstractmethod
     def check(self) -> None:
         """Assert that the books balance and, with nothing open, that nothing is held."""
 
@@ -144,6 +149,7 @@ class Worker(ABC, Generic[L]):
             open_requests=self.admission.open,
             blocks_used=pool.used,
             blocks_total=pool.total,
+            stats=_reported(self.stats()),
         )
 
     def _register(self, server: Any) -> None:
@@ -188,6 +194,11 @@ class Worker(ABC, Generic[L]):
         trace: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+def _reported(stats: dict[str, float | int | str]) -> dict[str, float]:
+    """Return of a worker's counters those that are metrics."""
+    return {name: float(stats[name]) for name in REPORTED if name in stats}
 
 
 def _lease_watched(task: "asyncio.Task[None]") -> None:

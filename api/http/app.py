@@ -11,6 +11,7 @@ from baton.api.http.answer import Answer
 from baton.api.http.body import read_call
 from baton.api.http.openai_format import ChatFormat, CompletionFormat
 from baton.api.http.timing import arrived
+from baton.api.status import RECENT
 from baton.api.validate import chat_call, completion_call
 from baton.core.clock import monotonic
 from baton.core.errors import BatonError, Cancelled, UnknownModel
@@ -60,6 +61,10 @@ def _add_own_routes(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/metrics")
     async def metrics() -> Response:
         return Response(gateway.metrics.render(), media_type=CONTENT_TYPE)
+
+    @app.get("/v1/status")
+    async def status() -> JSONResponse:
+        return JSONResponse(gateway.status(recent=RECENT, sees=lambda trace: True))
 
     @app.get("/v1/requests/{request_id}")
     async def request_trace(request_id: str) -> JSONResponse:

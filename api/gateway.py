@@ -21,6 +21,7 @@ from baton.api.status import StatusView, status_of
 from baton.api.text_stream import Piece, TextStream
 from baton.api.traces import TraceLog
 from baton.api.validate import ServedModel, TextRequest
+from baton.core import log
 from baton.core.clock import Clock, monotonic
 from baton.core.config import GatewayConfig
 from baton.core.errors import BatonError, InstanceLost, Overloaded, Unavailable
@@ -30,6 +31,8 @@ from baton.core.topology import InstanceInfo, MembershipBoard, Role
 from baton.core.trace import RequestTrace
 from baton.models.tokenizer import Tokenizer
 from baton.router.router import Router, RouterStats
+
+_log = log.get_logger("gateway")
 
 _RETRY_S = 5.0
 """For whoever finds too many waiting for an instance to start."""
@@ -189,6 +192,7 @@ class Gateway:
         request goes on at its next token on another (see api/journey.py). Raises Overloaded,
         Unavailable, DeadlineExceeded, or what the decode instance tells.
         """
+        log.tag(request=request.generate.request_id)
         try:
             await self.some_decode()
             opened = self._admit(request)
@@ -244,6 +248,7 @@ class Gateway:
         self._traces.add(trace)
         self._latency.add(trace)
         self.metrics.closed(trace)
+        _log_end(trace)
         if not self._open:
             self._idle.set()
 
@@ -324,3 +329,16 @@ class Gateway:
 
     def __repr__(self) -> str:
         return f"Gateway({self.model_name}, open={len(self._open)})"
+
+
+def _log_end(trace: RequestTrace) -> None:
+    _log.info(
+        "request ended",
+        request=trace.request_id,
+        outcome=trace.error or trace.finish,
+        decode=trace.decode_instance,
+        prompt_tokens=trace.prompt_tokens,
+        output_tokens=trace.output_tokens,
+        ttft_s=trace.ttft_s,
+        e2e_s=trace.e2e_s,
+    )

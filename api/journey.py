@@ -147,7 +147,11 @@ class Journey:
                 backup=route.backup,
             )
         except Exception as bug:
-            _log.exception("bug while a request was submitted", request=repr(opened))
+            _log.exception(
+                "bug while a request was submitted",
+                request=opened.request.generate.request_id,
+                opened=repr(opened),
+            )
             error = InternalError(f"not submitted: {bug!r}")
             self._end(Ended(FinishReason.ERROR, error))
 

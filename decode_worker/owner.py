@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from baton.core.errors import BatonError, Cancelled, DeadlineExceeded, InternalError
-from baton.core.ids import Attempt, SeqId
-from baton.core.log import get_logger
+from baton.core.ids import Attempt, RequestId, SeqId
+from baton.core.log import get_logger, tag
 from baton.core.request import FinishReason, GenerateRequest
 from baton.core.trace import HandoverTrace
 from baton.decode_worker.attempt import AttemptHost, HandoverAttempt
@@ -64,12 +64,18 @@ class RequestOwner:
         self._started = False
         self._ended = asyncio.Event()
 
+    @property
+    def request_id(self) -> RequestId:
+        """The request that is served."""
+        return self._submission.request.request_id
+
     def __repr__(self) -> str:
         return f"RequestOwner({self._submission.request.request_id}, seq={self._seq_id})"
 
     async def run(self) -> None:
         """Serve the request; ends with its last update in the outbox, or cancelled."""
         self._arrived_at = self._host.clock()
+        tag(request=self._submission.request.request_id)
         try:
             async with asyncio.timeout(self._submission.timeout_s):
                 # Before any prefill instance computes a prompt that could never be taken.
@@ -280,7 +286,8 @@ class OwnerTable(dict[SeqId, RequestOwner]):
     def step_failed(self, seq_ids: Sequence[SeqId], error: Exception) -> None:
         """A step raised; these sequences are gone."""
         lost = InternalError(f"the model failed in a step: {error!r}")
-        _log.error("a step failed", exc_info=error)
+        requests = [self[seq].request_id for seq in seq_ids if seq in self]
+        _log.error("a step failed", requests=requests, exc_info=error)
         for seq_id in seq_ids:
             if seq_id in self:
                 self[seq_id].fail(lost)

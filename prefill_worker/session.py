@@ -8,7 +8,7 @@ from baton.core.clock import Clock
 from baton.core.errors import BatonError, DeadlineExceeded, InternalError, Unavailable
 from baton.core.handover import Abort, Offer, OfferedBlock, Open, Received, ToDecode, ToPrefill
 from baton.core.ids import SeqId
-from baton.core.log import get_logger
+from baton.core.log import get_logger, tag
 from baton.core.moving_average import MovingAverage
 from baton.core.tasks import TaskSet
 from baton.engine.step import ChunkComputed, EngineEvent, Reserved, StepPlan, TokenSampled
@@ -62,6 +62,11 @@ class HandoverSession:
 
     def __repr__(self) -> str:
         return f"HandoverSession(seq={self._seq_id}, {self._sender!r})"
+
+    @property
+    def request_id(self) -> str:
+        """Whose prompt it is; empty before the stream's first message."""
+        return "" if self._open is None else self._open.request.request_id
 
     @property
     def min_offer_bytes(self) -> float:
@@ -147,6 +152,7 @@ class HandoverSession:
 
     def _submit(self, action: machine.Submit) -> None:
         message = action.message
+        tag(request=message.request.request_id)
         plan = self._sender.plan
         self._handover = self._instance.handover(
             HandoverTerms(
@@ -290,7 +296,8 @@ class SessionTable(dict[SeqId, HandoverSession]):
     def step_failed(self, seq_ids: Sequence[SeqId], error: Exception) -> None:
         """A step raised; these sequences are gone."""
         lost = InternalError(f"the model failed in a step: {error!r}")
-        _log.error("a step failed", exc_info=error)
+        requests = [self[seq].request_id for seq in seq_ids if seq in self]
+        _log.error("a step failed", requests=requests, exc_info=error)
         for seq_id in seq_ids:
             if seq_id in self:
                 self[seq_id].post(machine.Failed(lost))

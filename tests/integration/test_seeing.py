@@ -1,6 +1,10 @@
-"""Where the time to first token went, on every way that a request can take through real workers."""
+"""What real workers and a gateway let one see: where the time went, logs, status, and `baton top`.
+
+The spans add up to the time to first token on every way that a request can take.
+"""
 
 import asyncio
+import io
 import json
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,9 +15,13 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
+from rich.console import Console
 
 from baton.api.gateway import Gateway
 from baton.api.serve import FrontDoor
+from baton.cli.top import top
+from baton.core import log
 from baton.core.clock import monotonic
 from baton.core.config import GatewayConfig
 from baton.core.ids import InstanceId
@@ -73,6 +81,7 @@ class House:
 
 
 Build = Callable[..., Awaitable[House]]
+SAID = ("request ended", "handover failed")
 
 
 @pytest.fixture
@@ -218,3 +227,70 @@ async def test_a_stream_tells_in_its_last_chunk_and_only_on_request(
     text = house.gateway.metrics.render().decode()
     counts = [n for n in text.splitlines() if n.startswith("baton_ttft_seconds_count")]
     assert [float(n.split()[-1]) for n in counts] == [4.0]
+
+
+async def test_every_line_about_a_request_has_its_id(
+    build: Build,
+    start_pair: Any,
+    tools: Any,
+    demo_model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("BATON_LOG_FORMAT", "json")
+    monkeypatch.setenv("BATON_LOG_LEVEL", "info")
+    house = await build()
+    pair = await start_pair(demo_model_dir)
+    log.configure()
+    try:
+        await house.know(pair.prefill.info, pair.decode.info)
+        trace = await house.ask()
+        nobody = tools.ref_of(replace(pair.prefill.info, address="127.0.0.1:1"))
+        submitted = await pair.session.submit(  # nobody is at the first one's address
+            tools.prompt((5, 6, 7)), [nobody, pair.ref]
+        )
+        await submitted.wait()
+    finally:
+        structlog.reset_defaults()
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line[:1] == "{"]
+    of = {event: [n["request"] for n in lines if n["event"] == event] for event in SAID}
+    assert of == {"request ended": [trace.request_id], "handover failed": ["request-1"]}
+
+
+async def test_status_and_top_show_what_is_there(
+    build: Build, start_pair: Any, tools: Any, demo_model_dir: Path
+) -> None:
+    house, pair = await build(), await start_pair(demo_model_dir)
+    await house.know(pair.prefill.info, pair.decode.info)
+    trace = await house.ask(CODE * 5)
+    url = house.url.removesuffix("/v1/completions")
+
+    async def status() -> Any:
+        async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
+            return (await client.get(f"{url}/v1/status")).json()
+
+    def reported() -> bool:
+        reports = [member.report for member in house.gateway.reading().instances]
+        return all(r is not None and r.steps > 0 and r.open_requests == 0 for r in reports)
+
+    await tools.eventually(reported, "not all instances have told of their steps")
+    told = await status()
+    assert {p["role"]: [i["instance_id"] for i in p["instances"]] for p in told["pools"]} == {
+        "prefill": ["prefill-0"],
+        "decode": ["decode-0"],
+    }
+    [request] = told["recent"]
+    assert request["request_id"] == trace.request_id
+    assert sum(request["ttft_spans"].values()) == pytest.approx(request["ttft_s"], rel=0.02)
+    assert told["requests"]["output_tokens"] == trace.output_tokens
+    assert told["last_minute"]["requests"] == 1
+    decode = told["pools"][-1]["instances"][0]
+    assert decode["stats"]["blocks_cached"] > 0
+    assert decode["blocks_total"] == 512
+    text = house.gateway.metrics.render().decode()
+    assert 'baton_instance_up{instance_id="prefill-0",role="prefill"} 1.0' in text
+    console = Console(width=120, record=True, file=io.StringIO())
+    await asyncio.to_thread(top, url, console, once=True)
+    shown = console.export_text()
+    for word in ("prefill 1/1", "decode-0", trace.request_id[-16:], "TTFT p50"):
+        assert word in shown

@@ -20,7 +20,9 @@ _RECENT = 8
 """Requests that are shown."""
 _BAR = 10
 """Columns of a bar of KV blocks."""
-_SPANS = 3
+_ID = 12
+"""Characters of a request's id, the last ones, that are shown."""
+_SPANS = 2
 """Of a request, that took longest."""
 
 Json = dict[str, Any]
@@ -97,8 +99,9 @@ def _head(told: Json, rate: TokenRate) -> RenderableType:
         f"[bold]{escape(told['model'])}[/]   baton {escape(told['version'])}   "
         f"membership {told['membership_version']}",
         f"open {load['open']}, waiting for an instance {load['waiting']}{flow}",
-        f"last minute: {minute['requests']} requests   TTFT {_spread(minute['ttft_s'])}   "
-        f"TPOT {_spread(minute['tpot_s'])}",
+        f"{minute['requests']} requests in the last minute",
+        f"  TTFT {_spread(minute['ttft_s'])}",
+        f"  TPOT {_spread(minute['tpot_s'])}",
     )
 
 
@@ -155,14 +158,14 @@ def _kv(instance: Json) -> str:
 def _recent(requests: list[Json]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("last requests", no_wrap=True)
-    for name in ("in", "cached", "out", "TTFT", "TPOT"):
+    for name in ("in", "out", "TTFT", "TPOT"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("ended")
+    table.add_column("ended", no_wrap=True)
     table.add_column("most of the TTFT", no_wrap=True)
     for request in requests:
         table.add_row(
-            escape(request["request_id"][-16:]),
-            *(str(request[name]) for name in ("prompt_tokens", "cached_tokens", "output_tokens")),
+            escape(request["request_id"][-_ID:]),
+            *(str(request[name]) for name in ("prompt_tokens", "output_tokens")),
             _ms(request["ttft_s"]) if request["output_tokens"] else "",
             _ms(request["tpot_s"]) if request["output_tokens"] > 1 else "",
             escape(request["error"] or request["finish"]),

@@ -14,6 +14,8 @@ from baton.core.lease import Report
 from baton.core.metric_table import Metric
 from baton.core.trace import HandoverTrace, RequestTrace
 
+Kept = Counter | Gauge | Histogram
+
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 """Of what `render` returns."""
 
@@ -44,11 +46,13 @@ class GatewayMetrics:
         """`registry` is where they are kept; by default one of their own."""
         self._registry = registry or CollectorRegistry()
         self._kept = {m.name: self._new(m) for m in table.METRICS if m not in _READ}
+        self._found: dict[tuple[str, ...], Kept] = {}
+        """Series by metric and values of labels; as many as there are."""
         self._seen: dict[str, set[str]] = {}
         """Values of labels, by label: they are capped."""
         self._tokens = {"prompt_tokens": 0, "output_tokens": 0}
 
-    def _new(self, metric: Metric) -> Counter | Gauge | Histogram:
+    def _new(self, metric: Metric) -> Kept:
         name, text, labels, registry = metric.full_name, metric.text, metric.labels, self._registry
         if metric.kind == "histogram":
             return Histogram(name, text, labels, registry=registry, buckets=metric.buckets)
@@ -127,14 +131,27 @@ class GatewayMetrics:
                 self._observe(table.PHASE, getattr(trace, f"{phase}_s"), phase)
 
     def _count(self, metric: Metric, amount: float, *values: str) -> None:
-        counter = self._kept[metric.name]
+        counter = self._series(metric, values)
         assert isinstance(counter, Counter), metric
-        (counter.labels(*self._capped(metric, values)) if values else counter).inc(amount)
+        counter.inc(amount)
 
     def _observe(self, metric: Metric, seconds: float, *values: str) -> None:
-        histogram = self._kept[metric.name]
+        histogram = self._series(metric, values)
         assert isinstance(histogram, Histogram), metric
-        (histogram.labels(*self._capped(metric, values)) if values else histogram).observe(seconds)
+        histogram.observe(seconds)
+
+    def _series(self, metric: Metric, values: tuple[str, ...]) -> Kept:
+        """Return one metric with these values of its labels; `labels` takes long to find it."""
+        if not values:
+            return self._kept[metric.name]
+        key = (metric.name, *values)
+        found = self._found.get(key)
+        if found is None:
+            capped = self._capped(metric, values)
+            found = self._kept[metric.name].labels(*capped)
+            if table.OTHER not in capped:  # of those there is no end
+                self._found[key] = found
+        return found
 
     def _capped(self, metric: Metric, values: tuple[str, ...]) -> list[str]:
         """Return the labels' values, or `(other)` for one that came after too many others."""

@@ -29,6 +29,7 @@ from baton.core.metrics import GatewayMetrics, GatewayReading, InstanceReading
 from baton.core.tasks import TaskSet
 from baton.core.topology import InstanceInfo, MembershipBoard, Role
 from baton.core.trace import RequestTrace
+from baton.core.tracing import open_tracing
 from baton.models.tokenizer import Tokenizer
 from baton.router.router import Router, RouterStats
 
@@ -116,6 +117,7 @@ class Gateway:
         """Requests that are not admitted yet: there is no decode instance."""
         self._max_model_len = 0
         metrics.watch(self.reading)
+        self._tracing = open_tracing(config.otlp_endpoint)
 
     async def start(self) -> None:
         """Connect to the decode instances that are listed; those that come later follow."""
@@ -137,6 +139,8 @@ class Gateway:
         await self._tasks.drain(0)
         await self._leases.close()
         await self.drain(timeout_s)
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -249,6 +253,8 @@ class Gateway:
         self._latency.add(trace)
         self.metrics.closed(trace)
         _log_end(trace)
+        if self._tracing is not None:
+            self._tracing.ended(trace, time.time_ns())
         if not self._open:
             self._idle.set()
 

@@ -51,7 +51,7 @@ class InferenceService(pb_grpc.InferenceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Stream) -> None:
         """Stream the text of one prompt; see proto/inference.proto."""
         try:
-            valid = await self._validate(request)
+            valid = await self._validate(request, _traceparent(context))
             limit_s = self._gateway.config.request_timeout_s + SLOW_READER_S
             async with asyncio.timeout(limit_s):
                 await self._stream(valid, context)
@@ -65,7 +65,7 @@ class InferenceService(pb_grpc.InferenceServicer):
             internal = InternalError(f"{type(bug).__name__} in the gateway; see its log")
             await context.abort(*to_status(internal))
 
-    async def _validate(self, request: pb.GenerateRequest) -> Call:
+    async def _validate(self, request: pb.GenerateRequest, traceparent: str) -> Call:
         try:
             came_at = monotonic()
             await self._gateway.some_decode()
@@ -76,7 +76,7 @@ class InferenceService(pb_grpc.InferenceServicer):
             else:
                 call = await asyncio.to_thread(_call, request, model)
             spent_s = (found_at - came_at, monotonic() - found_at)
-            return call.arrived(Arrival(*spent_s, valid_at=self._gateway.now()))
+            return call.arrived(Arrival(*spent_s, self._gateway.now(), traceparent))
         except BatonError as error:
             self._gateway.metrics.refused(error.code)
             raise
@@ -129,6 +129,11 @@ _OPTIONAL = (
     "n",
     "logprobs",
 )
+
+
+def _traceparent(context: Stream) -> str:
+    metadata = dict(context.invocation_metadata() or ())
+    return str(metadata.get("traceparent", ""))
 
 
 def _call(request: pb.GenerateRequest, model: ServedModel) -> Call:

@@ -48,6 +48,7 @@ class OpenRequest:
         self._on_over = on_over
         arrival = request.arrival
         self._started = clock() if arrival is None else arrival.valid_at
+        self._traceparent = "" if arrival is None else arrival.traceparent
         self._spans = TtftSpans()
         if arrival is not None:
             self._spans = TtftSpans(wake_s=arrival.wake_s, tokenize_s=arrival.tokenize_s)
@@ -221,6 +222,7 @@ class OpenRequest:
             finish=finish,
             error="" if error is None else error.code,
             tenant=self.request.generate.tenant,
+            traceparent=self._traceparent,
             local_prefill=ended.local_prefill,
             cached_tokens=self._cached_tokens,
             handovers=ended.handovers,

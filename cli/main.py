@@ -97,6 +97,9 @@ def serve(
     ] = "off",
     max_open_requests: Annotated[int, typer.Option(help="Beyond: HTTP 429.")] = 256,
     start_timeout: Annotated[float, typer.Option(help="Seconds for instances to start.")] = 180.0,
+    otlp_endpoint: Annotated[
+        str, typer.Option(help="http://host:port of an OpenTelemetry collector, for spans.")
+    ] = "",
     log_format: Annotated[
         str, typer.Option(help="Of log lines: json, text, or auto: text on a terminal.")
     ] = "auto",
@@ -153,6 +156,7 @@ def serve(
                 http_port=port,
                 grpc_port=grpc_port,
                 max_open_requests=max_open_requests,
+                otlp_endpoint=otlp_endpoint,
             ),
         )
         console = make_console()

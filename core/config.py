@@ -265,6 +265,8 @@ class GatewayConfig(Config):
     renews its lease."""
     traces_kept: int = Field(default=1024, ge=1, le=1 << 20)
     """Traces of ended requests that can be asked for."""
+    otlp_endpoint: str = Field(default="", pattern=r"^(https?://[^/\s]+)?$")
+    """http://host:port of an OpenTelemetry collector, to which spans are sent; empty: none are."""
 
 
 class ClusterConfig(Config):

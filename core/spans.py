@@ -107,6 +107,8 @@ class Arrival:
     tokenize_s: float
     valid_at: float
     """On the gateway's clock."""
+    traceparent: str = ""
+    """The caller's span, as W3C Trace Context writes it; empty if it told none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ def arrived(call: Call, request: Request, *, wake_s: float, now: float) -> Call:
 
     It counts from when the body was read: how fast a client sends is its own.
     """
-    arrival = Arrival(wake_s, monotonic() - request.state.read_at, now)
+    caller = request.headers.get("traceparent", "")
+    arrival = Arrival(wake_s, monotonic() - request.state.read_at, now, caller)
     return call.arrived(arrival, tell_timing=request.headers.get(HEADER) == "1")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from baton.core.handover import BlockRef
-from baton.core.hashing import DIGESTS, chain_hashes
+from baton.core.hashing import DIGESTS, chain_hashes, prefix_root
 from baton.core.ids import BlockId
 from baton.engine.kv_events import BlockRemoved, BlockStored, KVEventLog, KVEvents
 
@@ -46,7 +46,7 @@ class PrefixCache:
 
     def root(self, tenant: str) -> bytes:
         """Return the hash that a tenant's prefixes begin with: other tenants never hit them."""
-        return self._digest(b"baton prefix\0", tenant.encode())
+        return prefix_root(tenant, self._digest)
 
     def hashes(self, tokens: Sequence[int], parent: bytes) -> list[bytes]:
         """Return the chained hashes of `tokens`, whole blocks that follow on `parent`."""

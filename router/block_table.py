@@ -15,6 +15,8 @@ Two choices: Azar, Broder, Karlin, Upfal, "Balanced allocations", 1994.
 import numpy as np
 from numpy.typing import NDArray
 
+from baton.core.instance_events import KEY_BYTES
+
 Keys = NDArray[np.uint64]
 Rows = NDArray[np.int64]
 
@@ -29,7 +31,15 @@ _LOW = np.uint64(0xFFFF_FFFF)
 
 def keys_of(hashes: list[bytes]) -> Keys:
     """Return the keys of block hashes: their first eight bytes, and never 0."""
-    keys = np.frombuffer(b"".join(value[:8] for value in hashes), dtype="<u8").astype(np.uint64)
+    return keys_from_bytes(b"".join(value[:KEY_BYTES] for value in hashes))
+
+
+def keys_from_bytes(keys: bytes) -> Keys:
+    """Return the keys that an instance tells of, eight bytes each."""
+    return _never_zero(np.frombuffer(keys, dtype="<u8").astype(np.uint64))
+
+
+def _never_zero(keys: Keys) -> Keys:
     keys[keys == _NONE] = 1
     return keys
 

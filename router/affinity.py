@@ -19,7 +19,7 @@ _MIX = np.uint64(0xBF58_476D_1CE4_E5B9)
 
 def mark_of(name: str) -> np.uint64:
     """Return the 64 bits by which an instance or a session takes part."""
-    return np.uint64(int.from_bytes(hash_bytes(name.encode())[:8], "little"))
+    return np.uint64(int.from_bytes(hash_bytes(name.encode(errors="surrogatepass"))[:8], "little"))
 
 
 def marks_of(names: Sequence[str]) -> Marks:

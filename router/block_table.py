@@ -80,12 +80,11 @@ class BlockTable:
         wanted = keys[:, None]
         at_first = self._by_bucket[first] == wanted
         at_second = self._by_bucket[second] == wanted
-        rows = np.where(
+        return np.where(
             at_first.any(1),
             first * WAYS + at_first.argmax(1),
             np.where(at_second.any(1), second * WAYS + at_second.argmax(1), -1),
         )
-        return rows
 
     def touch(self, rows: Rows) -> None:
         """Note that rows were of use just now."""
@@ -117,8 +116,14 @@ class BlockTable:
             self.touch(place[won])
             pending = pending[~won]
         self._tick(len(keys))
-        rows[rows >= 0] = np.where(self.keys[rows[rows >= 0]] == keys[rows >= 0], rows[rows >= 0], -1)
-        return rows, np.concatenate(lost_rows or [rows[:0]]), np.concatenate(lost_keys or [keys[:0]])
+        rows[rows >= 0] = np.where(
+            self.keys[rows[rows >= 0]] == keys[rows >= 0], rows[rows >= 0], -1
+        )
+        return (
+            rows,
+            np.concatenate(lost_rows or [rows[:0]]),
+            np.concatenate(lost_keys or [keys[:0]]),
+        )
 
     def drop(self, rows: Rows) -> None:
         """Free rows, which hold keys and differ."""
@@ -144,7 +149,10 @@ class BlockTable:
         full = ~free.any(1)
         if full.any():
             both = np.concatenate(
-                [first[full, None] * WAYS + np.arange(WAYS), second[full, None] * WAYS + np.arange(WAYS)],
+                [
+                    first[full, None] * WAYS + np.arange(WAYS),
+                    second[full, None] * WAYS + np.arange(WAYS),
+                ],
                 axis=1,
             )
             ages = np.uint8(self._now) - self._stamps.reshape(-1)[both]

@@ -81,9 +81,7 @@ class PrefillCosts:
     def seconds(self, f: PrefillFeatures) -> Vector:
         """Return the seconds from Accepted to the last layer."""
         ahead = self._queue.predict(_rows(f.queue))
-        return ahead + self._compute.predict(
-            _rows(f.missing, _attention(f.missing, f.tokens))
-        )
+        return ahead + self._compute.predict(_rows(f.missing, _attention(f.missing, f.tokens)))
 
     def learn(self, queue: float, tokens: int, trace: HandoverTrace) -> None:
         """Take in a handover that went well, and how long the queue was thought to be."""

@@ -6,7 +6,7 @@ worse than the best of them.
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -287,7 +287,5 @@ def _candidates(pool: Pool, order: Places) -> Candidates:
 
 def _taken(features: F, places: Places) -> F:
     """Return the features of some candidates."""
-    values = {f.name: getattr(features, f.name) for f in fields(features)}
-    return type(features)(
-        **{name: v[places] if isinstance(v, np.ndarray) else v for name, v in values.items()}
-    )
+    arrays = {f.name: getattr(features, f.name) for f in fields(features) if f.name != "tokens"}
+    return replace(features, **{name: values[places] for name, values in arrays.items()})

@@ -42,9 +42,7 @@ class Pool:
 class Fleet:
     """Both pools of one membership."""
 
-    def __init__(
-        self, instances: tuple[InstanceInfo, ...], state: RouterState, salt: str
-    ) -> None:
+    def __init__(self, instances: tuple[InstanceInfo, ...], state: RouterState, salt: str) -> None:
         self.instances = instances
         by_role = {role: [i for i in instances if i.role is role] for role in Role}
         self.decode = Pool(by_role[Role.DECODE] + by_role[Role.MIXED], state, salt)

@@ -147,15 +147,13 @@ class Policy:
         able = ask.tokens <= fleet.prefill.max_model_len
         decode_load = self._state.loads(fleet.decode.rows)
         prefill_load = self._state.loads(fleet.prefill.rows)
-        decode = decode_features(
-            fleet.decode, decode_load, _known(fleet.decode, ask), ask.tokens
-        )
+        decode = decode_features(fleet.decode, decode_load, _known(fleet.decode, ask), ask.tokens)
         prefill = prefill_features(prefill_load, _known(fleet.prefill, ask), ask.tokens)
         prefill_s = prefill_prices(fleet.prefill.kinds, self._costs, prefill)
         prices = decode_prices(fleet.decode.kinds, self._costs, decode)
         blind = np.count_nonzero(decode_load[:, columns.SEEN] == 0)
         blind += np.count_nonzero(prefill_load[:, columns.SEEN] == 0)
-        predicted = blind < len(fleet.decode) + len(fleet.prefill) or any(
+        predicted = int(blind) < len(fleet.decode) + len(fleet.prefill) or any(
             self._costs.decode(kind).measured for kind in fleet.decode.kinds
         )
         cost, alone = self._weigh(fleet, ask, able, decode_load, prices, prefill_s)
@@ -332,14 +330,18 @@ def _partners(fleet: Fleet, decode: int) -> NDArray[np.bool_]:
 
 
 def _sorted(
-    able: NDArray[np.bool_], classes: NDArray[np.int64], cost: Vector, fill: Vector, requests: Vector
+    able: NDArray[np.bool_],
+    classes: NDArray[np.int64],
+    cost: Vector,
+    fill: Vector,
+    requests: Vector,
 ) -> Places:
     """Return those that are able by class, cost (as far as it differs), load, and their turn."""
     places = np.flatnonzero(able)
     least = float(cost[places].min())
     steps = np.floor((cost[places] - least) / max(_EQUAL_S, _EQUAL * least))
-    keys = (places, requests[places], fill[places], steps, classes[places])
-    return places[np.lexsort(keys)]
+    order: Places = np.lexsort((places, requests[places], fill[places], steps, classes[places]))
+    return places[order]
 
 
 def _own_place(
@@ -365,4 +367,5 @@ def _own_place(
 def _first(order: Places, place: int | None) -> Places:
     if place is None:
         return order
-    return np.concatenate([[place], order[order != place]])
+    rest = order[order != place]
+    return np.concatenate([np.array([place], np.int64), rest])

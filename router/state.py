@@ -120,11 +120,15 @@ class RouterState:
 
     # ---- this router's own work -------------------------------------------------------------
 
-    def own(self, key: InstanceKey, *, queued: int = 0, requests: int = 0, context: int = 0) -> None:
+    def own(
+        self, key: InstanceKey, *, queued: int = 0, requests: int = 0, context: int = 0
+    ) -> None:
         """Change what this router has open on an instance, by differences."""
         self._table[self.row(key), _OWN] += queued, requests, context
 
-    def sent(self, key: InstanceKey, *, tokens: float = 0, requests: int = 0, context: int = 0) -> None:
+    def sent(
+        self, key: InstanceKey, *, tokens: float = 0, requests: int = 0, context: int = 0
+    ) -> None:
         """Note what was sent to an instance that it has not told of yet."""
         self._table[self.row(key), _SENT] += tokens, requests, context
 

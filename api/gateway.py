@@ -66,12 +66,14 @@ class Gateway:
         *,
         expects_prefill: bool,
         may_be_empty: bool = False,
+        beside_others: bool = False,
         clock: Clock = monotonic,
     ) -> None:
         """`expects_prefill`: the cluster was started with prefill instances (see `health`).
 
         `may_be_empty`: with nothing to do there is no decode instance; one comes if a request waits
-        for it, for `migration_wait_s` at most.
+        for it, for `migration_wait_s` at most. `beside_others`: other gateways send requests to
+        the same instances; among equals it draws lots, so that not all choose the same.
         """
         self.config = config
         self.model_name = model_name
@@ -89,8 +91,8 @@ class Gateway:
             max_open_requests=config.max_open_requests,
             clock=clock,
             state=state,
-            salt=secrets.token_hex(8),
-            rng=Random(),
+            salt=secrets.token_hex(8) if beside_others else "",
+            rng=Random() if beside_others else None,
             decisions_kept=config.traces_kept,
         )
         self._leases = LeaseKeeper(

@@ -43,9 +43,9 @@ _STAY_REQUESTS = 2
 """Likewise in open requests, where costs are not known."""
 _DISTURBANCE = 4.0
 """How much dearer a second is by which streams are held up; as HandoverConfig has it."""
-_EXPLORE = 1 / 32
-"""Of prompts that decode would compute itself, so many go to prefill all the same: what is known
-of handovers must not grow old."""
+_EXPLORE = 32
+"""Of prompts that decode would compute itself, each so-manieth goes to prefill all the same: what
+is known of handovers must not grow old."""
 _FAR = np.float64(1e9)
 
 Places = NDArray[np.int64]
@@ -138,6 +138,8 @@ class Policy:
         self._state = state
         self._costs = costs
         self._rng = rng
+        self._alone = 0
+        """Prompts that decode would compute itself."""
 
     def choose(self, fleet: Fleet, ask: Ask) -> Choice | None:
         """Return the choice; None if no decode instance can take the request."""
@@ -169,7 +171,8 @@ class Policy:
             ask,
         )
         cheaper = predicted and len(prefill_order) > 0 and bool(alone[best])
-        explored = cheaper and self._rng is not None and self._rng.random() < _EXPLORE
+        self._alone += cheaper
+        explored = cheaper and self._alone % _EXPLORE == 0
         return Choice(
             fleet=fleet,
             decode_order=decode_order,

@@ -145,8 +145,8 @@ class Router:
         """`state` is where somebody tells what instances say of themselves.
 
         `salt`, another at each gateway, is the order in which ties are broken; "" is by name. `rng`
-        draws two of those that say nothing, and now and then a handover that seems dearer; without
-        it no lots are drawn.
+        draws two of those that say nothing. A gateway that is alone needs neither: its own counts
+        are all there is.
         """
         self._max_open_requests = max_open_requests
         self._leases: set[Lease] = set()

@@ -5,8 +5,9 @@
 TTFT is a sum of what prefill and what decode take (see costs.py), so the best pair is the best of
 each, and n + m candidates are weighed for n * m pairs. What is not in the cost:
 
-- costs within two percent are equal; then the less loaded one is taken, then each gateway has an
-  order of its own, so that those which see the same do not all choose the same;
+- costs within two percent are equal; then the one that has more of the prompt is taken, then the
+  less loaded one, and then each of several gateways has an order of its own, so that those which
+  see the same do not all choose the same;
 - a session's own instance (affinity.py) is taken while it costs little more than the best;
 - of instances that report nothing, two are drawn and the rest come last: many gateways that go by
   their own counts alone would all take the same one (Mitzenmacher, "The power of two choices in
@@ -166,8 +167,8 @@ class Policy:
         prefill_order = self._rank_prefill(
             fleet.prefill,
             prefill_load,
-            prefill_s if predicted else np.zeros_like(prefill_s),
             able & _partners(fleet, best),
+            prefill_s if predicted else np.zeros_like(prefill_s),
             ask,
         )
         cheaper = predicted and len(prefill_order) > 0 and bool(alone[best])
@@ -229,25 +230,27 @@ class Policy:
     # ---- orders -----------------------------------------------------------------------------
 
     def _rank_decode(
-        self, pool: Pool, load: Vector, fits: NDArray[np.bool_], cost: Vector, ask: Ask
+        self, pool: Pool, load: Vector, able: NDArray[np.bool_], cost: Vector, ask: Ask
     ) -> tuple[Places, bool]:
-        classes = self._classes(load, fits, pool, last=ask.avoided)
+        classes = self._classes(load, able, pool, last=ask.avoided)
         if ask.preferred in pool.places and ask.preferred not in ask.avoided:
             classes[pool.places[ask.preferred]] = -1
-        share = load[:, columns.OWN_CONTEXT] / pool.kv_tokens
-        order = _sorted(fits, classes, cost, share, load[:, columns.OWN_REQUESTS])
-        place = _own_place(pool, order, classes, cost, load, ask.session)
-        return _first(order, place), place is not None
+        fill = load[:, columns.OWN_CONTEXT] / pool.kv_tokens
+        weighed = _Weighed(pool, able, classes, cost, _known(pool, ask), fill, load)
+        order = weighed.order()
+        own = weighed.own_place(order, ask.session)
+        return _first(order, own), own is not None
 
     def _rank_prefill(
-        self, pool: Pool, load: Vector, cost: Vector, able: NDArray[np.bool_], ask: Ask
+        self, pool: Pool, load: Vector, able: NDArray[np.bool_], cost: Vector, ask: Ask
     ) -> Places:
         if not able.any():
             return np.zeros(0, np.int64)
         classes = self._classes(load, able, pool, last=ask.failing)
-        queued, requests = load[:, columns.OWN_QUEUED], load[:, columns.OWN_REQUESTS]
-        order = _sorted(able, classes, cost, queued, requests)
-        return _first(order, _own_place(pool, order, classes, cost, load, ask.session))
+        fill = load[:, columns.OWN_QUEUED]
+        weighed = _Weighed(pool, able, classes, cost, _known(pool, ask), fill, load)
+        order = weighed.order()
+        return _first(order, weighed.own_place(order, ask.session))
 
     def _classes(
         self, load: Vector, able: NDArray[np.bool_], pool: Pool, last: Collection[InstanceKey]
@@ -332,39 +335,42 @@ def _partners(fleet: Fleet, decode: int) -> NDArray[np.bool_]:
     return members
 
 
-def _sorted(
-    able: NDArray[np.bool_],
-    classes: NDArray[np.int64],
-    cost: Vector,
-    fill: Vector,
-    requests: Vector,
-) -> Places:
-    """Return those that are able by class, cost (as far as it differs), load, and their turn."""
-    places = np.flatnonzero(able)
-    least = float(cost[places].min())
-    steps = np.floor((cost[places] - least) / max(_EQUAL_S, _EQUAL * least))
-    order: Places = np.lexsort((places, requests[places], fill[places], steps, classes[places]))
-    return places[order]
+@dataclass(frozen=True, slots=True)
+class _Weighed:
+    """One pool's candidates with all that orders them; arrays over the pool."""
 
+    pool: Pool
+    able: NDArray[np.bool_]
+    classes: NDArray[np.int64]
+    cost: Vector
+    known: Vector
+    fill: Vector
+    load: Vector
 
-def _own_place(
-    pool: Pool,
-    order: Places,
-    classes: NDArray[np.int64],
-    cost: Vector,
-    load: Vector,
-    session: np.uint64 | None,
-) -> int | None:
-    """Return the place of the session's own instance, unless it is much worse than the best."""
-    if session is None:
-        return None
-    equals = order[classes[order] == classes[order[0]]]
-    own = int(equals[scores(pool.marks[equals], session).argmax()])
-    best = int(order[0])
-    open_here = load[own, columns.OWN_REQUESTS] - load[best, columns.OWN_REQUESTS]
-    dear = cost[own] > cost[best] * _STAY + _STAY_S
-    crowded = not cost.any() and open_here > _STAY_REQUESTS
-    return None if dear or crowded else own
+    def order(self) -> Places:
+        """Return those that are able: by class, by cost as far as it differs, by what they have of
+        the prompt (what is shared takes no room twice), by load, and by their turn.
+        """
+        places = np.flatnonzero(self.able)
+        cost = self.cost[places]
+        least = float(cost.min())
+        steps = np.floor((cost - least) / max(_EQUAL_S, _EQUAL * least))
+        requests = self.load[places, columns.OWN_REQUESTS]
+        by = (places, requests, self.fill[places], -self.known[places], steps, self.classes[places])
+        order: Places = np.lexsort(by)
+        return places[order]
+
+    def own_place(self, order: Places, session: np.uint64 | None) -> int | None:
+        """Return the place of the session's own instance, unless it is much worse than the best."""
+        if session is None:
+            return None
+        best = int(order[0])
+        equals = order[self.classes[order] == self.classes[best]]
+        own = int(equals[scores(self.pool.marks[equals], session).argmax()])
+        requests = self.load[:, columns.OWN_REQUESTS]
+        crowded = not self.cost.any() and requests[own] - requests[best] > _STAY_REQUESTS
+        dear = self.cost[own] > self.cost[best] * _STAY + _STAY_S
+        return None if dear or crowded else own
 
 
 def _first(order: Places, place: int | None) -> Places:

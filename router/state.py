@@ -63,12 +63,12 @@ class RouterState:
         """An instance is about to tell of itself, from the beginning."""
         self.lost(key)
         self._followed[key] = _Followed(terms)
-        self._table[self.row(key), LOCAL] = terms.local_prefill
+        self._values(key)[LOCAL] = terms.local_prefill
 
     def told(self, key: InstanceKey, load: InstanceLoad) -> None:
         """An instance tells its load."""
         self.version += 1
-        row = self._table[self.row(key)]
+        row = self._values(key)
         row[_REPORTED] = 1, load.queued_tokens, load.running, load.context_tokens, load.free_tokens
         row[_SENT] = 0
 
@@ -96,7 +96,7 @@ class RouterState:
             for holder in followed.holders.values():
                 self._retire(holder)
         if key in self._rows:
-            row = self._table[self._rows[key]]
+            row = self._values(key)
             row[_REPORTED] = 0
             row[_SENT] = 0
             row[LOCAL] = 0
@@ -124,13 +124,13 @@ class RouterState:
         self, key: InstanceKey, *, queued: int = 0, requests: int = 0, context: int = 0
     ) -> None:
         """Change what this router has open on an instance, by differences."""
-        self._table[self.row(key), _OWN] += queued, requests, context
+        self._values(key)[_OWN] += queued, requests, context
 
     def sent(
         self, key: InstanceKey, *, tokens: float = 0, requests: int = 0, context: int = 0
     ) -> None:
         """Note what was sent to an instance that it has not told of yet."""
-        self._table[self.row(key), _SENT] += tokens, requests, context
+        self._values(key)[_SENT] += tokens, requests, context
 
     # ---- for the policy ---------------------------------------------------------------------
 
@@ -142,6 +142,11 @@ class RouterState:
             if row == len(self._table):
                 self._table = np.concatenate([self._table, np.zeros_like(self._table)])
         return row
+
+    def _values(self, key: InstanceKey) -> Vector:
+        """Return the row itself, to be changed; it is in the table as that is after this call."""
+        row = self.row(key)
+        return self._table[row]
 
     def keep_only(self, keys: Collection[InstanceKey]) -> bool:
         """Give up rows of instances that are not named, if many are; return whether rows moved."""

@@ -110,6 +110,24 @@ def test_a_lost_instance_is_forgotten_and_may_come_back(state, known, make_insta
     assert state.index.stats().retired == 3
 
 
+def test_nothing_is_lost_while_the_table_grows(state, make_instance):
+    keys = [key_of(make_instance(f"d{n}")) for n in range(100)]
+    for n, key in enumerate(keys):
+        match n % 4:
+            case 0:
+                state.own(key, context=n + 1)
+            case 1:
+                state.sent(key, context=n + 1)
+            case 2:
+                state.told(key, InstanceLoad(context_tokens=n + 1))
+            case 3:
+                state.opened(key, TERMS)
+    loads = state.loads(np.array([state.row(key) for key in keys]))
+    which = [columns.OWN_CONTEXT, columns.SENT_CONTEXT, columns.CONTEXT, columns.LOCAL]
+    wanted = [1 if n % 4 == 3 else n + 1 for n in range(100)]
+    assert [loads[n, which[n % 4]] for n in range(100)] == wanted
+
+
 def test_rows_of_those_that_left_are_given_up(state, known, make_instance):
     instances = [make_instance(f"d{n}") for n in range(200)]
     keys = [key_of(i) for i in instances]

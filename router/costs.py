@@ -8,8 +8,9 @@ Each term is a sum of features times coefficients (see regression.py), per pool:
 role and compatibility. Times are in seconds; features are arrays over candidates.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -23,6 +24,10 @@ _BYTES_PER_TOKEN = 1 << 17
 """Of KV, before any was moved: an 8B model's."""
 _MOST_S = 10.0
 """For what does not depend on size."""
+_MOST_POOLS = 64
+"""That are remembered: each new revision of a model makes new ones."""
+
+P = TypeVar("P")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +58,12 @@ class DecodeFeatures:
     tokens: float
 
 
-def _rows(*columns: Vector | float) -> Vector:
+def _rows(*columns: Vector) -> Vector:
     """Return the rows of a matrix of features, the first of which is always 1."""
-    return np.stack(np.broadcast_arrays(1.0, *columns), axis=-1).astype(np.float64)
+    rows: Vector = np.ones((len(columns[0]), 1 + len(columns)))
+    for number, column in enumerate(columns, 1):
+        rows[:, number] = column
+    return rows
 
 
 def _attention(missing: Vector, tokens: float) -> Vector:
@@ -179,17 +187,11 @@ class Costs:
 
     def prefill(self, compatibility: str) -> PrefillCosts:
         """Return the terms of a prefill pool."""
-        return self._prefill.setdefault(compatibility, PrefillCosts())
+        return _of(self._prefill, compatibility, PrefillCosts)
 
     def decode(self, compatibility: str) -> DecodeCosts:
         """Return the terms of a decode pool."""
-        return self._decode.setdefault(compatibility, DecodeCosts())
-
-    def keep_only(self, compatibilities: Sequence[str]) -> None:
-        """Forget pools that are no more."""
-        for known in (self._prefill, self._decode):
-            for name in [name for name in known if name not in compatibilities]:
-                del known[name]
+        return _of(self._decode, compatibility, DecodeCosts)
 
     def answered(self, tokens: int) -> None:
         """Note how long an answer was."""
@@ -198,3 +200,13 @@ class Costs:
     def expected_output(self, max_tokens: int) -> float:
         """Return how many tokens an answer is likely to have, at least one."""
         return max(1.0, min(float(max_tokens), self._output.value or 1.0))
+
+
+def _of(pools: dict[str, P], compatibility: str, new: Callable[[], P]) -> P:
+    """Return a pool's terms; the pool that came first is forgotten if there are too many."""
+    found = pools.get(compatibility)
+    if found is None:
+        found = pools[compatibility] = new()
+        if len(pools) > _MOST_POOLS:
+            del pools[next(iter(pools))]
+    return found

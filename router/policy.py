@@ -15,7 +15,7 @@ each, and n + m candidates are weighed for n * m pairs. What is not in the cost:
 - where nothing is reported and nothing measured, the least loaded comes first.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from random import Random
 
@@ -114,9 +114,10 @@ class Choice:
     affine: bool
     """The decode instance is the session's own."""
 
-    def ranked_decode(self) -> list[InstanceInfo]:
-        """Return the decode candidates, best first."""
-        return [self.fleet.decode.instances[place] for place in self.decode_order.tolist()]
+    def ranked_decode(self) -> Iterator[InstanceInfo]:
+        """Yield the decode candidates, best first."""
+        instances = self.fleet.decode.instances
+        return (instances[place] for place in self.decode_order)
 
     def ranked_prefill(self) -> tuple[InstanceInfo, ...]:
         """Return the prefill instances to try, in order."""

@@ -1,6 +1,6 @@
 """Choose the pair of instances for a request, or refuse it: bounded, and each choice explained."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 from types import TracebackType
@@ -247,7 +247,8 @@ class Router:
             raise Unavailable("no decode instance is ready to take the request")
         self._note(choice, ask, hint, membership.version)
         ranked = choice.ranked_decode()
-        route = Route(ranked[0], choice.ranked_prefill(), _backup_of(ranked[0], ranked))
+        decode = next(ranked)
+        route = Route(decode, choice.ranked_prefill(), _backup_of(decode, ranked))
         return route, choice.missing()
 
     def _note(self, choice: Choice, ask: Ask, hint: Hint, membership: int) -> None:
@@ -337,10 +338,10 @@ class Router:
         return f"Router(open={len(self._leases)}, max={self._max_open_requests})"
 
 
-def _backup_of(decode: InstanceInfo, ranked: Sequence[InstanceInfo]) -> InstanceInfo | None:
+def _backup_of(decode: InstanceInfo, others: Iterable[InstanceInfo]) -> InstanceInfo | None:
     """Return the first of the others that can read the KV of `decode`; mixed ones never can."""
-    for other in ranked:
+    for other in others:
         same = other.compatibility == decode.compatibility
-        if other is not decode and same and decode.role == other.role == Role.DECODE:
+        if same and decode.role == other.role == Role.DECODE:
             return other
     return None

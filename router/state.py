@@ -5,6 +5,7 @@ What an instance reports is a moment old: what this router has sent there since 
 Of an instance that reports nothing there is only what this router has open there.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -52,6 +53,8 @@ class RouterState:
         self._rows: dict[InstanceKey, int] = {}
         self._table: Vector = np.zeros((16, _COLUMNS))
         self._followed: dict[InstanceKey, _Followed] = {}
+        self._spoken: Counter[tuple[int, str]] = Counter()
+        """How many name blocks so: block size and hash."""
         self._row_of_holder: NDArray[np.int64] = np.full(64, -1, np.int64)
 
     def __repr__(self) -> str:
@@ -63,6 +66,7 @@ class RouterState:
         """An instance is about to tell of itself, from the beginning."""
         self.lost(key)
         self._followed[key] = _Followed(terms)
+        self._spoken[terms.block_size, terms.hash_name] += 1
         self._values(key)[LOCAL] = terms.local_prefill
 
     def told(self, key: InstanceKey, load: InstanceLoad) -> None:
@@ -95,6 +99,8 @@ class RouterState:
         if followed is not None:
             for holder in followed.holders.values():
                 self._retire(holder)
+            self._spoken[followed.terms.block_size, followed.terms.hash_name] -= 1
+            self._spoken += Counter()  # drops what nobody speaks any more
         if key in self._rows:
             row = self._values(key)
             row[_REPORTED] = 0
@@ -146,7 +152,8 @@ class RouterState:
     def _values(self, key: InstanceKey) -> Vector:
         """Return the row itself, to be changed; it is in the table as that is after this call."""
         row = self.row(key)
-        return self._table[row]
+        values: Vector = self._table[row]
+        return values
 
     def keep_only(self, keys: Collection[InstanceKey]) -> bool:
         """Give up rows of instances that are not named, if many are; return whether rows moved."""
@@ -172,8 +179,7 @@ class RouterState:
     def known_tokens(self, prompt: Sequence[int], tenant: str) -> Vector:
         """Return, by row, how many tokens of a prompt an instance has, from the first."""
         known = np.zeros(len(self._table))
-        spoken = {(f.terms.block_size, f.terms.hash_name) for f in self._followed.values()}
-        for block_size, name in spoken:
+        for block_size, name in self._spoken:
             blocks = min(_LONGEST, (len(prompt) - 1) // block_size)
             if not name or blocks <= 0:
                 continue

@@ -3,7 +3,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton.router.regression import Regression
@@ -58,6 +58,7 @@ def test_nonsense_is_not_taken_in():
     assert model.coefficients.tolist() == pytest.approx(PRIOR)
 
 
+@settings(max_examples=40)
 @given(
     st.lists(
         st.tuples(st.integers(0, 1 << 20), st.floats(0, 1e6)),
@@ -76,6 +77,7 @@ def test_whatever_is_measured_it_stays_in_its_bounds(measured):
         assert model.predict(np.array(features(tokens))) >= 0
 
 
+@settings(max_examples=15)
 @given(st.integers(0, 1000), st.integers(1, 4000))
 def test_the_same_again_and_again_is_predicted(seed, tokens):
     """Nothing else is ever measured: the other directions stay as they were, and do not wind up."""

@@ -297,8 +297,9 @@ def decode_features(pool: Pool, load: Vector, known: Vector, tokens: int) -> Dec
     """Return what each decode instance has to do; own counts where it reports nothing."""
     seen = load[:, columns.SEEN] > 0
     own = load[:, columns.OWN_REQUESTS], load[:, columns.OWN_CONTEXT]
-    running = load[:, columns.RUNNING] + load[:, columns.SENT_REQUESTS]
-    context = load[:, columns.CONTEXT] + load[:, columns.SENT_CONTEXT]
+    # What ended may have been taken off by the instance before: then by both.
+    running = np.maximum(0.0, load[:, columns.RUNNING] + load[:, columns.SENT_REQUESTS])
+    context = np.maximum(0.0, load[:, columns.CONTEXT] + load[:, columns.SENT_CONTEXT])
     free = load[:, columns.FREE] - load[:, columns.SENT_CONTEXT]
     free = np.where(seen, free, pool.kv_tokens - own[1])
     return DecodeFeatures(
@@ -313,7 +314,7 @@ def decode_features(pool: Pool, load: Vector, known: Vector, tokens: int) -> Dec
 
 def prefill_features(load: Vector, known: Vector, tokens: int) -> PrefillFeatures:
     """Return what each prefill instance has to do, likewise."""
-    queue = load[:, columns.QUEUED] + load[:, columns.SENT_TOKENS]
+    queue = np.maximum(0.0, load[:, columns.QUEUED] + load[:, columns.SENT_TOKENS])
     blind = load[:, columns.SEEN] == 0
     return PrefillFeatures(
         queue=np.where(blind, load[:, columns.OWN_QUEUED], queue),

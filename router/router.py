@@ -82,6 +82,8 @@ class Lease:
         self.output_tokens = 0
         self.computing = 0
         """Tokens that the first prefill instance of the route has yet to compute."""
+        self.missing = 0.0
+        """Of these, what it is thought not to have cached."""
         self.closed = False
         self._router = router
 
@@ -269,12 +271,15 @@ class Router:
             prefill = key_of(lease.route.prefill[0])
             lease.computing = tokens
             self._add_prefill(prefill, requests=1, tokens=tokens)
+            lease.missing = computing
             self._state.sent(prefill, tokens=computing)
         self._state.sent(decode, requests=1, context=tokens)
 
     def _uncount(self, lease: Lease) -> None:
         self._end_prefill(lease)
-        self._add_decode(key_of(lease.route.decode), requests=-1, tokens=-lease.held_tokens)
+        decode, held = key_of(lease.route.decode), lease.held_tokens
+        self._add_decode(decode, requests=-1, tokens=-held)
+        self._state.sent(decode, requests=-1, context=-held)
 
     def _add_decode(self, key: InstanceKey, *, requests: int = 0, tokens: int = 0) -> None:
         self._decode.add(key, requests=requests, tokens=tokens)
@@ -300,6 +305,7 @@ class Router:
         if lease.computing:
             key = key_of(lease.route.prefill[0])
             self._add_prefill(key, requests=-1, tokens=-lease.computing)
+            self._state.sent(key, tokens=-lease.missing)
             lease.computing = 0
 
     def _close(self, lease: Lease) -> None:

@@ -1,7 +1,8 @@
 """What a router goes by: loads and caches as instances tell of them, and its own open work.
 
 One row per instance, in one array, so that a thousand candidates are weighed in a few operations.
-What an instance reports is a moment old: what this router has sent there since is added to it.
+What an instance reports is a moment old: what this router has sent there since is added to it, and
+what of its own has ended there since is taken off.
 Of an instance that reports nothing there is only what this router has open there.
 """
 
@@ -135,7 +136,7 @@ class RouterState:
     def sent(
         self, key: InstanceKey, *, tokens: float = 0, requests: int = 0, context: int = 0
     ) -> None:
-        """Note what was sent to an instance that it has not told of yet."""
+        """Note what was sent to an instance, or has ended there, and it has not told of yet."""
         self._values(key)[_SENT] += tokens, requests, context
 
     # ---- for the policy ---------------------------------------------------------------------

@@ -72,22 +72,22 @@ class Decision:
         decode = choice.decode_order[:_CANDIDATES]
         prefill = choice.prefill_order[:_CANDIDATES]
         return cls(
-            tokens=int(choice.decode.tokens),
+            tokens=int(choice.seen.decode.tokens),
             max_tokens=max_tokens,
             expected_output=costs.expected_output(max_tokens),
             membership=membership,
             state=state,
-            predicted=choice.predicted,
-            blind=choice.blind,
+            predicted=choice.seen.predicted,
+            blind=choice.seen.blind,
             local=choice.local,
             explored=choice.explored,
             affine=choice.affine,
             decode=_candidates(choice.fleet.decode, choice.decode_order),
-            decode_features=_taken(choice.decode, decode),
-            decode_prices=choice.prices.taken(decode),
+            decode_features=_taken(choice.seen.decode, decode),
+            decode_prices=choice.seen.prices.taken(decode),
             prefill=_candidates(choice.fleet.prefill, choice.prefill_order),
-            prefill_features=_taken(choice.prefill, prefill),
-            prefill_s=choice.prefill_s[prefill],
+            prefill_features=_taken(choice.seen.prefill, prefill),
+            prefill_s=choice.seen.prefill_s[prefill],
         )
 
     @property

@@ -92,21 +92,31 @@ class DecodePrices:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """What is known of a fleet when a request comes; arrays over its pools."""
+
+    decode_load: Vector
+    """Rows of the state."""
+    prefill_load: Vector
+    decode: DecodeFeatures
+    prefill: PrefillFeatures
+    prices: DecodePrices
+    prefill_s: Vector
+    blind: int
+    """Instances that tell nothing."""
+    predicted: bool
+    """It is enough to go by costs; otherwise the least loaded comes first."""
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
-    """What was chosen, and of what. Arrays are over the fleet's pools."""
+    """What was chosen, and of what."""
 
     fleet: Fleet
     decode_order: Places
     """The places of candidates, best first."""
     prefill_order: Places
-    decode: DecodeFeatures
-    prefill: PrefillFeatures
-    prices: DecodePrices
-    prefill_s: Vector
-    predicted: bool
-    """By costs; False: nothing was known, and the least loaded came first."""
-    blind: int
-    """Candidates that report nothing."""
+    seen: Seen
     local: bool
     """The decode instance is to compute the prompt itself, although prefill could."""
     explored: bool
@@ -130,7 +140,7 @@ class Choice:
         """Return the tokens that the first of these is thought to lack; 0 if there is none."""
         if self.local or not len(self.prefill_order):
             return 0.0
-        return float(self.prefill.missing[self.prefill_order[0]])
+        return float(self.seen.prefill.missing[self.prefill_order[0]])
 
 
 class Policy:
@@ -149,45 +159,48 @@ class Policy:
         if not fits.any():
             return None
         able = ask.tokens <= fleet.prefill.max_model_len
-        decode_load = self._state.loads(fleet.decode.rows)
-        prefill_load = self._state.loads(fleet.prefill.rows)
-        decode = decode_features(fleet.decode, decode_load, _known(fleet.decode, ask), ask.tokens)
-        prefill = prefill_features(prefill_load, _known(fleet.prefill, ask), ask.tokens)
-        prefill_s = prefill_prices(fleet.prefill.kinds, self._costs, prefill)
-        prices = decode_prices(fleet.decode.kinds, self._costs, decode)
-        blind = np.count_nonzero(decode_load[:, columns.SEEN] == 0)
-        blind += np.count_nonzero(prefill_load[:, columns.SEEN] == 0)
-        predicted = int(blind) < len(fleet.decode) + len(fleet.prefill) or any(
-            self._costs.decode(kind).measured for kind in fleet.decode.kinds
-        )
-        cost, alone = self._weigh(fleet, ask, able, decode_load, prices, prefill_s)
+        seen = self._look(fleet, ask)
+        cost, alone = self._weigh(fleet, ask, able, seen)
         decode_order, affine = self._rank_decode(
-            fleet.decode, decode_load, fits, cost if predicted else np.zeros_like(cost), ask
+            fleet.decode, seen.decode_load, fits, cost * seen.predicted, ask
         )
         best = int(decode_order[0])
         prefill_order = self._rank_prefill(
             fleet.prefill,
-            prefill_load,
+            seen.prefill_load,
             able & _partners(fleet, best),
-            prefill_s if predicted else np.zeros_like(prefill_s),
+            seen.prefill_s * seen.predicted,
             ask,
         )
-        cheaper = predicted and len(prefill_order) > 0 and bool(alone[best])
+        cheaper = seen.predicted and len(prefill_order) > 0 and bool(alone[best])
         self._alone += cheaper
         explored = cheaper and self._alone % _EXPLORE == 0
         return Choice(
             fleet=fleet,
             decode_order=decode_order,
             prefill_order=prefill_order,
-            decode=decode,
-            prefill=prefill,
-            prices=prices,
-            prefill_s=prefill_s,
-            predicted=predicted,
-            blind=int(blind),
+            seen=seen,
             local=cheaper and not explored,
             explored=explored,
             affine=affine,
+        )
+
+    def _look(self, fleet: Fleet, ask: Ask) -> Seen:
+        decode_load = self._state.loads(fleet.decode.rows)
+        prefill_load = self._state.loads(fleet.prefill.rows)
+        decode = decode_features(fleet.decode, decode_load, _known(fleet.decode, ask), ask.tokens)
+        prefill = prefill_features(prefill_load, _known(fleet.prefill, ask), ask.tokens)
+        silent = [int((load[:, columns.SEEN] == 0).sum()) for load in (decode_load, prefill_load)]
+        told = sum(silent) < len(fleet.decode) + len(fleet.prefill)
+        return Seen(
+            decode_load=decode_load,
+            prefill_load=prefill_load,
+            decode=decode,
+            prefill=prefill,
+            prices=decode_prices(fleet.decode.kinds, self._costs, decode),
+            prefill_s=prefill_prices(fleet.prefill.kinds, self._costs, prefill),
+            blind=sum(silent),
+            predicted=told or any(self._costs.decode(k).measured for k in fleet.decode.kinds),
         )
 
     def _weigh(
@@ -195,9 +208,7 @@ class Policy:
         fleet: Fleet,
         ask: Ask,
         able: NDArray[np.bool_],
-        load: Vector,
-        prices: DecodePrices,
-        prefill_s: Vector,
+        seen: Seen,
     ) -> tuple[Vector, NDArray[np.bool_]]:
         """Return what each decode instance costs with its best prefill; and which need none.
 
@@ -214,19 +225,19 @@ class Policy:
                 continue
             for candidates in (there & working, there & able):
                 if candidates.any():
-                    best_s[members] = prefill_s[candidates].min()
+                    best_s[members] = seen.prefill_s[candidates].min()
                     break
             costs = self._costs.decode(kind)
             measured[members] = (
                 costs.measured and costs.local_measured and self._costs.prefill(kind).measured
             )
         best_s[fleet.decode.mixed] = _FAR
-        over_s = best_s + prices.handover_s
-        may = measured & (load[:, columns.LOCAL] > 0)
-        alone = (best_s >= _FAR) | (may & (prices.held_up_s < over_s))
-        ttft_s = np.where(alone, prices.local_s, over_s)
+        over_s = best_s + seen.prices.handover_s
+        may = measured & (seen.decode_load[:, columns.LOCAL] > 0)
+        alone = (best_s >= _FAR) | (may & (seen.prices.held_up_s < over_s))
+        ttft_s = np.where(alone, seen.prices.local_s, over_s)
         later = self._costs.expected_output(ask.max_tokens) - 1
-        return ttft_s + later * prices.tpot_s, alone
+        return ttft_s + later * seen.prices.tpot_s, alone
 
     # ---- orders -----------------------------------------------------------------------------
 

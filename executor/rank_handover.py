@@ -41,9 +41,9 @@ class KVPlace:
     """Which of the instance's KV a rank has."""
 
     rank: Rank
-    """Its layers and heads, of all sequences at its place along ep."""
-    ep: int
-    """Its place along ep."""
+    """Its layers and heads, of all sequences at its place."""
+    place: int
+    """Along dp and ep; see Ranks."""
     blocks: int
     """In its pool."""
     copy: bool
@@ -51,7 +51,7 @@ class KVPlace:
 
     def has(self, block: BlockId) -> bool:
         """Return whether one of the instance's blocks is in this rank's pool."""
-        return block // self.blocks == self.ep
+        return block // self.blocks == self.place
 
     def offers(self, block: BlockId) -> bool:
         """Return whether others read it from this rank."""
@@ -81,7 +81,7 @@ class RankHandover:
         self._source_blocks = 0
         """In the pool of each source rank."""
         self._peers: dict[Rank, Peer] = {}
-        """At the source's place along ep that the prompt's KV is at."""
+        """At the source's place along dp and ep that the prompt's KV is at."""
         self._ticket = terms.ticket
         self._grants = False
         """Whether something was granted to it."""
@@ -97,7 +97,7 @@ class RankHandover:
         """Make the source ranks readable that have something for this one.
 
         `sources` is how each is read, `source_blocks` how many blocks it has; see Accepted. With
-        several places along ep, the first offer says which it is. Raises TransportError.
+        several places for sequences, the first offer says which it is. Raises TransportError.
         """
         ranks = len(self._plan.source.ranks)
         if not sources or len(sources) % ranks:
@@ -109,7 +109,7 @@ class RankHandover:
             await self._connect(0)
 
     async def _connect(self, place: int) -> None:
-        """Connect to the ranks at one of the source's places along ep."""
+        """Connect to the ranks at one of the source's places for sequences."""
         source = self._plan.source
         places = len(self._sources) // len(source.ranks)
         if not 0 <= place < places:
@@ -166,7 +166,7 @@ class RankHandover:
     async def digest(self, order: DigestOrder) -> list[bytes]:
         """Return, for each block, the digests of what this rank has of it; copies it out first.
 
-        Nothing, if the sequence is at another place along ep, or another rank along cp has it too,
+        Nothing, if the sequence is at another place, or another rank along cp has it too,
         or the attempt is over, so that nobody waits for them.
         """
         if self._fenced or not order.refs or not self._kv_place.offers(order.refs[0].block):

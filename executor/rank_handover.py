@@ -215,15 +215,12 @@ class RankHandover:
     async def _read_in_place(self, order: ReadOrder) -> TransferReport:
         transfers = self._post(order.layers, order.tokens, order.offered, order.blocks, 0)
         report = await self._done(transfers.values())
-        await asyncio.to_thread(
-            self._verify,
-            order.layers,
-            order.tokens,
-            order.offered,
-            order.blocks,
-            self._memory.pool,
-            _on_the_way(transfers),
-        )
+        hashes = _on_the_way(transfers)
+        what = order.layers, order.tokens, order.offered, order.blocks
+        if hashes is None:
+            await asyncio.to_thread(self._verify, *what, self._memory.pool, None)
+        else:  # to compare them takes less than a thread's turn
+            self._verify(*what, self._memory.pool, hashes)
         return report
 
     async def _read_staged(
@@ -317,8 +314,7 @@ class RankHandover:
                 layers,
                 tokens,
                 offered,
-                landing_blocks,
-                landing_offset=landing_offset,
+                table,
             )
             try:
                 transfer = self._transport.read(self._peers[rank], table, units, self._ticket)
@@ -350,9 +346,11 @@ class RankHandover:
         on_the_way: Mapping[Rank, Digests] | None,
     ) -> None:
         """Compare the digests of what has landed in `memory` with what was offered."""
-        wrong = self._digests.first_wrong(
-            self._place, layers, tokens, offered, landing_blocks, memory, on_the_way
-        )
+        place, digests = self._place, self._digests
+        if on_the_way is None:
+            wrong = digests.first_wrong(place, layers, tokens, offered, landing_blocks, memory)
+        else:
+            wrong = digests.first_wrong_of(place, layers, tokens, offered, on_the_way)
         if wrong is not None:
             raise WrongKV(f"KV of the prompt from token {wrong} on is not what prefill offered")
 

@@ -35,6 +35,9 @@ from baton.kv_transfer.transport import Peer, Transfer, TransferReport, Transpor
 
 T = TypeVar("T")
 
+_LONG = 1024
+"""Tokens of a prompt from which on a thread's turn takes less time than to hash its prefixes."""
+
 
 @dataclass(frozen=True, slots=True)
 class KVPlace:
@@ -72,6 +75,7 @@ class RankHandover:
         self._plan = terms.plan
         self._turn = self._plan.turn(terms.ticket)
         self._digests = terms.digests()
+        self._long = len(terms.prompt) >= _LONG
         self._place = place.rank
         self._kv_place = place
         self._transport = transport
@@ -105,6 +109,8 @@ class RankHandover:
         if source_blocks < 1:
             raise TransportError(f"ranks of {source_blocks} blocks")
         self._sources, self._source_blocks = sources, source_blocks
+        if self._long:  # before there is something to read, rather than when there is
+            self._in_thread(self._digests.prepare)
         if len(sources) == ranks:
             await self._connect(0)
 

@@ -65,6 +65,10 @@ class DigestKey:
         self._tokens = len(prompt)
         self._turn = plan.turn(ticket)
 
+    def prepare(self) -> None:
+        """Make what all digests need, which otherwise the first ones do; in any thread."""
+        _ = self._hash_key, self._prefixes
+
     @cached_property
     def _prefixes(self) -> NDArray[np.uint64]:
         """A hash per unit of the prompt [units, 2]; made with the first digests."""

@@ -37,6 +37,8 @@ T = TypeVar("T")
 
 _LONG = 1024
 """Tokens of a prompt from which on a thread's turn takes less time than to hash its prefixes."""
+_MANY = 256
+"""Blocks up to which hashes taken on the way are compared in less than a thread's turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,9 +225,9 @@ class RankHandover:
         report = await self._done(transfers.values())
         hashes = _on_the_way(transfers)
         what = order.layers, order.tokens, order.offered, order.blocks
-        if hashes is None:
-            await asyncio.to_thread(self._verify, *what, self._memory.pool, None)
-        else:  # to compare them takes less than a thread's turn
+        if hashes is None or len(order.offered) > _MANY:
+            await asyncio.to_thread(self._verify, *what, self._memory.pool, hashes)
+        else:
             self._verify(*what, self._memory.pool, hashes)
         return report
 

@@ -256,5 +256,14 @@ def test_a_malformed_digest_is_a_wrong_one(digest: bytes) -> None:
     plan = TransferPlan(ShardedLayout(LAYOUT), ShardedLayout(LAYOUT))
     handover = Handover(plan, LAYERS, TokenRange(0, 40), 40)
     memory, _ = handover.read(Rank())
+    _, hashes = handover.hashed_on_the_way(Rank())
     handover.offered[1] = replace(handover.offered[1], digest=digest)
     assert handover.first_wrong(Rank(), memory) == 16
+    assert handover.first_wrong_of(Rank(), hashes) == 16
+
+
+def test_what_is_prepared_is_what_the_first_digests_would_make() -> None:
+    plan = TransferPlan(ShardedLayout(LAYOUT), ShardedLayout(LAYOUT))
+    key = DigestKey(plan, compatibility="c", ticket=TICKET, prompt=PROMPT)
+    key.prepare()
+    assert key.offered(Rank(), LAYERS, 1, [REF], memoryview(DATA)) == [digest_of()]

@@ -6,9 +6,10 @@ Prints Markdown. Every rank is a process with one thread of torch. In a round ea
 of each size, begun by all ranks at once, every other round in reverse order, so that all meet the
 same machine; shown is the median of rank 0. The ways are Gloo over 127.0.0.1, shared memory on one
 host (OneShotGroup), and int8 over Gloo (QuantisedGroup). An all-to-all sends each rank as many
-rows, but one fewer to the next. "sum, add and norm" is an all-reduce with what follows it in a layer, the
-residual's addition and the norm of rows of 2048: by shared memory one operation after the other, as
-one call, which reads the other ranks' addends where they lie, and over Gloo as one call.
+rows, but one fewer to the next. "sum, add and norm" is an all-reduce with what follows it in a
+layer, the residual's addition and the norm of rows of 2048: by shared memory one operation after
+the other, as one call, which reads the other ranks' addends where they lie, and over Gloo as one
+call.
 
 Below each table is the size from which on Gloo is the faster way, by kind: what LIMIT_BYTES of
 baton.parallel.one_shot_group was chosen by.

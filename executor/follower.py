@@ -325,8 +325,8 @@ class Follower:
         steps.close()
 
     def _step_ended(self, step: int, error: BaseException | None) -> None:
-        """Go on, if all ranks have found that the logits are not finite; or end."""
-        if error is not None and not isinstance(error, InternalError):
+        """Go on, or end if it failed: logits that are not finite are no failure of the step."""
+        if error is not None:
             _log.error("a step failed", exc_info=error)
             self._die(f"step {step} failed: {error!r}")
         self._loop.call_soon_threadsafe(self._computed, (step, ALL_LAYERS))

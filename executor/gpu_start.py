@@ -1,7 +1,8 @@
 """From a loaded model to an executor on a GPU: the pool's size is measured, steps are captured."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -88,21 +89,27 @@ def measured_use(gpu: Gpu, config: EngineConfig, model: Decoder, layout: KVLayou
         blocks = limits.tokens // layout.block_size + limits.rows + 1
         kv = KVCache(layout, blocks, str(gpu.queue.device))
         steps = GpuPass(model, kv, gpu.queue, limits)
-        prompts = gpu.meter.peak(lambda: _run(steps, _largest_prompts(limits, layout)))
-        decodes = gpu.meter.peak(lambda: _run(steps, _most_decodes(limits)))
+        prompts = max(
+            gpu.meter.peak(partial(_run, steps, sequences))
+            for sequences in (_largest_prompts(limits, layout), _latest_chunk(limits, layout))
+        )
+        decodes = gpu.meter.peak(partial(_run, steps, _most_decodes(limits)))
     captured = decodes if captured_sizes(gpu, config, model) else 0
     loaded += steps.option_bytes
     return MemoryUse(gpu.meter.total(), loaded, max(prompts, decodes), captured)
 
 
-def room_on_gpu(gpu: Gpu, config: EngineConfig, model: Model, layout: KVLayout, say: Say) -> Room:
+def room_on_gpu(
+    gpu: Gpu, config: EngineConfig, model: Model, layout: KVLayout, staged: int, say: Say
+) -> Room:
     """Return what the GPU has room for beside the model; raises InvalidConfig if that is no pool.
 
     All ranks of an instance call this, and so compute the same steps; `layout` is the rank's own.
+    `staged` are the bytes that handovers take of the GPU for staging.
     """
     assert isinstance(model, Decoder), f"{model} does not run on a GPU"
     say("measuring what the largest steps take")
-    use = measured_use(gpu, config, model, layout)
+    use = replace(measured_use(gpu, config, model, layout), staged=staged)
     blocks = use.blocks(config, layout.block_bytes)
     say(f"GPU memory: {blocks * layout.block_bytes // MIB} MiB for the KV pool; {use}")
     return Room(blocks, captured_sizes(gpu, config, model))
@@ -117,8 +124,11 @@ def start_runner(
     depth: int,
     sizes: Sequence[int],
     say: Say,
+    limit_s: float,
 ) -> GpuRunner:
     """Capture steps of decodes for batches of `sizes`, and return what runs plans.
+
+    `limit_s` is how long a step may take that is waited for.
 
     All ranks of an instance are given the same sizes, and so capture the same collectives in the
     same order. Says how far it is, a line per size; raises InvalidConfig if they do not fit.
@@ -135,7 +145,7 @@ def start_runner(
     allowed = "fewer or smaller ones, or a lower gpu_memory_utilization"
     with told_if_it_does_not_fit("cuda_graph_sizes", sizes, allowed):
         steps.capture(sizes, on_captured)
-    return GpuRunner(steps, gpu.queue, kv, host, depth=depth)
+    return GpuRunner(steps, gpu.queue, kv, host, depth=depth, limit_s=limit_s)
 
 
 def _run(steps: GpuPass, sequences: list[ScheduledSequence]) -> None:
@@ -159,6 +169,18 @@ def _largest_prompts(limits: GpuLimits, layout: KVLayout) -> list[ScheduledSeque
             ScheduledSequence(SeqId(number), (0,) * count, 0, table, True, _PARAMS, _CONTEXT)
         )
     return sequences
+
+
+def _latest_chunk(limits: GpuLimits, layout: KVLayout) -> list[ScheduledSequence]:
+    """Return the end of the longest prompt: latent attention makes keys of all that is before it.
+
+    All of its table is one block, which is as much to read; what is written there nobody reads.
+    """
+    longest = limits.blocks * layout.block_size
+    count = min(limits.tokens, longest)
+    table = (BlockId(0),) * limits.blocks
+    tokens, start = (0,) * count, longest - count
+    return [ScheduledSequence(SeqId(0), tokens, start, table, True, _PARAMS, _CONTEXT)]
 
 
 def _most_decodes(limits: GpuLimits) -> list[ScheduledSequence]:

@@ -67,7 +67,14 @@ class HandoverMemory:
         self.staging: Staging | None = None
         """What KV passes through where it cannot be read in place; none if that was not wanted."""
         if pages:
-            self.staging = Staging(self.kv, memory[ahead:], page_bytes, offset=ahead, device=device)
+            self.staging = Staging(
+                self.kv,
+                memory[ahead:],
+                page_bytes,
+                offset=ahead,
+                device=device,
+                deposits=config.role is not Role.PREFILL,
+            )
 
     @property
     def pool(self) -> Memory | HashesItself:
@@ -87,6 +94,18 @@ class HandoverMemory:
         if self.staging is not None:
             self.staging.close()
             self.staging.pool.check()
+
+
+def staged_on_device(config: WorkerConfig, layout: KVLayout) -> int:
+    """Return the bytes of a device that staging takes, beside the pool there, where it is used.
+
+    In decode what was read lies there once more, before it is converted; in prefill so does what is
+    gathered for pages, which is no more than these hold.
+    """
+    if config.role is Role.MIXED:
+        return 0
+    page_bytes, pages = _pages(config, layout, on_device=True)
+    return page_bytes * pages
 
 
 class _PoolOn(HashesItself):

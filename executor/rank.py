@@ -165,6 +165,7 @@ async def start_rank(
                 steps.depth,
                 room.sizes,
                 parts.on_progress,
+                config.parallel.step_timeout_s,
             )
         transport = direct = None
         if memory is not None:

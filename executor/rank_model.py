@@ -19,6 +19,7 @@ from baton.executor.compute_device import (
 )
 from baton.executor.device import Device
 from baton.executor.gpu_start import Gpu, open_gpu, room_on_gpu
+from baton.executor.handover_memory import staged_on_device
 from baton.executor.kv_cache import blocks_that_fit, make_layout
 from baton.executor.rank_group import Say
 from baton.executor.room import Room
@@ -122,9 +123,11 @@ async def measured_room(config: WorkerConfig, loaded: RankModel, parts: RankPart
     if loaded.gpu is None:
         memory_mib = config.engine.kv_mib_on_host
         return Room(blocks_on_host(loaded.layout, memory_mib, "kv_memory_mib"))
-    model, layout = loaded.model, loaded.shard.layout
+    model, layout, gpu = loaded.model, loaded.shard.layout, loaded.gpu
+    on_device = (parts.device or gpu.pool) is not None
+    staged = staged_on_device(config, layout) if on_device else 0
     return await asyncio.to_thread(
-        room_on_gpu, loaded.gpu, config.engine, model, layout, parts.on_progress
+        room_on_gpu, gpu, config.engine, model, layout, staged, parts.on_progress
     )
 
 

@@ -97,7 +97,8 @@ class MemoryUse:
         return (
             f"of {self.total // MIB} MiB, weights and what else is loaded take"
             f" {self.loaded // MIB}, the largest step {self.step // MIB} (lower max_batch_tokens or"
-            f" max_sequences), captured steps {self.captured // MIB} (fewer cuda_graph_sizes),"
+            f" max_sequences), captured steps {self.captured // MIB} (fewer cuda_graph_sizes"
+            f" or lower cuda_graph_tokens),"
             f" staging {self.staged // MIB} (lower staging_mib)"
         )
 

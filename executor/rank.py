@@ -163,7 +163,7 @@ async def start_rank(
                 kv,
                 host,
                 steps.depth,
-                room.sizes,
+                room,
                 parts.on_progress,
                 config.parallel.step_timeout_s,
             )

@@ -22,6 +22,8 @@ from tests.executor.test_run_ahead import SAMPLINGS, mixed_requests
 
 ROWS = 6
 SIZES = (1, 2, 4)
+TOKENS = (6, 16)
+"""Steps with chunks have up to 32."""
 
 
 @pytest.fixture(scope="module", params=["untied", "demo"])
@@ -50,6 +52,7 @@ def serve(decoder: Decoder, queue: GpuQueue):
         def make(kv: KVCache) -> GpuRunner:
             limits = GpuLimits(rows=ROWS, tokens=32, blocks=num_blocks, depth=depth)
             steps = GpuPass(decoder, kv, queue, limits)
+            steps.capture_pieces(TOKENS, lambda size: None)
             steps.capture(SIZES, lambda size: None)
             return GpuRunner(steps, queue, kv, None, depth=depth)
 

@@ -14,7 +14,7 @@ from baton.core.memory import MIB
 from baton.core.topology import Role
 from baton.engine.step import EngineEvent, TokenSampled
 from baton.executor.gpu_memory import MemoryUse, told_if_it_does_not_fit
-from baton.executor.gpu_start import Gpu, graph_sizes, measured_use
+from baton.executor.gpu_start import Gpu, graph_sizes, graph_tokens, measured_use
 from baton.executor.instance import Instance
 from baton.executor.kv_cache import make_layout
 from baton.executor.late_queue import LateQueue
@@ -80,6 +80,17 @@ def test_the_largest_prompts_are_also_those_at_the_end_of_the_longest_context(
     layout = make_layout(model.spec, 8, model.dtype)
     measured_use(Gpu(late_queue, Meter(), None), config, model, layout)
     assert seen == [(64, 64), (64, 256), (5, 1)]
+
+
+def test_tokens_of_captured_steps_with_chunks() -> None:
+    assert graph_tokens(EngineConfig()) == (64, 128, 192, 256, 384, 512)
+    assert graph_tokens(EngineConfig(max_batch_tokens=100)) == (64, 100)
+    assert graph_tokens(EngineConfig(max_batch_tokens=1024))[-2:] == (896, 1024)
+    assert graph_tokens(EngineConfig(max_batch_tokens=8192))[-2:] == (896, 1024)
+    assert graph_tokens(EngineConfig(cuda_graph_tokens=(900, 7))) == (7, 512)
+    assert graph_tokens(EngineConfig(cuda_graph_tokens=())) == ()
+    with pytest.raises(InvalidConfig, match="cuda_graph_tokens"):
+        EngineConfig.checked(cuda_graph_tokens=(0,))
 
 
 class Meter:
@@ -164,11 +175,12 @@ async def test_an_instance_starts_measures_captures_and_generates(
     assert late_queue.replays >= 19, "decodes were not replayed"
     assert tokens == await generate(worker_config(tiny_llama_dir, kv_memory_mib=8), None, print)
     captured = [line for line in said if line.startswith("captured")]
-    assert captured[0] == "captured the step of 5 decodes (1 of 4)"
-    assert len(captured) == 4
+    assert captured[0] == "captured steps of up to 512 tokens with prompts (1 of 6)"
+    assert captured[6] == "captured the step of 5 decodes (1 of 4)"
+    assert len(captured) == 10
     (memory,) = (line for line in said if line.startswith("GPU memory"))
-    # 32 less 10, 8 and 8, and some KiB for options of sampling
-    assert "5 MiB for the KV pool; of 64 MiB" in memory
+    # 32 less 10, 8 and 8, and 1 or 2 for options of sampling and rows between pieces
+    assert "4 MiB for the KV pool; of 64 MiB" in memory
 
 
 async def test_an_instance_that_does_not_fit_does_not_start(

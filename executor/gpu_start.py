@@ -110,9 +110,9 @@ def measured_use(gpu: Gpu, config: EngineConfig, model: Decoder, layout: KVLayou
         steps = GpuPass(model, kv, gpu.queue, limits)
         prompts = max(
             gpu.meter.peak(partial(_run, steps, sequences))
-            for sequences in (_largest_prompts(limits, layout), _latest_chunk(limits, layout))
+            for sequences in (largest_prompts(limits, layout), latest_chunk(limits, layout))
         )
-        decodes = gpu.meter.peak(partial(_run, steps, _most_decodes(limits)))
+        decodes = gpu.meter.peak(partial(_run, steps, most_decodes(limits)))
     captured = decodes if captured_sizes(gpu, config, model) else 0
     loaded += steps.option_bytes
     if tokens := captured_tokens(gpu, config, model):
@@ -178,7 +178,7 @@ def _run(steps: GpuPass, sequences: list[ScheduledSequence]) -> None:
     steps.launch(sequences).done.wait()
 
 
-def _largest_prompts(limits: GpuLimits, layout: KVLayout) -> list[ScheduledSequence]:
+def largest_prompts(limits: GpuLimits, layout: KVLayout) -> list[ScheduledSequence]:
     """Return as many tokens as a step may have, of as few sequences as may have them."""
     longest = limits.blocks * layout.block_size
     sequences: list[ScheduledSequence] = []
@@ -197,7 +197,7 @@ def _largest_prompts(limits: GpuLimits, layout: KVLayout) -> list[ScheduledSeque
     return sequences
 
 
-def _latest_chunk(limits: GpuLimits, layout: KVLayout) -> list[ScheduledSequence]:
+def latest_chunk(limits: GpuLimits, layout: KVLayout) -> list[ScheduledSequence]:
     """Return the end of the longest prompt: latent attention makes keys of all that is before it.
 
     All of its table is one block, which is as much to read; what is written there nobody reads.
@@ -209,7 +209,7 @@ def _latest_chunk(limits: GpuLimits, layout: KVLayout) -> list[ScheduledSequence
     return [ScheduledSequence(SeqId(0), tokens, start, table, True, _PARAMS, _CONTEXT)]
 
 
-def _most_decodes(limits: GpuLimits) -> list[ScheduledSequence]:
+def most_decodes(limits: GpuLimits) -> list[ScheduledSequence]:
     """Return as many sequences as a step may have, of one token each."""
     return [
         ScheduledSequence(SeqId(number), (0,), 0, (BlockId(number),), True, _PARAMS, _CONTEXT)

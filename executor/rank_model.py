@@ -18,10 +18,12 @@ from baton.executor.compute_device import (
     StepsUnderWay,
     compute_device,
     current_device,
+    led_by_host,
     steps_under_way,
 )
 from baton.executor.device import Device
 from baton.executor.gpu_compile import Wanted, compile_ahead
+from baton.executor.gpu_led import room_led_by_host
 from baton.executor.gpu_start import Gpu, open_gpu, room_on_gpu
 from baton.executor.handover_memory import staged_on_device
 from baton.executor.kv_cache import blocks_that_fit, make_layout
@@ -112,7 +114,8 @@ async def load_share(
         layout, share = _layout(config, spec, membership.ranks)
         parts.on_progress(f"loading {config.model_name} from {config.model_dir}")
         wanted = None
-        if device.type == "cuda" and gpu is not None and gpu.captures:
+        graphs = gpu is not None and gpu.captures and not led_by_host(config.parallel)
+        if graphs and device.type == "cuda":
             own = layout.shard(Rank(share.ranks.pp.rank, share.ranks.tp.rank)).layout
             wanted = Wanted(config.model_dir, spec, config.engine, share, own, steps.depth)
         model = await asyncio.to_thread(_load_model, config, share, device, wanted, parts)
@@ -135,6 +138,10 @@ async def measured_room(config: WorkerConfig, loaded: RankModel, parts: RankPart
     model, layout, gpu = loaded.model, loaded.shard.layout, loaded.gpu
     on_device = (parts.device or gpu.pool) is not None
     staged = staged_on_device(config, layout) if on_device else 0
+    if led_by_host(config.parallel):
+        return await asyncio.to_thread(
+            room_led_by_host, gpu, config, model, layout, staged, parts.on_progress
+        )
     return await asyncio.to_thread(
         room_on_gpu, gpu, config.engine, model, layout, staged, parts.on_progress
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 from baton.core.ids import SeqId
 from baton.engine.step import LayerWatch, StepPlan, StepResult
 from baton.executor.batch import SampledRow
+from baton.executor.compute_device import current_device
 from baton.executor.expert_balance import ExpertBalancer
 from baton.executor.kv_cache import KVCache, copy_blocks
 from baton.executor.last_tokens import LastTokens
@@ -101,6 +102,10 @@ class ModelRunner:
 
         Sequences whose logits are not finite are `unsound` in it: no token would be right.
         """
+        with current_device(self._kv.tensor.device):
+            return self._computed(plan, watch)
+
+    def _computed(self, plan: StepPlan, watch: LayerWatch | None) -> StepResult | None:
         began = time.perf_counter()
         self._use_threads()
         ep = self._share.ranks.ep

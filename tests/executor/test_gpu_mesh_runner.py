@@ -60,18 +60,23 @@ async def of_torch(folder: Path, requests: Sequence[GenerateRequest]) -> list[li
 
 
 def served(
-    processes: Any, folder: Path, requests: Sequence[GenerateRequest], mib: list[int]
+    processes: Any,
+    folder: Path,
+    requests: Sequence[GenerateRequest],
+    mib: list[int],
+    axis: str = "tp",
+    engine: EngineConfig = ENGINE,
 ) -> list[Served]:
     config = WorkerConfig(
         instance_id="mixed-0",
         role=Role.MIXED,
         model_dir=folder,
         model_name="tiny",
-        engine=ENGINE,
-        parallel=ParallelConfig(tp=len(mib)),
+        engine=engine,
+        parallel=ParallelConfig(**{axis: len(mib)}),
         handover=HandoverConfig(secret="a secret of this cluster"),
     )
-    mesh, given = Mesh(tp=len(mib)), config.model_dump_json()
+    mesh, given = Mesh(**{axis: len(mib)}), config.model_dump_json()
     found: list[Served] = processes.run(mesh, serve, given, requests, mib)
     assert [one.failure for one in found] == [""] * len(mib)
     return found

@@ -7,14 +7,14 @@ Ranks along tp gather the rows of logits whole, and each chooses all tokens by i
 bits with the same noise it is the same choice, so that none waits for another to tell it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from baton.engine.step import LayerWatch
-from baton.executor.device_sampler import RowSampling, sample_rows
+from baton.executor.device_sampler import sample_rows
 from baton.executor.gpu_option_tensors import TOP, OptionTensors
 from baton.executor.gpu_options import Extent
 from baton.executor.gpu_seats import SeatTensors
@@ -162,9 +162,10 @@ class GpuModel:
             return
         # Before anything is forbidden: that is not finite either.
         self.found[1, :count] = logits.sum(-1).isfinite()
-        told = torch.log_softmax(logits.float(), dim=-1) if extent is Extent.TOLD else None
-        temperature, top_k, top_p, min_p, seeds = self._state.sampling(rows.seats)
-        sampling = RowSampling(temperature, top_k, top_p, min_p, seeds, rows.positions)
+        told = torch.log_softmax(logits.float(), dim=-1) if extent >= Extent.TOLD else None
+        sampling = self._state.sampling(rows.seats, rows.positions)
+        if extent < Extent.TYPICAL:
+            sampling = replace(sampling, typical_p=None)
         if extent is Extent.PLAIN:
             tokens = sample_rows(logits, sampling)
         else:

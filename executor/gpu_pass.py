@@ -18,7 +18,7 @@ from baton.engine.step import LayerWatch, ScheduledSequence
 from baton.executor.gpu_buffers import Ints, StepBuffers
 from baton.executor.gpu_model import FOUND, GpuModel, LogitRows, RaggedStep
 from baton.executor.gpu_option_tensors import OptionTensors
-from baton.executor.gpu_options import Extent, OptionSeats
+from baton.executor.gpu_options import CAPTURED, Extent, OptionSeats
 from baton.executor.gpu_pieces import GpuPieces
 from baton.executor.gpu_queue import GpuQueue, Mark, Work
 from baton.executor.gpu_seats import Seats, SeatTensors, seats_needed
@@ -120,7 +120,7 @@ class GpuPass:
         """
         for size in sorted(sizes, reverse=True):
             assert size <= self._limits.rows, f"a batch of {size}"
-            for extent in reversed(Extent):
+            for extent in reversed(CAPTURED):
                 self._write_rows(self._buffers.begin(), (), [])
                 self._buffers.send()
                 work = partial(self._model.decode, size, extent)
@@ -285,7 +285,7 @@ class GpuPass:
         """Launch the copy of what was found to the host."""
         self._turn = (self._turn + 1) % len(self._results)
         result, found = self._results[self._turn], self._model.found
-        written = (found.shape[0] if extent is Extent.TOLD else 2) * found.shape[1]
+        written = (found.shape[0] if extent >= Extent.TOLD else 2) * found.shape[1]
 
         def copy() -> None:
             result[:written].copy_(found.view(-1)[:written], non_blocking=True)

@@ -5,9 +5,9 @@
     reading thread             … wait for n: tokens …  wait for n+1: tokens …
     event loop                         apply n, plan n+2        apply n+1, plan n+3
 
-Sequences whose sampling the device cannot do (typical-p, and what there is no room for: see
-gpu_options.py) are sampled on the host, by executor/sampler.py. A step that has any waits for their
-logits there, and the next step is not launched before.
+Sequences whose sampling the device has no room for (gpu_options.py) are sampled on the host, by
+executor/sampler.py. A step that has any waits for their logits there, and the next step is not
+launched before.
 """
 
 import time

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from baton.core.request import SamplingParams
-from baton.engine.step import PENDING, LayerWatch, ScheduledSequence
+from baton.engine.step import PENDING, LayerWatch, SamplingContext, ScheduledSequence
 from baton.executor.gpu_pass import GpuLimits, GpuPass
 from baton.executor.kv_cache import KVCache, make_layout
 from baton.executor.late_queue import LateQueue
@@ -128,13 +128,14 @@ def test_the_token_sampled_last_is_the_next_input(steps: GpuPass) -> None:
 
 
 def test_tokens_sampled_on_the_host_are_the_next_input_too(steps: GpuPass) -> None:
-    untypical = part(1, 2, 0, 7)._replace(sampling=SamplingParams(0.0, typical_p=0.5))
-    launched = steps.launch([part(2, 4, 0, 6), untypical])
+    many = SamplingParams(0.0, logprobs=21)
+    curious = part(1, 2, 0, 7)._replace(sampling=many, context=SamplingContext(1, (), None))
+    launched = steps.launch([part(2, 4, 0, 6), curious])
     launched.done.wait()
     (logits,) = launched.logits
     assert launched.on_host == (1,)
     assert logits.shape[0] == 1
-    steps.take_tokens([untypical], [9])
+    steps.take_tokens([curious], [9])
     second = steps.launch([part(1, 2, 1, PENDING)])
     known = steps.launch([part(3, 3, 0, 7, 9)])
     known.done.wait()

@@ -141,7 +141,9 @@ def step(number: int, *parts: tuple[int, int, int, int], **sampling: float) -> S
 
 
 @pytest.mark.parametrize(
-    "sampling", [{}, {"logprobs": 1}, {"typical_p": 0.5}], ids=["device", "logprobs", "host"]
+    "sampling",
+    [{}, {"logprobs": 1}, {"typical_p": 0.5}, {"logprobs": 21}],
+    ids=["device", "logprobs", "typical", "host"],
 )
 def test_logits_that_are_not_finite_cost_their_own_sequence_alone(
     poisoned: GpuRunner, sampling: dict[str, float]
@@ -176,7 +178,7 @@ def test_a_step_that_the_host_waits_for_has_a_deadline(decoder: Decoder) -> None
     runner = GpuRunner(steps, queue, kv, None, depth=2, limit_s=0.01)
     try:
         with pytest.raises(DeadlineExceeded, match=r"within 0\.01 s"):
-            runner.execute(step(1, (1, 2, 3, 5), typical_p=0.5))
+            runner.execute(step(1, (1, 2, 3, 5), logprobs=21))
     finally:
         queue.ends.set()
         runner.close()

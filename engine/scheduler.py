@@ -241,6 +241,19 @@ class Scheduler:
                 events.append(self._append(seq, result.tokens[seq.seq_id], logprobs))
         return events
 
+    def fail_unsound(self, result: StepResult) -> list[SeqId]:
+        """End sequences of the oldest step for which no token would be right; before `apply`.
+
+        Returns those that it ended, without those that were released meanwhile.
+        """
+        ended = []
+        for seq_id in result.unsound:
+            seq = self._roster.find(seq_id)
+            if seq is not None:
+                self._roster.end(seq)
+                ended.append(seq_id)
+        return ended
+
     def fail_step(self, plan: StepPlan) -> list[SeqId]:
         """End the oldest step, which raised: what its blocks hold is unknown, so its sequences end.
 

@@ -91,6 +91,9 @@ class StepResult:
     tokens: dict[SeqId, int]
     logprobs: dict[SeqId, TokenLogprobs] = field(default_factory=dict)
     """Of the sequences that asked for them."""
+    unsound: tuple[SeqId, ...] = ()
+    """Sequences whose logits were not finite: they have no token. The others' rows are their own,
+    and so are none the worse for it."""
 
 
 class Outlook(NamedTuple):

@@ -10,17 +10,18 @@ from baton.engine.step import StepResult
 def packed_result(result: StepResult) -> list[Any]:
     """Return a step's result as lists and numbers."""
     logprobs = [[seq, told.logprob, told.top] for seq, told in result.logprobs.items()]
-    return [result.step, list(result.tokens), list(result.tokens.values()), logprobs]
+    tokens = result.tokens
+    return [result.step, list(tokens), list(tokens.values()), logprobs, list(result.unsound)]
 
 
 def result_from(packed: list[Any]) -> StepResult:
     """Return the result that was packed."""
-    step, ids, tokens, logprobs = packed
+    step, ids, tokens, logprobs, unsound = packed
     told = {
         seq: TokenLogprobs(logprob, tuple((token, value) for token, value in top))
         for seq, logprob, top in logprobs
     }
-    return StepResult(step, dict(zip(ids, tokens, strict=True)), told)
+    return StepResult(step, dict(zip(ids, tokens, strict=True)), told, tuple(unsound))
 
 
 def packed_error(error: BaseException) -> list[str]:

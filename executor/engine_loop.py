@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from baton.core.clock import Clock, monotonic
-from baton.core.errors import DeadlineExceeded
+from baton.core.errors import DeadlineExceeded, InternalError
 from baton.core.handover import BlockRef
 from baton.core.ids import SeqId
 from baton.core.request import GenerateRequest
@@ -75,7 +75,7 @@ class Listener(Protocol):
         ...
 
     def step_failed(self, seq_ids: Sequence[SeqId], error: Exception) -> None:
-        """The model raised `error`; these sequences have ended."""
+        """The model raised `error`, or has no token for these alone; they have ended."""
         ...
 
 
@@ -327,8 +327,13 @@ class EngineLoop:
         self._busy_s += seconds
         error = step.future.exception()
         if error is None:
-            events = self._scheduler.apply(step.future.result())
+            result = step.future.result()
+            unsound = self._scheduler.fail_unsound(result)
+            events = self._scheduler.apply(result)
             self._listener.step_ran(step.plan, seconds)
+            if unsound:
+                what = f"step {step.plan.step}: the model's logits are not finite"
+                self._listener.step_failed(unsound, InternalError(what))
             return events
         self._failed_steps += 1
         seq_ids = self._scheduler.fail_step(step.plan)

@@ -295,10 +295,12 @@ class Follower:
             return
         runner = rank.runner()
         tells = rank.tells
+        pool = None if rank.memory is None else rank.memory.device
         while (given := self._steps.get()) is not None:
             plan, ends = given
             try:
-                result = runner.compute(plan, self._watch(plan.step, ends))
+                result = runner.compute(plan, _settled(pool, self._watch(plan.step, ends)))
+                _settle(pool)
             except InternalError as error:  # all ranks of the stage have found it
                 if tells:
                     link.send(["failed", plan.step, packed_error(error)])
@@ -325,8 +327,8 @@ class Follower:
         steps.close()
 
     def _step_ended(self, step: int, error: BaseException | None) -> None:
-        """Go on, if all ranks have found that the logits are not finite; or end."""
-        if error is not None and not isinstance(error, InternalError):
+        """Go on, or end if it failed: logits that are not finite are no failure of the step."""
+        if error is not None:
             _log.error("a step failed", exc_info=error)
             self._die(f"step {step} failed: {error!r}")
         self._loop.call_soon_threadsafe(self._computed, (step, ALL_LAYERS))
@@ -356,6 +358,24 @@ class Follower:
         if not self._closing:
             _log.error("this rank ends", rank=self._config.rank, reason=reason)
             os._exit(EXIT_CODE)
+
+
+def _settle(pool: Device | None) -> None:
+    """Wait until what this thread has started is in the pool, if that lies on a device."""
+    if pool is not None:
+        pool.record().wait()
+
+
+def _settled(pool: Device | None, watch: LayerWatch | None) -> LayerWatch | None:
+    """Tell of layers only once they are in the pool."""
+    if pool is None or watch is None:
+        return watch
+
+    def reached(layers: int) -> None:
+        _settle(pool)
+        watch.reached(layers)
+
+    return LayerWatch(watch.ends, reached)
 
 
 _METHODS: dict[str, Callable[..., Any]] = {

@@ -8,7 +8,7 @@ from baton.core.config import WorkerConfig
 from baton.core.ids import Incarnation
 from baton.core.sharded_layout import Rank, ShardedLayout
 from baton.core.topology import Role
-from baton.executor.compute_device import StepsUnderWay
+from baton.executor.compute_device import StepsUnderWay, led_by_host
 from baton.executor.expert_balance import ExpertBalancer
 from baton.executor.gpu_runner import GpuRunner
 from baton.executor.gpu_start import start_runner
@@ -56,7 +56,7 @@ class LoadedRank:
     steps: StepsUnderWay
     """How many there may be at once."""
     gpu: GpuRunner | None
-    """Computes on a GPU, if the instance does."""
+    """Computes on a GPU, if the instance does and its host does not lead the steps."""
 
     @property
     def tells(self) -> bool:
@@ -65,7 +65,7 @@ class LoadedRank:
         return last and self.place.rank.tp == 0 and not self.place.copy
 
     def runner(self) -> ModelRunner:
-        """Return what computes this rank's share of steps on the CPU."""
+        """Return what computes this rank's share of steps where the host leads them."""
         return ModelRunner(
             self.model, self.kv, self.host, depth=self.steps.depth, balancer=self.balancer
         )
@@ -156,7 +156,7 @@ async def start_rank(
         kv = KVCache(own, room.blocks, str(loaded.device)) if memory is None else memory.kv
         host = _host_pool(config, loaded.layout, kv)
         runner = None
-        if gpu is not None:
+        if gpu is not None and not led_by_host(config.parallel):
             runner = await asyncio.to_thread(
                 start_runner,
                 gpu,
@@ -165,8 +165,9 @@ async def start_rank(
                 kv,
                 host,
                 steps.depth,
-                room.sizes,
+                room,
                 parts.on_progress,
+                config.parallel.step_timeout_s,
             )
         transport = direct = None
         if memory is not None:

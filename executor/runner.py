@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from baton.core.errors import InternalError
+from baton.core.ids import SeqId
 from baton.engine.step import LayerWatch, StepPlan, StepResult
 from baton.executor.batch import SampledRow
+from baton.executor.compute_device import current_device
 from baton.executor.expert_balance import ExpertBalancer
 from baton.executor.kv_cache import KVCache, copy_blocks
 from baton.executor.last_tokens import LastTokens
@@ -99,9 +100,12 @@ class ModelRunner:
 
         `watch` is told of layers as their KV is written, from this thread.
 
-        Raises InternalError if the logits are not finite: no token would be right. All ranks of the
-        stage raise it.
+        Sequences whose logits are not finite are `unsound` in it: no token would be right.
         """
+        with current_device(self._kv.tensor.device):
+            return self._computed(plan, watch)
+
+    def _computed(self, plan: StepPlan, watch: LayerWatch | None) -> StepResult | None:
         began = time.perf_counter()
         self._use_threads()
         ranks = self._share.ranks
@@ -132,18 +136,21 @@ class ModelRunner:
         return result
 
     def _sampled(self, step: int, logits: Tensor, rows: tuple[SampledRow, ...]) -> StepResult:
-        if rows and not self._finite(logits):
-            raise InternalError(f"step {step}: the model's logits are not finite")
+        unsound: tuple[SeqId, ...] = ()
+        if rows and not all(sound := self._finite(logits)):
+            unsound = tuple(r.seq_id for r, well in zip(rows, sound, strict=True) if not well)
+            rows = tuple(r for r, well in zip(rows, sound, strict=True) if well)
+            logits = logits[torch.tensor(sound)]
         tokens, logprobs = self._sampler.step(logits, rows)
         sampled = {r.seq_id: t for r, t in zip(rows, tokens, strict=True)}
-        return StepResult(step, sampled, logprobs)
+        return StepResult(step, sampled, logprobs, unsound)
 
-    def _finite(self, logits: Tensor) -> bool:
-        """Return whether the logits of all ranks of the stage are finite, on all of them alike."""
-        total = logits.sum()
+    def _finite(self, logits: Tensor) -> list[bool]:
+        """Return whose logits are finite on all ranks of the stage; it is the same on each."""
+        totals = logits.sum(-1)
         if self._share.ranks.tp.size > 1:
-            self._share.ranks.tp.all_reduce_(total)
-        return bool(torch.isfinite(total))
+            self._share.ranks.tp.all_reduce_(totals)
+        return torch.isfinite(totals).tolist()
 
     def _use_threads(self) -> None:
         """Set the thread count where it counts: OpenMP keeps one per calling thread."""

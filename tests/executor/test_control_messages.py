@@ -23,7 +23,11 @@ def through_the_wire(packed: Any) -> Any:
 
 def test_results_come_back_equal() -> None:
     told = {SeqId(7): TokenLogprobs(-0.5, ((3, -0.5), (1, -2.0))), SeqId(9): TokenLogprobs(-1.0)}
-    for result in (StepResult(3, {SeqId(7): 3, SeqId(9): 4}, told), StepResult(4, {})):
+    for result in (
+        StepResult(3, {SeqId(7): 3, SeqId(9): 4}, told),
+        StepResult(4, {}),
+        StepResult(5, {SeqId(7): 3}, unsound=(SeqId(9), SeqId(8))),
+    ):
         assert result_from(through_the_wire(packed_result(result))) == result
 
 

@@ -5,11 +5,12 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
 from baton.core.config import EngineConfig
-from baton.core.errors import DeadlineExceeded, InvalidRequest, TransportError
+from baton.core.errors import DeadlineExceeded, InternalError, InvalidRequest, TransportError
 from baton.core.hashing import hash_bytes
 from baton.core.ids import BlockId, RequestId, SeqId
 from baton.core.request import FinishReason, GenerateRequest
@@ -360,6 +361,29 @@ async def test_a_failed_step_is_told_and_the_loop_goes_on():
         assert world.ears.output(third) == expected(request_of(8, 3, seed=2))
         await world.loop.idle()
         assert world.loop.stats().failed_steps == 1
+        assert world.free == world.total
+
+
+async def test_a_sequence_without_a_sound_token_ends_alone():
+    async with World().running() as world:
+        execute, requests = world.model.execute, [request_of(8, 3, seed=s) for s in (0, 1)]
+        poor, well = (world.loop.submit(request) for request in requests)
+
+        def unsound(plan: StepPlan, watch: LayerWatch | None = None) -> StepResult:
+            result = execute(plan, watch)
+            if result.tokens.pop(poor, None) is None:
+                return result
+            return replace(result, unsound=(poor,))
+
+        world.model.execute = unsound
+        await world.ears.until(lambda: world.ears.ended(well) and bool(world.ears.failures))
+        ((ended, error),) = world.ears.failures
+        assert ended == [poor]
+        assert isinstance(error, InternalError)
+        assert world.ears.output(poor) == []
+        assert world.ears.output(well) == expected(requests[1])
+        await world.loop.idle()
+        assert world.loop.stats().failed_steps == 0
         assert world.free == world.total
 
 

@@ -353,13 +353,14 @@ async def test_ranks_run_ahead_together(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["tp2", "pp2"])
 async def test_as_on_gpus_ranks_hand_over_what_each_has(
-    start_instance: StartInstance, alone: Any, tools: Any, prompts: list[Any]
+    start_instance: StartInstance, alone: Any, tools: Any, prompts: list[Any], mesh: str
 ) -> None:
     """Every rank has a late queue and a late pool of its own, which staging alone reaches."""
-    options = {"late": True, "run_ahead": True, "max_sequences": 4, "cuda_graph_sizes": (2, 4)}
-    one = start_instance(Role.PREFILL, "tp2", kv_memory_mib=None, **options)
-    two = start_instance(Role.DECODE, "tp2", kv_memory_mib=None, **options)
+    options = {"late": True, "max_sequences": 4, "cuda_graph_sizes": (2, 4)}
+    one = start_instance(Role.PREFILL, mesh, kv_memory_mib=None, **options)
+    two = start_instance(Role.DECODE, "tp2", kv_memory_mib=None, run_ahead=True, **options)
     expected = [answer.tokens for answer in await alone.run(prompts)]
     await one.ready(tools)
     await two.ready(tools)

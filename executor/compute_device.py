@@ -33,7 +33,9 @@ def compute_device(config: WorkerConfig) -> torch.device:
     if not torch.cuda.is_available():
         raise InvalidConfig("device", engine.device, "cpu or auto: torch finds no CUDA device here")
     if led_by_host(config.parallel) and engine.attention_skip_below:
-        allowed = "0 with pp, dp, ep or cp: only the kernel of steps that no host leads leaves keys out"
+        allowed = (
+            "0 with pp, dp, ep or cp: only the kernel of steps that no host leads leaves keys out"
+        )
         raise InvalidConfig("attention_skip_below", engine.attention_skip_below, allowed)
     if engine.executor == "native":
         raise InvalidConfig("executor", engine.executor, "auto or torch on a GPU")

@@ -17,7 +17,7 @@ from baton.api.http.connection import Connection
 from baton.core.config import TlsConfig
 from baton.core.errors import InvalidConfig
 from baton.core.tasks import TaskSet
-from baton.core.tls_files import WatchedTls, load_into, server_context
+from baton.core.tls_files import WatchedTls, server_context
 
 _START_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 5.0
@@ -121,14 +121,19 @@ class _HttpTls:
     """A server's side of TLS that takes new certificates for connections to come."""
 
     def __init__(self, config: TlsConfig) -> None:
-        self._config = config
         self._watched = WatchedTls(config)
-        self.context: ssl.SSLContext = server_context(config)
+        self.context = server_context(config)
+        """For the listening socket, which keeps it; handshakes go on with the newest one."""
+        self.context.sni_callback = self._exchange
+
+    def _exchange(self, connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+        # Certificate, key and authorities change together. Exchanging them one by one in a context
+        # that is in use would break the handshakes between.
+        connection.context = self._watched.context
 
     def refresh(self) -> None:
         """Look at the files, and take what is new and good."""
-        if self._watched.changed():
-            load_into(self.context, self._config)
+        self._watched.changed()
 
 
 async def _look(gateway: Gateway, tls: _HttpTls | None) -> None:

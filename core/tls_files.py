@@ -33,18 +33,9 @@ def read_tls(config: TlsConfig) -> TlsFiles:
 
 def server_context(config: TlsConfig) -> ssl.SSLContext:
     """Return a context for servers; raises InvalidConfig if a file is not what it should be."""
+    read_tls(config)  # the library does not say which file it could not read
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    load_into(context, config)
-    return context
-
-
-def load_into(context: ssl.SSLContext, config: TlsConfig) -> None:
-    """Let connections to come have what the files hold now; authorities that were known stay so.
-
-    Raises InvalidConfig, and changes nothing, if a file is not what it should be.
-    """
-    read_tls(config)  # the library does not say which file it could not read
     try:
         # A password would be asked for on the terminal; there may be nobody there.
         context.load_cert_chain(config.cert, config.key, password=_no_password)
@@ -52,13 +43,14 @@ def load_into(context: ssl.SSLContext, config: TlsConfig) -> None:
         allowed = f"a certificate in PEM, and in {config.key} its key, not encrypted ({error})"
         raise InvalidConfig("tls.cert", str(config.cert), allowed) from None
     if config.client_ca is None:
-        return
+        return context
     try:
         context.load_verify_locations(config.client_ca)
     except ssl.SSLError as error:
         allowed = f"certificates of authorities in PEM ({error})"
         raise InvalidConfig("tls.client_ca", str(config.client_ca), allowed) from None
     context.verify_mode = ssl.CERT_REQUIRED
+    return context
 
 
 class WatchedTls:
@@ -71,9 +63,10 @@ class WatchedTls:
         self._config = config
         self._lock = threading.Lock()
         self._complaint = ""
-        server_context(config)
         self.files = read_tls(config)
         """The last good ones."""
+        self.context = server_context(config)
+        """Of the last good ones."""
 
     def changed(self) -> bool:
         """Return whether there are other good files than before; bad ones are told in the log."""
@@ -82,13 +75,13 @@ class WatchedTls:
                 found = read_tls(self._config)
                 if found == self.files:
                     return False
-                server_context(self._config)
+                context = server_context(self._config)
             except InvalidConfig as error:
                 if str(error) != self._complaint:
                     self._complaint = str(error)
                     _log.error("new certificates are not used", reason=str(error))
                 return False
-            self.files, self._complaint = found, ""
+            self.files, self.context, self._complaint = found, context, ""
             _log.info("new certificates", cert=str(self._config.cert))
             return True
 

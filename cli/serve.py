@@ -49,14 +49,13 @@ def curl(http_url: str, config: ClusterConfig) -> str:
         "max_tokens": 64,
         "stream": True,
     }
-    more = ""
-    if config.gateway.tls is not None:
-        more += " --cacert CA.pem"
-        more += "" if config.gateway.tls.client_ca is None else " --cert C.pem --key C.key"
+    lines = [f"curl -N {http_url}/v1/completions -H 'Content-Type: application/json'"]
+    tls = config.gateway.tls
+    if tls is not None:
+        shown = "" if tls.client_ca is None else " --cert CLIENT.pem --key CLIENT.key"
+        lines.append(f"  --cacert CA.pem{shown}")
     if config.gateway.api_keys is not None:
-        # curl reads the header from a pipe: its arguments can be seen by everybody.
-        more += ' -H @<(echo "Authorization: Bearer $BATON_API_KEY")'
-    return (
-        f"  curl -N{more} {http_url}/v1/completions -H 'Content-Type: application/json' \\\n"
-        f"    -d '{json.dumps(body)}'"
-    )
+        # From a pipe: everybody on the machine can read a process's arguments.
+        lines.append('  -H @<(echo "Authorization: Bearer $BATON_API_KEY")')
+    lines.append(f"  -d '{json.dumps(body)}'")
+    return " \\\n".join(f"  {line}" for line in lines)

@@ -76,6 +76,8 @@ class WatchedTls:
                 if found == self.files:
                     return False
                 context = server_context(self._config)
+                if read_tls(self._config) != found:
+                    return False  # they are just being exchanged: next time
             except InvalidConfig as error:
                 if str(error) != self._complaint:
                     self._complaint = str(error)

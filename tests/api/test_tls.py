@@ -82,9 +82,14 @@ async def test_clients_must_show_a_certificate_if_asked(make_front_door, certs):
 
 
 async def shown(door: FrontDoor) -> str:
-    """Return the certificate that a new HTTPS connection is shown."""
+    """Return the certificate that a new connection is shown, also one that is then refused."""
     parts = urlsplit(door.http_url)
-    return await asyncio.to_thread(ssl.get_server_certificate, (parts.hostname, parts.port))
+    anybody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
+    _, writer = await asyncio.open_connection(parts.hostname, parts.port, ssl=anybody)
+    found = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.transport.abort()
+    return ssl.DER_cert_to_PEM_cert(found)
 
 
 async def test_new_certificates_are_shown_to_new_connections(
@@ -94,21 +99,24 @@ async def test_new_certificates_are_shown_to_new_connections(
     shutil.copytree(certs, tmp_path, dirs_exist_ok=True)
     other = tmp_path_factory.mktemp("other")
     write_certs(other)
-    door = await make_front_door(tls=tls(tmp_path))
-    async with httpx.AsyncClient(
-        base_url=door.http_url, verify=context(certs), timeout=SOON
-    ) as http:
-        assert (await http.get("/health")).status_code == 200
-        for name in ("server.pem", "server.key"):
-            shutil.copy(other / name, tmp_path / name)
-        wanted = (other / "server.pem").read_text()
-        async with asyncio.timeout(SOON):
-            while await shown(door) != wanted:
-                pass
-    assert await models(door, context(other)) == 200
-    assert await generated(door, ClientTls(other / "ca.pem")), "gRPC looks for itself"
+    door = await make_front_door(tls=tls(tmp_path, asks=True))
+    assert await models(door, context(certs, shows="client")) == 200
+    for name in ("server.pem", "server.key", "ca.pem"):
+        shutil.copy(other / name, tmp_path / name)
+    wanted = (other / "server.pem").read_text()
+    async with asyncio.timeout(SOON):
+        while await shown(door) != wanted:
+            pass
+    assert await models(door, context(other, shows="client")) == 200
+    mixed = context(other)
+    mixed.load_cert_chain(certs / "client.pem", certs / "client.key")
+    with pytest.raises(httpx.TransportError):
+        await models(door, mixed)  # the authority of before is none any more
+    mine = ClientTls(other / "ca.pem", other / "client.pem", other / "client.key")
+    assert await generated(door, mine), "gRPC looks for itself"
+    theirs = ClientTls(certs / "ca.pem", certs / "client.pem", certs / "client.key")
     with pytest.raises(BatonError):
-        await generated(door, ClientTls(certs / "ca.pem"))
+        await generated(door, theirs)
 
 
 @pytest.mark.parametrize("name", ["server.pem", "server.key"])

@@ -63,7 +63,7 @@ def test_keys_and_certificates_everywhere(baton: Callable[..., Any], tmp_path: P
         *("serve", "--port", "0", "--grpc-port", "0", "--kv-memory-mib", "16"),
         *("--api-keys", str(keys), "--cluster-certs", str(certs)),
         *("--tls-cert", str(certs / "server.pem"), "--tls-key", str(certs / "server.key")),
-        *("--tls-client-ca", str(certs / "ca.pem")),
+        *("--tls-client-ca", str(certs / "ca.pem"), "--local-prefill", "fallback"),
     )
     worker = re.findall(r"127\.0\.0\.1:\d+", server.wait_for("decode-0    pid"))[0]
     http_url = server.wait_for("OpenAI HTTP API").split()[-1].removesuffix("/v1")
@@ -80,6 +80,11 @@ def test_keys_and_certificates_everywhere(baton: Callable[..., Any], tmp_path: P
         http.headers["authorization"] = f"Bearer {key}"
         answer = http.post("/v1/completions", json=request)
         assert answer.json()["usage"]["completion_tokens"] == 4, answer.text
+        trace_url = f"/v1/requests/{answer.json()['id']}"
+        while (trace := http.get(trace_url)).status_code == 404:
+            pass  # it is written down once decode has said its last
+        assert trace.json()["tenant"] == "acme"
+        assert trace.json()["handovers"][0]["outcome"] == "ok", "instances talk to each other too"
     options = ("--ca", "ca.pem", "--cert", "client.pem", "--key", "client.key", "--max-tokens", "4")
     done = subprocess.run(
         [sys.executable, "-m", "baton.cli.main", "generate", "x", "--address", address, *options],

@@ -6,7 +6,6 @@ import ssl
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import grpc
 import httpx
 import pytest
 
@@ -145,21 +144,3 @@ async def test_a_slow_reader_over_tls_is_cut(make_front_door, certs, leader, tex
         await door.gateway.idle()
     await until(lambda: b'cut_total{reason="slow_reader"} 1.0' in door.gateway.metrics.render())
     writer.transport.abort()
-
-
-async def test_a_grpc_client_that_never_reads_is_cut_and_others_go_on(
-    make_front_door, leader, text_script, until
-):
-    from baton.proto import inference_pb2 as pb
-    from baton.proto import inference_pb2_grpc as pb_grpc
-
-    leader.script = text_script("word " * 200)
-    door = await make_front_door(limits={"reader_timeout_s": 1.0})
-    async with grpc.aio.insecure_channel(door.grpc_address) as channel:
-        ask = pb.GenerateRequest(text="hi", n=128, max_tokens=200, logprobs=20, ignore_eos=True)
-        call = pb_grpc.InferenceStub(channel).Generate(ask)
-        await until(lambda: len(leader.submits) == 128 and leader.running == 0)
-        assert await asyncio.gather(*(generated(door, None) for _ in range(5)))
-        async with asyncio.timeout(SOON):
-            await door.gateway.idle()
-        call.cancel()

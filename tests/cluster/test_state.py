@@ -152,7 +152,7 @@ def test_tls_is_not_turned_on_between_processes_that_run() -> None:
     secured = spec().model_copy(
         update={"tls": ClusterTlsConfig(cert=Path("c"), key=Path("k"), ca=Path("a"))}
     )
-    with pytest.raises(InvalidConfig, match="tls: .*none, as what runs has, until `baton down`"):
+    with pytest.raises(InvalidConfig, match=r"tls: .*none, as what runs has, until `baton down`"):
         with_spec(state, secured)
     with pytest.raises(InvalidConfig, match="some, as what runs has"):
         with_spec(running(secured), spec())

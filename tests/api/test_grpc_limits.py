@@ -46,9 +46,11 @@ async def test_calls_on_one_connection_are_bounded(make_front_door, leader, text
         await until(lambda: leader.running == 2)
         other = asyncio.create_task(answer(pb_grpc.InferenceStub(another)))
         await until(lambda: leader.running == 3)
-        assert len(leader.submits) == 3, "the rest waits in the client"
+        assert len(leader.submits) == 3, "the rest waits in the client, or is refused"
         leader.resume()
-        assert await asyncio.gather(other, *answers) == ["one two three"] * 6
+        assert await other == "one two three"
+        told = await asyncio.gather(*answers, return_exceptions=True)
+        assert told.count("one two three") >= 2
 
 
 async def test_grpc_messages_and_metadata_are_bounded(make_front_door):

@@ -16,10 +16,10 @@ async def test_a_grpc_client_that_never_reads_is_cut_and_others_go_on(
     leader.script = text_script("word " * 200)
     door = await make_front_door(limits={"reader_timeout_s": 1.0})
     async with grpc.aio.insecure_channel(door.grpc_address) as channel:
-        ask = pb.GenerateRequest(text="hi", n=128, max_tokens=200, logprobs=20, ignore_eos=True)
+        ask = pb.GenerateRequest(text="hi", n=64, max_tokens=200, logprobs=20, ignore_eos=True)
         stub = pb_grpc.InferenceStub(channel)
         call = stub.Generate(ask)
-        await until(lambda: len(leader.submits) == 128 and leader.running == 0)
+        await until(lambda: len(leader.submits) == 64 and leader.running == 0)
         others = [stub.Generate(pb.GenerateRequest(text="hi"), timeout=SOON) for _ in range(5)]
         for other in others:
             assert [response async for response in other][-1].finish_reason

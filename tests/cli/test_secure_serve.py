@@ -52,6 +52,7 @@ def healthy(address: str, credentials: grpc.ChannelCredentials | None) -> bool:
         return True
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_keys_and_certificates_everywhere(baton: Callable[..., Any], tmp_path: Path) -> None:
     certs = tmp_path / "certs"

@@ -43,7 +43,7 @@ chaos: setup
 	$(BIN)/python -m tests.cluster.chaos $(NODE_SEEDS)
 
 chaos-nodes: setup
-	$(BIN)/python -m tests.cluster.chaos $(NODE_SEEDS)
+	$(BIN)/python -m tests.cluster.chaos $(NODE_SEEDS) $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

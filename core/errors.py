@@ -160,13 +160,17 @@ class InternalError(BatonError):
 
 
 def all_errors() -> dict[str, type[BatonError]]:
-    """Return every concrete error class by its code."""
+    """Return every concrete error class by its code.
+
+    That is, of those in this module: Ray, for one, makes subclasses as it goes of whatever a call
+    to an actor raises.
+    """
     found: dict[str, type[BatonError]] = {}
     todo: list[type[BatonError]] = list(BatonError.__subclasses__())
     while todo:
         cls = todo.pop()
         todo += cls.__subclasses__()
-        if not cls.__name__.startswith("_"):
+        if cls.__module__ == __name__ and not cls.__name__.startswith("_"):
             assert found.get(cls.code, cls) is cls, f"code {cls.code} is used twice"
             found[cls.code] = cls
     return found

@@ -90,6 +90,7 @@ class DecodeWorker(Worker[OwnerTable]):
             "draining": int(self._service.admission.draining),
             "attempts": len(self._host.attempts),
             "tasks": len(self._host.tasks),
+            "tasks_crashed": len(self._host.tasks.crashed),
             "channels": len(self._host.channels),
             "placed_here": self._host.placement.computed_here,
             "placed_on_prefill": self._host.placement.handed_over,

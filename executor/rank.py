@@ -99,6 +99,8 @@ class LoadedRank:
                 continue
             stats = transport.stats()
             counters["transfers_open"] += stats.transfers_open
+            counters["tickets_open"] += stats.tickets_open
+            counters["peers"] += stats.peers
             counters["transfers_failed"] += stats.transfers_failed
             counters["transport_fallbacks"] += stats.fallbacks
             counters["reads_refused"] += stats.refused

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from .agent_link import PATIENCE_S, Prompt, Running
 from .faults import KINDS, draw_schedule
 from .nodes import why_not
 from .play import Play
-from .three_nodes import PATIENCE_S, Prompt, Running, ThreeNodes, catalogue
+from .three_nodes import ThreeNodes, catalogue
 
 pytestmark = [
     # Three Rays start, each in some twenty seconds on a busy machine.

@@ -175,7 +175,7 @@ class Gateway:
             self.model_name
         )
 
-    def model(self, caller: Caller = ANYBODY) -> ServedModel:
+    def model(self, caller: Caller) -> ServedModel:
         """Return what a caller's request is checked against.
 
         Raises UnknownModel if there is none for the caller, Unavailable until a decode instance has

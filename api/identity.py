@@ -7,7 +7,7 @@ from pathlib import Path
 from baton.api.key_file import KeyEntry, KeyFile, hash_of, id_of, new_key, parse
 from baton.core.errors import Forbidden, InvalidConfig, Unauthenticated
 from baton.core.log import get_logger
-from baton.core.tenants import ANYBODY, Caller
+from baton.core.tenants import ANONYMOUS, ANYBODY, Caller, Tenant
 
 _log = get_logger("identity")
 _DECOY = new_key("nobody")[1]
@@ -34,12 +34,13 @@ class Identity:
         self._on_refused = on_refused
         self._raw = b""
         self._keys: dict[str, tuple[KeyEntry, Caller]] = {}
+        self._tenants: dict[str, Tenant] = {}
         self._bad = b""
         """What the file held when it was last found bad."""
         self._complaint = ""
         if path is not None:
             self._raw = _read(path)
-            self._keys = _by_id(parse(path, self._raw))
+            self._take(parse(path, self._raw))
 
     def __repr__(self) -> str:
         return f"Identity({self._path}, {len(self._keys)} keys)"
@@ -66,6 +67,13 @@ class Identity:
             raise Unauthenticated("the API key is not known here, or is known no more")
         return caller
 
+    def tenant(self, name: str) -> Tenant:
+        """Return the tenant of that name with the limits that hold now, or the anonymous one.
+
+        One that is no longer in the file may still have requests open.
+        """
+        return self._tenants.get(name, ANONYMOUS)
+
     def refresh(self) -> bool:
         """Read the file again; return whether it holds something new and good.
 
@@ -79,29 +87,30 @@ class Identity:
             if raw in (self._raw, self._bad):
                 return False
             self._bad = raw  # unless it turns out to be good
-            keys = _by_id(parse(self._path, raw))
+            file = parse(self._path, raw)
         except InvalidConfig as error:
             if str(error) != self._complaint:
                 self._complaint = str(error)
                 self._on_refused()
                 _log.error("bad API keys; those of before hold", reason=str(error))
             return False
-        self._keys, self._raw, self._bad, self._complaint = keys, raw, b"", ""
-        _log.info("new API keys", keys=len(keys))
+        self._raw, self._bad, self._complaint = raw, b"", ""
+        self._take(file)
+        _log.info("new API keys", keys=len(file.keys))
         return True
+
+    def _take(self, file: KeyFile) -> None:
+        self._tenants = file.tenants
+        self._keys = {
+            entry.id: (entry, Caller(file.tenants[entry.tenant], entry.id, entry.admin))
+            for entry in file.keys
+        }
 
 
 def require_admin(caller: Caller, what: str) -> None:
     """Raise Forbidden unless the caller is an admin."""
     if not caller.admin:
         raise Forbidden(f"{what} needs the API key of an admin")
-
-
-def _by_id(file: KeyFile) -> dict[str, tuple[KeyEntry, Caller]]:
-    return {
-        entry.id: (entry, Caller(file.tenants[entry.tenant], entry.id, entry.admin))
-        for entry in file.keys
-    }
 
 
 def _read(path: Path) -> bytes:

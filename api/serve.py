@@ -6,7 +6,6 @@ import functools
 import socket
 import ssl
 from collections.abc import Iterator
-from typing import Any, cast
 
 import uvicorn
 
@@ -91,14 +90,11 @@ class _HttpServer(uvicorn.Server):
     """uvicorn as a guest: signals belong to the host process, and start-up is an event."""
 
     def __init__(self, gateway: Gateway, tls: "_HttpTls | None") -> None:
-        connection = functools.partial(Connection, gateway.config.limits, gateway.metrics)
         super().__init__(
             uvicorn.Config(
                 build_app(gateway),
-                http=cast(Any, connection),
                 ws="none",
                 h11_max_incomplete_event_size=gateway.config.limits.max_header_bytes,
-                ssl_context_factory=None if tls is None else lambda *_: tls.context,
                 lifespan="off",
                 log_config=None,
                 access_log=False,
@@ -107,9 +103,34 @@ class _HttpServer(uvicorn.Server):
             )
         )
         self.ready = asyncio.Event()
+        self._gateway = gateway
+        self._tls = None if tls is None else tls.context
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        """Listen with connections of our own, and deadlines for the handshakes of TLS."""
+        await self.lifespan.startup()
+        limits = self._gateway.config.limits
+        handshake_s = None if self._tls is None else limits.header_timeout_s
+        connect = functools.partial(
+            Connection,
+            limits,
+            self._gateway.metrics,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        self.servers = [
+            await asyncio.get_running_loop().create_server(
+                connect,
+                sock=listener,
+                ssl=self._tls,
+                ssl_handshake_timeout=handshake_s,
+                ssl_shutdown_timeout=handshake_s,
+                backlog=self.config.backlog,
+            )
+            for listener in sockets or ()
+        ]
+        self.started = True
         self.ready.set()
 
     @contextlib.contextmanager

@@ -252,7 +252,8 @@ class EdgeLimits(Config):
     max_header_bytes: int = Field(default=32 << 10, ge=1 << 10, le=1 << 20)
     """Of one request's headers, or of one call's metadata."""
     header_timeout_s: float = Field(default=10.0, gt=0)
-    """For all headers to arrive; for gRPC, for a connection to be set up."""
+    """For all headers to arrive, and before them for TLS's handshake; for gRPC, for a connection to
+    be set up."""
     body_timeout_s: float = Field(default=30.0, gt=0)
     """For the whole body to arrive."""
     reader_timeout_s: float = Field(default=30.0, gt=0)

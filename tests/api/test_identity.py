@@ -7,7 +7,7 @@ import pytest
 from baton.api.identity import Identity, require_admin
 from baton.api.key_file import KeyEntry, new_key
 from baton.core.errors import Forbidden, InvalidConfig, Unauthenticated
-from baton.core.tenants import ANYBODY
+from baton.core.tenants import ANONYMOUS, ANYBODY
 
 
 def write(path: Path, *entries: KeyEntry) -> None:
@@ -63,8 +63,11 @@ def test_a_changed_file_counts_and_a_bad_one_does_not(path):
     write(path, first)
     identity = Identity(path, lambda: refusals.append(1))
     assert not identity.refresh()
-    write(path, second)
+    tenants = {"acme": {"weight": 3}}
+    path.write_text(json.dumps({"tenants": tenants, "keys": [second.model_dump()]}))
     assert identity.refresh()
+    assert identity.tenant("acme").weight == 3
+    assert identity.tenant("none") is ANONYMOUS
     assert identity.caller(f"Bearer {new}").key_id == second.id
     with pytest.raises(Unauthenticated):
         identity.caller(f"Bearer {old}")

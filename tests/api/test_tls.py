@@ -80,6 +80,15 @@ async def test_clients_must_show_a_certificate_if_asked(make_front_door, certs):
             await generated(door, stranger_tls)
 
 
+async def test_a_handshake_that_does_not_come_is_cut(make_front_door, certs):
+    door = await make_front_door(tls=tls(certs), limits={"header_timeout_s": 0.2})
+    parts = urlsplit(door.http_url)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    async with asyncio.timeout(SOON):
+        assert await reader.read() == b""
+    writer.close()
+
+
 async def shown(door: FrontDoor) -> str:
     """Return the certificate that a new connection is shown, also one that is then refused."""
     parts = urlsplit(door.http_url)

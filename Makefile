@@ -36,7 +36,7 @@ test: setup
 	$(BIN)/pytest $(ARGS)
 
 pairs: setup
-	$(BIN)/pytest -m slow --ignore=tests/cluster/test_three_nodes.py $(ARGS)
+	$(BIN)/pytest -m slow --ignore=tests/cluster/test_three_nodes.py --ignore=tests/cluster/test_lost_nodes.py $(ARGS)
 
 chaos: setup
 	$(BIN)/python -m tests.chaos.run $(SEEDS)

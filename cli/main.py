@@ -35,6 +35,9 @@ def serve(
         int, typer.Option(help="Ranks over which each matrix of a prefill instance is split.")
     ] = 1,
     prefill_pp: Annotated[int, typer.Option(help="Stages of layers of a prefill instance.")] = 1,
+    prefill_dp: Annotated[
+        int, typer.Option(help="Copies of the model over which a prefill instance spreads prompts.")
+    ] = 1,
     prefill_ep: Annotated[
         int, typer.Option(help="Places over which a prefill instance spreads experts.")
     ] = 1,
@@ -45,6 +48,9 @@ def serve(
         int, typer.Option(help="Ranks over which each matrix of a decode instance is split.")
     ] = 1,
     decode_pp: Annotated[int, typer.Option(help="Stages of layers of a decode instance.")] = 1,
+    decode_dp: Annotated[
+        int, typer.Option(help="Copies of the model over which a decode instance spreads requests.")
+    ] = 1,
     decode_ep: Annotated[
         int, typer.Option(help="Places over which a decode instance spreads experts.")
     ] = 1,
@@ -116,9 +122,11 @@ def serve(
             prefill=prefill,
             decode=decode,
             prefill_parallel=ParallelConfig.checked(
-                tp=prefill_tp, pp=prefill_pp, ep=prefill_ep, cp=prefill_cp
+                tp=prefill_tp, pp=prefill_pp, dp=prefill_dp, ep=prefill_ep, cp=prefill_cp
             ),
-            decode_parallel=ParallelConfig.checked(tp=decode_tp, pp=decode_pp, ep=decode_ep),
+            decode_parallel=ParallelConfig.checked(
+                tp=decode_tp, pp=decode_pp, dp=decode_dp, ep=decode_ep
+            ),
             prefill_kv_dtype=prefill_kv_dtype,
             decode_kv_dtype=decode_kv_dtype,
             threads=threads,

@@ -44,9 +44,12 @@ class Watch:
         return f"Watch({', '.join(self._watched)})"
 
     async def run(self) -> None:
-        """Renew the leases, if there are any, until cancelled."""
-        if self._leases is not None:
-            await self._leases.run()
+        """Renew the leases, if there are any, while this process rules, until cancelled."""
+        if self._leases is None:
+            return
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._leases.run())
+            group.create_task(self._pause_unless_ruling(self._leases))
 
     async def ended(self, info: InstanceInfo, instance: Instance) -> None:
         """Wait until an instance ends, hangs, or cannot be reached; raises InstanceLost then.
@@ -72,6 +75,15 @@ class Watch:
     def was_unreachable(self, name: InstanceId) -> bool:
         """Return whether nobody answered where it was: then it may be its node."""
         return name in self._unreachable
+
+    async def _pause_unless_ruling(self, leases: LeaseKeeper) -> None:
+        """Keep nobody alive on our side of a cut: what is served there reaches nobody else."""
+        while True:
+            if await self._rules():
+                leases.resume()
+            else:
+                leases.pause()
+            await asyncio.sleep(_PAUSE_S)
 
     async def _lost_once(self, info: InstanceInfo, instance: Instance) -> None:
         """Wait for the loss of an instance; return if it was us who were lost."""

@@ -106,8 +106,10 @@ class ParallelConfig(Config):
     """Ranks over which heads, columns and rows of matrices, and the vocabulary are split."""
     pp: int = Field(default=1, ge=1, le=256)
     """Stages of consecutive layers."""
+    dp: int = Field(default=1, ge=1, le=256)
+    """Copies of the model, experts and all, over which the sequences are spread."""
     ep: int = Field(default=1, ge=1, le=256)
-    """Places over which experts are spread, and with them the sequences."""
+    """Places over which each copy's experts are spread, and with them its sequences."""
     cp: int = Field(default=1, ge=1, le=256)
     """Ranks over which the tokens of a long prompt are spread."""
     join_timeout_s: float = Field(default=120.0, gt=0)
@@ -128,7 +130,12 @@ class ParallelConfig(Config):
     @property
     def size(self) -> int:
         """How many ranks there are."""
-        return self.pp * self.ep * self.cp * self.tp
+        return self.pp * self.places * self.cp * self.tp
+
+    @property
+    def places(self) -> int:
+        """Over how many places the sequences are spread: the KV of each is at one of them."""
+        return self.dp * self.ep
 
     @property
     def stage_size(self) -> int:

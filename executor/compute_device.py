@@ -80,5 +80,4 @@ def _gpu_suits(config: WorkerConfig) -> bool:
 
 def _axis_of_cpus(parallel: ParallelConfig) -> str:
     """Return an axis along which there are several ranks, and may not be on GPUs; or nothing."""
-    lengths = {"pp": parallel.pp, "ep": parallel.ep, "cp": parallel.cp}
-    return next((axis for axis, length in lengths.items() if length > 1), "")
+    return next((axis for axis in ("pp", "dp", "ep", "cp") if getattr(parallel, axis) > 1), "")

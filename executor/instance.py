@@ -71,7 +71,7 @@ class Instance:
         self._ranks = ranks
         self._facts = facts
         host_blocks = rank.host.num_blocks if rank.host is not None else 0
-        steps, places = rank.steps, config.parallel.ep
+        steps, places = rank.steps, config.parallel.places
         self._scheduler = Scheduler(
             config.engine,
             places * rank.kv.num_blocks,
@@ -175,7 +175,7 @@ class Instance:
             model=config.model_name,
             compatibility=self.compatibility,
             max_model_len=facts.max_model_len(self.kv),
-            kv_tokens=config.parallel.ep * self.kv.num_blocks * self.layout.block_size,
+            kv_tokens=config.parallel.places * self.kv.num_blocks * self.layout.block_size,
             max_sequences=config.engine.max_sequences,
             load_s=facts.load_s,
         )

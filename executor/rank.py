@@ -60,7 +60,7 @@ class LoadedRank:
 
     @property
     def tells(self) -> bool:
-        """Whether this rank tells the leader the result of a step, for its place along ep."""
+        """Whether this rank tells the leader the result of a step, for its place."""
         last = self.place.rank.pp == self.layout.pp - 1
         return last and self.place.rank.tp == 0 and not self.place.copy
 
@@ -191,7 +191,7 @@ async def start_rank(
 
 def _place(ranks: Ranks, num_blocks: int) -> KVPlace:
     rank = Rank(ranks.pp.rank, ranks.tp.rank)
-    return KVPlace(rank, ranks.ep.rank, num_blocks, copy=ranks.cp.rank > 0)
+    return KVPlace(rank, ranks.place, num_blocks, copy=ranks.cp.rank > 0)
 
 
 def _balancer(config: WorkerConfig, model: Model) -> ExpertBalancer | None:

@@ -181,14 +181,14 @@ class RankGroup:
         `ends` are the layers of which the leader will say in `progress` that they are computed.
         Called from the model's thread, and for every plan.
         """
-        gathered = self._steps[plan.step] = _Gathered(plan.step, self._limits.ep)
+        gathered = self._steps[plan.step] = _Gathered(plan.step, self._limits.places)
         message = packed(["step", self._encoder.encode(plan), list(ends)])
         for link in self._links.values():
             link.send_packed(message)
         return gathered.future
 
     def tell(self, step: int, told: StepResult | BatonError) -> None:
-        """Take the result of a step for one place along ep, or why there is none; any thread."""
+        """Take the result of a step for one place, or why there is none; any thread."""
         with self._lock:
             gathered = self._steps[step]
             if not gathered.take(told):
@@ -289,7 +289,7 @@ class RankGroup:
 
 
 class _Gathered:
-    """The result of a step, told place by place along ep."""
+    """The result of a step, told place by place along dp and ep."""
 
     def __init__(self, step: int, places: int) -> None:
         self.future: Future[StepResult] = Future()

@@ -31,7 +31,7 @@ from baton.models.share import Share
 from baton.models.spec import ModelSpec, read_spec
 from baton.parallel.group import Ranks
 from baton.parallel.join import Library, Meeting, Membership, join_mesh
-from baton.parallel.mesh import Mesh
+from baton.parallel.mesh import AXES, Mesh
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class RankModel:
 
 def mesh_of(parallel: ParallelConfig) -> Mesh:
     """Return the mesh of an instance."""
-    return Mesh(pp=parallel.pp, ep=parallel.ep, cp=parallel.cp, tp=parallel.tp)
+    return Mesh(**{axis: getattr(parallel, axis) for axis in AXES})
 
 
 def meeting_of(config: WorkerConfig, port: int) -> Meeting:

@@ -104,17 +104,17 @@ class ModelRunner:
         """
         began = time.perf_counter()
         self._use_threads()
-        ep = self._share.ranks.ep
-        if ep.size > 1:
+        ranks = self._share.ranks
+        if ranks.places > 1:
             host_blocks = 0 if self._host is None else self._host.num_blocks
-            plan = own_part(plan, ep.rank, self._kv.num_blocks, host_blocks)
+            plan = own_part(plan, ranks.place, self._kv.num_blocks, host_blocks)
         plan = self._last.known(plan)
         assert self._host is not None or not plan.swap_out, "no pool to copy blocks to"
         if self._host is not None:
             copy_blocks(self._kv, self._host, [(c.device, c.host) for c in plan.swap_out])
             copy_blocks(self._host, self._kv, [(c.host, c.device) for c in plan.swap_in])
         computed: tuple[Tensor, tuple[SampledRow, ...]] | None = torch.empty(0, 0), ()
-        if plan.sequences or ep.size > 1:
+        if plan.sequences or ranks.ep.size > 1:
             computed = self._pass.compute(plan, watch)
         result = None
         if computed is not None:

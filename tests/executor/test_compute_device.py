@@ -39,6 +39,7 @@ def test_a_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> N
     ("field", "more"),
     [
         ("pp", {"parallel": ParallelConfig(pp=2)}),
+        ("dp", {"parallel": ParallelConfig(dp=2)}),
         ("ep", {"parallel": ParallelConfig(ep=2, tp=2)}),
         ("cp", {"parallel": ParallelConfig(cp=4)}),
         ("executor", {"executor": "native"}),

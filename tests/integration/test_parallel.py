@@ -34,13 +34,19 @@ MESHES = {
     "tp2": {"tp": 2},
     "pp2": {"pp": 2},
     "tp2pp2": {"tp": 2, "pp": 2},
+    "dp2": {"dp": 2},
     "ep2": {"ep": 2},
     "ep2 that moves": {"ep": 2, "expert_balance_steps": 2, "spare_experts": 1},
     "cp2": {"cp": 2},
 }
 QUICK = [("tp2", "pp2"), ("pp2", "tp2")]
 """Together they cut and join heads and layers, and have every rank read from several others."""
-PAIRS = [*product(("tp1", "tp2", "pp2", "tp2pp2", "ep2"), repeat=2), ("cp2", "pp2")]
+PAIRS = [
+    *product(("tp1", "tp2", "pp2", "tp2pp2", "ep2"), repeat=2),
+    ("cp2", "pp2"),
+    ("dp2", "tp2"),
+    ("tp2", "dp2"),
+]
 """Decode has no long prompts to spread along cp."""
 SLOW = [pair for pair in PAIRS if pair not in QUICK]
 
@@ -207,7 +213,8 @@ async def test_any_sharding_meets_any(
     await one.close()
     for instance, mesh in ((one, prefill), (two, decode)):
         moved = {name.split("_")[0] for name in instance.counters if name.endswith("_calls")}
-        assert moved == MESHES[mesh].keys() - {"cp"}, "prompts are too short for cp to talk"
+        # Along dp nobody talks, and prompts are too short for cp to.
+        assert moved == MESHES[mesh].keys() - {"dp", "cp"}
 
 
 @pytest.mark.slow

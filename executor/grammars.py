@@ -12,7 +12,7 @@ from baton.models.tokenizer import load_tokenizer
 
 _MAX_WAITING = 64
 """Grammars that may wait to be compiled."""
-_LIMIT_S = 10.0
+_LIMIT_S = 30.0
 """From a request's arrival to its grammar being compiled, the first one's tokenizer included."""
 
 

@@ -1,6 +1,5 @@
 """The executor for GPUs, with all but the calls of CUDA: real tokens, eager and late."""
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from baton.core.errors import InternalError
-from baton.core.grammar import Grammar
 from baton.core.request import GenerateRequest, SamplingParams
 from baton.engine.step import PENDING, SamplingContext, ScheduledSequence, StepPlan
 from baton.executor.gpu_pass import GpuLimits, GpuPass
@@ -17,9 +15,7 @@ from baton.executor.gpu_runner import GpuRunner
 from baton.executor.kv_cache import KVCache, make_layout
 from baton.executor.runner import ModelRunner
 from baton.models.decoder import Decoder
-from baton.models.grammar import GrammarCompiler
 from baton.models.loader import load_model
-from baton.models.tokenizer import load_tokenizer
 from tests.executor.engine_world import EngineWorld
 from tests.executor.test_run_ahead import SAMPLINGS, mixed_requests
 
@@ -48,18 +44,13 @@ def serve(decoder: Decoder, queue: GpuQueue):
     worlds: list[EngineWorld] = []
 
     async def serve(
-        requests: list[GenerateRequest],
-        *,
-        num_blocks: int = 64,
-        depth: int = 2,
-        compiler: Callable[[], GrammarCompiler] | None = None,
-        **extra,
+        requests: list[GenerateRequest], *, num_blocks: int = 64, depth: int = 2, **extra
     ) -> EngineWorld:
         def make(kv: KVCache) -> GpuRunner:
             limits = GpuLimits(rows=ROWS, tokens=32, blocks=num_blocks, depth=depth)
             steps = GpuPass(decoder, kv, queue, limits)
             steps.capture(SIZES, lambda size: None)
-            return GpuRunner(steps, queue, kv, None, depth=depth, compiler=compiler)
+            return GpuRunner(steps, queue, kv, None, depth=depth)
 
         world = EngineWorld(
             decoder,
@@ -81,14 +72,11 @@ def serve(decoder: Decoder, queue: GpuQueue):
 
 
 async def reference(
-    decoder: Decoder,
-    requests: list[GenerateRequest],
-    num_blocks: int = 64,
-    compiler: Callable[[], GrammarCompiler] | None = None,
+    decoder: Decoder, requests: list[GenerateRequest], num_blocks: int = 64
 ) -> EngineWorld:
     world = EngineWorld(
         decoder,
-        lambda kv: ModelRunner(decoder, kv, compiler=compiler),
+        lambda kv: ModelRunner(decoder, kv),
         num_blocks=num_blocks,
         depth=1,
         ahead=False,
@@ -111,29 +99,6 @@ async def test_tokens_are_those_of_the_torch_executor(decoder: Decoder, serve, d
     world = await serve(requests, depth=depth)
     assert world.found == (await reference(decoder, requests)).found
     assert world.most_under_way == depth
-
-
-async def test_the_host_follows_grammars_whatever_the_device_samples(
-    serve, decoder: Decoder, demo_model_dir: Path
-) -> None:
-    """Some rows with a grammar and some without, drawn and greedy, preempted and ahead."""
-    tokenizer = load_tokenizer(demo_model_dir)
-    if decoder.spec.vocab_size < tokenizer.vocab_size:
-        pytest.skip("no tokenizer of its own")
-    compiler = GrammarCompiler(tokenizer)
-    grammars = (Grammar("regex", "[ab]{5,9}"), None, Grammar("json_object", ""))
-    requests = [
-        replace(r, sampling=replace(r.sampling, grammar=grammars[i % 3]), stop_token_ids=(0,))
-        for i, r in enumerate(mixed_requests(decoder))
-        if len(r.prompt) + r.max_tokens <= 64
-    ]
-    expected = (await reference(decoder, requests, compiler=lambda: compiler)).found
-    world = await serve(requests, num_blocks=9, compiler=lambda: compiler)
-    assert world.found == expected
-    assert world.scheduler.stats().roster.preemptions
-    for r, output in zip(requests, expected, strict=True):
-        if r.sampling.grammar is grammars[0]:
-            assert re.fullmatch("[ab]{1,9}", tokenizer.decode(output))
 
 
 async def test_who_stops_and_who_is_preempted(decoder: Decoder, serve) -> None:

@@ -57,6 +57,7 @@ HOMES = {
     "tokenizers": {"models"},
     "transformers": {"models"},
     "jinja2": {"models"},
+    "llguidance": {"models"},
     "fastapi": {"api"},
     "starlette": {"api"},
     "uvicorn": {"api"},

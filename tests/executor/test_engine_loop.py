@@ -255,6 +255,7 @@ class HastyModel(Model):
     def __init__(self) -> None:
         super().__init__()
         self.last: tuple[Future[StepResult], StepResult] | None = None
+        self.returned = threading.Semaphore(0)
 
     def execute(self, plan: StepPlan, watch: LayerWatch | None = None) -> Future[StepResult]:
         assert self.gate.wait(20)
@@ -264,6 +265,7 @@ class HastyModel(Model):
         for layers in watch.ends if watch else ():
             watch.reached(layers)
         self.last = future, result
+        self.returned.release()
         return future
 
 
@@ -280,6 +282,8 @@ async def test_layers_of_a_step_are_told_of_after_what_came_of_the_last_one():
         await world.ears.until_started(2)
         model.gate.set()
         await world.ears.until(lambda: bool(heard[1:]))
+        for _ in range(2):  # until then `last` is the step that has ended
+            assert await asyncio.to_thread(model.returned.acquire, timeout=20)
         assert model.last is not None
         model.last[0].set_result(model.last[1])
         await world.ears.until(lambda: world.ears.ended(seq))

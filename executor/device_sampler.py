@@ -1,7 +1,7 @@
 """Chooses next tokens where the logits are: all of it tensors, and nothing read on the host.
 
-It computes what executor/sampler.py and logit_changes.py do; the parameters are tensors, so that a
-step which was captured serves any sequences. On a GPU it is five Triton kernels
+It computes what executor/sampler.py and logit_changes.py do, but for grammars; the parameters are
+tensors, so that a step which was captured serves any sequences. On a GPU it is five Triton kernels
 (kernels/triton/sampling.py), elsewhere torch, and so where a row wants typical-p, which sorts.
 """
 

@@ -75,7 +75,7 @@ class Listener(Protocol):
         ...
 
     def step_failed(self, seq_ids: Sequence[SeqId], error: Exception) -> None:
-        """The model raised `error`, or has no token for these alone; they have ended."""
+        """They have ended: the model raised `error`, or it is why these alone cannot go on."""
         ...
 
 
@@ -327,13 +327,15 @@ class EngineLoop:
         self._busy_s += seconds
         error = step.future.exception()
         if error is None:
-            result = step.future.result()
+            result: StepResult = step.future.result()
             unsound = self._scheduler.fail_unsound(result)
             events = self._scheduler.apply(result)
             self._listener.step_ran(step.plan, seconds)
             if unsound:
                 what = f"step {step.plan.step}: the model's logits are not finite"
                 self._listener.step_failed(unsound, InternalError(what))
+            for seq_id, why in result.failed.items():
+                self._listener.step_failed([seq_id], why)
             return events
         self._failed_steps += 1
         seq_ids = self._scheduler.fail_step(step.plan)

@@ -1,7 +1,7 @@
 """Who samples a row, device or host, and what the device is told of the sequences it samples.
 
 A sequence is one or the other's for as long as it keeps its seat, as both keep its past. The
-device has all of it, as long as there is room: `HISTORIES` sequences with penalties,
+device has all but grammars, as long as there is room: `HISTORIES` sequences with penalties,
 `CHANGES` biases, bad words and stop tokens under `min_tokens`, bad words of up to `WORD` + 1
 tokens, and `TOP` logprobs (gpu_option_tensors.py). What is beyond that the host samples, and the
 step is waited for.
@@ -115,6 +115,8 @@ class OptionSeats:
 
     def _seat(self, seat: int, sequence: ScheduledSequence) -> _Seated:
         sampling, context = sequence.sampling, sequence.context
+        if sampling.grammar is not None:
+            return _Seated(None)
         typical = sampling.typical_p < 1
         if context is None:
             return _Seated(Extent.TYPICAL if typical else Extent.PLAIN)

@@ -25,6 +25,7 @@ from baton.executor.kv_cache import KVCache
 from baton.executor.room import Room
 from baton.kernels.backend import Backend, choose_backend
 from baton.models.decoder import Decoder
+from baton.models.grammar import GrammarCompiler
 from baton.models.loader import Model
 
 Say = Callable[[str], None]
@@ -147,6 +148,7 @@ def start_runner(
     room: Room,
     say: Say,
     limit_s: float,
+    compiler: Callable[[], GrammarCompiler] | None = None,
 ) -> GpuRunner:
     """Capture the steps that all ranks have `room` for, and return what runs plans.
 
@@ -165,7 +167,7 @@ def start_runner(
     with told_if_it_does_not_fit("cuda_graph_sizes", room.sizes, allowed):
         told = _counted(say, "captured the step of {} decodes", len(room.sizes))
         steps.capture(room.sizes, told)
-    return GpuRunner(steps, gpu.queue, kv, host, depth=depth, limit_s=limit_s)
+    return GpuRunner(steps, gpu.queue, kv, host, depth=depth, limit_s=limit_s, compiler=compiler)
 
 
 def _counted(say: Say, what: str, total: int) -> Callable[[int], None]:

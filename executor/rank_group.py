@@ -307,6 +307,7 @@ class _Gathered:
             self._result.tokens.update(told.tokens)
             self._result.logprobs.update(told.logprobs)
             self._unsound += told.unsound
+            self._result.failed.update(told.failed)
         self._missing -= 1
         return self._missing == 0
 

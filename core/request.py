@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from baton.core.grammar import Grammar
 from baton.core.ids import RequestId
 
 PRIORITY_LEVELS = 10
@@ -57,6 +58,8 @@ class SamplingParams:
     """Stop tokens are not sampled before so many tokens were generated."""
     logprobs: int | None = None
     """Tell the sampled token's logprob and those of so many likeliest tokens; None: tell none."""
+    grammar: Grammar | None = None
+    """What the output must match; None: anything."""
 
     @property
     def plain(self) -> bool:

@@ -63,7 +63,12 @@ class Fields:
                 value == default and type(value) is type(default) for default in allowed
             ):
                 values = " or ".join(repr(default) for default in allowed) or "leave it out"
-                raise self._refuse(name, value, f"{values} (not supported yet)")
+                raise self._refuse(name, value, f"{values} (not supported)")
+
+    def rest(self) -> dict[str, object]:
+        """Return the fields that nobody has taken, and take them."""
+        rest, self._left = self._left, {}
+        return rest
 
     def done(self) -> None:
         """Refuse whatever was not asked for: a field that changes nothing would be a trap."""

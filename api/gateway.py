@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Self
 
 from baton.api.decode_session import SessionStats
-from baton.api.detokenize import Detokenizer
 from baton.api.journey import Journey, JourneyHost
 from baton.api.latency import RecentLatency
 from baton.api.lease_keeper import LeaseKeeper, Terms
@@ -18,7 +17,7 @@ from baton.api.open_request import OpenRequest
 from baton.api.sessions import Sessions
 from baton.api.text_stream import Piece, TextStream
 from baton.api.traces import TraceLog
-from baton.api.validate import ServedModel, TextRequest
+from baton.api.validate import ServedModel, TextRequest, tool_format
 from baton.core.clock import Clock, monotonic
 from baton.core.config import GatewayConfig
 from baton.core.errors import BatonError, InstanceLost, Overloaded, Unavailable
@@ -76,6 +75,7 @@ class Gateway:
         """Unix time at which serving began."""
         self.metrics = metrics
         self._tokenizer = tokenizer
+        self._tool_format = tool_format(config.tool_parser, tokenizer)
         self._board = board
         self._expects_prefill = expects_prefill
         self._may_be_empty = may_be_empty
@@ -168,7 +168,7 @@ class Gateway:
             self._max_model_len = max(i.max_model_len for i in decode)
         if not self._max_model_len:
             raise Unavailable("no decode instance has been ready yet")
-        return ServedModel(self.model_name, self._tokenizer, self._max_model_len)
+        return ServedModel(self.model_name, self._tokenizer, self._max_model_len, self._tool_format)
 
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes that one token stands for, perhaps only a part of a character."""
@@ -203,7 +203,7 @@ class Gateway:
             raise Unavailable("the gateway is shutting down")
         generate = request.generate
         text = TextStream(
-            Detokenizer(self._tokenizer, generate.prompt),
+            request.detokenizer(self._tokenizer),
             stop=request.stop,
             stop_token_ids=generate.stop_token_ids,
             min_tokens=generate.sampling.min_tokens,

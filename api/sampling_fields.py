@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from baton.api.fields import Fields, check_text
 from baton.core.errors import InvalidRequest
+from baton.core.grammar import Grammar
 from baton.core.hashing import hash_bytes
 from baton.core.request import SamplingParams
 from baton.models.tokenizer import Tokenizer
@@ -23,8 +24,10 @@ BIAS = 100.0
 """A bias is at most so far from 0."""
 
 
-def read_sampling(fields: Fields, tokenizer: Tokenizer, logprobs: int | None) -> SamplingParams:
-    """Read all that says how to sample, but `logprobs`, which each endpoint has in its own way."""
+def read_sampling(
+    fields: Fields, tokenizer: Tokenizer, logprobs: int | None, grammar: Grammar | None
+) -> SamplingParams:
+    """Read all that says how to sample, but what each endpoint has in its own way."""
     seed = fields.integer("seed", None, low=0, high=2**63 - 1)
     return SamplingParams(
         temperature=fields.number("temperature", 1.0, low=0, high=2),
@@ -45,6 +48,7 @@ def read_sampling(fields: Fields, tokenizer: Tokenizer, logprobs: int | None) ->
         bad_words=_bad_words(fields.take("bad_words"), tokenizer),
         min_tokens=fields.integer("min_tokens", 0, low=0, high=2**31 - 1) or 0,
         logprobs=logprobs,
+        grammar=grammar,
     )
 
 

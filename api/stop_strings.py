@@ -45,7 +45,7 @@ class StopStrings:
 
 
 def overlap(text: str, tag: str) -> int:
-    """Return the length of the longest end of `text` that is a beginning of `tag`, not all of it."""
+    """Return the length of the longest end of `text` that is a beginning, not all, of `tag`."""
     for length in range(min(len(tag) - 1, len(text)), 0, -1):
         if text.endswith(tag[:length]):
             return length

@@ -286,7 +286,7 @@ class MistralParser(_Tagged):
 
 
 class ListParser(ToolParser):
-    """`[{"name": …, "parameters": {…}}, …]` and nothing else: what the grammar of `required` makes."""
+    """`[{"name": …, "parameters": {…}}, …]`: what the grammar of `required` makes."""
 
     def __init__(self, use: ToolUse) -> None:
         super().__init__(use)
@@ -371,7 +371,7 @@ def make_parser(use: ToolUse) -> ToolParser:
 
 
 def format_of(template: str) -> ToolFormat | None:
-    """Return how a model writes calls, by the chat template that shows them to it; None: unknown."""
+    """Return how a model writes calls, by its chat template; None: unknown."""
     if "<tool_call>" in template:
         # Qwen3-Coder and others put XML between the same tags.
         return None if "<function=" in template or "<arg_key>" in template else "hermes"

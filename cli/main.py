@@ -96,6 +96,9 @@ def serve(
         str, typer.Option(help="Decode instances copy KV to one another: off or peer.")
     ] = "off",
     max_open_requests: Annotated[int, typer.Option(help="Beyond: HTTP 429.")] = 256,
+    tool_parser: Annotated[
+        str, typer.Option(help="How the model writes tool calls: hermes, llama3_json or mistral.")
+    ] = "auto",
     start_timeout: Annotated[float, typer.Option(help="Seconds for instances to start.")] = 180.0,
 ) -> None:
     """Serve a model by the OpenAI HTTP API and by gRPC, until Ctrl-C."""
@@ -144,6 +147,7 @@ def serve(
                 http_port=port,
                 grpc_port=grpc_port,
                 max_open_requests=max_open_requests,
+                tool_parser=tool_parser,
             ),
         )
         console = make_console()

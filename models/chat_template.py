@@ -118,7 +118,15 @@ class ChatTemplate:
         }
         try:
             text = self._template.render(names)
-        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+            text.encode()
+        except (
+            TemplateError,
+            TypeError,
+            ValueError,  # also of text that is no Unicode
+            LookupError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
             allowed = f"what the model's chat template accepts ({error})"
             raise InvalidRequest("messages", list(messages), allowed) from None
         return _cut(text, messages) if options.continue_final_message else text

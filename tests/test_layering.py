@@ -57,6 +57,7 @@ HOMES = {
     "tokenizers": {"models"},
     "transformers": {"models"},
     "jinja2": {"models"},
+    "jsonschema": {"api"},
     "fastapi": {"api"},
     "starlette": {"api"},
     "uvicorn": {"api"},

@@ -1,17 +1,24 @@
 """The routes of the HTTP API."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from baton import __version__
 from baton.api.gateway import Gateway
 from baton.api.http import errors
 from baton.api.http.answer import Answer
 from baton.api.http.body import read_call
 from baton.api.http.openai_format import ChatFormat, CompletionFormat
-from baton.api.validate import chat_call, completion_call
-from baton.core.errors import BatonError, Cancelled, UnknownModel
+from baton.api.http.openapi import describe
+from baton.api.http.request_ids import RequestIds
+from baton.api.tokenize_call import detokenize_call, tokenize_call
+from baton.api.validate import ServedModel, chat_call, completion_call
+from baton.core.errors import BatonError, Cancelled, Unavailable, UnknownModel
 from baton.core.metrics import CONTENT_TYPE
 
 
@@ -21,9 +28,11 @@ def build_app(gateway: Gateway) -> FastAPI:
     Bodies are checked by api/validate.py and not by FastAPI, so that HTTP and gRPC refuse the same
     values with the same words.
     """
-    app = FastAPI(title="Baton", openapi_url=None)
+    app = FastAPI(title="Baton", openapi_url=None)  # so its pages of documentation are off too
+    app.add_middleware(RequestIds)
     errors.install(app)
     _add_openai_routes(app, gateway)
+    _add_text_routes(app, gateway)
     _add_own_routes(app, gateway)
     return app
 
@@ -48,12 +57,30 @@ def _add_openai_routes(app: FastAPI, gateway: Gateway) -> None:
         return await _answer(request, gateway, chat=True)
 
 
+def _add_text_routes(app: FastAPI, gateway: Gateway) -> None:
+    @app.post("/tokenize")
+    async def tokenize(request: Request) -> JSONResponse:
+        return JSONResponse(await _checked(request, gateway, tokenize_call))
+
+    @app.post("/detokenize")
+    async def detokenize(request: Request) -> JSONResponse:
+        return JSONResponse(await _checked(request, gateway, detokenize_call))
+
+
 def _add_own_routes(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/health")
     async def health() -> JSONResponse:
         reasons = gateway.health()
         status = "unavailable" if reasons else "ok"
         return JSONResponse({"status": status, "reasons": reasons}, 503 if reasons else 200)
+
+    @app.get("/version")
+    async def version() -> JSONResponse:
+        return JSONResponse({"version": __version__})
+
+    @app.get("/openapi.json")
+    async def openapi() -> JSONResponse:
+        return JSONResponse(describe(gateway.model()))
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -67,11 +94,13 @@ def _add_own_routes(app: FastAPI, gateway: Gateway) -> None:
         return JSONResponse(trace.as_dict())
 
 
+Result = TypeVar("Result")
+
+
 async def _answer(request: Request, gateway: Gateway, *, chat: bool) -> Response:
     try:
-        check = chat_call if chat else completion_call
         await gateway.some_decode()
-        call = await read_call(request, check, gateway.model())
+        call = await _checked(request, gateway, chat_call if chat else completion_call)
     except ClientDisconnect:
         gateway.metrics.refused(Cancelled.code)
         return Response(status_code=Cancelled.http_status)
@@ -87,10 +116,24 @@ async def _answer(request: Request, gateway: Gateway, *, chat: bool) -> Response
     return Answer(gateway, call, form)
 
 
+async def _checked(
+    request: Request, gateway: Gateway, check: Callable[[object, ServedModel], Result]
+) -> Result:
+    return await read_call(request, check, gateway.model())
+
+
 def _model(gateway: Gateway) -> dict[str, object]:
+    """Return what OpenAI tells of a model, and vLLM beside it."""
+    try:
+        max_model_len = gateway.model().max_model_len
+    except Unavailable:  # Its first instance has yet to come.
+        max_model_len = None
     return {
         "id": gateway.model_name,
         "object": "model",
         "created": gateway.created,
         "owned_by": "baton",
+        "root": gateway.model_name,
+        "parent": None,
+        "max_model_len": max_model_len,
     }

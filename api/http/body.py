@@ -8,7 +8,7 @@ from typing import TypeVar
 from fastapi import Request
 from starlette.exceptions import HTTPException
 
-from baton.api.validate import INLINE_BYTES, Call, ServedModel
+from baton.api.validate import INLINE_BYTES, ServedModel
 from baton.core.errors import InvalidRequest
 
 MAX_BODY_BYTES = 4 << 20
@@ -19,15 +19,15 @@ Result = TypeVar("Result")
 
 
 async def read_call(
-    request: Request, check: Callable[[object, ServedModel], Call], model: ServedModel
-) -> Call:
-    """Return the valid call in the body; raises InvalidRequest, or HTTPException 408, 413, 415."""
+    request: Request, check: Callable[[object, ServedModel], Result], model: ServedModel
+) -> Result:
+    """Return what `check` makes of the body; raises what it raises, or HTTPException 408, 413, 415."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise HTTPException(415, f"content-type: {kind[:80]!r}; allowed: application/json")
     raw = await _read(request)
 
-    def parse_and_check() -> Call:
+    def parse_and_check() -> Result:
         return check(_parse(raw), model)
 
     if len(raw) <= INLINE_BYTES:

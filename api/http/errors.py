@@ -4,10 +4,11 @@ import math
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
-from baton.core.errors import BatonError, InternalError, InvalidRequest, Overloaded
+from baton.core.errors import BatonError, Cancelled, InternalError, InvalidRequest, Overloaded
 from baton.core.log import get_logger
 
 _log = get_logger("http")
@@ -40,6 +41,7 @@ def install(app: FastAPI) -> None:
     """Give every error that leaves `app` OpenAI's shape, also those of unknown routes."""
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(BatonError, _on_baton_error)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_bug)
 
 
@@ -56,6 +58,10 @@ async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
         message = f"{request.method} {request.url.path[:200]}: {error.detail}"
     body = _body(message, _type(status), None, _CODES.get(status, "http_error"))
     return JSONResponse(body, status, error.headers)
+
+
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    return Response(status_code=Cancelled.http_status)  # nobody reads it
 
 
 async def _on_bug(request: Request, error: Exception) -> JSONResponse:

@@ -1,4 +1,4 @@
-"""Tool calls are found in text that comes in any pieces: what is told does not depend on the cuts."""
+"""Tool calls are found in text that comes in any pieces; what is told does not depend on them."""
 
 import itertools
 import json

@@ -90,6 +90,7 @@ def _message(where: str, value: object) -> Message:
 def _assistant(where: str, fields: Fields) -> Message:
     """Read what only the model's own messages have."""
     fields.only(ASSISTANT)
+    fields.take("parsed")  # what OpenAI's client made of the content
     found: Message = {}
     reasoning = fields.text("reasoning_content")
     if reasoning is not None:
@@ -115,6 +116,7 @@ def _call(where: str, value: object) -> Message:
     function = Fields(fields.take("function"), where=f"{where}.function")
     name = check_text(f"{where}.function.name", function.take("name"))
     arguments = _arguments(f"{where}.function.arguments", function.take("arguments"))
+    function.take("parsed_arguments")  # what OpenAI's client made of them
     function.done()
     fields.done()
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}

@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 async def read_call(
     request: Request, check: Callable[[object, ServedModel], Result], model: ServedModel
 ) -> Result:
-    """Return what `check` makes of the body; raises what it raises, or HTTPException 408, 413, 415."""
+    """Return what `check` makes of the body; raises its errors, or HTTPException 408, 413, 415."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise HTTPException(415, f"content-type: {kind[:80]!r}; allowed: application/json")

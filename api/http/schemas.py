@@ -192,7 +192,11 @@ def _messages() -> list[Schema]:
     part = _object({"type": {"const": "text"}, "text": _TEXT}, required=["type", "text"])
     content = {"anyOf": [_TEXT, _list(part)]}
     function = _object(
-        {"name": _TEXT, "arguments": {"anyOf": [_TEXT, {"type": "object"}]}},
+        {
+            "name": _TEXT,
+            "arguments": {"anyOf": [_TEXT, {"type": "object"}]},
+            "parsed_arguments": _ANY,
+        },
         required=["name", "arguments"],
     )
     call = _object(
@@ -207,6 +211,7 @@ def _messages() -> list[Schema]:
         **both,
         "role": {"const": "assistant"},
         "reasoning_content": _TEXT,
+        "parsed": _ANY,
         "tool_calls": _list(call, 0, MAX_CALLS),
     }
     tool = {**both, **none, "role": {"const": "tool"}, "tool_call_id": _TEXT}

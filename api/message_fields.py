@@ -80,7 +80,7 @@ def _message(where: str, value: object) -> Message:
         fields.only(dict.fromkeys(("tool_calls", *ASSISTANT), ([],)))
     if role == "tool":
         message["tool_call_id"] = check_text(f"{where}.tool_call_id", fields.take("tool_call_id"))
-    if content is None and "tool_calls" in message:
+    if content is None and role == "assistant":  # as of one that only called tools
         content = ""
     message["content"] = _content(f"{where}.content", content)
     fields.done()

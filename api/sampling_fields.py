@@ -3,7 +3,7 @@
 import secrets
 from dataclasses import replace
 
-from baton.api.fields import Fields, check_text
+from baton.api.fields import Fields, check_text, whole
 from baton.core.errors import InvalidRequest
 from baton.core.grammar import Grammar
 from baton.core.hashing import hash_bytes
@@ -92,9 +92,10 @@ def of_choice(sampling: SamplingParams, choice: int) -> SamplingParams:
 def check_token(field: str, value: object, tokenizer: Tokenizer) -> int:
     """Return `value` if it is the id of a token."""
     high = tokenizer.vocab_size - 1
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= high:
+    token = whole(value)
+    if token is None or not 0 <= token <= high:
         raise InvalidRequest(field, value, f"a token id from 0 to {high}")
-    return value
+    return token
 
 
 def _over_zero(fields: Fields, name: str) -> float:

@@ -257,7 +257,7 @@ def _prompts(value: object, model: ServedModel, *, add_special_tokens: bool) -> 
         return [read("prompt", value)]
     if not value:
         raise InvalidRequest("prompt", value, "at least one token id or one prompt")
-    if isinstance(value[0], int):
+    if isinstance(value[0], (int, float)):
         return [read("prompt", value)]
     if len(value) > MAX_CHOICES:
         raise InvalidRequest("prompt", f"{len(value)} prompts", f"at most {MAX_CHOICES} prompts")
@@ -272,9 +272,8 @@ def read_tokens(field: str, value: object, model: ServedModel) -> list[int]:
     """Return a list of token ids."""
     if not isinstance(value, list):
         raise InvalidRequest(field, value, "a string, or a list of token ids")
-    for index, token in enumerate(value):
-        check_token(f"{field}[{index}]", token, model.tokenizer)
-    return value
+    tokens = model.tokenizer
+    return [check_token(f"{field}[{i}]", token, tokens) for i, token in enumerate(value)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,8 @@ from jsonschema.validators import Draft202012Validator, validator_for
 
 from baton.api.fields import Fields, check_text
 from baton.core.errors import InvalidRequest
-from baton.core.grammar import Grammar
+from baton.core.grammar import MAX_GRAMMAR_BYTES, Grammar
 
-MAX_GRAMMAR_BYTES = 64 << 10
-"""Of one schema, expression, grammar or list of choices."""
 MAX_SCHEMA_DEPTH = 64
 MAX_GRAMMAR_CHOICES = 1024
 

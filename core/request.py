@@ -59,7 +59,7 @@ class SamplingParams:
     logprobs: int | None = None
     """Tell the sampled token's logprob and those of so many likeliest tokens; None: tell none."""
     grammar: Grammar | None = None
-    """What the output must match; None: anything."""
+    """What the output must look like; None: anything."""
 
     @property
     def plain(self) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from baton.api import known_fields
-from baton.api.grammar_fields import MAX_GRAMMAR_BYTES, MAX_GRAMMAR_CHOICES
+from baton.api.grammar_fields import MAX_GRAMMAR_CHOICES
 from baton.api.message_fields import MAX_CALLS, MAX_MESSAGES, ROLES
 from baton.api.sampling_fields import (
     BIAS,
@@ -19,6 +19,7 @@ from baton.api.sampling_fields import (
 )
 from baton.api.tool_fields import MAX_TOOLS, TOOL_NAME
 from baton.api.validate import MAX_CHOICES, MAX_STOP, MAX_STOP_LENGTH, ServedModel
+from baton.core.grammar import MAX_GRAMMAR_BYTES
 from baton.core.request import PRIORITY_LEVELS
 
 Schema = dict[str, Any]

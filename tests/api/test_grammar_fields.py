@@ -5,10 +5,10 @@ import json
 import pytest
 
 from baton.api.fields import Fields
-from baton.api.grammar_fields import MAX_GRAMMAR_BYTES, MAX_SCHEMA_DEPTH, read_grammar
+from baton.api.grammar_fields import MAX_SCHEMA_DEPTH, read_grammar
 from baton.api.validate import chat_call, completion_call
 from baton.core.errors import InvalidRequest
-from baton.core.grammar import Grammar
+from baton.core.grammar import MAX_GRAMMAR_BYTES, Grammar
 
 SCHEMA = {"type": "object", "properties": {"a": {"$ref": "#/$defs/n"}}, "$defs": {"n": {}}}
 SOURCE = json.dumps(SCHEMA, separators=(",", ":"))

@@ -23,6 +23,7 @@ from baton.api.tool_fields import Tools, read_tools
 from baton.core.errors import InvalidRequest, UnknownModel
 from baton.core.ids import RequestId
 from baton.core.request import PRIORITY_LEVELS, GenerateRequest, SamplingParams
+from baton.models.grammar import check_grammar
 from baton.models.tokenizer import Tokenizer
 
 INLINE_BYTES = 16 << 10
@@ -84,6 +85,8 @@ class Call:
     """A stream ends with a chunk that has the usage."""
     tools: ToolUse | None = None
     """How the answers may call tools."""
+    constrained_by: str = ""
+    """The field that says of which grammar the output is to be; "" if it may be anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,14 +168,28 @@ def check_model(fields: Fields, model: ServedModel) -> None:
         raise UnknownModel("model", name, model.name)
 
 
+def check_call_grammar(call: Call, model: ServedModel) -> None:
+    """Raise InvalidRequest if no output can be made to follow the call's grammar.
+
+    It may take a second: call it in a thread.
+    """
+    grammar = call.requests[0].generate.sampling.grammar
+    if grammar is not None:
+        check_grammar(grammar, model.tokenizer, field=call.constrained_by)
+
+
 def _with_tools(common: _Common, tools: Tools) -> _Common:
     if common.constrained_by:
         allowed = "none, as tools may be called: what it allows is no call"
         raise InvalidRequest(common.constrained_by, "a grammar", allowed)
     # Mistral's tag is a special token.
     skip = common.skip_special_tokens and tools.use is not None and tools.use.form != "mistral"
-    sampling = replace(common.sampling, grammar=tools.grammar)
-    return replace(common, sampling=sampling, skip_special_tokens=skip)
+    return replace(
+        common,
+        sampling=replace(common.sampling, grammar=tools.grammar),
+        skip_special_tokens=skip,
+        constrained_by="" if tools.grammar is None else "tools",
+    )
 
 
 def _common(
@@ -304,7 +321,14 @@ def _call(
             requests.append(
                 TextRequest(generate, common.stop, prompt.echo, common.skip_special_tokens)
             )
-    return Call(call_id, tuple(requests), common.n, common.stream, common.include_usage)
+    return Call(
+        call_id,
+        tuple(requests),
+        common.n,
+        common.stream,
+        common.include_usage,
+        constrained_by=common.constrained_by,
+    )
 
 
 def _fitting(prompt: list[int], limits: _Limits, common: _Common, model: ServedModel) -> int:

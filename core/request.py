@@ -80,9 +80,14 @@ class SamplingParams:
         return penalties != (1.0, 0.0, 0.0)
 
     @property
+    def recalls(self) -> bool:
+        """Whether single tokens, wherever they were said, change the logits."""
+        return self.penalises or any(len(word) > 1 for word in self.bad_words)
+
+    @property
     def looks_back(self) -> bool:
         """Whether the logits are changed by which tokens came before."""
-        return self.penalises or any(len(word) > 1 for word in self.bad_words)
+        return self.recalls or self.grammar is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -220,12 +220,16 @@ class Scheduler:
     def apply(self, result: StepResult) -> list[EngineEvent]:
         """End the oldest step: take in its tokens, and tell what came of it, in the plan's order.
 
-        Of sequences that have ended meanwhile nothing is taken in.
+        Of sequences that have ended meanwhile nothing is taken in, and those that failed end.
         """
         events: list[EngineEvent] = []
-        size, ended, told = self._block_size, Phase.ENDED, result.logprobs
+        size, ended = self._block_size, Phase.ENDED
+        told, failed = result.logprobs, result.failed
         for part, seq in self._close_step(result.step, copied=True):
             if seq.phase is ended:
+                continue
+            if failed and seq.seq_id in failed:
+                self._roster.end(seq)
                 continue
             computed = seq.computed = part.end
             if computed // size > seq.committed and not (seq.twin and seq.in_steps):

@@ -1,8 +1,8 @@
 """Chooses next tokens where the logits are: all of it tensors, and nothing read on the host.
 
-It computes what executor/sampler.py and logit_changes.py do, but for typical-p; the parameters are
-tensors, so that a step which was captured serves any sequences. On a GPU it is five Triton kernels
-(kernels/triton/sampling.py), elsewhere torch.
+It computes what executor/sampler.py and logit_changes.py do, but for typical-p and grammars; the
+parameters are tensors, so that a step which was captured serves any sequences. On a GPU it is five
+Triton kernels (kernels/triton/sampling.py), elsewhere torch.
 """
 
 from dataclasses import dataclass
@@ -70,11 +70,12 @@ class RowChanges:
 
 
 def serves(sampling: SamplingParams) -> bool:
-    """Return whether rows with these parameters can be sampled here, but for typical-p all.
+    """Return whether rows with these parameters can be sampled here: no typical-p and no grammar.
 
-    Typical-p sorts tokens by another measure than all other cuts: the host does it.
+    Typical-p sorts tokens by another measure than all other cuts, and grammars are followed on the
+    host: it samples both.
     """
-    return sampling.typical_p == 1.0
+    return sampling.typical_p == 1.0 and sampling.grammar is None
 
 
 def begin_history_(seen: Tensor, prompt: Tensor, output: Tensor) -> None:

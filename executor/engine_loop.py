@@ -75,7 +75,7 @@ class Listener(Protocol):
         ...
 
     def step_failed(self, seq_ids: Sequence[SeqId], error: Exception) -> None:
-        """The model raised `error`; these sequences have ended."""
+        """These sequences have ended: the model raised `error`, or they are what cannot be done."""
         ...
 
 
@@ -327,8 +327,11 @@ class EngineLoop:
         self._busy_s += seconds
         error = step.future.exception()
         if error is None:
-            events = self._scheduler.apply(step.future.result())
+            result: StepResult = step.future.result()
+            events = self._scheduler.apply(result)
             self._listener.step_ran(step.plan, seconds)
+            for seq_id, why in result.failed.items():
+                self._listener.step_failed([seq_id], why)
             return events
         self._failed_steps += 1
         seq_ids = self._scheduler.fail_step(step.plan)

@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from baton.core.config import LeaderRef, WorkerConfig
 from baton.core.errors import InternalError, InvalidConfig
+from baton.core.grammar import Grammar, GrammarKind
 from baton.core.ids import Incarnation, InstanceId
 from baton.core.log import get_logger
 from baton.core.tasks import TaskSet
@@ -238,6 +239,12 @@ class Follower:
                 self._ready.exception()
             raise
 
+    async def _prepare(self, kind: GrammarKind, source: str) -> None:
+        """Compile a grammar, if tokens are chosen on this rank."""
+        assert self._rank is not None, "a request before the start"
+        if self._rank.chooses:
+            await self._rank.grammars.prepare(Grammar(kind, source))
+
     async def _close(self) -> None:
         await self.close()
 
@@ -362,6 +369,7 @@ _METHODS: dict[str, Callable[..., Any]] = {
     "load": Follower._load,
     "measure": Follower._measure,
     "start": Follower._start,
+    "prepare": Follower._prepare,
     "close": Follower._close,
     "handover_open": Follower._handover_open,
     "handover_connect": Follower._handover_connect,

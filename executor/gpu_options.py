@@ -1,10 +1,10 @@
 """Who samples a row, device or host, and what the device is told of the sequences it samples.
 
 A sequence is one or the other's for as long as it keeps its seat, as both keep its past. The
-device has all but typical-p, as long as there is room: `HISTORIES` sequences with penalties,
-`CHANGES` biases, bad words and stop tokens under `min_tokens`, bad words of up to `WORD` + 1
-tokens, and `TOP` logprobs (gpu_option_tensors.py). What is beyond that the host samples, and the
-step is waited for.
+device has all but typical-p and grammars, as long as there is room: `HISTORIES` sequences with
+penalties, `CHANGES` biases, bad words and stop tokens under `min_tokens`, bad words of up to
+`WORD` + 1 tokens, and `TOP` logprobs (gpu_option_tensors.py). What is beyond that the host samples,
+and the step is waited for.
 """
 
 from collections.abc import Iterable, Sequence

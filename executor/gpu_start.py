@@ -22,6 +22,7 @@ from baton.executor.kv_cache import KVCache
 from baton.executor.room import Room
 from baton.kernels.backend import Backend, choose_backend
 from baton.models.decoder import Decoder
+from baton.models.grammar import GrammarCompiler
 from baton.models.loader import Model
 
 Say = Callable[[str], None]
@@ -117,6 +118,7 @@ def start_runner(
     depth: int,
     sizes: Sequence[int],
     say: Say,
+    compiler: Callable[[], GrammarCompiler] | None = None,
 ) -> GpuRunner:
     """Capture steps of decodes for batches of `sizes`, and return what runs plans.
 
@@ -135,7 +137,7 @@ def start_runner(
     allowed = "fewer or smaller ones, or a lower gpu_memory_utilization"
     with told_if_it_does_not_fit("cuda_graph_sizes", sizes, allowed):
         steps.capture(sizes, on_captured)
-    return GpuRunner(steps, gpu.queue, kv, host, depth=depth)
+    return GpuRunner(steps, gpu.queue, kv, host, depth=depth, compiler=compiler)
 
 
 def _run(steps: GpuPass, sequences: list[ScheduledSequence]) -> None:

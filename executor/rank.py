@@ -12,6 +12,7 @@ from baton.executor.compute_device import StepsUnderWay
 from baton.executor.expert_balance import ExpertBalancer
 from baton.executor.gpu_runner import GpuRunner
 from baton.executor.gpu_start import start_runner
+from baton.executor.grammars import Grammars
 from baton.executor.handover_memory import HandoverMemory
 from baton.executor.handover_orders import HandoverTerms
 from baton.executor.kv_cache import KVCache
@@ -57,17 +58,28 @@ class LoadedRank:
     """How many there may be at once."""
     gpu: GpuRunner | None
     """Computes on a GPU, if the instance does."""
+    grammars: Grammars
+    """Those that requests ask for."""
+
+    @property
+    def chooses(self) -> bool:
+        """Whether this rank, perhaps with others, chooses the next tokens: in the last stage."""
+        return self.place.rank.pp == self.layout.pp - 1
 
     @property
     def tells(self) -> bool:
         """Whether this rank tells the leader the result of a step, for its place along ep."""
-        last = self.place.rank.pp == self.layout.pp - 1
-        return last and self.place.rank.tp == 0 and not self.place.copy
+        return self.chooses and self.place.rank.tp == 0 and not self.place.copy
 
     def runner(self) -> ModelRunner:
         """Return what computes this rank's share of steps on the CPU."""
         return ModelRunner(
-            self.model, self.kv, self.host, depth=self.steps.depth, balancer=self.balancer
+            self.model,
+            self.kv,
+            self.host,
+            depth=self.steps.depth,
+            balancer=self.balancer,
+            compiler=self.grammars.compiler,
         )
 
     def collectives(self) -> dict[str, float | int | str]:
@@ -153,6 +165,7 @@ async def start_rank(
             memory = HandoverMemory(config, own, room.blocks, pool_device)
         kv = KVCache(own, room.blocks, str(loaded.device)) if memory is None else memory.kv
         host = _host_pool(config, loaded.layout, kv)
+        grammars = Grammars(config.model_dir, loaded.model.spec.vocab_size)
         runner = None
         if gpu is not None:
             runner = await asyncio.to_thread(
@@ -165,6 +178,7 @@ async def start_rank(
                 steps.depth,
                 room.sizes,
                 parts.on_progress,
+                grammars.compiler,
             )
         transport = direct = None
         if memory is not None:
@@ -184,6 +198,7 @@ async def start_rank(
         balancer,
         steps,
         runner,
+        grammars,
     )
 
 

@@ -304,6 +304,7 @@ class _Gathered:
         else:
             self._result.tokens.update(told.tokens)
             self._result.logprobs.update(told.logprobs)
+            self._result.failed.update(told.failed)
         self._missing -= 1
         return self._missing == 0
 

@@ -64,6 +64,12 @@ class Tokenizer:
         """Tokens by which the model ends a text."""
         return self._eos_token_ids
 
+    @property
+    def definition(self) -> str:
+        """All of it as tokenizer.json would have it, for libraries that read that."""
+        text: str = self._backend.to_str()
+        return text
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the ids of `text`, with those that the tokenizer puts before or after a text."""
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids

@@ -58,6 +58,7 @@ HOMES = {
     "transformers": {"models"},
     "jinja2": {"models"},
     "jsonschema": {"api"},
+    "llguidance": {"models"},
     "fastapi": {"api"},
     "starlette": {"api"},
     "uvicorn": {"api"},

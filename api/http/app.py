@@ -1,5 +1,6 @@
 """The routes of the HTTP API."""
 
+import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -17,7 +18,7 @@ from baton.api.http.openai_format import ChatFormat, CompletionFormat
 from baton.api.http.openapi import describe
 from baton.api.http.request_ids import RequestIds
 from baton.api.tokenize_call import detokenize_call, tokenize_call
-from baton.api.validate import ServedModel, chat_call, completion_call
+from baton.api.validate import ServedModel, chat_call, check_call_grammar, completion_call
 from baton.core.errors import BatonError, Cancelled, Unavailable, UnknownModel
 from baton.core.metrics import CONTENT_TYPE
 
@@ -101,6 +102,8 @@ async def _answer(request: Request, gateway: Gateway, *, chat: bool) -> Response
     try:
         await gateway.some_decode()
         call = await _checked(request, gateway, chat_call if chat else completion_call)
+        if call.constrained_by:
+            await asyncio.to_thread(check_call_grammar, call, gateway.model())
     except ClientDisconnect:
         gateway.metrics.refused(Cancelled.code)
         return Response(status_code=Cancelled.http_status)

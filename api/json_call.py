@@ -120,26 +120,34 @@ class JsonCall:
             return True
         if char in ",:}]":
             return self._fail()
+        if char == "{" and self._key in _ARGUMENTS:
+            self._has_arguments = True
+            return self._begin(self._in_arguments, char)
         return self._begin(self._in_value, char)
 
     def _in_value(self, char: str) -> bool:
         taken = self._value.takes(char)
         if taken:
             self._raw += char
-            if self._key in _ARGUMENTS and self._raw[0] == "{":
-                self._has_arguments = True
-                self._arguments += char
         if self._value.ended:
             self._step = self._after_value
             self._end_value()
         return taken
+
+    def _in_arguments(self, char: str) -> bool:
+        """Pass on an object as it comes, without a copy of the whole."""
+        self._value.takes(char)
+        self._arguments += char
+        if self._value.ended:
+            self._step = self._after_value
+        return True
 
     def _end_value(self) -> None:
         if self._key == "name":
             self.name = _string(self._raw) or ""
             if not self.name:
                 self._fail()
-        elif self._key in _ARGUMENTS and self._raw[0] != "{":
+        elif self._key in _ARGUMENTS:
             # A string holds the object; of anything else nothing can be made.
             self._arguments += _string(self._raw) or ""
             self._has_arguments = bool(self._arguments)

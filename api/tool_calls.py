@@ -130,7 +130,9 @@ class ToolParser:
         if not self._begun:
             self._raw += self._input[:taken]
         self._input = self._input[taken:]
-        if call.name and not self._begun and self._is_known(call.name):
+        if call.name and not self._begun:
+            if not self._is_known(call.name):
+                return self._no_object()
             self._begin(call.name)
         if self._begun:
             self._argue(call.take_arguments())

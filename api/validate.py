@@ -33,6 +33,8 @@ MAX_CHOICES = 128
 MAX_STOP = 4
 MAX_STOP_LENGTH = 256
 """Characters of one stop string."""
+_LAST_TOKENS = 16
+"""Of a prompt, more than a character can begin in."""
 DEFAULT_MAX_TOKENS = 16
 """Of completions, as OpenAI has it; a chat may go on to the limit."""
 
@@ -68,7 +70,7 @@ class TextRequest:
             return Detokenizer(decoder, self.generate.prompt)
         # A character that begins in the prompt and ends in the output is shown once, and whole.
         detokenizer = Detokenizer(decoder)
-        detokenizer.push(self.generate.prompt)
+        detokenizer.push(self.generate.prompt[-_LAST_TOKENS:])
         return detokenizer
 
 

@@ -302,6 +302,21 @@ def test_defaults_said_aloud_are_allowed(served_model):
     assert len(completion_call(body, served_model).requests) == 1
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.integers(1, 300), min_size=1, max_size=40),
+    st.lists(st.integers(1, 300), max_size=10),
+)
+def test_an_echo_and_the_output_make_the_text_of_both(served_model, prompt, output):
+    """Also where a character begins in the one and ends in the other: these are mostly bytes."""
+    tokens = served_model.tokenizer
+    (request,) = completion_call({"prompt": prompt, "echo": True}, served_model).requests
+    detokenizer = request.detokenizer(tokens)
+    shown = [detokenizer.push([token]) for token in output]
+    both = "".join([request.echo, *shown, detokenizer.flush()])
+    assert both == tokens.decode([*prompt, *output])
+
+
 def test_unknown_model_names_the_one_that_is_served(served_model):
     with pytest.raises(UnknownModel) as refused:
         completion_call({"prompt": "a", "model": "gpt-4"}, served_model)

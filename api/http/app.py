@@ -14,6 +14,7 @@ from baton.api.gateway import Gateway
 from baton.api.http import errors
 from baton.api.http.answer import Answer
 from baton.api.http.body import read_call
+from baton.api.http.edge import Edge
 from baton.api.http.openai_format import ChatFormat, CompletionFormat
 from baton.api.http.openapi import describe
 from baton.api.http.request_ids import RequestIds
@@ -30,8 +31,9 @@ def build_app(gateway: Gateway) -> FastAPI:
     values with the same words.
     """
     app = FastAPI(title="Baton", openapi_url=None)  # so its pages of documentation are off too
-    app.add_middleware(RequestIds)
     errors.install(app)
+    app.add_middleware(Edge, gateway=gateway)
+    app.add_middleware(RequestIds)  # the outermost: refusals have an id too
     _add_openai_routes(app, gateway)
     _add_text_routes(app, gateway)
     _add_own_routes(app, gateway)
@@ -40,12 +42,13 @@ def build_app(gateway: Gateway) -> FastAPI:
 
 def _add_openai_routes(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/v1/models")
-    async def models() -> JSONResponse:
-        return JSONResponse({"object": "list", "data": [_model(gateway)]})
+    async def models(request: Request) -> JSONResponse:
+        data = [_model(gateway)] if gateway.serves(request.state.caller) else []
+        return JSONResponse({"object": "list", "data": data})
 
     @app.get("/v1/models/{name:path}")
-    async def model(name: str) -> JSONResponse:
-        if name != gateway.model_name:
+    async def model(request: Request, name: str) -> JSONResponse:
+        if not gateway.serves(request.state.caller, name):
             raise UnknownModel("model", name, gateway.model_name)
         return JSONResponse(_model(gateway))
 
@@ -80,16 +83,16 @@ def _add_own_routes(app: FastAPI, gateway: Gateway) -> None:
         return JSONResponse({"version": __version__})
 
     @app.get("/openapi.json")
-    async def openapi() -> JSONResponse:
-        return JSONResponse(describe(gateway.model()))
+    async def openapi(request: Request) -> JSONResponse:
+        return JSONResponse(describe(gateway.model(request.state.caller)))
 
     @app.get("/metrics")
     async def metrics() -> Response:
         return Response(gateway.metrics.render(), media_type=CONTENT_TYPE)
 
     @app.get("/v1/requests/{request_id}")
-    async def request_trace(request_id: str) -> JSONResponse:
-        trace = gateway.trace(request_id)
+    async def request_trace(request: Request, request_id: str) -> JSONResponse:
+        trace = gateway.trace(request_id, request.state.caller)
         if trace is None:
             raise HTTPException(404, "no such request, or it is open, or its trace is forgotten")
         return JSONResponse(trace.as_dict())
@@ -103,7 +106,7 @@ async def _answer(request: Request, gateway: Gateway, *, chat: bool) -> Response
         await gateway.some_decode()
         call = await _checked(request, gateway, chat_call if chat else completion_call)
         if call.constrained_by:
-            await asyncio.to_thread(check_call_grammar, call, gateway.model())
+            await asyncio.to_thread(check_call_grammar, call, gateway.model(request.state.caller))
     except ClientDisconnect:
         gateway.metrics.refused(Cancelled.code)
         return Response(status_code=Cancelled.http_status)
@@ -122,7 +125,8 @@ async def _answer(request: Request, gateway: Gateway, *, chat: bool) -> Response
 async def _checked(
     request: Request, gateway: Gateway, check: Callable[[object, ServedModel], Result]
 ) -> Result:
-    return await read_call(request, check, gateway.model())
+    model = gateway.model(request.state.caller)
+    return await read_call(request, check, model, gateway.config.limits)
 
 
 def _model(gateway: Gateway) -> dict[str, object]:

@@ -9,11 +9,13 @@ from baton.api.validate import ServedModel
 
 _STATUSES = {
     "400": "A field is not allowed; `param` names it.",
+    "401": "There is no API key, or it is not known.",
     "404": "There is no such model.",
     "408": "The body came too slowly.",
     "413": "The body is too large.",
     "415": "The body is not application/json.",
     "429": "Too much is under way; `Retry-After` says when to come back.",
+    "431": "The headers are too large.",
     "500": "A bug.",
     "503": "Nobody can serve it now.",
     "504": "It took too long.",

@@ -20,7 +20,6 @@ from baton.api.sampling_fields import (
 from baton.api.tool_fields import MAX_TOOLS, TOOL_NAME
 from baton.api.validate import MAX_CHOICES, MAX_STOP, MAX_STOP_LENGTH, ServedModel
 from baton.core.grammar import MAX_GRAMMAR_BYTES
-from baton.core.request import PRIORITY_LEVELS
 
 Schema = dict[str, Any]
 
@@ -59,7 +58,7 @@ def chat(model: ServedModel) -> Schema:
         **_chat_prompt(),
         "logprobs": _FLAG,
         "top_logprobs": _integer(0, MAX_LOGPROBS),
-        "max_completion_tokens": _integer(1, model.max_model_len - 1),
+        "max_completion_tokens": _integer(1, _most_tokens(model)),
     }
     return _object(properties, required=["messages"])
 
@@ -89,7 +88,7 @@ def _common(model: ServedModel) -> Schema:
         **dict.fromkeys(known_fields.IGNORED, _ANY),
         **_grammars(),
         "model": {"enum": [model.name]},
-        "max_tokens": _integer(1, model.max_model_len - 1),
+        "max_tokens": _integer(1, _most_tokens(model)),
         "temperature": _number(0, 2),
         "top_k": _integer(0, model.tokenizer.vocab_size),
         "top_p": _over_zero(),
@@ -109,10 +108,10 @@ def _common(model: ServedModel) -> Schema:
         "n": _integer(1, MAX_CHOICES),
         "stop": {"anyOf": [stop, _list(stop, 0, MAX_STOP)]},
         "stop_token_ids": _list(_token(model), 0, MAX_STOP_TOKENS),
-        "min_tokens": _integer(0, model.max_model_len - 1),
+        "min_tokens": _integer(0, _most_tokens(model)),
         "ignore_eos": _FLAG,
         "skip_special_tokens": _FLAG,
-        "priority": _integer(-PRIORITY_LEVELS, PRIORITY_LEVELS),
+        "priority": _integer(model.tenant.priority_min, model.tenant.priority_max),
         "stream": _FLAG,
         "stream_options": _object(stream_options),
     }
@@ -266,6 +265,12 @@ def _over_zero() -> Schema:
 
 def _token(model: ServedModel) -> Schema:
     return _integer(0, model.tokenizer.vocab_size - 1)
+
+
+def _most_tokens(model: ServedModel) -> int:
+    """Return how many tokens the caller may ask for."""
+    most = model.tenant.max_output_tokens
+    return min(model.max_model_len - 1, most or model.max_model_len)
 
 
 def _list(items: Schema, low: int = 0, high: int | None = None) -> Schema:

@@ -171,6 +171,9 @@ def _string(raw: str) -> str | None:
     """Return the string that `raw` is in JSON, or None if it is something else."""
     try:
         value = json.loads(raw, strict=False)
+        if isinstance(value, str):
+            value.encode()  # half of a surrogate pair could not be sent on
+            return value
     except ValueError:
-        return None
-    return value if isinstance(value, str) else None
+        pass
+    return None

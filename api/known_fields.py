@@ -52,5 +52,8 @@ CHAT: Allowed = {
     "chat_template": (),
 }
 
+STREAM: Allowed = {"include_obfuscation": (False,), "continuous_usage_stats": (False,)}
+"""Of `stream_options`."""
+
 ASSISTANT: Allowed = dict.fromkeys(("refusal", "audio", "annotations", "function_call"), ([],))
 """A client sends back the assistant messages that it got, with their empty fields."""

@@ -232,7 +232,7 @@ def _include_usage(fields: Fields, stream: bool) -> bool:
         raise InvalidRequest("stream_options", value, "leave it out unless stream is true")
     options = Fields(value, where="stream_options")
     include_usage = options.flag("include_usage", False)
-    options.only({"include_obfuscation": (False,)})
+    options.only(known_fields.STREAM)
     options.done()
     return include_usage
 

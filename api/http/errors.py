@@ -97,4 +97,10 @@ def _type(status: int) -> str:
 
 
 def _body(message: str, kind: str, param: str | None, code: str) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    shown = None if param is None else _unicode(param)
+    return {"error": {"message": _unicode(message), "type": kind, "param": shown, "code": code}}
+
+
+def _unicode(text: str) -> str:
+    """Return a text that can be sent: half of a surrogate pair, from a client, is spelled out."""
+    return text.encode(errors="backslashreplace").decode()

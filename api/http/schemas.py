@@ -82,7 +82,7 @@ def _common(model: ServedModel) -> Schema:
     stop = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_LENGTH}
     bias = {"type": "number", "minimum": -BIAS, "maximum": BIAS}
     word = {"type": "string", "minLength": 1, "maxLength": MAX_BAD_WORD_LENGTH}
-    stream_options = {"include_usage": _FLAG, "include_obfuscation": {"enum": [False, None]}}
+    stream_options = {"include_usage": _FLAG, **_only(known_fields.STREAM)}
     penalty = _number(-PENALTY, PENALTY)
     return {
         **dict.fromkeys(known_fields.IGNORED, _ANY),

@@ -163,8 +163,9 @@ async def test_bad_input(http, leader, path, change, status, code, param, stream
         b"[" * 100_000,
         b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}",
         b'{"prompt": "\\ud800"}',
+        b'{"prompt": "a", "\\ud800": 1}',
     ],
-    ids=range(9),
+    ids=range(10),
 )
 async def test_a_body_that_is_not_a_json_object(http, content):
     headers = {"content-type": "application/json"}

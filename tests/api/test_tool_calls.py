@@ -64,6 +64,8 @@ CASES = [
     ("hermes", '<tool_call>{"name": "f", "arguments": {"a": [1,', "", ['{"a": [1,']),
     ("hermes", '<tool_call>{"name": "f', '<tool_call>{"name": "f', []),
     ("hermes", "just {text}\n", "just {text}\n", []),
+    ("hermes", '<tool_call>{"name": "\\ud800"}', '<tool_call>{"name": "\\ud800"}', []),
+    ("hermes", '<tool_call>{"name": "f", "arguments": "\\ud800"}', "", ["{}"]),
     ("mistral", f'[TOOL_CALLS] [{{"name": "f", "arguments": {A}}}]', "", [A]),
     (
         "mistral",

@@ -106,7 +106,7 @@ async def test_a_client_that_waits_for_its_first_token_sees_comments(
 @pytest.mark.parametrize("hold_after", [0, 1])
 async def test_the_official_client_does_not_mind(make_front_door, leader, text_script, hold_after):
     leader.script = text_script("one two", hold_after=hold_after)
-    door = await make_front_door(sse_keep_alive_s=0.001)
+    door = await make_front_door(sse_keep_alive_s=0.01)
     async with openai.AsyncOpenAI(base_url=f"{door.http_url}/v1", api_key="x") as client:
         stream = await client.chat.completions.create(**CHAT)
         leader.resume()

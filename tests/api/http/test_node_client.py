@@ -51,7 +51,13 @@ async def installed(tmp_path: Path) -> Path:
     for file in NODE.iterdir():
         if file.is_file():
             shutil.copy(file, tmp_path)
-    flags = ("--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=0")
+    flags = (
+        "--ignore-scripts",
+        "--no-audit",
+        "--no-fund",
+        "--fetch-retries=0",
+        "--fetch-timeout=15000",
+    )
     status, told = await run("npm", "ci", *flags, folder=tmp_path)
     if status:
         pytest.skip(f"npm cannot install the client: {told[-300:]}")

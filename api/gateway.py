@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Self
 
 from baton.api.decode_session import SessionStats
-from baton.api.detokenize import Detokenizer
 from baton.api.identity import Identity
 from baton.api.journey import Journey, JourneyHost
 from baton.api.latency import RecentLatency
@@ -19,7 +18,7 @@ from baton.api.open_request import OpenRequest
 from baton.api.sessions import Sessions
 from baton.api.text_stream import Piece, TextStream
 from baton.api.traces import TraceLog
-from baton.api.validate import ServedModel, TextRequest
+from baton.api.validate import ServedModel, TextRequest, tool_format
 from baton.core.clock import Clock, monotonic
 from baton.core.config import ClusterTlsConfig, GatewayConfig
 from baton.core.errors import BatonError, InstanceLost, Overloaded, Unavailable, UnknownModel
@@ -82,6 +81,7 @@ class Gateway:
         self.metrics = metrics
         self.identity = Identity(config.api_keys, lambda: metrics.reload_failed("api_keys"))
         self._tokenizer = tokenizer
+        self._tool_format = tool_format(config.tool_parser, tokenizer)
         self._board = board
         self._expects_prefill = expects_prefill
         self._may_be_empty = may_be_empty
@@ -188,7 +188,13 @@ class Gateway:
             self._max_model_len = max(i.max_model_len for i in decode)
         if not self._max_model_len:
             raise Unavailable("no decode instance has been ready yet")
-        return ServedModel(self.model_name, self._tokenizer, self._max_model_len, caller.tenant)
+        return ServedModel(
+            self.model_name,
+            self._tokenizer,
+            self._max_model_len,
+            self._tool_format,
+            caller.tenant,
+        )
 
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes that one token stands for, perhaps only a part of a character."""
@@ -223,7 +229,7 @@ class Gateway:
             raise Unavailable("the gateway is shutting down")
         generate = request.generate
         text = TextStream(
-            Detokenizer(self._tokenizer, generate.prompt),
+            request.detokenizer(self._tokenizer),
             stop=request.stop,
             stop_token_ids=generate.stop_token_ids,
             min_tokens=generate.sampling.min_tokens,

@@ -329,6 +329,10 @@ class GatewayConfig(Config):
     lease_s: float = Field(default=3.0, ge=1, le=60)
     """An instance that does not answer for so long is given up, and gives itself up if nobody else
     renews its lease."""
+    sse_keep_alive_s: float = Field(default=15.0, gt=0)
+    """A stream that has been silent for so long sends a comment, so that no proxy cuts it off."""
+    tool_parser: Literal["auto", "hermes", "llama3_json", "mistral"] = "auto"
+    """How the model writes tool calls; auto goes by its chat template."""
     traces_kept: int = Field(default=1024, ge=1, le=1 << 20)
     """Traces of ended requests that can be asked for."""
     api_keys: Path | None = None

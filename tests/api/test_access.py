@@ -85,6 +85,10 @@ async def test_the_openai_client_with_its_key_and_with_a_wrong_one(keys, make_fr
         ("GET", "/v1/models/demo"),
         ("POST", "/v1/completions"),
         ("POST", "/v1/chat/completions"),
+        ("POST", "/tokenize"),
+        ("POST", "/detokenize"),
+        ("GET", "/openapi.json"),
+        ("GET", "/version"),
         ("GET", "/v1/requests/x"),
         ("GET", "/metrics"),
         ("GET", "/no/such/path"),
@@ -97,8 +101,11 @@ async def test_without_a_key_nothing_but_health_is_open(keys, make_front_door, m
     keys.add("acme")
     door = await make_front_door(api_keys=keys.path)
     async with httpx.AsyncClient(timeout=SOON) as http:
-        answer = await http.request(method, door.http_url + path, json=COMPLETION)
+        answer = await http.request(
+            method, door.http_url + path, json=COMPLETION, headers={"X-Request-Id": "mine"}
+        )
         assert answer.status_code == 401
+        assert answer.headers["x-request-id"] == "mine"
         assert answer.headers["www-authenticate"] == "Bearer"
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
         assert (await http.get(door.http_url + "/health")).status_code == 200
@@ -171,6 +178,10 @@ async def test_limits_of_a_tenant(keys, make_front_door, leader):
         async def ask(**fields: object) -> httpx.Response:
             return await http.post("/v1/completions", json={"prompt": [3] * 4} | fields)
 
+        described = (await http.get("/openapi.json")).json()["components"]["schemas"]
+        fields = described["Completion"]["properties"]
+        assert fields["max_tokens"]["maximum"] == 3
+        assert fields["priority"]["minimum"] == 2
         assert (await ask()).json()["usage"]["completion_tokens"] == 3
         assert leader.submits[0].request.priority == 2
         assert (await ask(max_tokens=3, priority=5)).status_code == 200

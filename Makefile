@@ -36,14 +36,14 @@ test: setup
 	$(BIN)/pytest $(ARGS)
 
 pairs: setup
-	$(BIN)/pytest -m slow --ignore=tests/cluster/test_three_nodes.py $(ARGS)
+	$(BIN)/pytest -m slow --ignore=tests/cluster/test_three_nodes.py --ignore=tests/cluster/test_lost_nodes.py $(ARGS)
 
 chaos: setup
 	$(BIN)/python -m tests.chaos.run $(SEEDS)
 	$(BIN)/python -m tests.cluster.chaos $(NODE_SEEDS)
 
 chaos-nodes: setup
-	$(BIN)/python -m tests.cluster.chaos $(NODE_SEEDS)
+	$(BIN)/python -m tests.cluster.chaos $(NODE_SEEDS) $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

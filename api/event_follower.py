@@ -4,6 +4,7 @@ import asyncio
 
 import grpc
 
+from baton.core.config import ClusterTlsConfig
 from baton.core.errors import BatonError, HandoverError
 from baton.core.log import get_logger
 from baton.core.topology import InstanceInfo, Membership, MembershipBoard
@@ -30,7 +31,10 @@ _Call = grpc.aio.UnaryStreamCall[pb.FollowRequest, pb.InstanceEvents]
 class EventFollower:
     """Start `run()` as a task. A stream that is lost only makes the router blind to an instance."""
 
-    def __init__(self, board: MembershipBoard, state: RouterState) -> None:
+    def __init__(
+        self, board: MembershipBoard, state: RouterState, tls: ClusterTlsConfig | None = None
+    ) -> None:
+        self._tls = tls
         self._board = board
         self._state = state
         self._tasks: dict[InstanceKey, asyncio.Task[None]] = {}
@@ -69,7 +73,7 @@ class EventFollower:
         """Hear an instance until its stream ends; return whether it told anything."""
         key, reason = key_of(instance), "it closed the stream"
         heard = False
-        async with open_channel(instance.address) as channel:
+        async with open_channel(instance.address, self._tls) as channel:
             request = pb.FollowRequest(incarnation=instance.incarnation)
             call: _Call = EventsStub(channel).Follow(request)
             try:

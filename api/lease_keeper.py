@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import grpc
 
 from baton.core.clock import Clock, monotonic
+from baton.core.config import ClusterTlsConfig
 from baton.core.errors import BatonError, HandoverError, InstanceLost
 from baton.core.lease import Beat, Leave, Report, Standing
 from baton.core.log import get_logger
@@ -57,6 +58,7 @@ class LeaseKeeper:
         on_lost: OnLost,
         on_live: OnLive = lambda instance: None,
         clock: Clock = monotonic,
+        tls: ClusterTlsConfig | None = None,
     ) -> None:
         """`on_lost` hears of an instance once per loss: it has not answered, or is fenced.
 
@@ -67,8 +69,11 @@ class LeaseKeeper:
         self._on_lost = on_lost
         self._on_live = on_live
         self._clock = clock
+        self.tls = tls
         self._streams: dict[InstanceKey, _Stream] = {}
         self._closing = False
+        self._granting = asyncio.Event()
+        self._granting.set()
 
     def __repr__(self) -> str:
         return f"LeaseKeeper({self.terms.granter}, instances={len(self._streams)})"
@@ -76,7 +81,7 @@ class LeaseKeeper:
     def report(self, instance: InstanceInfo) -> Report | None:
         """Return what a live instance said last; None if it is not live."""
         stream = self._streams.get(key_of(instance))
-        return stream.report if stream is not None and stream.live else None
+        return stream.report if stream is not None and stream.heard else None
 
     def takes_requests(self, instance: InstanceInfo) -> bool:
         """Return whether an instance may be used: it is not lost, and does not drain.
@@ -96,6 +101,23 @@ class LeaseKeeper:
                 membership = await self._board.newer_than(version)
                 version = membership.version
                 self._follow(membership, group)
+
+    def pause(self) -> None:
+        """Grant nothing until `resume`: who may be cut off must keep nobody alive on its side."""
+        self._granting.clear()
+
+    def resume(self) -> None:
+        """Grant again; who was left to fence itself meanwhile is not lost if it serves again."""
+        self._granting.set()
+
+    @property
+    def grants(self) -> bool:
+        """Whether beats are sent."""
+        return self._granting.is_set()
+
+    async def until_granting(self) -> None:
+        """Wait until beats are sent."""
+        await self._granting.wait()
 
     def now(self) -> float:
         """Return the time on the keeper's clock."""
@@ -150,12 +172,25 @@ class _Stream:
         self._answered_at: float | None = None
         self._silent = False
         """The last stream ended because no answer came."""
+        self._paused = False
+        """No report has come since beats were paused, but perhaps that it is fenced."""
+        self._excused_until: float | None = None
+        """Until then it may say so: it was our pause."""
+
+    @property
+    def heard(self) -> bool:
+        """Whether it is live, and what it said last is no older than a pause."""
+        return self.live and not self._paused
 
     async def keep(self) -> None:
         """Hold one stream after the other, until cancelled."""
         while True:
+            await self._keeper.until_granting()
             answered = self._answers
             error = await self._hold()
+            if error is None:
+                self._paused, self._excused_until = True, None
+                continue
             # A connection may break; who cannot be reached by a new one is gone.
             if self._answers == answered or self._silent:
                 self._lost(error)
@@ -169,22 +204,23 @@ class _Stream:
         with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
             async with (
                 asyncio.timeout(_LEAVE_TIMEOUT_S),
-                open_channel(self._instance.address) as channel,
+                open_channel(self._instance.address, self._keeper.tls) as channel,
             ):
                 call: _Call = LeaseStub(channel).Hold()
                 await call.write(self._beat(how))
                 await call.done_writing()
                 await call.read()
 
-    async def _hold(self) -> InstanceLost:
-        """Beat until no answer comes, and return why."""
+    async def _hold(self) -> InstanceLost | None:
+        """Beat until no answer comes, and return why; None if beats are to pause."""
         name, self._silent = self._instance.instance_id, False
-        async with open_channel(self._instance.address) as channel:
+        async with open_channel(self._instance.address, self._keeper.tls) as channel:
             call: _Call = LeaseStub(channel).Hold()
             try:
-                while True:
+                while self._keeper.grants:
                     await self._beaten(call)
                     await asyncio.sleep(self._terms.beat_s)
+                return None
             except TimeoutError:
                 self._silent = True
                 return InstanceLost(f"{name} does not answer for {self._terms.lease_s:g} s")
@@ -245,12 +281,22 @@ class _Stream:
         self._answered_at = self._keeper.now()
         self.report = report
         if report.standing is not Standing.FENCED:
+            self._paused = False
             if not self.live:
                 self.live = True
                 self._keeper.live(self._instance)
             return
+        if self._paused and self._excused():
+            return
         why = "; ".join(report.problems) or "its lease had run out"
         self._lost(InstanceLost(f"{self._instance.instance_id} is fenced: {why}"))
+
+    def _excused(self) -> bool:
+        """Return whether it may be fenced for our pause: it has a lease's time to serve again."""
+        now = self._keeper.now()
+        if self._excused_until is None:
+            self._excused_until = now + self._terms.lease_s
+        return now <= self._excused_until
 
     def _lost(self, error: InstanceLost) -> None:
         if self.live:

@@ -2,6 +2,7 @@
 
     python bench/gateway.py                      all cases, about five minutes
     python bench/gateway.py --memory 100000      and how its memory grows over so many requests
+    python bench/gateway.py --memory 100000 --rounds 0       that alone
 
 Every case is run against the gateway and, beside it, against a bare server of the same library
 that sends as many events: what is lost to that is Baton's. Load, gateway and instance share this
@@ -270,7 +271,8 @@ async def main() -> None:
     parser.add_argument("--memory", type=int, default=0, metavar="REQUESTS")
     options = parser.parse_args()
     with servers() as found:
-        await compare(found, options.rounds)
+        if options.rounds:
+            await compare(found, options.rounds)
         if options.memory:
             await memory(found, options.memory)
 

@@ -1,5 +1,6 @@
 """`baton scale`, `drain`, `flip` and `events`: what is asked of a cluster that is up."""
 
+import contextlib
 from datetime import datetime
 
 from rich.console import Console
@@ -35,15 +36,15 @@ async def flip(note: Note, instance: str, console: Console) -> None:
 
 async def events(note: Note, console: Console, *, follow: bool) -> None:
     """Print the journal; with `follow`, also what comes, until Ctrl-C."""
-    async with attached(note) as cluster:
-        after, wait_s = 0, 0.0
-        while True:
-            found, _ = await cluster.call("events", after, wait_s)
+    wait_s = _POLL_S if follow else 0.0
+    async with (
+        attached(note) as cluster,
+        contextlib.aclosing(cluster.events(0, wait_s)) as batches,
+    ):
+        async for found, _ in batches:
             for event in found:
                 at = datetime.fromtimestamp(event.at).astimezone().strftime("%H:%M:%S")
                 text = f"{at}  {event.what:<8} {event.whom:<12} {event.reason}"
                 console.print(text, markup=False, soft_wrap=True)
-                after = event.number
             if not follow:
                 return
-            wait_s = _POLL_S

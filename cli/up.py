@@ -1,6 +1,7 @@
 """`baton up` and `baton down`: bring a cluster to what a spec says, and end it."""
 
 import asyncio
+import contextlib
 import math
 import os
 import shutil
@@ -56,30 +57,31 @@ async def down(note: Note, console: Console) -> None:
     """Drain and end everything that `up` began; Ray too if we started it."""
     say = Progress(console)
     if note.alive():
-        async with attached(note) as cluster:
-            if cluster.actor is None:
-                say("nothing is up")
-            else:
-                say("draining gateways and instances")
-                await _end_all(cluster, say)
-                await ray_calls.kill(cluster.actor)
+        try:
+            await _end_all(note, say)
+        except BatonError as error:
+            if note.guard is None:
+                raise  # what runs in another's Ray goes on: not nothing is left
+            say(f"not ended in order: {error}")
     if note.guard is not None:
         say("ending Ray")
         await lasting_head.stop(note)
+        ray_calls.abandon_calls()
         note_path().unlink(missing_ok=True)
         if note.temp_dir is not None:
             shutil.rmtree(note.temp_dir, ignore_errors=True)
     say("nothing is left")
 
 
-async def _end_all(cluster: Attached, say: Progress) -> None:
-    """Drain and end everything; raises if it cannot be, unless it ends with a Ray of our own."""
-    try:
+async def _end_all(note: Note, say: Progress) -> None:
+    """Drain and end everything, and the controller; raises if it cannot be."""
+    async with attached(note) as cluster:
+        if cluster.actor is None:
+            say("nothing is up")
+            return
+        say("draining gateways and instances")
         await cluster.call("down", timeout_s=await _patience_s(cluster))
-    except Unavailable as error:
-        if cluster.note.guard is None:
-            raise  # what runs in another's Ray goes on: it must not be said that nothing is left
-        say(f"not ended in order: {error}")
+        await ray_calls.kill(cluster.actor)
 
 
 async def _note(spec: ClusterSpec, address: str, say: Progress) -> Note:
@@ -142,15 +144,17 @@ async def _until_settled(cluster: Attached, spec: ClusterSpec, after: int, say: 
     limit_s = spec.start_timeout_s + spec.drain_timeout_s + _MARGIN_S
     reasons: dict[str, str] = {}
     try:
-        async with asyncio.timeout(limit_s):
-            settled = False
-            while not settled:
-                events, settled = await cluster.call("events", after, _POLL_S)
+        async with (
+            asyncio.timeout(limit_s),
+            contextlib.aclosing(cluster.events(after, _POLL_S)) as batches,
+        ):
+            async for events, settled in batches:
                 for event in events:
-                    after = event.number
                     say(f"{event.whom}: {event.what} ({event.reason})")
                     if event.what == "lost":
                         reasons[event.whom] = event.reason
+                if settled:
+                    return
     except TimeoutError:
         text = "; ".join(f"{whom}: {reason}" for whom, reason in reasons.items())
         told = text or "`baton status` and `baton events` tell more"

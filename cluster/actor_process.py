@@ -12,6 +12,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from baton.cluster.patient_file import PatientFile
+
 
 class LoopThread:
     """An event loop in a thread of its own: Ray runs an actor's methods in threads of its pool."""
@@ -35,7 +37,10 @@ async def or_exit(running: Awaitable[None]) -> None:
 
 
 def write_output_to(path: Path) -> None:
-    """Append stdout and stderr, those of native code and of a crash too, to a file."""
+    """Append stdout and stderr, those of native code and of a crash too, to a file.
+
+    A disk that is slow, or stuck, holds up native code alone.
+    """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -43,6 +48,7 @@ def write_output_to(path: Path) -> None:
     os.dup2(target, 1)
     os.dup2(target, 2)
     os.close(target)
+    sys.stdout, sys.stderr = PatientFile(1), PatientFile(2)
     faulthandler.enable(file=2)
 
 

@@ -7,15 +7,12 @@ What is begun is saved first, so that a controller that starts afresh finds ever
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from baton.api.lease_keeper import Terms
 from baton.cluster.fleet import (
     Action,
-    Backoff,
     Desired,
     Drain,
     Fleet,
@@ -35,62 +32,26 @@ from baton.cluster.place_keeper import PlaceKeeper
 from baton.cluster.plan import Plan, Situation, asks_for_room, make_plan, missing
 from baton.cluster.spec import worker_config
 from baton.cluster.state import ControlState, begun
-from baton.cluster.watch import Watch, always
-from baton.core.clock import Clock, monotonic
+from baton.cluster.surroundings import Surroundings
+from baton.cluster.watch import Watch
 from baton.core.cluster_spec import ClusterSpec
 from baton.core.errors import BatonError, InstanceLost
 from baton.core.ids import InstanceId
 from baton.core.lease import Report
 from baton.core.log import get_logger
-from baton.core.topology import InstanceInfo, Membership, MembershipBoard, Role
+from baton.core.topology import InstanceInfo, Membership, MembershipBoard
 
-FACTORIES: Mapping[Role, str] = {
-    Role.PREFILL: "baton.prefill_worker.worker:PrefillWorker",
-    Role.DECODE: "baton.decode_worker.worker:DecodeWorker",
-    Role.MIXED: "baton.decode_worker.worker:DecodeWorker",
-}
-"""The class that does each role's work, by name: its libraries are for the instance's process."""
 _EPOCHS_AT_ONCE = 1000
 """Versions that are reserved by one save."""
-_ADOPT_TIMEOUT_S = 10.0
+_ADOPT_TIMEOUT_S = 30.0
+"""For one that was ready to answer a new controller; gateways judge meanwhile whether it does."""
+_KILL_TIMEOUT_S = 10.0
+"""For what is left of those that were lost."""
 _TRY_AGAIN_S = 1.0
 """After Ray did not answer."""
 _STATS_TIMEOUT_S = 30.0
 
 _log = get_logger("control")
-
-
-async def _unsaved(state: ControlState) -> None:
-    """Keep nothing: what is controlled ends with this process."""
-
-
-def _unheard(name: InstanceId, error: BatonError | None) -> None:
-    """Leave the news to the journal."""
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What a Control works with."""
-
-    log_dir: Path
-    """Of the instances' logs, on the node of each."""
-    save: Callable[[ControlState], Awaitable[None]] = _unsaved
-    """Writes a state where the next controller finds it; raises BatonError if it cannot."""
-    on_progress: Callable[[str], None] = lambda line: None
-    """Hears of what instances say while they start."""
-    on_news: Callable[[InstanceId, BatonError | None], None] = _unheard
-    """Hears of each loss, with its reason, and of each instance that is ready, with None."""
-    detached: bool = False
-    """Instances outlive this process."""
-    rules: Callable[[], Awaitable[bool]] = always
-    """Asks whether this process is to be believed if it misses somebody: False if it may itself be
-    the one that is cut off."""
-    terms: Terms | None = None
-    """On which instances hold a lease of this controller, which so hears of one that hangs or is
-    cut off; None: Ray's answers are all that is known of them."""
-    factories: Mapping[Role, str] = field(default_factory=lambda: FACTORIES)
-    backoff: Backoff = Backoff()  # noqa: RUF009  (frozen)
-    clock: Clock = monotonic
 
 
 @dataclass(slots=True, eq=False)
@@ -101,6 +62,8 @@ class _Life:
     spec: ClusterSpec
     """As it was when this life began."""
     task: "asyncio.Task[None] | None" = None
+    placed: bool = False
+    """There is room for it, or was when it began."""
     up: asyncio.Event = field(default_factory=asyncio.Event)
     """It is ready, or will never be."""
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -120,7 +83,7 @@ class Control:
         self.settled = asyncio.Event()
         """Everything is as it is wanted; cleared when it is not."""
         self.known = asyncio.Event()
-        """What was there is adopted or given up, so that `board` can be believed."""
+        """The first plan is made, so that `board` is no older than what was saved last."""
         self.grace_s = grace_s
         self.losses = 0
         self._state = replace(state, epoch=state.epoch + _EPOCHS_AT_ONCE)
@@ -128,11 +91,9 @@ class Control:
         self._around = surroundings
         self._places = PlaceKeeper(detached=surroundings.detached)
         self._lives: dict[InstanceId, _Life] = {}
-        self._watch = Watch(self.board, surroundings.terms, surroundings.rules)
+        self._watch = Watch(self.board, surroundings.terms, surroundings.rules, state.spec.tls)
         self._changed = asyncio.Event()
         self._saving = asyncio.Lock()
-        self._silent = True
-        """No membership is published yet: adopted instances would seem lost."""
         self._tasks: asyncio.TaskGroup
 
     def __repr__(self) -> str:
@@ -154,7 +115,6 @@ class Control:
         async with asyncio.TaskGroup() as self._tasks:
             self._tasks.create_task(self._watch.run())
             await self._adopt_all()
-            self._silent = False
             while True:
                 await self._woken(await self._step())
 
@@ -256,7 +216,7 @@ class Control:
 
     def _begin_life(self, start: Start, *, adopted: bool) -> _Life:
         name = start.instance_id
-        life = _Life(self._instance(name), self._state.spec)
+        life = _Life(self._instance(name), self._state.spec, placed=adopted)
         before = self._lives.get(name)
         self._lives[name] = life
         life.task = self._tasks.create_task(self._live(start, life, before, adopted))
@@ -278,12 +238,12 @@ class Control:
                 await before.over.wait()
             try:
                 info = await (self._adopt if adopted else self._start)(start, life)
-                self._ready(start, info, "adopt" if adopted else "ready")
                 life.up.set()
+                self._ready(start, info, "adopt" if adopted else "ready")
                 await self._watch.ended(info, life.instance)
             except BatonError as error:
                 self._move_away(name)
-                self._lost(start, error)
+                self._lost(start, error, unplaced=not life.placed)
             finally:
                 life.up.set()
                 await self._finish(life.instance)
@@ -311,6 +271,7 @@ class Control:
     async def _start(self, start: Start, life: _Life) -> InstanceInfo:
         name, pool = start.instance_id, start.desired.pool
         place = await self._places.get(self._state.handles[name], pool, life.spec)
+        life.placed = True
         return await life.instance.start(
             self._around.factories[start.desired.role],
             worker_config(life.spec, pool, name),
@@ -319,8 +280,17 @@ class Control:
         )
 
     async def _adopt(self, start: Start, life: _Life) -> InstanceInfo:
-        handles = self._state.handles[start.instance_id]
-        return await life.instance.adopt(handles.actors, life.spec.start_timeout_s)
+        name = start.instance_id
+        handles, seen = self._state.handles[name], self._state.fleet[name]
+        adopting = life.instance.adopt(handles.actors, life.spec.start_timeout_s)
+        if seen.phase is not Phase.READY:
+            return await adopting
+        try:
+            async with asyncio.timeout(_ADOPT_TIMEOUT_S):
+                return await adopting
+        except TimeoutError:
+            text = f"it did not answer the new controller within {_ADOPT_TIMEOUT_S:g} s"
+            raise InstanceLost(text) from None
 
     async def _finish(self, instance: Instance) -> None:
         try:
@@ -354,25 +324,27 @@ class Control:
     # ---- adopt -------------------------------------------------------------------------------
 
     async def _adopt_all(self) -> None:
-        """Take over what an earlier controller began; wait for what was ready to be so again."""
-        waits: list[Coroutine[Any, Any, object]] = []
+        """Take over what an earlier controller began.
+
+        Who was ready counts as ready until it is known to be otherwise: gateways have it, and
+        whoever is taken off the list ends what it has open.
+        """
+        kills: list[Coroutine[Any, Any, None]] = []
         for name, seen in self._state.fleet.items():
             start = Start(seen.desired, seen.generation, "it was there")
             if seen.phase in (Phase.PLACED, Phase.LOST):
-                waits.append(self._instance(name).kill_named(self._state.handles[name].actors))
+                kills.append(self._instance(name).kill_named(self._state.handles[name].actors))
                 continue
-            if seen.phase is not Phase.DRAINING:
+            if seen.phase is Phase.STARTING:
                 self._change_fleet(acted(self._state.fleet, start, self._around.clock()))
-            life = self._begin_life(start, adopted=True)
-            if seen.phase is Phase.READY:
-                waits.append(life.up.wait())
+            self._begin_life(start, adopted=True)
             if seen.phase is Phase.DRAINING:
                 self._perform(_leaving_again(name, seen.generation, seen.becomes))
         try:
-            async with asyncio.timeout(_ADOPT_TIMEOUT_S):
-                await asyncio.gather(*waits)
+            async with asyncio.timeout(_KILL_TIMEOUT_S):
+                await asyncio.gather(*kills)
         except TimeoutError:
-            self.journal.add("trouble", "controller", "not everybody answered in time")
+            self.journal.add("trouble", "controller", "not everybody could be ended in time")
 
     # ---- hear --------------------------------------------------------------------------------
 
@@ -382,10 +354,11 @@ class Control:
         self.journal.add(how, name, f"pid {info.pid} at {info.address}, {info.incarnation:016x}")
         self._around.on_news(name, None)
 
-    def _lost(self, start: Start, error: BatonError) -> None:
+    def _lost(self, start: Start, error: BatonError, *, unplaced: bool) -> None:
         name, rest = start.instance_id, self._around.backoff
-        now = self._around.clock()
-        self._change_fleet(was_lost(self._state.fleet, name, start.generation, now, rest))
+        fleet, now = self._state.fleet, self._around.clock()
+        fleet = was_lost(fleet, name, start.generation, now, rest, unplaced=unplaced)
+        self._change_fleet(fleet)
         seen = self._state.fleet.get(name)
         if seen is not None and seen.phase is Phase.LOST:
             self.losses += 1
@@ -415,15 +388,19 @@ class Control:
     def _publish(self) -> None:
         version = self.board.current.version + 1
         newer = membership_of(self._state.fleet, version)
-        if not self._silent and newer.instances != self.board.current.instances:
+        if newer.instances != self.board.current.instances:
             if version <= self._saved_epoch:
                 self.board.publish(newer)
             if version + _EPOCHS_AT_ONCE // 2 > self._state.epoch:
                 self._state = replace(self._state, epoch=version + _EPOCHS_AT_ONCE)
-        if missing(self._state.wishes(), self._state.fleet):
+        if missing(self._state.wishes(), self._state.fleet) or self._adopting():
             self.settled.clear()
         else:
             self.settled.set()
+
+    def _adopting(self) -> bool:
+        """Return whether somebody still counts as ready because an earlier controller said so."""
+        return any(not life.up.is_set() for life in self._lives.values())
 
 
 def _leaving_again(name: InstanceId, generation: int, becomes: Desired | None) -> Action:

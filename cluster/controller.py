@@ -18,7 +18,7 @@ from baton.api.lease_keeper import Terms
 from baton.cluster import store
 from baton.cluster.actor_process import or_exit
 from baton.cluster.autoscaler import Autoscaler
-from baton.cluster.control import Control, Surroundings
+from baton.cluster.control import Control
 from baton.cluster.fleet import Observed
 from baton.cluster.gateway_keeper import GatewayKeeper
 from baton.cluster.journal import Event
@@ -31,15 +31,17 @@ from baton.cluster.state import (
     with_spec,
 )
 from baton.cluster.status import InstanceStatus, PoolStatus, Status
+from baton.cluster.surroundings import Surroundings
 from baton.core.clock import monotonic
 from baton.core.cluster_spec import ClusterSpec
-from baton.core.errors import BatonError, DeadlineExceeded, Unavailable
+from baton.core.errors import BatonError, DeadlineExceeded, InvalidConfig, Unavailable
 from baton.core.ids import InstanceId
 from baton.core.log import get_logger
 from baton.core.topology import Membership, Role
 
 _log = get_logger("controller")
 _LOAD_PAUSE_S = 1.0
+_GATEWAYS_EVERY_S = 5.0
 _STATS_TIMEOUT_S = 3.0
 _END_MARGIN_S = 30.0
 """For instances to end, once they have drained."""
@@ -49,7 +51,7 @@ class Controller:
     """Idle until `apply` if there is no state. One event loop only."""
 
     def __init__(self, log_dir: Path, factories: Mapping[Role, str]) -> None:
-        """`factories`: the class that does each role's work; see control.FACTORIES."""
+        """`factories`: the class that does each role's work; see surroundings.FACTORIES."""
         self._surroundings = Surroundings(
             log_dir=log_dir,
             save=self._save,
@@ -63,22 +65,38 @@ class Controller:
         self._gateways: GatewayKeeper | None = None
         self._scaler: Autoscaler | None = None
         self._running: asyncio.Task[None] | None = None
-        self._scaling: asyncio.Task[None] | None = None
+        self._helping: list[asyncio.Task[None]] = []
+        """What changes what is wanted by itself: to be ended before everything else is."""
+        self._gateway_trouble = ""
+        """What last kept gateways from being as wanted: it is told once."""
+        self._unreadable: InvalidConfig | None = None
+        """Why nothing can be done: the state that was found."""
         self._applying = asyncio.Lock()
 
     async def recover(self) -> None:
-        """Go on where an earlier controller stopped, if there was one."""
-        while True:
-            try:
-                self._owner = await store.claim()
-                state = await store.load(monotonic())
-                break
-            except BatonError:
-                traceback.print_exc()
-                await asyncio.sleep(_LOAD_PAUSE_S)
+        """Go on where an earlier controller stopped, if there was one.
+
+        What it left may not be readable: everything that is asked of this one is refused then.
+        """
+        try:
+            state = await self._found()
+        except InvalidConfig as error:
+            _log.error("this controller touches nothing", reason=str(error))
+            self._unreadable = error
+            return
         if state is not None:
             async with self._applying:
                 await self._begin(state)
+
+    async def _found(self) -> ControlState | None:
+        """Claim and read the state, as soon as Ray's head answers."""
+        while True:
+            try:
+                self._owner = await store.claim()
+                return await store.load(monotonic())
+            except Unavailable:
+                traceback.print_exc()
+                await asyncio.sleep(_LOAD_PAUSE_S)
 
     async def _rules(self) -> bool:
         """Return whether Ray's head answers; if it knows a later controller, this process ends."""
@@ -102,15 +120,29 @@ class Controller:
         self._scaler = Autoscaler(control, self._gateways)
         self._running = asyncio.create_task(or_exit(control.run()))
         await control.known.wait()
-        self._scaling = asyncio.create_task(or_exit(self._scaler.run()))
         await self._ensure_gateways(self._gateways)
+        self._helping = [
+            asyncio.create_task(or_exit(self._scaler.run())),
+            asyncio.create_task(or_exit(self._keep_gateways(self._gateways))),
+        ]
+
+    async def _keep_gateways(self, gateways: GatewayKeeper) -> None:
+        """Look after the gateways: Ray starts one again, but not for ever, and not always."""
+        while True:
+            await asyncio.sleep(_GATEWAYS_EVERY_S)
+            async with self._applying:
+                await self._ensure_gateways(gateways)
 
     async def _ensure_gateways(self, gateways: GatewayKeeper) -> None:
+        trouble = ""
         try:
             await gateways.ensure()
         except BatonError as error:
             assert self._control is not None, "gateways without a control"
-            self._control.journal.add("trouble", "gateways", str(error))
+            trouble = str(error)
+            if trouble != self._gateway_trouble:
+                self._control.journal.add("trouble", "gateways", trouble)
+        self._gateway_trouble = trouble
 
     async def apply(self, spec: ClusterSpec) -> bool:
         """Want what a spec says; return whether that changes anything.
@@ -118,6 +150,7 @@ class Controller:
         Raises Unavailable if Ray's nodes can never hold it.
         """
         async with self._applying:
+            self._expect_readable()
             control, gateways = self._control, self._gateways
             if control is None or gateways is None:
                 state = ControlState.of(spec.with_secrets())
@@ -205,12 +238,16 @@ class Controller:
         return control.board.current
 
     async def down(self) -> None:
-        """Drain and end everything, and forget it; does nothing if nothing is up."""
+        """Drain and end everything, and forget it; does nothing if nothing is up.
+
+        Raises Unavailable if Ray does not let it be ended; it can be tried again then.
+        """
         async with self._applying:
+            self._expect_readable()
             if self._control is None:
                 return
             control, gateways = self._there()
-            await self._stop_scaling()
+            await self._stop_helping()
             await gateways.close_all()
             await control.change(
                 lambda state: replace(state, counts=dict.fromkeys(state.counts, 0))
@@ -224,15 +261,22 @@ class Controller:
             self._control = self._gateways = self._running = None
             await store.forget()
 
-    async def _stop_scaling(self) -> None:
-        """Let no load bring back what is to go."""
-        if self._scaling is not None and self._scaler is not None:
-            self._scaling.cancel()
-            await asyncio.wait({self._scaling})
+    async def _stop_helping(self) -> None:
+        """Let nothing bring back what is to go."""
+        for task in self._helping:
+            task.cancel()
+            await asyncio.wait({task})
+        self._helping = []
+        if self._scaler is not None:
             await self._scaler.close()
-            self._scaling = self._scaler = None
+            self._scaler = None
+
+    def _expect_readable(self) -> None:
+        if self._unreadable is not None:
+            raise self._unreadable
 
     def _there(self) -> tuple[Control, GatewayKeeper]:
+        self._expect_readable()
         if self._control is None or self._gateways is None:
             raise Unavailable("nothing is up here; `baton up` starts it")
         return self._control, self._gateways

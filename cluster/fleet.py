@@ -57,6 +57,8 @@ class Observed:
     """Set while it is ready, and while it drains: gateways must know it until it is empty."""
     becomes: Desired | None = None
     """What is to be started in its place once it has left."""
+    unplaced: bool = False
+    """It was lost because there was no room for it, so it keeps no place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +158,19 @@ def became_ready(
     return {**fleet, name: replace(seen, phase=Phase.READY, since=now, info=info)}
 
 
-def was_lost(fleet: Fleet, name: InstanceId, generation: int, now: float, rest: Backoff) -> Fleet:
-    """Return the fleet after the instance ended, or failed to start."""
+def was_lost(
+    fleet: Fleet,
+    name: InstanceId,
+    generation: int,
+    now: float,
+    rest: Backoff,
+    *,
+    unplaced: bool = False,
+) -> Fleet:
+    """Return the fleet after the instance ended, or failed to start.
+
+    `unplaced`: there was no room for it.
+    """
     seen = _current(fleet, name, generation)
     if seen is None or seen.phase is Phase.LOST:
         return fleet
@@ -165,7 +178,7 @@ def was_lost(fleet: Fleet, name: InstanceId, generation: int, now: float, rest: 
         return was_drained(fleet, name, generation)
     proven = seen.phase is Phase.READY and now - seen.since >= rest.forgive_s
     failures = 1 if proven else seen.failures + 1
-    lost = Observed(seen.desired, Phase.LOST, seen.generation, now, failures)
+    lost = Observed(seen.desired, Phase.LOST, seen.generation, now, failures, unplaced=unplaced)
     return {**fleet, name: lost}
 
 

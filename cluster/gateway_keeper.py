@@ -30,7 +30,9 @@ def gateway_plans(spec: ClusterSpec) -> dict[str, GatewayPlan]:
         for number in range(model.gateways.count):
             name = f"gateway-{len(plans)}"
             config = model.gateways.of(number)
-            plans[name] = GatewayPlan(name, model.name, model.dir, config, prefill, not decode)
+            plans[name] = GatewayPlan(
+                name, model.name, model.dir, config, prefill, not decode, spec.tls
+            )
     return plans
 
 
@@ -47,7 +49,10 @@ class GatewayKeeper:
         self._log_dir = log_dir
 
     async def ensure(self) -> None:
-        """Close those that are wanted no more or otherwise, and start what is missing."""
+        """Close those that are wanted no more or otherwise, and start what is missing.
+
+        Raises Unavailable if Ray does not answer; what was not done is then still to be done.
+        """
         wanted = gateway_plans(self._control.state.spec)
         for name, handle in self._control.state.gateways.items():
             if name not in wanted or revision_of(wanted[name]) != handle.revision:
@@ -58,9 +63,13 @@ class GatewayKeeper:
                 await self._start(plan)
 
     async def close_all(self) -> None:
-        """Close every gateway, all at once."""
+        """Close every gateway, all at once; Unavailable, after all were tried, as for `ensure`."""
         handles = self._control.state.gateways.items()
-        await asyncio.gather(*(self._close(name, handle) for name, handle in handles))
+        closing = (self._close(name, handle) for name, handle in handles)
+        ended = await asyncio.gather(*closing, return_exceptions=True)
+        for error in ended:
+            if error is not None:
+                raise error
 
     async def status(self) -> tuple[GatewayStatus, ...]:
         """Return how each is."""
@@ -83,16 +92,19 @@ class GatewayKeeper:
         )
 
     async def _close(self, name: str, handle: GatewayHandle) -> None:
+        """Let one go. It is forgotten once it has ended, and not because Ray did not say."""
         drain_s = self._control.state.spec.drain_timeout_s
         self._control.journal.add("drain", name, "wanted no more, or otherwise")
         try:
             actor = await ray_calls.find_actor(handle.actor, _CREATE_TIMEOUT_S)
+        except InstanceLost:
+            pass  # it has ended
+        else:
             try:
                 await ray_calls.call(actor, "close", drain_s, timeout_s=drain_s + _MARGIN_S)
-            finally:
-                await ray_calls.kill(actor)
-        except BatonError as error:
-            self._control.journal.add("trouble", name, f"not closed in order: {error}")
+            except BatonError as error:
+                self._control.journal.add("trouble", name, f"not closed in order: {error}")
+            await ray_calls.end(actor)
         await self._control.change(lambda state: _with_gateway(state, name, None))
         self._control.journal.add("gone", name, "closed")
 

@@ -56,7 +56,12 @@ class Journal:
         return tuple(event for event in self._events if event.number > number)
 
     async def newer_than(self, number: int) -> tuple[Event, ...]:
-        """Wait until something came after the event of that number, and return it."""
+        """Wait until something came after the event of that number, and return it.
+
+        A number that is not reached yet is that of another controller: all of this one is newer.
+        """
+        if number > self._last:
+            number = 0
         while self._last <= number:
             await self._changed.wait()
         return self.after(number)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from baton.cluster import ray_calls
+from baton.cluster import ray_environment
 from baton.cluster.processes import send_signal, session_members, wait_gone
 from baton.cluster.ray_head import arguments
 from baton.core.errors import InvalidConfig, Unavailable
@@ -74,7 +74,7 @@ async def start(temp_dir: Path, *, slots: int, threads: int, timeout_s: float) -
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        env={**ray_calls.head_environment(threads), "PYTHONUNBUFFERED": "1"},
+        env={**ray_environment.head_environment(threads), "PYTHONUNBUFFERED": "1"},
     )
     try:
         async with asyncio.timeout(timeout_s):
@@ -89,7 +89,7 @@ async def start(temp_dir: Path, *, slots: int, threads: int, timeout_s: float) -
         raise Unavailable("Ray's head exited; it said:\n" + "\n".join(lines[-_SHOWN_LINES:]))
     return Note(
         address=(temp_dir / "ray_current_cluster").read_text().strip(),
-        token=ray_calls.ENVIRONMENT["RAY_AUTH_TOKEN"],
+        token=ray_environment.ENVIRONMENT["RAY_AUTH_TOKEN"],
         guard=int(lines[-1]),
         temp_dir=str(temp_dir),
     )

@@ -10,13 +10,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from baton.cluster import ray_calls
-from baton.cluster.control import FACTORIES, Control, Surroundings
+from baton.cluster import ray_calls, ray_environment
+from baton.cluster.control import Control
 from baton.cluster.fleet import Backoff, Phase
 from baton.cluster.placement import cpus_of
 from baton.cluster.ray_head import RayHead
 from baton.cluster.spec import spec_of
 from baton.cluster.state import ControlState
+from baton.cluster.surroundings import FACTORIES, Surroundings
 from baton.core.clock import Clock, monotonic
 from baton.core.config import ClusterConfig
 from baton.core.errors import BatonError
@@ -173,7 +174,7 @@ class LocalCluster:
         self._head = await RayHead.start(
             self._temp_dir,
             slots=math.ceil(cpus_of(self._spec)),
-            environment=ray_calls.head_environment(self._config.threads),
+            environment=ray_environment.head_environment(self._config.threads),
             timeout_s=_HEAD_TIMEOUT_S,
         )
         await ray_calls.connect(self._head.address, _JOIN_TIMEOUT_S)

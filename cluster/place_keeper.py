@@ -98,11 +98,14 @@ class PlaceKeeper:
             group = await ray_calls.find_places(name, _CALL_TIMEOUT_S)
         if group is None:
             room = room_of(found)
-            siblings = Counter(_nodes_of(pool, self._nodes.values()))
             nodes = await ray_calls.nodes(_CALL_TIMEOUT_S)
+            siblings = Counter(_nodes_of(pool, self._nodes.values()))
             now = monotonic()
             trusted = [n for n in nodes if self._distrusted.get(n.address, now) <= now]
             node = best_node(room, trusted, siblings) or best_node(room, nodes, siblings)
+            if node is not None:
+                # From now on: others of its pool are placed before Ray has said where this one is.
+                self._nodes[name] = (pool, [node])
             group = await ray_calls.reserve(
                 room,
                 node_id=node,

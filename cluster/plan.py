@@ -1,8 +1,10 @@
 """What is to be done, decided from what is desired and what is there. Pure: no Ray, no clock.
 
 A pool whose config changed is replaced one instance at a time: the new one first where there is
-room for one more; else one leaves, and the new one takes its place. Never are fewer ready than
-asked for, or one fewer where there is no room.
+room for one more, and nobody else is about to take it; else one leaves, and the new one takes its
+place. So it is too if Ray finds no room after all. Never are fewer ready than asked for, or one
+fewer where there is no room; and the last of a pool leaves only while every other pool of its model
+serves.
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,6 +35,7 @@ class Wish:
     role: Role
     count: int
     revision: str
+    model: str
 
     def instance(self, name: InstanceId) -> Desired:
         """Return one of its instances."""
@@ -160,15 +163,33 @@ class _Planner:
                 self.end(seen, "its config has changed before it was ready")
         elif self._draining(wish.pool):
             pass  # one at a time
-        elif expected > wish.count:
-            if ready > wish.count:
-                self.end(old[0], "its config has changed, and there is one ready to replace it")
+        elif ready > wish.count:
+            self.end(old[0], "its config has changed, and there is one ready to replace it")
         elif ready < wish.count:
             pass  # one at a time
-        elif wish.pool in self._situation.room:
-            self._start_new(wish, 1)
-        else:
+        elif expected == wish.count and wish.pool in self._situation.room:
+            if not self._anything_starting():  # it may be about to take that room
+                self._start_new(wish, 1)
+        elif expected > wish.count and not any(self._waits_for_room(wish, s) for s in here):
+            pass  # the new one is on its way
+        elif ready > 1 or self._others_serve(wish):
             self.end(old[0], "its config has changed, and there is no room for one more")
+
+    def _waits_for_room(self, wish: Wish, seen: Observed) -> bool:
+        """Return whether one was lost for want of room, which nobody who leaves will bring."""
+        if not seen.unplaced or wish.pool in self._situation.room:
+            return False
+        return not self._anything_draining()
+
+    def _others_serve(self, wish: Wish) -> bool:
+        """Return whether each other pool of the model has one ready, which stays."""
+        serving = {
+            seen.desired.pool
+            for seen in self._fleet.values()
+            if seen.phase is Phase.READY and self._free(seen)
+        }
+        others = (w for w in self._situation.wishes if w.model == wish.model and w != wish)
+        return all(other.pool in serving for other in others if other.count)
 
     def _start_new(self, wish: Wish, number: int) -> None:
         if wish.pool not in self._situation.room and self._anything_draining():
@@ -182,6 +203,8 @@ class _Planner:
         if due > self._situation.now:
             self.later.append(due)
             return
+        if seen.unplaced and wish.pool not in self._situation.room and self._anything_draining():
+            return  # what is leaving makes room
         name = seen.desired.instance_id
         placed = seen.phase is Phase.PLACED
         reason = "its place is free" if placed else f"it was lost, {seen.failures} in a row"
@@ -203,6 +226,10 @@ class _Planner:
     def _anything_draining(self) -> bool:
         leaving = any(s.phase is Phase.DRAINING for s in self._fleet.values())
         return leaving or any(isinstance(a, Drain | Stop) for a in self.actions)
+
+    def _anything_starting(self) -> bool:
+        starting = any(s.phase is Phase.STARTING for s in self._fleet.values())
+        return starting or any(isinstance(a, Start) for a in self.actions)
 
     def _reserve(self, becomes: Desired) -> None:
         self._names.add(becomes.instance_id)

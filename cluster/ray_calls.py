@@ -1,7 +1,4 @@
-"""Every call to Ray goes through here: deadlines, and Ray's errors turned into ours.
-
-Importing this module sets Ray's environment for this process, which Ray reads when it is imported.
-"""
+"""Every call to Ray goes through here: deadlines, and Ray's errors turned into ours."""
 
 import asyncio
 import atexit
@@ -9,49 +6,18 @@ import contextlib
 import functools
 import logging
 import os
-import secrets
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
+from baton.cluster import ray_environment
 from baton.cluster.placement import Node, Resources, Room
 from baton.core.cluster_spec import RankResources
 from baton.core.errors import BatonError, DeadlineExceeded, InstanceLost, InternalError, Unavailable
 
-ENVIRONMENT = {
-    # Only we may use our Ray: without a token, whoever reaches its ports runs code as us.
-    "RAY_AUTH_MODE": "token",
-    "RAY_AUTH_TOKEN": secrets.token_hex(32),
-    # On Linux, Ray replaces 127.0.0.1 by the address of a network card unless this is off.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_START_HOOK": "baton.cluster.head_process.without_client_server",
-    # Ray would kill instances when the machine's memory is scarce, also if others took it.
-    "RAY_memory_monitor_refresh_ms": "0",
-    # Ray would run instances at nice 15: what else is busy on the machine would come first.
-    "RAY_worker_niceness": "0",
-    # We close instances ourselves, before Ray ends; it need not wait for them.
-    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-    # It would print a paragraph of its own when an instance dies, which we report already.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
-    # A call after we have left Ray is an error; it would start another Ray, and wait for it.
-    "RAY_ENABLE_AUTO_CONNECT": "0",
-}
-"""For the driver, the head and every worker alike: they must agree."""
-_AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-_DROPPED = ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH", "RAY_NAMESPACE", "RAY_JOB_CONFIG_JSON_ENV_VAR")
-
-
-_USERS = {name: os.environ.get(name) for name in _AUTHENTICATION}
-"""What the user has for a Ray of their own."""
-_IN_RAY = "RAY_RAYLET_PID" in os.environ
-"""A process that Ray started has its environment from its head, and is connected already."""
-if not _IN_RAY:
-    for _name in _DROPPED:
-        os.environ.pop(_name, None)
-    os.environ.update(ENVIRONMENT)
+ray_environment.prepare()
 
 import ray  # noqa: E402
 from ray import exceptions as ray_errors  # noqa: E402
@@ -64,10 +30,7 @@ from ray.util.placement_group import (  # noqa: E402
     placement_group_table,
     remove_placement_group,
 )
-from ray.util.scheduling_strategies import (  # noqa: E402
-    NodeAffinitySchedulingStrategy,
-    PlacementGroupSchedulingStrategy,
-)
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # noqa: E402
 
 Actor = Any
 """A handle of a Ray actor."""
@@ -78,28 +41,11 @@ NAMESPACE = "baton"
 _under_way: set["futures.Future[None]"] = set()
 """Calls that block, and have not returned."""
 _HEAD_RESOURCE = "node:__internal_head__"
-"""Ray's own mark of that node."""
+"""Ray's own mark of that node, of which it has 1."""
+_HEAD_SHARE = 0.001
 _KILL_TIMEOUT_S = 5.0
 _MARGIN_S = 5.0
 """How much later than Ray's own deadline ours is."""
-
-
-def head_environment(threads: int) -> dict[str, str]:
-    """Return the environment of the head, which Ray's workers inherit."""
-    numbers = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-    return {**os.environ, **ENVIRONMENT, **numbers}
-
-
-def use_token(token: str | None) -> None:
-    """Know a cluster's password before connecting; None: as the user's environment has it."""
-    if token is not None:
-        ENVIRONMENT["RAY_AUTH_TOKEN"] = os.environ["RAY_AUTH_TOKEN"] = token
-        return
-    for name, value in _USERS.items():
-        ENVIRONMENT.pop(name, None)
-        os.environ.pop(name, None)
-        if value is not None:
-            os.environ[name] = value
 
 
 async def connect(address: str, timeout_s: float) -> None:
@@ -131,11 +77,19 @@ async def disconnect(timeout_s: float) -> None:
         raise
 
 
-def _end_at_once() -> None:
+def abandon_calls() -> None:
+    """Let what still waits in a Ray that has been ended spoil nothing: this process ends well."""
+    atexit.unregister(_end_at_once)
+    atexit.register(_end_at_once, 0)
+
+
+def _end_at_once(status: int = 1) -> None:
     """End this process without its last steps: with a call still in there, Ray would crash."""
+    if not _under_way:
+        return
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(status)
 
 
 async def nodes(timeout_s: float) -> list[Node]:
@@ -261,30 +215,21 @@ async def create_service(
     """Start a named actor of `cls` that outlives this process, on any node; it takes no CPU.
 
     Ray starts it again up to `restarts` times; -1: always. `beside_head`: on the node of Ray's
-    head, for as long as that is alive.
+    head and nowhere else, also if the head comes back as another node.
     """
-    where: Any = "SPREAD"
-    if beside_head and (head := await _in_thread(_head_node, timeout_s=timeout_s)):
-        where = NodeAffinitySchedulingStrategy(head, soft=True)
+    beside = {_HEAD_RESOURCE: _HEAD_SHARE} if beside_head else {}
     remote: Any = _exported(cls).options(
         num_cpus=0,
+        memory=1,  # a byte by Ray's books: what takes nothing is not spread, but put anywhere
+        resources=beside,
         name=name,
         lifetime="detached",
         max_restarts=restarts,
         max_task_retries=0,
         max_concurrency=concurrency,
-        scheduling_strategy=where,
+        scheduling_strategy="SPREAD",
     )
     return await _in_thread(remote.remote, *arguments, timeout_s=timeout_s)
-
-
-def _head_node() -> str | None:
-    """Return the id of the node that Ray's head runs on, if it is known."""
-    for node in ray.nodes():  # type: ignore[no-untyped-call]
-        if node["Alive"] and _HEAD_RESOURCE in node["Resources"]:
-            found: str = node["NodeID"]
-            return found
-    return None
 
 
 async def find_actor(name: str, timeout_s: float) -> Actor:
@@ -350,7 +295,12 @@ async def kill(actor: Actor) -> None:
     """End an actor's process at once; does nothing if it is dead already, or if Ray is."""
     if ray.is_initialized():
         with contextlib.suppress(Unavailable):
-            await _in_thread(lambda: ray.kill(actor, no_restart=True), timeout_s=_KILL_TIMEOUT_S)
+            await end(actor)
+
+
+async def end(actor: Actor) -> None:
+    """End an actor's process at once, for good; raises Unavailable if Ray does not take note."""
+    await _in_thread(lambda: ray.kill(actor, no_restart=True), timeout_s=_KILL_TIMEOUT_S)
 
 
 async def _in_thread(function: Callable[..., Any], *arguments: Any, timeout_s: float) -> Any:

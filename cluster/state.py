@@ -13,7 +13,7 @@ from baton.cluster.fleet import Action, Desired, Fleet, Observed, Phase, Start, 
 from baton.cluster.plan import Wish
 from baton.cluster.spec import revision_of
 from baton.core.cluster_spec import ClusterSpec, PoolSpec
-from baton.core.errors import InvalidConfig, InvalidRequest
+from baton.core.errors import BatonError, InvalidConfig, InvalidRequest
 from baton.core.ids import Incarnation, InstanceId
 from baton.core.topology import InstanceInfo, Role
 
@@ -65,8 +65,8 @@ class ControlState:
     def wishes(self) -> tuple[Wish, ...]:
         """Return what each pool should be."""
         return tuple(
-            Wish(name, pool.role, self.counts[name], revision_of(self.spec, name))
-            for name, (_, pool) in self.spec.pools().items()
+            Wish(name, pool.role, self.counts[name], revision_of(self.spec, name), model.name)
+            for name, (model, pool) in self.spec.pools().items()
         )
 
     def to_json(self) -> str:
@@ -85,16 +85,27 @@ class ControlState:
     def from_json(cls, text: str, now: float) -> "ControlState":
         """Read what `to_json` wrote, perhaps on a machine whose clock says something else.
 
-        Raises InvalidConfig if a later Baton wrote it.
+        Raises InvalidConfig if another Baton wrote it, which nothing here can read.
         """
-        values = json.loads(text)
-        if values.pop("format") != _FORMAT:
-            raise InvalidConfig("state", text, f"the state of a cluster in format {_FORMAT}")
-        values["spec"] = ClusterSpec.checked(**values["spec"])
-        values["fleet"] = {n: _observed(seen, now) for n, seen in values["fleet"].items()}
-        values["handles"] = {n: Handles(**known) for n, known in values["handles"].items()}
-        values["gateways"] = {n: GatewayHandle(**k) for n, k in values["gateways"].items()}
-        return cls(**values)
+        try:
+            values = json.loads(text)
+            found = values.pop("format")
+            if found == _FORMAT:
+                return cls(**_parts(values, now))
+        except (BatonError, ValueError, LookupError, TypeError, AttributeError) as error:
+            found = f"broken ({type(error).__name__})"  # its text may have secrets
+        allowed = f"{_FORMAT}: the Baton that wrote it can read it, and end what it runs"
+        raise InvalidConfig("format of the cluster's state", found, allowed)
+
+
+def _parts(values: dict[str, Any], now: float) -> dict[str, Any]:
+    return {
+        **values,
+        "spec": ClusterSpec.checked(**values["spec"]),
+        "fleet": {name: _observed(seen, now) for name, seen in values["fleet"].items()},
+        "handles": {name: Handles(**known) for name, known in values["handles"].items()},
+        "gateways": {name: GatewayHandle(**known) for name, known in values["gateways"].items()},
+    }
 
 
 def _observed(values: dict[str, Any], now: float) -> Observed:
@@ -107,6 +118,7 @@ def _observed(values: dict[str, Any], now: float) -> Observed:
         failures=values["failures"],
         info=_info(info) if info else None,
         becomes=_desired(becomes) if becomes else None,
+        unplaced=values.get("unplaced", False),  # which earlier Batons did not write
     )
 
 
@@ -138,7 +150,11 @@ def with_spec(state: ControlState, spec: ClusterSpec) -> ControlState:
     """Return the state for another spec; the secrets of models that stay are kept.
 
     What was scaled by hand is again as the spec says; what is scaled by its load stays as it is.
+    Raises InvalidConfig if it would turn TLS on or off between processes that run.
     """
+    if (spec.tls is None) != (state.spec.tls is None):
+        now = "none" if state.spec.tls is None else "some"
+        raise InvalidConfig("tls", spec.tls, f"{now}, as what runs has, until `baton down`")
     secrets = {m.name: m.handover.secret for m in state.spec.models}
     models = tuple(
         m.model_copy(update={"handover": m.handover.model_copy(update={"secret": known})})

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from baton.api.lease_keeper import LeaseKeeper, Terms
 from baton.cluster.instance import Instance
+from baton.core.config import ClusterTlsConfig
 from baton.core.errors import BatonError, InstanceLost
 from baton.core.ids import InstanceId
 from baton.core.lease import Report
@@ -28,15 +29,22 @@ class Watch:
     """Waits for the ends of instances; one event loop only."""
 
     def __init__(
-        self, board: MembershipBoard, terms: Terms | None, rules: Callable[[], Awaitable[bool]]
+        self,
+        board: MembershipBoard,
+        terms: Terms | None,
+        rules: Callable[[], Awaitable[bool]],
+        tls: ClusterTlsConfig | None = None,
     ) -> None:
         """`terms`: on which members hold a lease of this process; None: they hold none.
 
-        `rules` asks whether this process is to be believed: False if it may be cut off.
+        `rules` asks whether this process is to be believed: False if it may be cut off. `tls` is
+        for the leases.
         """
         self._board = board
         self._rules = rules
-        self._leases = LeaseKeeper(board, terms, on_lost=self._gave_up) if terms else None
+        self._leases: LeaseKeeper | None = None
+        if terms is not None:
+            self._leases = LeaseKeeper(board, terms, on_lost=self._gave_up, tls=tls)
         self._watched: dict[InstanceId, tuple[InstanceInfo, Instance]] = {}
         self._unreachable: set[InstanceId] = set()
 
@@ -44,9 +52,12 @@ class Watch:
         return f"Watch({', '.join(self._watched)})"
 
     async def run(self) -> None:
-        """Renew the leases, if there are any, until cancelled."""
-        if self._leases is not None:
-            await self._leases.run()
+        """Renew the leases, if there are any, while this process rules, until cancelled."""
+        if self._leases is None:
+            return
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._leases.run())
+            group.create_task(self._pause_unless_ruling(self._leases))
 
     async def ended(self, info: InstanceInfo, instance: Instance) -> None:
         """Wait until an instance ends, hangs, or cannot be reached; raises InstanceLost then.
@@ -72,6 +83,15 @@ class Watch:
     def was_unreachable(self, name: InstanceId) -> bool:
         """Return whether nobody answered where it was: then it may be its node."""
         return name in self._unreachable
+
+    async def _pause_unless_ruling(self, leases: LeaseKeeper) -> None:
+        """Keep nobody alive on our side of a cut: what is served there reaches nobody else."""
+        while True:
+            if await self._rules():
+                leases.resume()
+            else:
+                leases.pause()
+            await asyncio.sleep(_PAUSE_S)
 
     async def _lost_once(self, info: InstanceInfo, instance: Instance) -> None:
         """Wait for the loss of an instance; return if it was us who were lost."""

@@ -3,6 +3,8 @@
     BatonError
     ├── InvalidRequest        the caller must change the request
     │   └── UnknownModel      … to a model that is served here
+    ├── Unauthenticated       the caller must bring an API key that is known
+    ├── Forbidden             … or another one: this key may not do that
     ├── InvalidConfig         Baton refuses to start; change the setting
     ├── Overloaded            come back after `retry_after_s`
     ├── Unavailable           no instance can take the request now; try again
@@ -68,6 +70,16 @@ class InvalidRequest(_FieldError):
 class UnknownModel(InvalidRequest):
     code = "model_not_found"
     http_status = 404
+
+
+class Unauthenticated(BatonError):
+    code = "invalid_api_key"
+    http_status = 401
+
+
+class Forbidden(BatonError):
+    code = "forbidden"
+    http_status = 403
 
 
 class InvalidConfig(_FieldError):
@@ -148,13 +160,17 @@ class InternalError(BatonError):
 
 
 def all_errors() -> dict[str, type[BatonError]]:
-    """Return every concrete error class by its code."""
+    """Return every concrete error class by its code.
+
+    That is, of those in this module: Ray, for one, makes subclasses as it goes of whatever a call
+    to an actor raises.
+    """
     found: dict[str, type[BatonError]] = {}
     todo: list[type[BatonError]] = list(BatonError.__subclasses__())
     while todo:
         cls = todo.pop()
         todo += cls.__subclasses__()
-        if not cls.__name__.startswith("_"):
+        if cls.__module__ == __name__ and not cls.__name__.startswith("_"):
             assert found.get(cls.code, cls) is cls, f"code {cls.code} is used twice"
             found[cls.code] = cls
     return found

@@ -28,10 +28,7 @@ class Digest(Protocol):
 
 def hash_bytes(*parts: Buffer | bytes) -> bytes:
     """Return the xxh3_128 digest (16 bytes) of `parts` one after the other."""
-    state = xxhash.xxh3_128()
-    for part in parts:
-        state.update(part)
-    return state.digest()
+    return xxhash.xxh3_128_digest(b"".join(parts))
 
 
 def sha256_bytes(*parts: Buffer | bytes) -> bytes:

@@ -7,7 +7,13 @@ from collections.abc import AsyncIterator
 
 import grpc
 
-from baton.core.errors import BatonError, Cancelled, HandoverError, InvalidRequest
+from baton.core.errors import (
+    BatonError,
+    Cancelled,
+    HandoverError,
+    InternalError,
+    InvalidRequest,
+)
 from baton.core.ids import Incarnation, InstanceId
 from baton.core.log import get_logger
 from baton.core.request import FinishReason
@@ -51,14 +57,9 @@ class DecodeService(pb_grpc.DecodeServicer):
         await context.write(pb.DecodeFrame(hello=hello))
         session = _Session(self, self._host, self._owners)
         self._sessions.add(session)
-        writer = asyncio.create_task(session.write_to(context))
-        problem: BatonError | None = None
         try:
-            await session.read_from(request_iterator)
-        except BatonError as error:
-            problem = error
+            problem = await session.serve(request_iterator, context)
         finally:
-            writer.cancel()
             await session.close()
             self._sessions.remove(session)
         if problem is not None:
@@ -109,12 +110,26 @@ class _Session:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._open: dict[int, RequestOwner] = {}
 
-    async def write_to(self, context: Stream) -> None:
+    async def serve(
+        self, frames: AsyncIterator[pb.GatewayFrame], context: Stream
+    ) -> BatonError | None:
+        """Read and write until the gateway ends the stream; return what is wrong, if it breaks."""
+        reader = asyncio.create_task(self._read_from(frames))
+        writer = asyncio.create_task(self._write_to(context))
+        try:
+            await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            reader.cancel()
+            writer.cancel()
+            ended = await asyncio.gather(reader, writer, return_exceptions=True)
+        return next((_told(error) for error in ended if isinstance(error, Exception)), None)
+
+    async def _write_to(self, context: Stream) -> None:
         """Send a frame per step, for as long as the stream lives."""
         while True:
             await context.write(await self._outbox.next_frame())
 
-    async def read_from(self, frames: AsyncIterator[pb.GatewayFrame]) -> None:
+    async def _read_from(self, frames: AsyncIterator[pb.GatewayFrame]) -> None:
         """Take what the gateway sends; raises HandoverError for what no gateway would send."""
         async for frame in frames:
             match frame.WhichOneof("frame"):
@@ -167,6 +182,14 @@ class _Session:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _told(error: Exception) -> BatonError:
+    """Return what the gateway is told: who reads on where nobody writes would wait for nothing."""
+    if isinstance(error, BatonError):
+        return error
+    _log.error("a session broke", exc_info=error)
+    return InternalError(f"the session broke: {error!r}")
 
 
 def _submission(message: pb.Submit) -> Submission:

@@ -28,7 +28,7 @@ class DecodeWorker(Worker[OwnerTable]):
     def __init__(self, instance: Instance, owners: OwnerTable) -> None:
         super().__init__(instance, owners)
         _expect_backup_possible(instance)
-        channels, tasks = PeerChannels(), TaskSet()
+        channels, tasks = PeerChannels(instance.config.tls), TaskSet()
         self._host = AttemptHost(
             instance,
             channels,
@@ -90,6 +90,7 @@ class DecodeWorker(Worker[OwnerTable]):
             "draining": int(self._service.admission.draining),
             "attempts": len(self._host.attempts),
             "tasks": len(self._host.tasks),
+            "tasks_crashed": len(self._host.tasks.crashed),
             "channels": len(self._host.channels),
             "placed_here": self._host.placement.computed_here,
             "placed_on_prefill": self._host.placement.handed_over,

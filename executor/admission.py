@@ -74,27 +74,33 @@ class Admission:
             raise InvalidRequest("deadline_s", deadline_s, "a finite number of seconds, 0 or more")
         self.draining = True
         timer = asyncio.get_running_loop().call_later(deadline_s, self._end_open, hand_over)
+        await self._until_empty(deadline_s + _LEAVE_S)
+        timer.cancel()
+        return self.handed_over
+
+    async def fence(self, hand_over: Callable[[], int]) -> None:
+        """Let nothing more in, end what is open, and return once all of it has left.
+
+        Raises DeadlineExceeded if something that was ended does not leave; it stays fenced.
+        """
+        self.fenced = True
+        if self.open:
+            hand_over()
+        await self._until_empty(_LEAVE_S)
+
+    def unfence(self) -> None:
+        """Let in again."""
+        self.fenced = False
+
+    async def _until_empty(self, limit_s: float) -> None:
         try:
-            async with asyncio.timeout(deadline_s + _LEAVE_S):
+            async with asyncio.timeout(limit_s):
                 await self._empty.wait()
         except TimeoutError:
             text = (
                 f"{self.open} are still open in {self._owner} {_LEAVE_S:g} s after they were ended"
             )
             raise DeadlineExceeded(text) from None
-        timer.cancel()
-        return self.handed_over
-
-    async def fence(self, hand_over: Callable[[], int]) -> None:
-        """Let nothing more in, end what is open, and return once all of it has left."""
-        self.fenced = True
-        if self.open:
-            hand_over()
-        await self._empty.wait()
-
-    def unfence(self) -> None:
-        """Let in again."""
-        self.fenced = False
 
     def _end_open(self, hand_over: Callable[[], int]) -> None:
         if self.open:

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from baton.core.clock import Clock, monotonic
+from baton.core.errors import DeadlineExceeded
 from baton.core.ids import Incarnation
 from baton.core.lease import Beat, Lease, Leave, Progress, Report, Standing
 from baton.core.log import get_logger
@@ -32,8 +33,9 @@ class Leased:
     ) -> None:
         """`report` says how the instance is, but for its standing; `busy` whether a step runs.
 
-        `fence` refuses what is new, ends what is open, and returns once it is given back; `serve`
-        takes that back. After `stall_s` in one step no beat counts: the model is stuck.
+        `fence` refuses what is new, ends what is open, and returns once it is given back, or raises
+        DeadlineExceeded and is asked again; `serve` takes that back. After `stall_s` in one step no
+        beat counts: the model is stuck.
         """
         self.incarnation = incarnation
         self.fenced = False
@@ -77,13 +79,23 @@ class Leased:
             if standing is Standing.FENCED and not self.fenced:
                 self.fenced = True
                 _log.error("fenced: nobody has renewed the lease", lease=repr(self._lease))
-                await self._fence()
+                await self._fence_until_empty()
                 continue  # it may have been renewed meanwhile
             if standing is not Standing.FENCED and self.fenced:
                 self.fenced = False
                 self._serve()
                 _log.warning("serving again", lease=repr(self._lease))
             await self._until_change()
+
+    async def _fence_until_empty(self) -> None:
+        """Serve nobody before all is given back: whoever asks hears meanwhile that it is fenced."""
+        while True:
+            try:
+                await self._fence()
+            except DeadlineExceeded as error:
+                _log.error("fenced, and not empty", reason=str(error))
+            else:
+                return
 
     async def _until_change(self) -> None:
         ends_at = None if self.fenced else self._lease.ends_at()

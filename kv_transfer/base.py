@@ -173,12 +173,14 @@ class BaseTransport(ABC):
         assert stats.transfers_open == 0, stats
         assert stats.peers == 0, self._peers
         assert not self._connected, "a peer that was removed is still connected"
-        assert self._grants is None or self._grants.idle, self._grants
+        assert self._grants is None or not self._grants.tickets, self._grants
 
     def stats(self) -> TransportStats:
         """See Transport."""
         stats = self._counters.stats(len(self._peers))
-        return stats if self._grants is None else replace(stats, refused=self._grants.refused)
+        if self._grants is None:
+            return stats
+        return replace(stats, refused=self._grants.refused, tickets_open=self._grants.tickets)
 
     def _ensure_open(self) -> None:
         if self._closed:

@@ -66,6 +66,6 @@ class Grants:
             return False
 
     @property
-    def idle(self) -> bool:
-        """Whether every ticket was revoked."""
-        return not self._opened
+    def tickets(self) -> int:
+        """How many open something."""
+        return len(self._opened)

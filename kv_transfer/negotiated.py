@@ -191,6 +191,7 @@ class NegotiatedTransport:
             peers=len(self._peers),
             fallbacks=self._fallbacks,
             refused=sum(stats.refused for stats in every),
+            tickets_open=sum(stats.tickets_open for stats in every),
         )
 
     def _ensure_open(self) -> None:

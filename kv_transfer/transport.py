@@ -108,6 +108,8 @@ class TransportStats:
     """How often another way than the preferred one was taken."""
     refused: int = 0
     """Reads by others that their ticket did not open, where that can be seen."""
+    tickets_open: int = 0
+    """Tickets of others that open something, where the owner of the memory asks for them."""
 
 
 class Transfer:

@@ -71,6 +71,7 @@ class PrefillWorker(Worker[SessionTable]):
             **self.instance.stats(),
             "sessions": len(self._table),
             "tasks": len(self._table.tasks),
+            "tasks_crashed": len(self._table.tasks.crashed),
             "draining": int(self._service.admission.draining),
             "blocks_pulled": self._table.pulls.blocks,
             "pulls_wrong": self._table.pulls.wrong,

@@ -45,6 +45,7 @@ class Candidates:
 class Decision:
     """One choice of a pair; the first candidates were chosen."""
 
+    tenant: str
     tokens: int
     max_tokens: int
     expected_output: float
@@ -66,12 +67,20 @@ class Decision:
 
     @classmethod
     def of(
-        cls, choice: Choice, max_tokens: int, costs: Costs, membership: int, state: int
+        cls,
+        choice: Choice,
+        costs: Costs,
+        *,
+        tenant: str,
+        max_tokens: int,
+        membership: int,
+        state: int,
     ) -> "Decision":
         """Return what is to be kept of a choice."""
         decode = choice.decode_order[:_CANDIDATES]
         prefill = choice.prefill_order[:_CANDIDATES]
         return cls(
+            tenant=tenant,
             tokens=int(choice.seen.decode.tokens),
             max_tokens=max_tokens,
             expected_output=costs.expected_output(max_tokens),
@@ -255,6 +264,7 @@ class DecisionLog:
         trace = self._traces.get(request_id)
         return {
             "request_id": request_id,
+            "tenant": kept[-1].tenant,
             "decisions": [decision.explain(costs) for decision in kept],
             "measured": None if trace is None else _measured(trace),
         }

@@ -256,7 +256,12 @@ class Router:
     def _note(self, choice: Choice, ask: Ask, hint: Hint, membership: int) -> None:
         if hint.request_id:
             decision = Decision.of(
-                choice, ask.max_tokens, self._costs, membership, self._state.version
+                choice,
+                self._costs,
+                tenant=hint.tenant,
+                max_tokens=ask.max_tokens,
+                membership=membership,
+                state=self._state.version,
             )
             self._decisions.decided(hint.request_id, decision)
 

@@ -113,51 +113,83 @@ static inline int64_t attention_scratch(int64_t head_dim, int64_t value_dim, boo
   return floats;
 }
 
-template <class Scratch>
-static inline void attend_by(const Attention& job, int thread, int threads) {
+// Which pieces of the work are a thread's: dealt out by their cost, or, if there is much to do, taken
+// by who is free first.
+template <class Take>
+class Turns {
+ public:
+  Turns(int64_t total, int thread, int threads, const Take& take)
+      : share_(share_of(total, thread, threads)),
+        take_(take),
+        taken_(threads > 1 && total > kMuch),
+        next_(taken_ ? take() : 0) {}
+
+  // Pieces are asked for in order; the next is taken once `done` was called for one that is mine.
+  bool mine(int64_t cost) {
+    if (taken_) return piece_++ == next_;
+    const int64_t middle = before_ + cost / 2;
+    before_ += cost;
+    return share_.begin <= middle && middle < share_.end;
+  }
+
+  void done() {
+    if (taken_) next_ = take_();
+  }
+
+ private:
+  static constexpr int64_t kMuch = 1 << 20;  // Some hundred microseconds: far more than it takes.
+
+  const Share share_;
+  const Take& take_;
+  const bool taken_;
+  int64_t next_, piece_ = 0, before_ = 0;
+};
+
+template <class Scratch, class Take>
+static inline void attend_by(const Attention& job, int thread, int threads, const Take& take) {
   const int64_t dim = job.shape.head_dim;
   const int64_t floats = attention_scratch(dim, job.value_dim, job.pairs);
   Scratch scratch(job.scratch + thread * floats, dim, job.value_dim);
   scratch.clear(dim);
   const int64_t total = total_cost(job);
-  const Share share = share_of(total, thread, threads);
-  int64_t done = 0;  // Cost of the units so far; a piece is its middle's thread's.
+  Turns turns(total, thread, threads, take);
   float* partials = job.partials;
-  const auto is_mine = [&](int64_t cost) {
-    const int64_t middle = done + cost / 2;
-    done += cost;
-    return share.begin <= middle && middle < share.end;
-  };
   for_units(job, [&](const Unit& unit) {
     if (!is_split(unit, total, threads)) {
-      if (is_mine(unit.cost())) attend_whole(job, unit, scratch);
-      return;
+      if (!turns.mine(unit.cost())) return;
+      attend_whole(job, unit, scratch);
+      return turns.done();
     }
     const int32_t spans = unit.spans();
     for (int32_t span = 0; span < spans; ++span) {
       const Share part = share_of(unit.cost(), span, spans);
-      if (is_mine(part.end - part.begin)) attend_part(job, unit, span, partials, scratch);
+      if (!turns.mine(part.end - part.begin)) continue;
+      attend_part(job, unit, span, partials, scratch);
+      turns.done();
     }
     partials += spans * gathered_floats(unit.queries, job.value_dim);
   });
 }
 
 // Not inlined, so that no arithmetic moves out of the part where small numbers are flushed.
+template <class Take>
 __attribute__((noinline)) static void attend_in_pairs(const Attention& job, int thread,
-                                                      int threads) {
+                                                      int threads, const Take& take) {
   const FlushDenormals flush;
 #if defined(BATON_AMX)
   if (has_amx()) {
     const Tiles tiles;
-    return attend_by<TileScratch>(job, thread, threads);
+    return attend_by<TileScratch>(job, thread, threads, take);
   }
 #endif
-  attend_by<PairScratch>(job, thread, threads);
+  attend_by<PairScratch>(job, thread, threads, take);
 }
 
-static inline void attend(const Attention& job, int thread, int threads) {
-  if (job.pairs) return attend_in_pairs(job, thread, threads);
-  attend_by<FloatScratch>(job, thread, threads);
+// `take` counts from 0, for all threads together.
+template <class Take>
+static inline void attend(const Attention& job, int thread, int threads, const Take& take) {
+  if (job.pairs) return attend_in_pairs(job, thread, threads, take);
+  attend_by<FloatScratch>(job, thread, threads, take);
 }
 
 }  // namespace baton

@@ -34,4 +34,9 @@ static inline Share share_of(int64_t total, int thread, int threads) {
   return {total * thread / threads, total * (thread + 1) / threads};
 }
 
+// How many pieces a large operation is cut into for each thread. They are not dealt out but taken,
+// each by the thread that is free first: the processes of a machine share its cores, and a thread
+// that was kept from its own for a while must not hold up all others.
+constexpr int64_t kPiecesEach = 6;
+
 }  // namespace baton

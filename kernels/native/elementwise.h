@@ -8,6 +8,7 @@
 
 #include "batch.h"
 #include "bfloat16.h"
+#include "gate.h"
 #include "vec_math.h"
 
 namespace baton {
@@ -151,12 +152,6 @@ static inline void prepare_heads(const PrepareHeads& job, int thread, int thread
 
 // ---- Gates of feed-forward layers, on gate and up side by side
 
-enum class Gate : int32_t {
-  kSilu,         // SwiGLU (Shazeer, 2020): silu(gate) * up
-  kGeluTanh,     // GeGLU: gelu(gate) * up, GELU by tanh
-  kClampedSwiglu  // GPT-OSS: g * sigmoid(alpha * g) * (u + 1), g = min(gate, limit), |u| <= limit
-};
-
 struct GateMul {
   const float* gate_up;  // [rows, 2 * width]
   int64_t gate_up_stride;
@@ -164,7 +159,6 @@ struct GateMul {
   int64_t out_stride;
   int64_t rows, width;
   Gate gate;
-  float alpha, limit;  // Of kClampedSwiglu.
 };
 
 template <class Function>
@@ -185,18 +179,7 @@ static inline void gate_rows(const GateMul& job, int thread, int threads, Functi
 }
 
 static inline void gate_mul(const GateMul& job, int thread, int threads) {
-  switch (job.gate) {
-    case Gate::kSilu:
-      return gate_rows(job, thread, threads, [](Vec g, Vec u) { return silu_of(g) * u; });
-    case Gate::kGeluTanh:
-      return gate_rows(job, thread, threads, [](Vec g, Vec u) { return gelu_of(g) * u; });
-    case Gate::kClampedSwiglu:
-      return gate_rows(job, thread, threads, [&](Vec g, Vec u) {
-        g = smaller(g, splat(job.limit));
-        u = larger(smaller(u, splat(job.limit)), splat(-job.limit));
-        return g * sigmoid_of(g * job.alpha) * (u + 1.0f);
-      });
-  }
+  by_gate(job.gate, [&](auto function) { gate_rows(job, thread, threads, function); });
 }
 
 // ---- Sums, soft caps, and rows from elsewhere

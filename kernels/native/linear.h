@@ -30,15 +30,27 @@ static inline void linear(const Linear& job, int thread, int threads, float* scr
   }
 }
 
+// Whether linear_together() takes pieces, and with them a gate.
+static inline bool in_pieces(const Linear& job) {
+#if defined(BATON_AMX)
+  return by_tiles(job) && job.rows > kPairTiles * kTileRows;
+#else
+  (void)job;
+  return false;
+#endif
+}
+
 // As linear(), of a team that meets at a barrier: `rounded` is shared and has rounded_values().
-template <class Barrier>
+// `take` counts from 0, for all threads together.
+template <class Barrier, class Take>
 static inline void linear_together(const Linear& job, int thread, int threads, float* scratch,
-                                   uint16_t* rounded, Barrier barrier) {
+                                   uint16_t* rounded, const Barrier& barrier, const Take& take) {
 #if defined(BATON_AMX)
   if (by_tiles(job)) {
     const RoundedRows x{rounded, row_tiles(job.rows), whole_groups(job.matrix.inputs)};
     round_rows_of(job, share_of(x.tiles, thread, threads), x);
     barrier();
+    if (in_pieces(job)) return pieces_of_rounded(job, threads, x, scratch, take);
     const Share panels = share_of((job.matrix.outputs + kPanel - 1) / kPanel, thread, threads);
     return linear_of_rounded(job, panels, x, scratch);
   }

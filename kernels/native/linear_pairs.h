@@ -191,6 +191,14 @@ __attribute__((noinline)) static void linear_of_rounded(const Linear& job, Share
   pairs_by_tiles(job, panels, x, scratch);
 }
 
+template <class Take>
+__attribute__((noinline)) static void pieces_of_rounded(const Linear& job, int threads,
+                                                        const RoundedRows& x, float* scratch,
+                                                        const Take& take) {
+  const FlushDenormals flush;
+  pieces_by_tiles(job, threads, x, scratch, take);
+}
+
 #endif
 
 // `scratch` has pairs_scratch() floats. Not inlined, so that no arithmetic moves out of the part

@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "amx.h"
+#include "batch.h"
 #include "linear_job.h"
 
 namespace baton {
@@ -21,6 +22,7 @@ constexpr int64_t kPieceGroups = 8;  // Of a panel, 16 KB: a third of an L1 cach
 constexpr int64_t kBlockTiles = 1024;  // Row tiles times groups of a block: 1 MB of an L2 of 2.
 constexpr int64_t kBlockGroups = 32;  // Groups of it, if not all of them fit,
 constexpr int64_t kBlockPanels = 32;  // and the panels whose sums are kept meanwhile.
+constexpr int64_t kLeastPanels = 8;    // Of a piece: a block of rows is read again for each.
 constexpr int64_t kGroupsAhead = 16;  // How far ahead a stream of weights is called for.
 constexpr int64_t kLineBytes = 64;
 constexpr int64_t kGroupLines = kGroup * kPanel * 2 / kLineBytes;
@@ -51,12 +53,13 @@ struct RoundedRows {
 
 static inline int64_t row_tiles(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 
-// Floats for sums: of a block of rows by a panel, or by several where inputs take several blocks.
+// Floats for sums: of a block of rows by a panel and its gate, or by several panels where inputs take
+// several blocks.
 static inline int64_t tile_sums(int64_t inputs) {
   const int64_t groups = whole_groups(inputs);
   const bool cut = groups > kBlockGroups;
   const int64_t pairs = kBlockTiles / (cut ? kBlockGroups : groups) / kPairTiles + 1;
-  return pairs * (cut ? kBlockPanels : 1) * kTileSums;
+  return pairs * (cut ? kBlockPanels : 2) * kTileSums;
 }
 
 #if defined(BATON_AMX)
@@ -133,17 +136,38 @@ static inline void multiply_tiles(const TilePair& pair) {
   }
 }
 
-// Some rows by some inputs, and the panels that they are multiplied by.
+// The panels of a layer in the order in which they are multiplied: gates before what they are for.
+struct PanelOrder {
+  int64_t gates;  // Panels of gates, or 0.
+
+  explicit PanelOrder(const Linear& job) : gates(job.gate ? job.matrix.outputs / kPanel / 2 : 0) {}
+
+  int64_t operator[](int64_t number) const {
+    return gates ? number / 2 + number % 2 * gates : number;
+  }
+};
+
+// Some rows by some inputs, and the panels that they are multiplied by, by their numbers in order.
 struct TileBlock {
   Share tiles, groups, panels;
 
   int64_t pairs() const { return (tiles.end - tiles.begin + kPairTiles - 1) / kPairTiles; }
 };
 
+// Finishes complete sums of a pair of tiles; those of a gate wait for the sums it is for.
+static inline void finish_pair(const Linear& job, int64_t tile, int64_t rows, int64_t number,
+                               const float* sums, int64_t kept) {
+  const int64_t row = tile * kTileRows, count = std::min(rows, job.rows - row);
+  if (!job.gate) return finish_sums(job, row, count, number * kPanel, sums);
+  if (number % 2) finish_gated(job, row, count, number / 2 * kPanel, sums - kept, sums);
+}
+
 // Multiplies a piece of a panel by all rows of a block, and finishes sums that are complete.
+// `kept` is how many sums a panel has.
 static inline void multiply_piece(const Linear& job, const TileBlock& block, Share groups,
-                                  int64_t panel, const char* ahead, const RoundedRows& x,
-                                  float* sums) {
+                                  int64_t number, const char* ahead, const RoundedRows& x,
+                                  float* sums, int64_t kept) {
+  const int64_t panel = PanelOrder(job)[number];
   const auto* weights = static_cast<const uint16_t*>(job.matrix.panels) +
                         (panel * x.groups + groups.begin) * kGroup * kPanel;
   const int64_t count = groups.end - groups.begin, pairs = block.pairs();
@@ -158,29 +182,33 @@ static inline void multiply_piece(const Linear& job, const TileBlock& block, Sha
       multiply_tiles<false>(pair);
     }
     if (groups.end == x.groups) {
-      const int64_t row = tile * kTileRows, some = (1 + two) * int64_t{kTileRows};
-      finish_sums(job, row, std::min(some, job.rows - row), panel * kPanel, sums);
+      finish_pair(job, tile, (1 + two) * int64_t{kTileRows}, number, sums, kept);
     }
     ahead += lines * kLineBytes * count;
     sums += kTileSums;
   }
 }
 
-// `sums` has kTileSums floats for each pair of tiles; for each panel too if more groups follow.
+// `sums` has kTileSums floats for each pair of tiles; for each panel too if more groups follow, or
+// for two of them if one is a gate of the other.
 static inline void multiply_block(const Linear& job, const TileBlock& block, const RoundedRows& x,
                                   float* sums) {
   const Share groups = block.groups;
   const bool whole = groups.end - groups.begin == x.groups;
   // Rows that a panel is read only once for wait for memory: that is called for just in time.
-  const int64_t distance = block.pairs() == 1 ? std::min(x.groups, kGroupsAhead) : x.groups;
+  const bool soon = block.pairs() == 1 && !job.gate;
+  const int64_t distance = std::min(x.groups, kGroupsAhead), kept = block.pairs() * kTileSums;
   const char* panels = static_cast<const char*>(job.matrix.panels);
+  const PanelOrder order(job);
   for (int64_t p = block.panels.begin; p < block.panels.end; ++p) {
+    const int64_t next = soon ? order[p] * x.groups + distance : order[p + 1] * x.groups;
+    const int64_t before = whole ? job.gate && p % 2 : p - block.panels.begin;
+    float* found = sums + before * kept;
     for (int64_t g = groups.begin; g < groups.end; g += x.piece()) {
       const int64_t end = std::min(g + x.piece(), groups.end);
-      const char* ahead = panels + (p * x.groups + g + distance) * kGroupLines * kLineBytes;
-      multiply_piece(job, block, {g, end}, p, ahead, x, sums);
+      const char* ahead = panels + (next + g) * kGroupLines * kLineBytes;
+      multiply_piece(job, block, {g, end}, p, ahead, x, found, kept);
     }
-    if (!whole) sums += block.pairs() * kTileSums;
   }
 }
 
@@ -196,6 +224,29 @@ static void pairs_by_tiles(const Linear& job, Share panels, const RoundedRows& x
       for (int64_t g = 0; g < x.groups; g += step) {
         multiply_block(job, {tiles, {g, std::min(g + step, x.groups)}, some}, x, sums);
       }
+    }
+  }
+}
+
+// Computes all rows for the pieces that this thread takes: some panels for one block of rows, which
+// the next piece is mostly of too. `take` returns the number of the next piece.
+template <class Take>
+static void pieces_by_tiles(const Linear& job, int threads, const RoundedRows& x, float* sums,
+                            const Take& take) {
+  const Tiles config;
+  const int64_t panels = (job.matrix.outputs + kPanel - 1) / kPanel;
+  const int64_t step = x.block(), high = x.block_tiles();
+  const int64_t blocks = (x.tiles + high - 1) / high;
+  const int64_t wanted = (kPiecesEach * threads + blocks - 1) / blocks;
+  const int64_t even = (panels + wanted - 1) / wanted, pair = kLeastPanels;
+  const int64_t wide = std::min((even + pair - 1) / pair * pair, kBlockPanels);
+  const int64_t pieces = (panels + wide - 1) / wide;
+  for (int64_t piece = take(); piece < blocks * pieces; piece = take()) {
+    const int64_t tile = piece / pieces * high, panel = piece % pieces * wide;
+    const Share tiles{tile, std::min(tile + high, x.tiles)};
+    const Share some{panel, std::min(panel + wide, panels)};
+    for (int64_t g = 0; g < x.groups; g += step) {
+      multiply_block(job, {tiles, {g, std::min(g + step, x.groups)}, some}, x, sums);
     }
   }
 }

@@ -45,7 +45,7 @@ struct Op {
   int32_t table;       // Which rotation.
   int32_t heads;
   int32_t window;
-  Gate gate;
+  GateKind gate;
   Stored stored;       // What `weight` of kEmbed is.
   float scale;
   float eps;

@@ -1,6 +1,7 @@
 // Runs a program: every operation by all threads, a barrier between one and the next.
 #pragma once
 
+#include <atomic>
 #include <vector>
 
 #include "attention.h"
@@ -34,6 +35,7 @@ class Program {
       : plan_(plan), team_(threads), buffers_(plan.buffer_count), angles_(plan.rotation_count) {
     const auto* ops = plan.ops;
     ops_.assign(ops, ops + plan.op_count);
+    taken_ = std::vector<std::atomic<int64_t>>(ops_.size());
     widths_.assign(plan.widths, plan.widths + plan.buffer_count);
     spreads_.assign(plan.spreads, plan.spreads + plan.buffer_count);
     rotations_.assign(plan.rotations, plan.rotations + plan.rotation_count);
@@ -54,6 +56,7 @@ class Program {
       scratch_floats_ = std::max(scratch_floats_, whole_lines(floats));
     }
     scratch_.reserve(scratch_floats_ * threads);
+    for (size_t i = 0; i < ops_.size(); ++i) gated_.push_back(is_gated(i));
   }
 
   // Computes operations [first, last); a step's first call has first = 0.
@@ -63,10 +66,16 @@ class Program {
       reserve(input);
     }
     input_ = &input;
+    for (int index = first; index < last; ++index) taken_[index].store(0, std::memory_order_relaxed);
     team_.run([&](int thread) {
       for (int index = first; index < last; ++index) {
+        if (index > first && gates_too(index - 1, last)) continue;
         if (index > first) team_.barrier();
-        execute(ops_[index], thread);
+        if (gates_too(index, last)) {
+          linear_and_gate(ops_[index], ops_[index + 1], thread);
+        } else {
+          execute(ops_[index], thread);
+        }
       }
     });
     return kDone;
@@ -122,6 +131,12 @@ class Program {
     partials_.reserve(partials);
   }
 
+  // Numbers an operation's pieces, from 0, as threads take them.
+  auto taking(const Op& op) {
+    std::atomic<int64_t>& taken = taken_[&op - ops_.data()];
+    return [&taken] { return taken.fetch_add(1, std::memory_order_relaxed); };
+  }
+
   void execute(const Op& op, int thread) {
     const int threads = team_.threads();
     if (rows(op) == 0) return;
@@ -139,18 +154,14 @@ class Program {
                          op.eps, row_of(op.out) + op.out_at, stride(op.out), rows(op), op.width},
                         thread, threads);
       case Kind::kLinear:
-        return linear_together({op.matrix, op.bias, row_of(op.x) + op.x_at, stride(op.x),
-                                op.y < 0 ? nullptr : row_of(op.y), op.y < 0 ? 0 : stride(op.y),
-                                row_of(op.out) + op.out_at, stride(op.out), rows(op)},
-                               thread, threads, scratch_.get() + thread * scratch_floats_,
-                               rounded_.get(), [this] { team_.barrier(); });
+        return linear(op, linear_job(op), thread);
       case Kind::kHeads:
         return heads(op, thread);
       case Kind::kAttend:
-        return attend(attention(op), thread, threads);
+        return attend(attention(op), thread, threads, taking(op));
       case Kind::kGate:
         return gate_mul({row_of(op.x), stride(op.x), row_of(op.out), stride(op.out), rows(op) * op.top_k,
-                         op.width, op.gate, op.alpha, op.limit},
+                         op.width, {op.gate, op.alpha, op.limit}},
                         thread, threads);
       case Kind::kAdd:
         return baton::add({row_of(op.out), row_of(op.x), rows(op) * stride(op.out)}, thread,
@@ -168,6 +179,45 @@ class Program {
       default:
         return execute_mixture(op, thread);
     }
+  }
+
+  Linear linear_job(const Op& op) const {
+    return {op.matrix, op.bias, row_of(op.x) + op.x_at, stride(op.x),
+            op.y < 0 ? nullptr : row_of(op.y), op.y < 0 ? 0 : stride(op.y),
+            row_of(op.out) + op.out_at, stride(op.out), rows(op)};
+  }
+
+  void linear(const Op& op, const Linear& job, int thread) {
+    linear_together(job, thread, team_.threads(), scratch_.get() + thread * scratch_floats_,
+                    rounded_.get(), [this] { team_.barrier(); }, taking(op));
+  }
+
+  // Whether the next operation is the gate of a linear layer's outputs, which nothing else reads,
+  // and may be computed with them: then they are never in memory.
+  bool is_gated(size_t index) const {
+    if (index + 1 >= ops_.size()) return false;
+    const Op &op = ops_[index], &next = ops_[index + 1];
+    if (op.kind != Kind::kLinear || next.kind != Kind::kGate) return false;
+    if (next.x != op.out || next.top_k != 1 || op.sampled || op.bias || op.y >= 0) return false;
+    if (op.matrix.outputs != 2 * next.width || next.width % kPanel) return false;
+    for (size_t later = index + 2; later < ops_.size(); ++later) {
+      if (ops_[later].x == op.out || ops_[later].y == op.out) return false;
+      if (ops_[later].out == op.out) break;
+    }
+    return true;
+  }
+
+  bool gates_too(int index, int last) const {
+    return gated_[index] && index + 1 < last && in_pieces(linear_job(ops_[index]));
+  }
+
+  void linear_and_gate(const Op& op, const Op& next, int thread) {
+    const Gate gate{next.gate, next.alpha, next.limit};
+    Linear job = linear_job(op);
+    job.gate = &gate;
+    job.out = row_of(next.out);
+    job.out_stride = stride(next.out);
+    linear(op, job, thread);
   }
 
   void execute_mixture(const Op& op, int thread) {
@@ -249,7 +299,7 @@ class Program {
     const Share share = share_of(op.heads, thread, team_.threads());
     const Matrix* matrices = static_cast<const Matrix*>(op.weight);
     for (int64_t head = share.begin; head < share.end; ++head) {
-      linear({matrices[head], nullptr, row_of(op.x) + head * op.x_step, stride(op.x), nullptr, 0,
+      baton::linear({matrices[head], nullptr, row_of(op.x) + head * op.x_step, stride(op.x), nullptr, 0,
               row_of(op.out) + head * op.out_step, stride(op.out), rows(op)},
              0, 1, scratch_.get() + thread * scratch_floats_);
     }
@@ -270,7 +320,7 @@ class Program {
       const int64_t first = starts[e], count = starts[e + 1] - first;
       if (count == 0) continue;
       const float* bias = op.bias ? op.bias + e * matrices[e].outputs : nullptr;
-      linear({matrices[e], bias, row_of(op.x) + first * stride(op.x), stride(op.x), nullptr, 0,
+      baton::linear({matrices[e], bias, row_of(op.x) + first * stride(op.x), stride(op.x), nullptr, 0,
               row_of(op.out) + first * stride(op.out), stride(op.out), count},
              thread, team_.threads(), scratch_.get() + thread * scratch_floats_);
     }
@@ -322,6 +372,8 @@ class Program {
   const Plan plan_;
   Team team_;
   std::vector<Op> ops_;
+  std::vector<char> gated_;  // Of each operation: is_gated().
+  std::vector<std::atomic<int64_t>> taken_;  // Pieces of each operation of this step, so far.
   std::vector<int32_t> widths_, spreads_;
   std::vector<Rotation> rotations_;
   std::vector<Room<float>> buffers_, angles_;

@@ -25,13 +25,20 @@ class Instance:
     """A lease holder behind a real server."""
 
     def __init__(self, incarnation: int = 1) -> None:
-        self.incarnation = Incarnation(incarnation)
+        self._incarnation = Incarnation(incarnation)
+        self.asked = 0
+        """Times that a beat came, refused ones too: each is held against the incarnation."""
         self.lease = Lease()
         self.beats = 0
         self.leaves: list[Leave] = []
         self.standing: Standing | None = None
         self.draining = False
         self.server: WorkerServer | None = None
+
+    @property
+    def incarnation(self) -> Incarnation:
+        self.asked += 1
+        return self._incarnation
 
     def beat(self, beat: Beat) -> Report:
         self.beats += 1
@@ -57,7 +64,7 @@ class Instance:
             instance_id=InstanceId("decode-0"),
             role=Role.DECODE,
             address=self.server.address,
-            incarnation=Incarnation(incarnation or self.incarnation),
+            incarnation=Incarnation(incarnation or self._incarnation),
             pid=1,
             model="m",
             compatibility="c",
@@ -75,7 +82,13 @@ class Granter:
         self.board = MembershipBoard()
         self.lost: list[InstanceLost] = []
         terms = Terms("gateway-0/9", lease_s=LEASE_S, beat_s=0.01)
-        self.keeper = LeaseKeeper(self.board, terms, on_lost=lambda _, e: self.lost.append(e))
+        self.now = 0.0
+        self.keeper = LeaseKeeper(
+            self.board,
+            terms,
+            on_lost=lambda _, e: self.lost.append(e),
+            clock=lambda: self.now,
+        )
 
     def list(self, *instances: InstanceInfo) -> None:
         self.board.publish(Membership(self.board.current.version + 1, instances))
@@ -184,14 +197,49 @@ async def test_who_is_lost_or_drains_takes_no_requests(instance: Instance) -> No
         assert not granter.keeper.report(info)
 
 
+async def test_who_may_be_cut_off_grants_nothing_and_loses_nobody_for_it(
+    instance: Instance,
+) -> None:
+    async with granting() as granter:
+        info, keeper = instance.info(), granter.keeper
+        granter.list(info)
+        await until(lambda: keeper.report(info))
+        keeper.pause()
+        await until(lambda: keeper.report(info) is None)
+        beats = instance.beats
+        instance.standing = Standing.FENCED  # as it is, once nobody has renewed its lease
+        keeper.resume()
+        await until(lambda: instance.beats > beats + 1)
+        assert keeper.report(info) is None
+        instance.standing = None
+        await until(lambda: keeper.report(info))
+        assert not granter.lost, "it was our pause"
+        assert instance.leaves == []
+
+
+async def test_one_that_stays_fenced_after_a_pause_is_lost(instance: Instance) -> None:
+    async with granting() as granter:
+        info, keeper = instance.info(), granter.keeper
+        granter.list(info)
+        await until(lambda: keeper.report(info))
+        keeper.pause()
+        await until(lambda: keeper.report(info) is None)
+        beats = instance.beats
+        instance.standing = Standing.FENCED
+        keeper.resume()
+        await until(lambda: instance.beats > beats + 1)
+        assert not granter.lost
+        granter.now += LEASE_S + 1
+        await until(lambda: granter.lost)
+
+
 async def test_another_incarnation_at_the_address_is_never_live(instance: Instance) -> None:
     async with granting() as granter:
         info = instance.info(incarnation=5)
         granter.list(info)
         granter.list(info, info)
-        for _ in range(50):
-            await asyncio.sleep(0.005)
-            assert granter.keeper.report(info) is None
+        await until(lambda: instance.asked > 2)
+        assert granter.keeper.report(info) is None
         assert instance.beats == 0
         assert not granter.lost  # what has never been there is not lost
 
@@ -216,8 +264,8 @@ async def test_a_beat_that_makes_no_sense_is_refused(instance: Instance) -> None
     info = instance.info()
     granter.list(info)
     running = asyncio.create_task(granter.keeper.run())
-    for _ in range(20):
-        await asyncio.sleep(0.005)
+    async with asyncio.timeout(SECONDS):
+        await until(lambda: instance.asked > 2)
     assert instance.beats == 0
     running.cancel()
     await asyncio.wait({running})

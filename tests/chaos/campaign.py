@@ -18,6 +18,8 @@ class Campaign:
         self._right: list[list[int]] = []
         self._cluster: Cluster | None = None
         self._play: Play | None = None
+        self._played: list[int] = []
+        """Seeds that the processes have lived through."""
 
     async def run(self, seed: int) -> tuple[Schedule, Report]:
         """Play the schedule of a seed."""
@@ -27,6 +29,7 @@ class Campaign:
             if not self._right:
                 self._right = await right_answers(self.folder)
             cluster = await self._cluster_of(schedule)
+            self._played.append(seed)
             self._play = Play(schedule, cluster, self._right)
             report = self._play.report
             await self._play.run()
@@ -34,14 +37,21 @@ class Campaign:
             report.problems.append(traceback.format_exc())
         if report.problems and self._cluster is not None:
             await self._cluster.kill()
-            self._cluster = None
+            self._cluster, self._played = None, []
         return schedule, report
 
     async def close(self) -> None:
-        """Close the processes of the last world."""
+        """Close the processes of the last world; AssertionError names the seeds they lived through.
+
+        What a process holds is seen after every schedule, so that little is left to find here.
+        """
         cluster, self._cluster = self._cluster, None
+        played, self._played = self._played, []
         if cluster is not None:
-            await cluster.close()
+            try:
+                await cluster.close()
+            except AssertionError as error:
+                raise AssertionError(f"closing the world of seeds {played}: {error}") from error
 
     async def _cluster_of(self, schedule: Schedule) -> Cluster:
         if self._cluster is None or self._cluster.world != schedule.world:

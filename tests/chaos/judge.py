@@ -14,6 +14,9 @@ _MAKE_READS_LATE = frozenset(
 )
 """After these, prefill may rightly have given up the blocks that are being read."""
 
+_LATE_S = 2.0
+"""A run that took longer, on a busy machine, may have had late reads without any fault."""
+
 
 @dataclass
 class Sent:
@@ -40,11 +43,14 @@ def judge(
     requests: Mapping[int, Sent],
     struck: Mapping[str, int],
     right: Sequence[list[int]],
+    *,
+    seconds: float,
     wrong_backups: int = 0,
 ) -> Iterator[str]:
     """Yield each thing that is wrong, in words; `right` has the tokens of each catalogue entry.
 
-    `wrong_backups` is how often a decode instance was offered wrong KV by the other one.
+    The run took so many `seconds`. `wrong_backups` is how often a decode instance was offered wrong
+    KV by the other one.
     """
     outcomes: Counter[str] = Counter()
     for index, sent in requests.items():
@@ -52,13 +58,23 @@ def judge(
             yield f"request {index} (entry {sent.ask.entry}) {problem}"
         if sent.answer.finish is not None:
             outcomes.update(outcomes_of(sent.answer.finish))
+    # Who offers may give the blocks to others if they are not read in time.
+    if seconds < min(schedule.world.prefill_keeps_s, _LATE_S):
+        yield from _wrong_counts(schedule, struck, outcomes, wrong_backups)
+
+
+def _wrong_counts(
+    schedule: Schedule, struck: Mapping[str, int], outcomes: Mapping[str, int], wrong_backups: int
+) -> Iterator[str]:
+    """Yield where wrong bytes were not seen as such, or others were."""
     kinds = {fault.kind for fault in schedule.faults}
     wrong_bytes = sum(struck[kind] for kind in (*WRONG_BYTES, "overwrite"))
     wrong_kv = outcomes["wrong_kv"]
-    patient = schedule.world.prefill_keeps_s > 1  # else it may end an attempt while it is read
-    if wrong_bytes and not wrong_kv + wrong_backups and patient and kinds <= set(WRONG_BYTES):
+    # A read may also have been given up before it was looked at; of a backup that is not counted.
+    seen = wrong_kv + outcomes["deadline_exceeded"] + (schedule.world.backup != "off")
+    if wrong_bytes and not seen and kinds <= set(WRONG_BYTES):
         yield f"{wrong_bytes} reads gave wrong bytes, and none was counted as wrong_kv"
-    if wrong_kv and not wrong_bytes and patient and not kinds & _MAKE_READS_LATE:
+    if wrong_kv and not wrong_bytes and not kinds & _MAKE_READS_LATE:
         yield f"{wrong_kv} attempts saw wrong KV where none was"
     if wrong_backups and not wrong_bytes and not kinds & {*_MAKE_READS_LATE, *ON_DECODE}:
         yield f"{wrong_backups} backups saw wrong KV where none was"

@@ -85,10 +85,11 @@ class Play:
             for task in self._tasks:
                 task.cancel()
         await self._all_given_back()
+        seconds = time.monotonic() - self._started
         # A process that was replaced has forgotten what it counted.
         backups = await self._backups() - before
         self.report.backed_up = backups["backup_blocks_taken"]
-        self._judge(backups["backups_wrong"])
+        self._judge(seconds, backups["backups_wrong"])
         return self.report
 
     async def _backups(self) -> Counter[str]:
@@ -252,15 +253,15 @@ class Play:
         for process in self._cluster.processes:
             try:
                 while held := await process.held():
-                    if time.monotonic() > deadline:
-                        self._problem(f"{process!r} still holds {held}")
+                    if time.monotonic() > deadline or "tasks_crashed" in held:
+                        self._problem(f"{process!r} still holds {held}\n{process.log_tail()}")
                         break
                     await asyncio.sleep(_LOOK_AGAIN_S)
             except AssertionError as death:
                 self._problem(str(death))
         self._note("looked at what the processes hold")
 
-    def _judge(self, wrong_backups: int) -> None:
+    def _judge(self, seconds: float, wrong_backups: int) -> None:
         for index, sent in self._sent.items():
             answer = sent.answer
             self.report.migrations.update(answer.migrations)
@@ -271,7 +272,12 @@ class Play:
                 said = f"{answer.finish.reason}, handed over: {outcomes}{moved}"
                 self._note(f"request {index}: {said}")
         for problem in judge(
-            self._schedule, self._sent, self.report.struck, self._right, wrong_backups
+            self._schedule,
+            self._sent,
+            self.report.struck,
+            self._right,
+            seconds=seconds,
+            wrong_backups=wrong_backups,
         ):
             self._problem(problem)
 

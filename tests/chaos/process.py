@@ -18,13 +18,13 @@ from baton.proto.grpc_runtime import open_channel
 from baton.proto.worker_pb2_grpc import DecodeStub, PrefillStub
 
 from . import worker_main
-from .schedule import Fault
+from .schedule import DECODES, PREFILLS, Fault
 
 PATIENCE_S = 60.0
 """For whatever must happen in a process that is alive."""
 
 _LOG_TAIL = 4000
-"""Characters of a dead process's log that are shown."""
+"""Characters of a process's log that are shown with what is wrong with it."""
 
 _FORKS = multiprocessing.get_context("forkserver")
 # A fork of a process that has torch in memory is ready in a tenth of a second.
@@ -88,6 +88,8 @@ class WorkerProcess:
         reply = await self._asked()
         stats = reply["stats"]
         held = {name: stats[name] for name in _GIVEN_BACK if stats.get(name)}
+        if stats["peers"] >= PREFILLS + DECODES:  # one for each other name: the last one with it
+            held["peers"] = stats["peers"]
         return held | ({"problem": reply["problem"]} if reply["problem"] else {})
 
     async def stats(self) -> dict[str, Any]:
@@ -111,7 +113,11 @@ class WorkerProcess:
         await asyncio.to_thread(self._process.join, PATIENCE_S)
         code = self._process.exitcode
         await self.kill()
-        assert code == 0, f"{self!r} closed with exit code {code}"
+        assert code == 0, f"{self!r} closed with exit code {code}\n{self.log_tail()}"
+
+    def log_tail(self) -> str:
+        """Return the end of its log."""
+        return self._log_path.read_text(errors="replace")[-_LOG_TAIL:]
 
     async def kill(self) -> None:
         """End it as the kernel would. Safe to repeat."""
@@ -130,8 +136,8 @@ class WorkerProcess:
         if "lost" in reply:
             self._replies.put_nowait(reply)
             await asyncio.to_thread(self._process.join, PATIENCE_S)
-            code, log = self._process.exitcode, self._log_path.read_text(errors="replace")
-            raise AssertionError(f"{self!r} has died: exit code {code}\n{log[-_LOG_TAIL:]}")
+            code = self._process.exitcode
+            raise AssertionError(f"{self!r} has died: exit code {code}\n{self.log_tail()}")
         return reply
 
     def _readable(self) -> None:
@@ -161,6 +167,8 @@ _GIVEN_BACK = (
     "open_requests",
     "attempts",
     "tasks",
+    "tasks_crashed",
+    "tickets_open",
     "sessions",
 )
 """Counters of stats() that are zero when nothing is open."""

@@ -40,6 +40,7 @@ async def main(first: int, last: int) -> int:
             backed_up += report.backed_up
             failed += [seed] * bool(report.problems)
             _show(schedule, report, time.monotonic() - started, whole=first == last)
+        failed += await _close(campaign, last)
     finally:
         await campaign.close()
     _print("", "requests moved to another decode instance:")
@@ -51,6 +52,16 @@ async def main(first: int, last: int) -> int:
     else:
         shutil.rmtree(folder)
     return status
+
+
+async def _close(campaign: Campaign, last: int) -> list[int]:
+    """Close the last world; return its last seed if that shows that something is wrong."""
+    try:
+        await campaign.close()
+    except AssertionError as error:
+        _print(f"FAILED: {error}")
+        return [last]
+    return []
 
 
 def _show(schedule: Schedule, report: Report, seconds: float, *, whole: bool) -> None:

@@ -36,8 +36,13 @@ def sent(
     return Sent(Ask(0, (0,), 0.0, guest=False), gateway, answer, **fields)
 
 
-def verdict(schedule: Schedule, request: Sent, *, backups: int = 0, **struck: int) -> str:
-    return "; ".join(judge(schedule, {0: request}, Counter(struck), RIGHT, backups))
+def verdict(
+    schedule: Schedule, request: Sent, *, backups: int = 0, seconds: float = 1.0, **struck: int
+) -> str:
+    found = judge(
+        schedule, {0: request}, Counter(struck), RIGHT, seconds=seconds, wrong_backups=backups
+    )
+    return "; ".join(found)
 
 
 def test_a_good_run_has_no_problem() -> None:
@@ -67,10 +72,15 @@ def test_wrong_kv_is_counted_where_it_was_and_nowhere_else() -> None:
     assert "where none was" in verdict(run_with("cut"), sent(outcome="wrong_kv"))
     # Prefill may have given the blocks to others while the read waited.
     assert verdict(run_with("late"), sent(outcome="wrong_kv"), late=1) == ""
+    assert verdict(run_with("cut"), sent(outcome="wrong_kv"), seconds=3.0) == ""
+    # Decode may have given the read up before it had looked at it.
+    assert verdict(run_with("stale"), sent(outcome="deadline_exceeded"), stale=1) == ""
 
 
 def test_wrong_kv_of_a_backup_counts_as_found() -> None:
-    assert verdict(run_with("stale"), sent(), backups=1, stale=1) == ""
+    run = run_with("stale")
+    backed_up = replace(run, world=replace(run.world, backup="peer"))
+    assert verdict(backed_up, sent(), backups=1, stale=1) == ""
     assert "backups saw wrong" in verdict(run_with("cut"), sent(), backups=1)
     # The offer may have been over while it was read.
     assert verdict(run_with("kill_decode"), sent(), backups=1) == ""

@@ -69,11 +69,15 @@ def test_a_cluster_outlives_its_commands_and_its_controller(
         url = re.findall(r"(http://\S+)/v1", text)[0]
 
         request = {"model": "baton-demo", "prompt": "def f():\n", "max_tokens": 24, "seed": 1}
+        following = baton("events", "--follow")
+        following.wait_for("ready")
         with httpx.Client(base_url=url, trust_env=False, timeout=120) as http:
             answer = http.post("/v1/completions", json=request).json()["choices"]
             os.kill(controller, signal.SIGKILL)
             assert http.post("/v1/completions", json=request).json()["choices"] == answer
 
+        following.wait_for("adopt")
+        following.end(signal.SIGINT)
         again = done(baton("up", "-f", str(spec)))
         assert any("nothing changes" in line for line in again)
         assert incarnations(again) == born, "the next controller adopted both"

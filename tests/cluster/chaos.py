@@ -1,92 +1,68 @@
-"""`python -m tests.cluster.chaos [SEED | FIRST-LAST]`: schedules of faults on three nodes.
+"""`python -m tests.cluster.chaos [SEED | FIRST-LAST] [--out FILE]`: faults on three nodes.
 
-All are played on one cluster, one after the other; one seed alone is told with all that happened.
+One seed alone is told with all that happened. A seed that fails is told, and the next goes on in
+another cluster. With --out, results are kept in a file: run again, it goes on after the last one,
+and the tables are of all that the file has.
 """
 
+import argparse
 import asyncio
-import math
-import shutil
+import signal
 import sys
-import tempfile
-import time
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from .faults import draw_schedule
+from .campaign import Campaign
+from .chaos_results import Result, read, summary, table
 from .nodes import why_not
-from .play import Play, Report
-from .three_nodes import ThreeNodes, catalogue
 
+_HOPELESS = 3
+"""So many failures in a row end the campaign."""
 _MODEL = Path(__file__).parents[2] / "demo_model" / "main"
 
 
-async def main(first: int, last: int) -> int:
-    """Play the seeds; return the exit status."""
-    folder = Path(tempfile.mkdtemp(prefix="bc-", dir="/tmp"))
-    prompts = catalogue()
-    reports: list[Report] = []
-    failed: list[int] = []
-    async with ThreeNodes(folder, _MODEL) as cluster:
-        right = await cluster.answers(prompts)
-        for seed in range(first, last + 1):
-            started = time.monotonic()
-            play = Play(draw_schedule(seed, len(prompts)), cluster, prompts, right)
-            try:
-                report = await play.run()
-            except Exception as error:
-                report = play.report
-                report.problems.append(f"{type(error).__name__}: {error}")
-            reports.append(report)
-            _show(seed, report, time.monotonic() - started, whole=first == last)
-            if report.problems:
-                failed.append(seed)
-                _print(cluster.logs())
-                break  # what comes next would be judged for what is left of this
-    _summary(reports)
-    if failed:
+async def main(seeds: Sequence[int], out: Path | None) -> int:
+    """Play the seeds; return the exit status. SIGTERM ends the nodes too."""
+    this = asyncio.current_task()
+    assert this is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
+    results = [] if out is None else [r for r in read(out) if r.seed in seeds]
+    known = {result.seed for result in results}
+    async with Campaign(_MODEL) as campaign:
+        for seed in seeds:
+            if seed in known:
+                continue
+            result = Result(seed, await campaign.run(seed))
+            results.append(result)
+            _show(result, campaign.logs, whole=len(seeds) == 1)
+            if out is not None:
+                with out.open("a") as file:
+                    file.write(result.line())
+            last = results[-_HOPELESS:]
+            if len(last) == _HOPELESS and not any(one.passed for one in last):
+                _print(f"{_HOPELESS} in a row have failed: what is wrong is no matter of a seed")
+                break
+    _print("", table(results), "", summary(results))
+    if failed := [result.seed for result in results if not result.passed]:
         _print(f"failed: {failed}; replay one: make chaos-nodes NODE_SEEDS={failed[0]}")
-        return 1
-    shutil.rmtree(folder, ignore_errors=True)
-    _print(f"{len(reports)} of {last - first + 1} passed")
-    return 0
+    return 1 if failed else 0
 
 
-def _show(seed: int, report: Report, seconds: float, *, whole: bool) -> None:
+def _show(result: Result, logs: str, *, whole: bool) -> None:
+    report = result.report
     if whole or report.problems:
         _print(*report.log)
-    result = "FAILED" if report.problems else "ok"
+    if report.problems:
+        _print(logs)
+    verdict = "FAILED" if report.problems else "ok"
     figures = f"gap {report.gap_s:5.2f} s, moved {report.moved}"
     if report.noticed_s is not None:
         figures += f", noticed {report.noticed_s:5.2f} s"
     if report.whole_s is not None:
         figures += f", whole {report.whole_s:5.2f} s"
     struck = " ".join(report.struck) or "none struck"
-    _print(f"seed {seed:4d} {result:6} {seconds:5.1f} s  {struck:28} {figures}", *report.problems)
-
-
-def _summary(reports: Sequence[Report]) -> None:
-    """Print a table of what each kind of fault cost, of the schedules with that one alone."""
-    by_kind: dict[str, list[Report]] = defaultdict(list)
-    for report in reports:
-        if len(report.struck) == 1 and not report.problems:
-            by_kind[report.struck[0]].append(report)
-    _print("", "| fault | runs | gap p50 | gap p99 | noticed p50 | p99 | whole p50 | p99 |")
-    _print("|---|---|---|---|---|---|---|---|")
-    for kind, found in sorted(by_kind.items()):
-        columns = (
-            [r.gap_s for r in found],
-            [r.noticed_s for r in found if r.noticed_s is not None],
-            [r.whole_s for r in found if r.whole_s is not None],
-        )
-        cells = [_quantile(column, share) for column in columns for share in (0.5, 0.99)]
-        _print(f"| {kind} | {len(found)} | {' | '.join(cells)} |")
-
-
-def _quantile(values: Sequence[float], share: float) -> str:
-    if not values:
-        return "-"
-    return f"{sorted(values)[math.ceil(share * len(values)) - 1]:.1f}"
+    line = f"seed {result.seed:4d} {verdict:6} {report.seconds:5.1f} s  {struck:28} {figures}"
+    _print(line, *report.problems)
 
 
 def _print(*lines: str) -> None:
@@ -94,13 +70,19 @@ def _print(*lines: str) -> None:
     sys.stdout.flush()
 
 
-def _seeds(text: str) -> tuple[int, int]:
+def _seeds(text: str) -> range:
     first, _, last = text.partition("-")
-    return int(first), int(last or first)
+    return range(int(first), int(last or first) + 1)
 
 
 if __name__ == "__main__":
     if reason := why_not():
         _print(f"left out, no nodes can be made here: {reason}")
         sys.exit(0)
-    sys.exit(asyncio.run(main(*_seeds(sys.argv[1] if len(sys.argv) > 1 else "0-99"))))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("seeds", nargs="?", type=_seeds, default="0-47", help="SEED or FIRST-LAST")
+    parser.add_argument("--out", type=Path, help="where results are kept, and looked for")
+    arguments = parser.parse_args()
+    sys.exit(asyncio.run(main(arguments.seeds, arguments.out)))

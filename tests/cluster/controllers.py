@@ -40,6 +40,7 @@ class Cluster:
             concurrency=CALLS_AT_ONCE,
             restarts=-1,
             timeout_s=30,
+            beside_head=True,
         )
 
     async def ask(self, method: str, *arguments: Any) -> Any:

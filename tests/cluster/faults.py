@@ -5,7 +5,14 @@ from dataclasses import dataclass
 
 NODES = ("blip", "cut", "power_cut")
 """Befall node 2 or 3: unplugged for less than a lease; until Ray's head has given it up; off."""
-PROCESSES = ("kill_decode", "kill_prefill", "stop_decode", "stop_prefill", "kill_controller")
+PROCESSES = (
+    "kill_decode",
+    "kill_prefill",
+    "stop_decode",
+    "stop_prefill",
+    "kill_controller",
+    "kill_gateway",
+)
 ORDERS = ("drain", "flip", "scale_up", "scale_down")
 KINDS = (*PROCESSES, *NODES, *ORDERS)
 _REQUESTS = (4, 6, 8)
@@ -32,6 +39,13 @@ class Schedule:
     entries: tuple[int, ...]
     """Of the catalogue; sent at once."""
     faults: tuple[Fault, ...]
+
+    @property
+    def guests(self) -> frozenset[int]:
+        """Which of the requests another gateway takes, the one that is killed."""
+        if all(fault.kind != "kill_gateway" for fault in self.faults):
+            return frozenset()
+        return frozenset(range(0, len(self.entries), 2))
 
 
 def draw_schedule(seed: int, catalogue_size: int) -> Schedule:

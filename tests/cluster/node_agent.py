@@ -34,6 +34,8 @@ from baton.proto.inference_pb2_grpc import InferenceStub
 _REQUEST_S = 240.0
 _ASK_S = 90.0
 _PAUSE_S = 0.1
+_MOST_LOSSES = 16
+"""More decode instances than one request can lose in a run, on a busy machine too."""
 _DIRECT = (("grpc.enable_http_proxy", 0),)
 
 
@@ -154,13 +156,13 @@ def _plain(value: Any) -> Any:
     return value
 
 
-async def main(address: str, model_name: str, model_dir: str) -> None:
+async def main(address: str, name: str, model_name: str, model_dir: str) -> None:
     """Serve until standard input ends."""
     plan = GatewayPlan(
-        "gateway",
+        name,
         model_name,
         Path(model_dir),
-        GatewayConfig(http_port=0, grpc_port=0),
+        GatewayConfig(http_port=0, grpc_port=0, max_migrations=_MOST_LOSSES),
         expects_prefill=True,
     )
     async with attached(Note(address)) as cluster, asyncio.TaskGroup() as group:

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .agent_link import PATIENCE_S, AgentLink, AgentLost, Prompt, Running
 from .faults import Fault, Schedule
-from .three_nodes import PATIENCE_S, Prompt, Running, ThreeNodes
+from .three_nodes import ThreeNodes
 
 SHAPE = {"prefill": 1, "decode": 2}
 """Instances at the begin of every schedule, and again at its end."""
@@ -35,6 +36,8 @@ class Report:
     """From the first strike until the controller had given somebody up."""
     whole_s: float | None = None
     """From the first strike until the last of those was there again."""
+    seconds: float = 0.0
+    """The schedule took, both questions included."""
     log: list[str] = field(default_factory=list)
 
 
@@ -54,20 +57,25 @@ class Play:
         self._prompts = prompts
         self._right = right
         self._sent: list[Running] = []
+        self._guest: AgentLink | None = None
+        """The gateway that may be killed, if the schedule has that."""
         self._struck_at: float | None = None
         self._started = time.time()
 
     async def run(self) -> Report:
         """Play it to the end."""
-        cluster = self._cluster
+        cluster, guests = self._cluster, self._schedule.guests
+        self._guest = await cluster.start_guest() if guests else None
         before = await cluster.instances()
-        self._sent = [
-            cluster.submit(entry, self._prompts[entry]) for entry in self._schedule.entries
-        ]
+        for index, entry in enumerate(self._schedule.entries):
+            agent = self._guest if self._guest and index in guests else cluster.agent
+            self._sent.append(agent.submit(entry, self._prompts[entry]))
         async with asyncio.TaskGroup() as group:
             for fault in self._schedule.faults:
                 group.create_task(self._strike_when_due(fault, before))
             group.create_task(self._all_ended())
+        if self._guest is not None:
+            await self._guest.kill()
         for pool, count in SHAPE.items():
             await cluster.ask("scale", pool, count)
         await self._whole()
@@ -96,20 +104,32 @@ class Play:
             self.report.whole_s = back[-1]
 
     async def _all_ended(self) -> None:
-        for index, running in enumerate(self._sent):
-            try:
-                answer = await running.task
-            except (AssertionError, TimeoutError) as error:
-                self.report.problems.append(f"request {index} (entry {running.entry}): {error}")
-                continue
-            self.report.moved += answer["moved"]
-            self.report.gap_s = max(self.report.gap_s, answer["gap_s"])
-            right = self._right[running.entry]
-            if answer["tokens"] != right:
-                same = _common(answer["tokens"], right)
-                wrong = f"differs after {same} of {len(right)} tokens, moved {answer['moved']}"
-                self.report.problems.append(f"request {index} (entry {running.entry}) {wrong}")
+        await asyncio.gather(*(self._ended(k, running) for k, running in enumerate(self._sent)))
         self._note(f"all requests have ended, moved {self.report.moved}")
+
+    async def _ended(self, index: int, running: Running) -> None:
+        try:
+            answer = await self._answer(running)
+        except (AssertionError, TimeoutError) as error:
+            self.report.problems.append(f"request {index} (entry {running.entry}): {error}")
+            return
+        self.report.moved += answer["moved"]
+        self.report.gap_s = max(self.report.gap_s, answer["gap_s"])
+        right = self._right[running.entry]
+        if answer["tokens"] != right:
+            same = _common(answer["tokens"], right)
+            wrong = f"differs after {same} of {len(right)} tokens, moved {answer['moved']}"
+            self.report.problems.append(f"request {index} (entry {running.entry}) {wrong}")
+
+    async def _answer(self, running: Running) -> dict[str, Any]:
+        """Wait for the answer; who loses its gateway asks another one, from the beginning."""
+        try:
+            return await running.task
+        except AgentLost:
+            if self._guest is None:
+                raise
+            again = self._cluster.submit(running.entry, self._prompts[running.entry])
+            return {**await again.task, "gap_s": 0.0}  # it was no gap in a stream
 
     # ---- faults ------------------------------------------------------------------------------
 
@@ -129,6 +149,11 @@ class Play:
                 host, pid = await self._cluster.controller()
                 await self._cluster.ray.signal(host, pid, signal.SIGKILL)
                 self._strikes(fault, host)
+            case "kill_gateway":
+                assert self._guest is not None, self._schedule
+                if self._guest.alive:
+                    await self._guest.kill()
+                    self._strikes(fault, "the guests' gateway")
             case "scale_up" | "scale_down":
                 await self._tell(fault, "scale", "decode", 3 if fault.kind == "scale_up" else 1)
             case "drain" | "flip":

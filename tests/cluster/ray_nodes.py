@@ -16,6 +16,7 @@ from .nodes import Node, Nodes
 
 _PORT = 6379
 _START_S = 240.0
+_STARTS = 3
 _OBJECT_STORE_BYTES = 80_000_000
 _FAST_HEALTH = {
     # A node that is gone is noticed after about four seconds; by default it takes fifteen.
@@ -86,7 +87,22 @@ class RayNodes:
         return int(address.partition(":")[0].rpartition(".")[2])
 
     async def start_ray(self, index: int) -> None:
-        """Start Ray on a node that has none; returns when it is up."""
+        """Start Ray on a node that has none; returns when it is up.
+
+        It is tried again: `ray start` gives up when a call to the head takes 30 s, as happens on a
+        machine with ten times more to do than it has cores, and cannot be told to wait longer.
+        """
+        for attempts_left in reversed(range(_STARTS)):
+            log = self._spawn(index)
+            async with asyncio.timeout(_START_S):
+                while self.running(index):
+                    if "block forever" in log.read_text():
+                        return
+                    await asyncio.sleep(0.1)
+            assert attempts_left, log.read_text()
+
+    def _spawn(self, index: int) -> Path:
+        """Begin to start Ray on a node; return its log."""
         node = self.nodes[index]
         self._starts += 1
         log = self._folder / f"ray-{index}.{self._starts}.log"
@@ -107,10 +123,7 @@ class RayNodes:
             output=output,
             environment=self.environment,
         )
-        async with asyncio.timeout(_START_S):
-            while "block forever" not in log.read_text():
-                assert self._rays[index].poll() is None, log.read_text()
-                await asyncio.sleep(0.1)
+        return log
 
     async def power_cut(self, index: int) -> None:
         """Take a node's power."""

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from baton.cluster import ray_calls
+from baton.cluster import ray_calls, ray_environment
 from baton.cluster.ray_head import RayHead
 from baton.cluster.status import Status
 from baton.core.errors import InvalidRequest
@@ -31,7 +31,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch, short_temp_dir: Path) -> Callable[[
     @asynccontextmanager
     async def running() -> AsyncIterator[Cluster]:
         head = await RayHead.start(
-            short_temp_dir, slots=3, environment=ray_calls.head_environment(1), timeout_s=120
+            short_temp_dir, slots=3, environment=ray_environment.head_environment(1), timeout_s=120
         )
         try:
             await ray_calls.connect(head.address, 60)

@@ -1,22 +1,25 @@
 """The controller over a real Ray, with stand-in workers: it plans, dies, comes back and adopts."""
 
+import asyncio
+import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from baton.cluster import ray_calls
-from baton.cluster.control import Control, Surroundings
+from baton.cluster import ray_calls, ray_environment, store
+from baton.cluster.control import Control
 from baton.cluster.controller import Controller
 from baton.cluster.processes import wait_gone
 from baton.cluster.ray_head import RayHead
 from baton.cluster.state import ControlState
 from baton.cluster.status import InstanceStatus
-from baton.core.errors import BatonError, InvalidRequest, Unavailable
+from baton.cluster.surroundings import Surroundings
+from baton.core.errors import BatonError, InvalidConfig, InvalidRequest, Unavailable
 from baton.core.topology import Membership
 from tests.cluster.controllers import PATIENCE_S, Cluster, spec
 
@@ -29,7 +32,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch, short_temp_dir: Path) -> Callable[[
     @asynccontextmanager
     async def running() -> AsyncIterator[Cluster]:
         head = await RayHead.start(
-            short_temp_dir, slots=5, environment=ray_calls.head_environment(1), timeout_s=120
+            short_temp_dir, slots=5, environment=ray_environment.head_environment(1), timeout_s=120
         )
         try:
             await ray_calls.connect(head.address, 60)
@@ -110,6 +113,48 @@ async def test_a_controller_keeps_what_is_wanted_and_outlives_its_own_death(
             await control.ask("status")
 
 
+@pytest.mark.slow  # one more Ray
+@pytest.mark.timeout(400)
+async def test_logs_on_a_disk_that_stands_still_keep_nobody_from_their_work(
+    cluster: Callable[[], Any], stuck: Callable[[Path], None]
+) -> None:
+    async with cluster() as control:
+        stuck(control.log_dir / "decode-0.log")
+        assert await control.ask("apply", spec())
+        first = await control.instances()
+        stuck(control.log_dir / "controller.log")
+        before = await control.pid()
+        os.kill(before, signal.SIGKILL)
+        second = await control.instances()
+        assert await control.pid() != before, "this one's log is stuck from its first line"
+        assert incarnations(second) == incarnations(first)
+        os.kill(second["decode-0"].pid, signal.SIGKILL)
+        await control.until("decode-0", "lost")
+        third = await control.instances()
+        assert third["decode-0"].incarnation != first["decode-0"].incarnation
+        await control.ask("down")
+
+
+@pytest.fixture
+def stuck() -> Iterator[Callable[[Path], None]]:
+    """Return a function that makes a file of which writers wait for ever: a full pipe."""
+    ends: list[int] = []
+
+    def make(path: Path) -> None:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+        ends.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        ends.append(writing := os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writing, b"x" * 4096)
+
+    yield make
+    for end in ends:
+        os.close(end)
+
+
 async def test_down_is_nothing_to_do_where_nothing_is_up(tmp_path: Path) -> None:
     await Controller(tmp_path, {}).down()
 
@@ -128,6 +173,50 @@ async def test_the_same_spec_again_starts_a_gateway_that_is_missing(tmp_path: Pa
     controller._gateways = Keeper()  # type: ignore[assignment]
     assert not await controller.apply(spec())
     assert tries == [1]
+
+
+async def test_a_gateway_that_ends_for_good_is_looked_for_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("baton.cluster.controller._GATEWAYS_EVERY_S", 0.001)
+    looked = asyncio.Event()
+    troubles = iter(["Ray does not answer", "Ray does not answer", ""])
+
+    class Keeper:
+        async def ensure(self) -> None:
+            if trouble := next(troubles, ""):
+                raise Unavailable(trouble)
+            looked.set()
+
+    controller = Controller(tmp_path, {})
+    controller._control = Control(
+        ControlState.of(spec().with_secrets()), Surroundings(log_dir=tmp_path)
+    )
+    keeping = asyncio.create_task(controller._keep_gateways(Keeper()))  # type: ignore[arg-type]
+    async with asyncio.timeout(PATIENCE_S):
+        await looked.wait()
+    keeping.cancel()
+    told = [event.reason for event in controller._control.journal.after(0)]
+    assert told == ["Ray does not answer"], "once"
+
+
+async def test_a_state_that_cannot_be_read_is_told_to_whoever_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def claim() -> str:
+        return "me"
+
+    async def load(now: float) -> ControlState | None:
+        return ControlState.from_json('{"format": 9}', now)
+
+    monkeypatch.setattr(store, "claim", claim)
+    monkeypatch.setattr(store, "load", load)
+    controller = Controller(tmp_path, {})
+    async with asyncio.timeout(PATIENCE_S):
+        await controller.recover()
+        for asked in (controller.status(), controller.apply(spec()), controller.down()):
+            with pytest.raises(InvalidConfig, match="format of the cluster's state: 9 is not"):
+                await asked
 
 
 def running(pid: int) -> bool:

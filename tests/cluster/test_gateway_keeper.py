@@ -1,9 +1,17 @@
-"""Which gateways a spec wants."""
+"""Which gateways a spec wants, and how they are let go."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from baton.cluster.gateway_keeper import gateway_plans, revision_of
+import pytest
+
+from baton.cluster import ray_calls
+from baton.cluster.control import Control
+from baton.cluster.gateway_keeper import GatewayKeeper, gateway_plans, revision_of
+from baton.cluster.state import ControlState, GatewayHandle
+from baton.cluster.surroundings import Surroundings
 from baton.core.cluster_spec import ClusterSpec
+from baton.core.errors import DeadlineExceeded, InstanceLost, Unavailable
 
 
 def spec(**gateways: int) -> ClusterSpec:
@@ -39,3 +47,46 @@ def test_a_change_of_what_it_is_started_with_is_another_revision() -> None:
     assert revision_of(first) == revision_of(gateway_plans(spec(count=2))["gateway-0"])
     other = gateway_plans(spec(count=1, max_open_requests=7))["gateway-0"]
     assert revision_of(first) != revision_of(other)
+
+
+@pytest.mark.parametrize(
+    ("found", "ended", "kept"),
+    [
+        (InstanceLost("there is no actor"), None, False),
+        (Unavailable("Ray does not answer"), None, True),
+        (None, Unavailable("Ray does not answer"), True),
+        (None, None, False),
+    ],
+    ids=["it has ended", "nobody knows", "it may run on", "closed"],
+)
+async def test_a_gateway_is_forgotten_once_it_has_ended_and_not_before(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    found: Exception | None,
+    ended: Exception | None,
+    kept: bool,
+) -> None:
+    async def find_actor(*_: object) -> str:
+        if found:
+            raise found
+        return "actor"
+
+    async def call(*_: object, **__: object) -> None:
+        raise DeadlineExceeded("it hangs")
+
+    async def end(actor: object) -> None:
+        if ended:
+            raise ended
+
+    for function in (find_actor, call, end):
+        monkeypatch.setattr(ray_calls, function.__name__, function)
+    state = ControlState.of(spec(count=1))
+    state = replace(state, gateways={"gateway-0": GatewayHandle("gateway-0.1", "r")})
+    control = Control(state, Surroundings(log_dir=tmp_path))
+    keeper = GatewayKeeper(control, tmp_path)
+    if kept:
+        with pytest.raises(Unavailable):
+            await keeper.close_all()
+    else:
+        await keeper.close_all()
+    assert bool(control.state.gateways) is kept

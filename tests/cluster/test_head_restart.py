@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from baton.cluster import ray_calls
+from baton.cluster import ray_calls, ray_environment
 from baton.cluster.ray_head import RayHead
 from tests.cluster.controllers import Cluster, spec
 
@@ -44,7 +44,7 @@ async def test_what_is_wanted_survives_the_head(
     redis: str, monkeypatch: pytest.MonkeyPatch, short_temp_dir: Path
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}")
-    environment = {**ray_calls.head_environment(1), "RAY_REDIS_ADDRESS": redis}
+    environment = {**ray_environment.head_environment(1), "RAY_REDIS_ADDRESS": redis}
     port, control = free_port(), Cluster(short_temp_dir / "logs")
 
     async def start() -> RayHead:

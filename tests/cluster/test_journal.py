@@ -36,3 +36,9 @@ def test_only_the_latest_are_kept() -> None:
 def test_what_is_logged_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     Journal(logged=True).add("start", "decode-0", "wanted")
     assert "decode-0" in capsys.readouterr().out
+
+
+async def test_who_followed_another_controller_gets_all_of_this_one() -> None:
+    journal = Journal(logged=False)
+    journal.add("adopt", "decode-0", "it was there")
+    assert [event.number for event in await journal.newer_than(57)] == [1]

@@ -1,5 +1,7 @@
 """The planner: every decision, without Ray."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from baton.cluster.fleet import Drain, Flip, Phase, Start, Stop
 from baton.cluster.plan import missing
 from baton.core.ids import InstanceId
-from tests.cluster.worlds import D, P, World
+from tests.cluster.worlds import D, Machines, P, World
 
 
 def settled(*wishes: object, places: int = 100) -> World:
@@ -223,5 +225,97 @@ def test_a_roll_out_keeps_enough_ready(places: int, least: int, order: list[int]
         )
         assert world.ready_in("decode") >= least
         assert len(world.fleet) <= places
+    world.settle()
+    assert missing(world.wishes, world.fleet) == []
+
+
+def rolling(
+    nodes: list[int], *, old: list[int], new: list[int], prefill: int = 1, decode: int = 1
+) -> Machines:
+    """Return a settled world in which both pools are now to have instances that need more."""
+    wishes = (replace(P, count=prefill), replace(D, count=decode))
+    world = Machines(*wishes, nodes=nodes, needs={"old": old, "new": new})
+    world.want("prefill", revision="old")
+    world.want("decode", revision="old")
+    world.settle()
+    world.want("prefill", revision="new")
+    world.want("decode", revision="new")
+    return world
+
+
+def test_room_is_for_one_of_those_that_want_it() -> None:
+    world = rolling([2, 2], old=[1], new=[2])
+    assert world.taken == {"prefill-0": [(0, 1)], "decode-0": [(0, 1)]}
+    assert [(type(a), a.instance_id) for a in world.step()] == [(Start, "prefill-1")]
+    assert world.step() == ()
+    world.ready("prefill-1")
+    assert [a.instance_id for a in world.step()] == ["prefill-0", "decode-0"]
+
+
+def test_one_leaves_first_where_the_room_is_not_in_one_piece() -> None:
+    """Another takes the room, and what its old one leaves is a half: that of decode lacks."""
+    world = rolling([2, 2], old=[1], new=[2])
+    world.wishes = world.wishes[::-1]
+    assert [(type(a), a.instance_id) for a in world.step()] == [(Start, "decode-1")]
+    world.free[1] = 0
+    world.ready("decode-1")
+    assert world.fleet[InstanceId("decode-1")].unplaced
+    (drain,) = world.step()
+    assert (type(drain), drain.instance_id) == (Drain, "decode-0")
+    assert drain.reason == "its config has changed, and there is no room for one more"
+    assert world.step() == (), "what is leaving makes room"
+    world.gone("decode-0")
+    assert world.free == [1, 0]
+    world.free[1] = 2
+    world.settle()
+    assert missing(world.wishes, world.fleet) == []
+
+
+def test_the_last_of_a_pool_waits_until_the_others_of_its_model_serve() -> None:
+    world = rolling([1, 1], old=[1], new=[1])
+    assert [a.instance_id for a in world.step()] == ["prefill-0"]
+    assert world.step() == ()
+    world.gone("prefill-0")
+    assert [(type(a), a.instance_id) for a in world.step()] == [(Start, "prefill-0")]
+    world.lose("prefill-0")
+    assert {type(a) for a in world.step()} == {Start}, "a config that does not start stops it here"
+    world.ready("prefill-0")
+    assert [(type(a), a.instance_id) for a in world.step()] == [(Drain, "decode-0")]
+
+
+def test_a_pool_of_another_model_is_not_waited_for() -> None:
+    other = replace(P, pool="other", model="other")
+    world = settled(D, other, places=3)
+    world.lose("other-0")
+    world.want("decode", count=1)
+    world.settle()
+    world.lose("other-0")
+    world.places = 2
+    world.want("decode", revision="b")
+    assert Drain in {type(a) for a in world.step()}
+
+
+@given(
+    order=st.lists(st.integers(0, 7), max_size=60),
+    prefill=st.integers(1, 2),
+    decode=st.integers(1, 2),
+    stages=st.integers(1, 2),
+    spare=st.integers(0, 2),
+)
+def test_a_roll_out_to_stages_that_fill_a_node_each_goes_on(
+    order: list[int], prefill: int, decode: int, stages: int, spare: int
+) -> None:
+    nodes = [2] * ((prefill + decode) * stages + spare)
+    world = rolling(nodes, old=[1], new=[2] * stages, prefill=prefill, decode=decode)
+    for number in order:
+        world.step()
+        name = world.names()[number % len(world.fleet)]
+        draining = world.fleet[InstanceId(name)].phase is Phase.DRAINING
+        (world.gone if draining else world.ready)(name)
+        ready = {"prefill": world.ready_in("prefill"), "decode": world.ready_in("decode")}
+        assert ready["prefill"] >= prefill - 1
+        assert ready["decode"] >= decode - 1
+        assert any(ready.values())
+        world.now += 1.0
     world.settle()
     assert missing(world.wishes, world.fleet) == []

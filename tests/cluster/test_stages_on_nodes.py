@@ -44,21 +44,22 @@ def nodes_of_ranks(cluster: ThreeNodes, name: str) -> list[int]:
     ]
 
 
-async def test_stages_on_two_nodes_give_the_tokens_of_one(
+async def test_a_roll_out_to_stages_on_two_nodes_gives_the_tokens_of_one(
     tmp_path: Path, demo_model_dir: Path
 ) -> None:
-    """Prefill in two stages on two nodes, to decode on the third."""
-    async with ThreeNodes(
-        tmp_path / "one", demo_model_dir, spec(prefill=(1, 1), decode=(1, 1))
-    ) as cluster:
+    """Prefill in two stages on two nodes, to decode on the third: each stage fills its node.
+
+    The old instances leave halves of nodes, so the new ones have room only if some leave first.
+    """
+    small, large = spec(prefill=(1, 1), decode=(1, 1)), spec(prefill=(2, 2), decode=(2, 1))
+    async with ThreeNodes(tmp_path, demo_model_dir, small) as cluster:
         right = await cluster.answers(PROMPTS)
-    async with ThreeNodes(
-        tmp_path / "two", demo_model_dir, spec(prefill=(2, 2), decode=(2, 1))
-    ) as cluster:
+        await cluster.up(large)
         found = await cluster.whole()
-        leader = cluster.ray.index_of(found["prefill-0"]["address"])
-        assert nodes_of_ranks(cluster, "prefill-0") not in ([], [leader]), "a node for each stage"
+        (prefill,) = (name for name in found if name.startswith("prefill"))
+        leader = cluster.ray.index_of(found[prefill]["address"])
+        assert nodes_of_ranks(cluster, prefill) not in ([], [leader]), "a node for each stage"
         assert await cluster.answers(PROMPTS) == right
         await cluster.all_given_back()
-        leader_stats, *_ = await cluster.ask("stats", "prefill-0")
+        leader_stats, *_ = await cluster.ask("stats", prefill)
         assert leader_stats["handover_ok"] == len(PROMPTS), "decode computed prompts itself"

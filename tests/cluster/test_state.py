@@ -17,6 +17,7 @@ from baton.cluster.state import (
     with_spec,
 )
 from baton.core.cluster_spec import ClusterSpec
+from baton.core.config import ClusterTlsConfig
 from baton.core.errors import InvalidConfig, InvalidRequest
 from baton.core.ids import InstanceId
 from tests.cluster.worlds import World, info
@@ -59,10 +60,15 @@ def test_every_phase_survives_being_written_down() -> None:
     assert ControlState.from_json(changed.to_json(), now) == changed
 
 
-def test_the_state_of_a_later_baton_is_refused() -> None:
-    values = json.loads(running(spec()).to_json()) | {"format": 2}
-    with pytest.raises(InvalidConfig, match="format 1"):
-        ControlState.from_json(json.dumps(values), 0.0)
+def test_a_state_that_cannot_be_read_is_refused_without_showing_it() -> None:
+    values = json.loads(running(spec()).to_json())
+    broken = [{**values, "spec": {"models": []}}, {**values, "fleet": {"decode-0": {}}}, {}, []]
+    for other, found in [({**values, "format": 2}, "2"), *((v, "broken") for v in broken)]:
+        with pytest.raises(InvalidConfig, match=f"state: '?{found}.*the Baton that wrote it") as e:
+            ControlState.from_json(json.dumps(other), 0.0)
+        assert len(str(e.value)) < 200
+    with pytest.raises(InvalidConfig, match="broken"):
+        ControlState.from_json("{", 0.0)
 
 
 def test_a_pool_is_scaled_within_its_bounds() -> None:
@@ -144,6 +150,18 @@ def test_another_spec_keeps_secrets_and_forgets_what_was_scaled() -> None:
     assert same.wishes()[1].revision == state.wishes()[1].revision
     fresh = with_spec(state, spec(mixed={}))
     assert fresh.counts == {"mixed": 1}
+
+
+def test_tls_is_not_turned_on_between_processes_that_run() -> None:
+    state = running(spec())
+    secured = spec().model_copy(
+        update={"tls": ClusterTlsConfig(cert=Path("c"), key=Path("k"), ca=Path("a"))}
+    )
+    with pytest.raises(InvalidConfig, match=r"tls: .*none, as what runs has, until `baton down`"):
+        with_spec(state, secured)
+    with pytest.raises(InvalidConfig, match="some, as what runs has"):
+        with_spec(running(secured), spec())
+    assert with_spec(running(secured), secured).spec.tls == secured.tls
 
 
 def test_a_late_report_of_readiness_is_remembered() -> None:

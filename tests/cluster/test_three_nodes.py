@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from .agent_link import PATIENCE_S, Prompt, Running
 from .faults import KINDS, draw_schedule
 from .nodes import why_not
 from .play import Play
-from .three_nodes import PATIENCE_S, Prompt, Running, ThreeNodes, catalogue
+from .three_nodes import ThreeNodes, catalogue
 
 pytestmark = [
     # Three Rays start, each in some twenty seconds on a busy machine.
@@ -52,6 +53,7 @@ async def test_three_nodes_serve_the_same_tokens_again_and_again(
     found = await cluster.instances()
     assert sorted(found) == ["decode-0", "decode-1", "prefill-0"]
     assert len({cluster.ray.index_of(i["address"]) for i in found.values()}) > 1
+    assert (await cluster.controller())[0] == cluster.ray.nodes[1].address, "beside Ray's head"
     assert await cluster.answers(PROMPTS) == right
     await cluster.all_given_back()
 

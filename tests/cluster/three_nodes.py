@@ -1,27 +1,22 @@
 """A cluster of Baton on three nodes, from outside: its commands, its requests, its two oracles.
 
-node 1: Ray's head, gateway and client     node 2, node 3: room for instances
-(never struck: a request has one gateway)  (as on node 1, less)
+node 1: Ray's head, gateways and clients    node 2, node 3: room for instances
+(never struck: all answers come to it)      (as on node 1, less)
 """
 
 import asyncio
-import contextlib
-import json
-import os
 import random
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from .agent_link import PATIENCE_S, AgentLink, Prompt, Running
 from .ray_nodes import RayNodes
 
-PATIENCE_S = 240.0
 _LOOK_AGAIN_S = 0.1
 _GIVEN_BACK = (
     "blocks_used",
@@ -31,6 +26,9 @@ _GIVEN_BACK = (
     "transfers_open",
     "open_requests",
     "attempts",
+    "tasks",
+    "tasks_crashed",
+    "tickets_open",
     "sessions",
 )
 """Counters of an instance that are zero when nothing is open."""
@@ -47,16 +45,6 @@ models:
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A request of the catalogue."""
-
-    prompt: tuple[int, ...]
-    max_tokens: int
-    temperature: float
-    seed: int
-
-
 def catalogue(size: int = 8, *, longest: int = 1800) -> tuple[Prompt, ...]:
     """Return requests, always the same ones; few enough to know the right answer to each."""
     draw = random.Random(7)
@@ -71,18 +59,6 @@ def catalogue(size: int = 8, *, longest: int = 1800) -> tuple[Prompt, ...]:
     )
 
 
-@dataclass(eq=False)
-class Running:
-    """One request on its way."""
-
-    entry: int
-    task: "asyncio.Task[dict[str, Any]]"
-    tokens: int = 0
-    """That have come so far."""
-    moved: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set at each message."""
-
-
 class ThreeNodes:
     """`async with ThreeNodes(folder, model_dir) as cluster:` — everything is as its spec says."""
 
@@ -92,19 +68,18 @@ class ThreeNodes:
         self._spec = spec
         self._folder = folder
         self._model_dir = model_dir
-        self._agent: asyncio.subprocess.Process
-        self._reader: asyncio.Task[None]
-        self._answers: dict[int, asyncio.Future[Any]] = {}
-        self._running: dict[int, Running] = {}
-        self._orders = 0
+        self.agent: AgentLink
+        """Whose gateway is never struck."""
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self.ray)
+        try:
+            await self._stack.enter_async_context(self.ray)
             await self.up(self._spec)
-            await self._start_agent(stack)
-            self._stack = stack.pop_all()
+            self.agent = await self._start_agent("gateway")
+        except BaseException:
+            await self._stack.aclose()
+            raise
         return self
 
     async def __aexit__(
@@ -144,16 +119,15 @@ class ThreeNodes:
             for log in sorted(self.ray.nodes[k].files.glob("baton-*/*.log")):
                 tail = log.read_text(errors="replace").splitlines()[-30:]
                 found += [f"--- node {k}, {log.name}", *tail]
-        agent = self._folder / "agent.log"
-        if agent.exists():
-            found += ["--- agent", *agent.read_text().splitlines()[-30:]]
+        for log in sorted(self._folder.glob("*.log")):
+            found += [f"--- {log.name}", *log.read_text(errors="replace").splitlines()[-30:]]
         return "\n".join(found)
 
     # ---- the controller ----------------------------------------------------------------------
 
     async def ask(self, method: str, *arguments: Any) -> Any:
         """Call a method of the controller; see cluster/controller.py."""
-        return await self._order("ask", method=method, arguments=arguments)
+        return await self.agent.order("ask", method=method, arguments=arguments)
 
     async def instances(self) -> dict[str, dict[str, Any]]:
         """Return who is ready, by name."""
@@ -162,9 +136,15 @@ class ThreeNodes:
         return {i["name"]: i for i in found if i["phase"] == "ready"}
 
     async def whole(self) -> dict[str, dict[str, Any]]:
-        """Wait until everything is as it is wanted; return who is ready then."""
+        """Wait until everything is as it is wanted; return who is ready then.
+
+        A node that Ray's head has given up for no reason but a busy machine joins again.
+        """
         async with asyncio.timeout(PATIENCE_S):
             while True:
+                for index in range(2, len(self.ray.nodes) + 1):
+                    if not self.ray.running(index):
+                        await self.ray.start_ray(index)
                 status = await self.ask("status")
                 if status["settled"]:
                     found = [i for pool in status["pools"] for i in pool["instances"]]
@@ -199,7 +179,7 @@ class ThreeNodes:
 
     async def known(self, index: int) -> bool:
         """Return whether Ray's head takes a node for alive."""
-        return self.ray.nodes[index].address in await self._order("nodes")
+        return self.ray.nodes[index].address in await self.agent.order("nodes")
 
     async def given_up(self, index: int) -> None:
         """Wait until Ray's head takes a node for dead."""
@@ -224,23 +204,28 @@ class ThreeNodes:
 
     def submit(self, entry: int, prompt: Prompt) -> Running:
         """Let the client send a request."""
-        values = {"prompt": prompt.prompt, "max_tokens": prompt.max_tokens}
-        values |= {"temperature": prompt.temperature, "seed": prompt.seed}
-        number = self._next()
-        running = Running(entry, asyncio.create_task(self._sent(number, "generate", values)))
-        self._running[number] = running
-        return running
+        return self.agent.submit(entry, prompt)
 
     async def answers(self, prompts: tuple[Prompt, ...]) -> list[list[int]]:
         """Return the tokens of each, sent at once."""
         sent = [self.submit(entry, prompt) for entry, prompt in enumerate(prompts)]
         return [(await running.task)["tokens"] for running in sent]
 
+    async def start_guest(self) -> AgentLink:
+        """Start another gateway with clients of its own, which may be killed."""
+        return await self._start_agent("guest")
+
+    async def _start_agent(self, name: str) -> AgentLink:
+        with (self._folder / f"{name}.log").open("a") as log:
+            agent = await AgentLink.start(self.ray, (name, "demo", str(self._model_dir)), log)
+        self._stack.push_async_callback(agent.kill)
+        return agent
+
     # ---- oracles -----------------------------------------------------------------------------
 
     async def held(self) -> dict[str, Any]:
         """Return what gateway and instances hold that idle ones would not."""
-        gateway = await self._order("gateway")
+        gateway = await self.agent.order("gateway")
         held: dict[str, Any] = {}
         if gateway["open_requests"]:
             held["gateway"] = gateway
@@ -261,61 +246,3 @@ class ThreeNodes:
                     await asyncio.sleep(_LOOK_AGAIN_S)
         except TimeoutError:
             raise AssertionError(f"still held: {held}\n{self.logs()}") from None
-
-    # ---- the agent ---------------------------------------------------------------------------
-
-    async def _start_agent(self, stack: AsyncExitStack) -> None:
-        node = self.ray.nodes[1]
-        log = stack.enter_context((self._folder / "agent.log").open("w"))
-        command = (sys.executable, "-m", "tests.cluster.node_agent")
-        self._agent = await asyncio.create_subprocess_exec(
-            *node.command([*command, self.ray.address, "demo", str(self._model_dir)]),
-            env=node.environment(self.ray.environment),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=log,
-            limit=1 << 24,
-            start_new_session=True,
-        )
-        self._answers[0] = asyncio.get_running_loop().create_future()
-        self._reader = asyncio.create_task(self._read())
-        stack.push_async_callback(self._end_agent)
-        async with asyncio.timeout(PATIENCE_S):
-            await self._answers[0]
-
-    async def _end_agent(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._agent.pid, signal.SIGKILL)
-        await self._agent.wait()
-        await self._reader
-
-    async def _order(self, what: str, **values: Any) -> Any:
-        return await self._sent(self._next(), what, values)
-
-    def _next(self) -> int:
-        self._orders += 1
-        return self._orders
-
-    async def _sent(self, number: int, what: str, values: dict[str, Any]) -> Any:
-        assert self._agent.stdin is not None
-        self._answers[number] = asyncio.get_running_loop().create_future()
-        line = json.dumps({"id": number, "do": what, **values}) + "\n"
-        self._agent.stdin.write(line.encode())
-        async with asyncio.timeout(PATIENCE_S):
-            return await self._answers[number]
-
-    async def _read(self) -> None:
-        assert self._agent.stdout is not None
-        async for line in self._agent.stdout:
-            message = json.loads(line)
-            number = message["id"]
-            if "tokens" in message:
-                self._running[number].tokens = message["tokens"]
-                self._running[number].moved.set()
-            elif "error" in message:
-                self._answers[number].set_exception(AssertionError(message["error"]))
-            else:
-                self._answers[number].set_result(message["result"])
-        for answer in self._answers.values():
-            if not answer.done():
-                answer.set_exception(AssertionError("the agent has ended"))

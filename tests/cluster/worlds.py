@@ -1,5 +1,6 @@
 """What tests of the planner have in common: instances, and a world that does as it is told."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from baton.cluster.fleet import (
@@ -14,13 +15,14 @@ from baton.cluster.fleet import (
     gone,
     was_lost,
 )
+from baton.cluster.placement import Node, Room, fits
 from baton.cluster.plan import Plan, Situation, Wish, make_plan
 from baton.core.ids import Incarnation, InstanceId
 from baton.core.topology import InstanceInfo, Role
 
 BACKOFF = Backoff(first_s=1.0, cap_s=8.0, forgive_s=100.0)
-P = Wish("prefill", Role.PREFILL, 1, "a")
-D = Wish("decode", Role.DECODE, 2, "a")
+P = Wish("prefill", Role.PREFILL, 1, "a", "m")
+D = Wish("decode", Role.DECODE, 2, "a", "m")
 
 
 def info(want: Desired, incarnation: int = 1) -> InstanceInfo:
@@ -54,9 +56,12 @@ class World:
 
     def plan(self) -> Plan:
         """Decide, without doing anything."""
-        room = frozenset(w.pool for w in self.wishes) if len(self.fleet) < self.places else set()
-        situation = Situation(self.wishes, self.leaving, self.fleet, frozenset(room), self.now)
+        situation = Situation(self.wishes, self.leaving, self.fleet, self.room(), self.now)
         return make_plan(situation, BACKOFF)
+
+    def room(self) -> frozenset[str]:
+        """Return the pools for which there is room for one more."""
+        return frozenset(w.pool for w in self.wishes if len(self.fleet) < self.places)
 
     def step(self) -> tuple[Action, ...]:
         """Decide, and begin what was decided."""
@@ -75,11 +80,18 @@ class World:
             self.fleet, InstanceId(name), seen.generation, info(seen.desired), self.now
         )
 
-    def lose(self, name: str) -> None:
-        """Let an instance's processes end."""
+    def lose(self, name: str, *, unplaced: bool = False) -> None:
+        """Let an instance's processes end, or find no room."""
         seen = self.fleet[InstanceId(name)]
         self.running.discard(InstanceId(name))
-        self.fleet = was_lost(self.fleet, InstanceId(name), seen.generation, self.now, BACKOFF)
+        self.fleet = was_lost(
+            self.fleet,
+            seen.desired.instance_id,
+            seen.generation,
+            self.now,
+            BACKOFF,
+            unplaced=unplaced,
+        )
 
     def gone(self, name: str) -> None:
         """Let an instance that drains end."""
@@ -117,3 +129,52 @@ class World:
     def names(self) -> list[str]:
         """Return who is there."""
         return sorted(self.fleet)
+
+
+class Machines(World):
+    """A world whose places lie on nodes: an instance needs so much on each of so many of them."""
+
+    def __init__(self, *wishes: Wish, nodes: Sequence[int], needs: Mapping[str, Sequence[int]]):
+        """`nodes`: what each has; `needs`: by revision, of each stage of an instance."""
+        super().__init__(*wishes)
+        self.free = list(nodes)
+        self.needs = needs
+        self.taken: dict[InstanceId, list[tuple[int, int]]] = {}
+        """By each: nodes, and how much of them."""
+
+    def room(self) -> frozenset[str]:
+        """Return the pools for which there is room for one more."""
+        nodes = [Node(str(i), "", {}, {"CPU": free}) for i, free in enumerate(self.free)]
+        return frozenset(
+            w.pool
+            for w in self.wishes
+            if fits(Room(tuple({"CPU": n} for n in self.needs[w.revision])), nodes)
+        )
+
+    def place(self, name: str) -> bool:
+        """Find room for one that starts, as Ray does: all of it or none."""
+        seen, left, found = self.fleet[InstanceId(name)], list(self.free), []
+        if seen.desired.instance_id in self.taken:
+            return True
+        for need in self.needs[seen.desired.revision]:
+            index = next((i for i, free in enumerate(left) if free >= need), None)
+            if index is None:
+                return False
+            left[index] -= need
+            found.append((index, need))
+        self.free, self.taken[seen.desired.instance_id] = left, found
+        return True
+
+    def ready(self, name: str) -> None:
+        """Let one that starts become ready, or be lost for want of room."""
+        if self.fleet[InstanceId(name)].phase is not Phase.STARTING or self.place(name):
+            super().ready(name)
+        else:
+            self.lose(name, unplaced=True)
+
+    def gone(self, name: str) -> None:
+        """Let one that drains end, and give back what it had."""
+        drains = self.fleet[InstanceId(name)].phase is Phase.DRAINING
+        super().gone(name)
+        for index, need in self.taken.pop(InstanceId(name), []) if drains else []:
+            self.free[index] += need

@@ -37,6 +37,7 @@ def test_the_tree_in_the_docstring_is_the_tree():
 
 def test_a_code_used_twice_is_a_bug():
     class Double(BatonError):
+        __module__ = errors.__name__
         code = "overloaded"
 
     try:
@@ -44,6 +45,13 @@ def test_a_code_used_twice_is_a_bug():
             all_errors()
     finally:
         Double.__name__ = "_Double"  # hidden: the class itself lives until it is collected
+
+
+def test_a_subclass_that_a_library_makes_is_none_of_ours():
+    """As Ray does, to raise what an actor has raised both as its own error and as ours."""
+    dual = type("RayTaskError(Overloaded)", (RuntimeError, Overloaded), {})
+    assert all_errors()["overloaded"] is Overloaded
+    assert dual in Overloaded.__subclasses__()
 
 
 @pytest.mark.parametrize("cls", list(all_errors().values()))

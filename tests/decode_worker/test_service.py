@@ -11,6 +11,7 @@ import pytest
 
 from baton.core.config import EngineConfig, WorkerConfig
 from baton.core.topology import Role
+from baton.decode_worker.outbox import Outbox
 from baton.decode_worker.worker import DecodeWorker
 from baton.proto import worker_pb2 as pb
 from baton.proto import worker_pb2_grpc as pb_grpc
@@ -81,6 +82,20 @@ async def test_a_gateway_that_makes_no_sense_is_told_so_and_loses_its_stream(
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await asyncio.wait_for(read_on(), TIMEOUT_S)
     assert what in str(caught.value.details())
+    assert worker.stats()["open_requests"] == 0
+
+
+async def test_a_session_that_cannot_write_ends_instead_of_keeping_silent(
+    call: Any, worker: DecodeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(outbox: Outbox) -> Any:
+        raise RuntimeError("no frame")
+
+    monkeypatch.setattr(Outbox, "next_frame", broken)
+    await call.write(submit(1))  # the writer already waits for this frame, and fails at the next
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await finishes(call, 1)
+    assert "the session broke: RuntimeError('no frame')" in str(caught.value.details())
     assert worker.stats()["open_requests"] == 0
 
 

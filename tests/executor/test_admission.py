@@ -98,3 +98,15 @@ async def test_what_was_ended_and_does_not_leave_is_told(admission, monkeypatch)
     admission.enter()
     with pytest.raises(DeadlineExceeded, match="1 are still open in decode-0"):
         await admission.drain(0.0, lambda: 1)
+
+
+async def test_a_fence_that_something_does_not_leave_is_told(
+    admission: Admission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("baton.executor.admission._LEAVE_S", 0.01)
+    admission.enter()
+    with pytest.raises(DeadlineExceeded, match="1 are still open in decode-0"):
+        await admission.fence(lambda: 1)
+    assert admission.fenced
+    admission.leave()
+    await admission.fence(never)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from baton.core.errors import DeadlineExceeded
 from baton.core.ids import Incarnation
 from baton.core.lease import Beat, Leave, Report, Standing
 from baton.executor.leased import Leased
@@ -18,6 +19,8 @@ class Instance:
         self.fences = self.served = 0
         self.steps = 0
         self.busy = False
+        self.full = False
+        """The next fence finds something that does not leave in time."""
         self.gate = asyncio.Event()
         self.gate.set()
         self.now = 0.0
@@ -33,6 +36,9 @@ class Instance:
 
     async def fence(self) -> None:
         self.fences += 1
+        if self.full:
+            self.full = False
+            raise DeadlineExceeded("1 are still open")
         await self.gate.wait()
 
     def serve(self) -> None:
@@ -98,6 +104,19 @@ async def test_it_does_not_serve_before_all_has_been_given_back() -> None:
         instance.gate.set()
         await until(False, instance)
         assert instance.fences == 1
+
+
+async def test_it_fences_again_until_it_is_empty() -> None:
+    async with watched(Instance()) as instance:
+        instance.full = True
+        instance.gate.clear()
+        instance.beat(lease_s=0.0)
+        while instance.fences < 2:  # noqa: ASYNC110  (there is no event for it)
+            await asyncio.sleep(0)
+        instance.beat()
+        assert instance.leased.fenced
+        instance.gate.set()
+        await until(False, instance)
 
 
 async def test_beats_do_not_count_while_the_model_is_stuck() -> None:

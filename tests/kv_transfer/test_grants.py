@@ -48,9 +48,9 @@ def test_tickets_do_not_open_what_is_of_others_or_was_taken_back() -> None:
     grants.revoke(THEIRS)
     assert not grants.allow(THEIRS, ints(8), ints(8))
     assert "1 tickets" in repr(grants)
-    assert not grants.idle
+    assert grants.tickets == 1
     grants.revoke(OURS)
-    assert grants.idle
+    assert grants.tickets == 0
 
 
 def opened(owner: str, memory: Bytes) -> LinkTransport:
@@ -91,8 +91,9 @@ async def test_a_read_that_is_refused_ends_alone() -> None:
         got = memory[run.local_offset : run.local_offset + 8]
         assert (got == source[run.remote_offset : run.remote_offset + 8]).all()
     assert not memory[-8:].any(), "a refused read brings zeros"
-    assert owner.stats().refused == 3
+    assert (owner.stats().refused, owner.stats().tickets_open) == (3, 1)
     owner.revoke(OURS)
+    assert owner.stats().tickets_open == 0
     with pytest.raises(TransportError, match="not any more"):
         await soon(reader.read(peer, [Run(0, 0, 8)], ticket=OURS).wait())
     for transport in (reader, owner):

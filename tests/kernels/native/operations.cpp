@@ -1,4 +1,5 @@
 // The native operations as the tests call them: each by a team of threads that is started for it.
+#include <atomic>
 #include <thread>
 #include <vector>
 
@@ -11,7 +12,7 @@ using namespace baton;
 namespace {
 
 template <class Call>
-void by_team(int threads, Call call) {
+void by_team(int threads, const Call& call) {
   std::vector<std::thread> others;
   for (int thread = 1; thread < threads; ++thread) others.emplace_back(call, thread);
   call(0);
@@ -25,7 +26,6 @@ void by_team(int threads, Call call) {
     by_team(threads, [=](int thread) { function(*job, thread, threads); }); \
   }
 
-OPERATION(test_attend, Attention, attend)
 OPERATION(test_rms_norm, RmsNorm, rms_norm)
 OPERATION(test_rope_table, RopeTable, rope_table)
 OPERATION(test_place_tokens, PlaceTokens, place_tokens)
@@ -38,6 +38,12 @@ OPERATION(test_gather_bf16, Gather<Bf16>, gather)
 OPERATION(test_route, Route, route)
 OPERATION(test_group_pairs, GroupPairs, group_pairs)
 OPERATION(test_combine, Combine, combine)
+
+extern "C" void test_attend(const Attention* job, int threads) {
+  std::atomic<int64_t> taken{0};
+  const auto take = [&taken] { return taken.fetch_add(1); };
+  by_team(threads, [&](int thread) { attend(*job, thread, threads, take); });
+}
 
 extern "C" int64_t test_attention_scratch(int64_t head_dim, int64_t value_dim, bool pairs) {
   return attention_scratch(head_dim, value_dim, pairs);

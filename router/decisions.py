@@ -241,7 +241,9 @@ class DecisionLog:
 
     def decided(self, request_id: str, decision: Decision) -> None:
         """Keep a decision; the oldest request's go if there are too many."""
-        kept = self._decisions.setdefault(request_id, [])
+        kept = self._decisions.get(request_id)
+        if kept is None or kept[-1].tenant != decision.tenant:
+            kept = self._decisions[request_id] = []
         kept.append(decision)
         del kept[:-_MOVES]
         if len(self._decisions) > self._kept:

@@ -406,6 +406,7 @@ async def test_the_session_of_a_request(http, front_door, monkeypatch, fields, h
     answer = await http.post("/v1/completions", content=body, headers=headers | kind)
     assert answer.status_code == 200, answer.text
     assert [hint.session for hint in hints] == [session]
+    await front_door.gateway.idle()
     told = await http.get(f"/v1/requests/{hints[0].request_id}/explain")
     assert told.json()["measured"]["finish"] in ("length", "stop")
     missing = await http.get("/v1/requests/nobody/explain")

@@ -109,9 +109,9 @@ def _measured(told: dict[str, Any]) -> list[RenderableType]:
     measured = told["measured"]
     if measured is None:
         return ["\nit is still open"]
-    where = escape(measured["decode"])
+    where = f"{escape(measured['decode'])} alone"
     if measured["prefill"] is not None:
-        where = f"{escape(measured['prefill'])} → {where}"
+        where = f"{escape(measured['prefill'])} → {escape(measured['decode'])}"
     lines: list[RenderableType] = [
         f"\nmeasured: TTFT {_ms(measured['ttft_s'])}, TPOT {_ms(measured['tpot_s'])} on {where};"
         f" {measured['cached_tokens']} tokens were cached, {measured['output_tokens']} came,"

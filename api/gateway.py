@@ -8,10 +8,12 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from random import Random
 from typing import Any, Self
 
 from baton.api.decode_session import SessionStats
-from baton.api.detokenize import Detokenizer
+from baton.api.event_follower import EventFollower
+from baton.api.identity import Identity
 from baton.api.journey import Journey, JourneyHost
 from baton.api.latency import RecentLatency
 from baton.api.lease_keeper import LeaseKeeper, Terms
@@ -20,18 +22,20 @@ from baton.api.sessions import Sessions
 from baton.api.status import StatusView, status_of
 from baton.api.text_stream import Piece, TextStream
 from baton.api.traces import TraceLog
-from baton.api.validate import ServedModel, TextRequest
+from baton.api.validate import ServedModel, TextRequest, tool_format
 from baton.core import log
 from baton.core.clock import Clock, monotonic
-from baton.core.config import GatewayConfig
-from baton.core.errors import BatonError, InstanceLost, Overloaded, Unavailable
+from baton.core.config import ClusterTlsConfig, GatewayConfig
+from baton.core.errors import BatonError, InstanceLost, Overloaded, Unavailable, UnknownModel
 from baton.core.metrics import GatewayMetrics, GatewayReading, InstanceReading
 from baton.core.tasks import TaskSet
+from baton.core.tenants import ANYBODY, Caller
 from baton.core.topology import InstanceInfo, MembershipBoard, Role
 from baton.core.trace import RequestTrace
 from baton.core.tracing import open_tracing
 from baton.models.tokenizer import Tokenizer
-from baton.router.router import Router, RouterStats
+from baton.router.router import Hint, Router, RouterStats
+from baton.router.state import RouterState
 
 _log = log.get_logger("gateway")
 
@@ -69,24 +73,41 @@ class Gateway:
         *,
         expects_prefill: bool,
         may_be_empty: bool = False,
+        beside_others: bool = False,
+        tls: ClusterTlsConfig | None = None,
         clock: Clock = monotonic,
     ) -> None:
         """`expects_prefill`: the cluster was started with prefill instances (see `health`).
 
         `may_be_empty`: with nothing to do there is no decode instance; one comes if a request waits
-        for it, for `migration_wait_s` at most.
+        for it, for `migration_wait_s` at most. `beside_others`: other gateways send requests to
+        the same instances; among equals it draws lots, so that not all choose the same. `tls`: for
+        the way to instances.
+
+        Raises InvalidConfig if the file of API keys is not as it should be.
         """
         self.config = config
         self.model_name = model_name
         self.created = int(time.time())
         """Unix time at which serving began."""
         self.metrics = metrics
+        self.identity = Identity(config.api_keys, lambda: metrics.reload_failed("api_keys"))
         self._tokenizer = tokenizer
+        self._tool_format = tool_format(config.tool_parser, tokenizer)
         self._board = board
         self._expects_prefill = expects_prefill
         self._may_be_empty = may_be_empty
         self._clock = clock
-        self._router = Router(max_open_requests=config.max_open_requests, clock=clock)
+        state = RouterState(config.index_blocks)
+        self._follower = EventFollower(board, state, tls)
+        self._router = Router(
+            max_open_requests=config.max_open_requests,
+            clock=clock,
+            state=state,
+            salt=secrets.token_hex(8) if beside_others else "",
+            rng=Random() if beside_others else None,
+            decisions_kept=config.traces_kept,
+        )
         self._leases = LeaseKeeper(
             board,
             Terms(
@@ -97,6 +118,7 @@ class Gateway:
             on_lost=self._lost,
             on_live=self._live,
             clock=clock,
+            tls=tls,
         )
         self._sessions = Sessions(
             board,
@@ -104,6 +126,7 @@ class Gateway:
             connect_timeout_s=config.connect_timeout_s,
             max_unsent=2 * config.max_open_requests,
             clock=clock,
+            tls=tls,
         )
         self._traces = TraceLog(config.traces_kept)
         self._latency = RecentLatency(clock)
@@ -123,6 +146,7 @@ class Gateway:
         """Connect to the decode instances that are listed; those that come later follow."""
         self._tasks.start(self._leases.run())
         self._tasks.start(self._sessions.run())
+        self._tasks.start(self._follower.run())
         await self._sessions.settled.wait()
 
     async def drain(self, timeout_s: float) -> None:
@@ -171,14 +195,32 @@ class Gateway:
     def _has_decode(self) -> bool:
         return bool(self._sessions.usable().of(Role.DECODE, Role.MIXED))
 
-    def model(self) -> ServedModel:
-        """Return what a request is checked against; Unavailable until a decode instance came."""
+    def serves(self, caller: Caller, model: str | None = None) -> bool:
+        """Return whether a model is served to this caller; by default the one that is served."""
+        return (model or self.model_name) == self.model_name and caller.tenant.may_use(
+            self.model_name
+        )
+
+    def model(self, caller: Caller) -> ServedModel:
+        """Return what a caller's request is checked against.
+
+        Raises UnknownModel if there is none for the caller, Unavailable until a decode instance has
+        come.
+        """
+        if not self.serves(caller):
+            raise UnknownModel("model", self.model_name, "a model that this key may use")
         decode = self._board.current.of(Role.DECODE, Role.MIXED)
         if decode:
             self._max_model_len = max(i.max_model_len for i in decode)
         if not self._max_model_len:
             raise Unavailable("no decode instance has been ready yet")
-        return ServedModel(self.model_name, self._tokenizer, self._max_model_len)
+        return ServedModel(
+            self.model_name,
+            self._tokenizer,
+            self._max_model_len,
+            self._tool_format,
+            caller.tenant,
+        )
 
     def now(self) -> float:
         """Return the time on the gateway's clock."""
@@ -218,7 +260,7 @@ class Gateway:
             raise Unavailable("the gateway is shutting down")
         generate = request.generate
         text = TextStream(
-            Detokenizer(self._tokenizer, generate.prompt),
+            request.detokenizer(self._tokenizer),
             stop=request.stop,
             stop_token_ids=generate.stop_token_ids,
             min_tokens=generate.sampling.min_tokens,
@@ -227,6 +269,7 @@ class Gateway:
             self._sessions.usable(),
             prompt_tokens=len(generate.prompt),
             max_tokens=generate.max_tokens,
+            hint=Hint(generate.request_id, generate.prompt, generate.tenant, request.session),
         )
         opened = OpenRequest(
             request,
@@ -251,6 +294,7 @@ class Gateway:
         self._open.remove(opened)
         self._traces.add(trace)
         self._latency.add(trace)
+        self._router.ended(trace)
         self.metrics.closed(trace)
         _log_end(trace)
         if self._tracing is not None:
@@ -258,9 +302,18 @@ class Gateway:
         if not self._open:
             self._idle.set()
 
-    def trace(self, request_id: str) -> RequestTrace | None:
-        """Return the trace of a request that ended lately."""
-        return self._traces.get(request_id)
+    def trace(self, request_id: str, caller: Caller = ANYBODY) -> RequestTrace | None:
+        """Return the trace of a request that ended lately; of others' requests there is none."""
+        trace = self._traces.get(request_id)
+        return trace if trace is not None and caller.sees(trace.tenant) else None
+
+    def explain(self, request_id: str, caller: Caller = ANYBODY) -> dict[str, Any] | None:
+        """Return why a request went where it did, ready for JSON.
+
+        None if that is forgotten, or if it is another tenant's.
+        """
+        told = self._router.explain(request_id)
+        return told if told is not None and caller.sees(told["tenant"]) else None
 
     def health(self) -> list[str]:
         """Return the reasons why requests cannot be served as they should; none: healthy."""

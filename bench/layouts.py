@@ -37,8 +37,20 @@ from baton.executor.follower import Follower
 from baton.executor.instance import Instance
 from baton.models.spec import read_spec
 
-DENSE = {"tp1": {}, "tp2": {"tp": 2}, "pp2": {"pp": 2}, "tp2pp2": {"tp": 2, "pp": 2}}
-EXPERTS = {"tp1": {}, "tp2": {"tp": 2}, "ep2": {"ep": 2}, "tp2ep2": {"tp": 2, "ep": 2}}
+DENSE = {
+    "tp1": {},
+    "tp2": {"tp": 2},
+    "pp2": {"pp": 2},
+    "dp2": {"dp": 2},
+    "tp2pp2": {"tp": 2, "pp": 2},
+}
+EXPERTS = {
+    "tp1": {},
+    "tp2": {"tp": 2},
+    "ep2": {"ep": 2},
+    "tp2ep2": {"tp": 2, "ep": 2},
+    "dp2ep2": {"dp": 2, "ep": 2},
+}
 LONG = {"tp1": {}, "tp2": {"tp": 2}, "cp2": {"cp": 2}}
 DEADLINE_S = 300.0
 

@@ -2,13 +2,14 @@
 
     python bench/parallel.py --ranks 2 4 --rounds 30
 
-Every rank is a process with one thread of torch. In a round each way does one call of each size,
-begun by all ranks at once, every other round in reverse order, so that all meet the same machine;
-shown is the median of rank 0. The ways are Gloo over 127.0.0.1, shared memory on one host
-(OneShotGroup), and int8 over Gloo (QuantisedGroup). An all-to-all sends each rank as many rows, but
-one fewer to the next. "sum, add and norm" is an all-reduce with what follows it in a layer, the
-residual's addition and the norm of rows of 2048: by shared memory one operation after the other, as
-one call, which reads the other ranks' addends where they lie, and over Gloo as one call.
+Prints Markdown. Every rank is a process with one thread of torch. In a round each way does one call
+of each size, begun by all ranks at once, every other round in reverse order, so that all meet the
+same machine; shown is the median of rank 0. The ways are Gloo over 127.0.0.1, shared memory on one
+host (OneShotGroup), and int8 over Gloo (QuantisedGroup). An all-to-all sends each rank as many
+rows, but one fewer to the next. "sum, add and norm" is an all-reduce with what follows it in a
+layer, the residual's addition and the norm of rows of 2048: by shared memory one operation after
+the other, as one call, which reads the other ranks' addends where they lie, and over Gloo as one
+call.
 
 Below each table is the size from which on Gloo is the faster way, by kind: what LIMIT_BYTES of
 baton.parallel.one_shot_group was chosen by.
@@ -27,9 +28,8 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
+from transfer import table
 
 from baton.kernels.rms_norm import rms_norm
 from baton.models.blocks.norms import Norm
@@ -58,6 +58,7 @@ LAYOUTS = (
     (Mesh(tp=8), False),
     (Mesh(pp=2), False),
     (Mesh(ep=8), False),
+    (Mesh(dp=2, ep=4), False),
     (Mesh(cp=2), False),
     (Mesh(pp=2, tp=4), False),
     (Mesh(ep=2, tp=4), False),
@@ -156,18 +157,18 @@ def measure(ranks: int, rounds: int) -> Times:
     return times[0]
 
 
-def times_table(ranks: int, times: Times) -> Table:
+def times_table(ranks: int, times: Times) -> str:
     """Return microseconds by size, a column for each kind and way."""
     columns = [
         *((kind, way) for kind in KINDS for way in ("Gloo", "shared")),
         ("all_reduce", "int8"),
         *((ADD_NORM, way) for way in ("Gloo", "one by one", "shared")),
     ]
-    rows = Table(f"{ranks} ranks, µs", *(f"{kind}, {way}" for kind, way in columns))
+    rows = []
     for size in SIZES:
         cells = [f"{times[kind, way, size] * 1e6:,.0f}" for kind, way in columns]
-        rows.add_row(f"{size >> 10:,} KiB", *cells)
-    return rows
+        rows.append([f"{size >> 10:,} KiB", *cells])
+    return table([f"{ranks} ranks, µs", *(f"{kind}, {way}" for kind, way in columns)], rows)
 
 
 def crossings(times: Times) -> str:
@@ -179,20 +180,20 @@ def crossings(times: Times) -> str:
         beyond = [size for size in slower if size > max(faster, default=0)]
         at = f"{min(beyond) >> 10:,} KiB" if beyond else "no size"
         found.append(f"{kind.replace('_', '-')}: {at}")
-    return f"Gloo is the faster way from here on: {', '.join(found)}"
+    return f"Gloo is the faster way from here on: {', '.join(found)}."
 
 
-def cost_table() -> Table:
+def cost_table() -> str:
     """Return KiB per token and layer on a rank, and calls per layer, for every layout."""
-    rows = Table("layout", *SHAPES)
+    rows = []
     for mesh, scattered in LAYOUTS:
         cells = []
         for shape in SHAPES.values():
             costs = layer_costs(shape, mesh, scattered)
             calls = sum(cost.calls for cost in costs)
             cells.append(f"{bytes_per_token(costs) / 1024:.1f} KiB, {calls:.3g} calls")
-        rows.add_row(f"{mesh}{', scattered' * scattered}", *cells)
-    return rows
+        rows.append([f"{mesh}{', scattered' * scattered}", *cells])
+    return table(["layout", *SHAPES], rows)
 
 
 def main() -> None:
@@ -200,12 +201,10 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--rounds", type=int, default=30)
     options = parser.parse_args()
-    console = Console(width=200)
     for ranks in options.ranks:
         times = measure(ranks, options.rounds)
-        console.print(times_table(ranks, times))
-        console.print(crossings(times))
-    console.print(cost_table())
+        print(times_table(ranks, times), crossings(times), sep="\n\n", end="\n\n")
+    print(cost_table())
 
 
 if __name__ == "__main__":

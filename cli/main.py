@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from baton.cli import cluster_commands
+from baton.cli import cluster_commands, identity_commands
 from baton.cli.console import WIDTH, errors_shown, make_console
 from baton.cli.defaults import DEMO_MODEL, name_of
 
@@ -35,6 +35,9 @@ def serve(
         int, typer.Option(help="Ranks over which each matrix of a prefill instance is split.")
     ] = 1,
     prefill_pp: Annotated[int, typer.Option(help="Stages of layers of a prefill instance.")] = 1,
+    prefill_dp: Annotated[
+        int, typer.Option(help="Copies of the model over which a prefill instance spreads prompts.")
+    ] = 1,
     prefill_ep: Annotated[
         int, typer.Option(help="Places over which a prefill instance spreads experts.")
     ] = 1,
@@ -45,6 +48,9 @@ def serve(
         int, typer.Option(help="Ranks over which each matrix of a decode instance is split.")
     ] = 1,
     decode_pp: Annotated[int, typer.Option(help="Stages of layers of a decode instance.")] = 1,
+    decode_dp: Annotated[
+        int, typer.Option(help="Copies of the model over which a decode instance spreads requests.")
+    ] = 1,
     decode_ep: Annotated[
         int, typer.Option(help="Places over which a decode instance spreads experts.")
     ] = 1,
@@ -96,7 +102,27 @@ def serve(
         str, typer.Option(help="Decode instances copy KV to one another: off or peer.")
     ] = "off",
     max_open_requests: Annotated[int, typer.Option(help="Beyond: HTTP 429.")] = 256,
+    tool_parser: Annotated[
+        str, typer.Option(help="How the model writes tool calls: hermes, llama3_json or mistral.")
+    ] = "auto",
     start_timeout: Annotated[float, typer.Option(help="Seconds for instances to start.")] = 180.0,
+    api_keys: Annotated[
+        Path | None, typer.Option(help="File of tenants and API keys; without it anybody may call.")
+    ] = None,
+    open_metrics: Annotated[
+        bool, typer.Option(help="Show /metrics to those without a key too.")
+    ] = False,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Certificate of both APIs; with it they speak TLS.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="Authority of whom clients must show a certificate.")
+    ] = None,
+    cluster_certs: Annotated[
+        Path | None,
+        typer.Option(help="Folder with certificates between processes: see `baton certs`."),
+    ] = None,
     otlp_endpoint: Annotated[
         str, typer.Option(help="http://host:port of an OpenTelemetry collector, for spans.")
     ] = "",
@@ -110,6 +136,7 @@ def serve(
     """Serve a model by the OpenAI HTTP API and by gRPC, until Ctrl-C."""
     from baton.cli.serve import serve as run
     from baton.cli.stopping import Stopping
+    from baton.cli.tls import cluster_tls, tls_of
     from baton.core import log
     from baton.core.config import (
         ClusterConfig,
@@ -128,9 +155,11 @@ def serve(
             prefill=prefill,
             decode=decode,
             prefill_parallel=ParallelConfig.checked(
-                tp=prefill_tp, pp=prefill_pp, ep=prefill_ep, cp=prefill_cp
+                tp=prefill_tp, pp=prefill_pp, dp=prefill_dp, ep=prefill_ep, cp=prefill_cp
             ),
-            decode_parallel=ParallelConfig.checked(tp=decode_tp, pp=decode_pp, ep=decode_ep),
+            decode_parallel=ParallelConfig.checked(
+                tp=decode_tp, pp=decode_pp, dp=decode_dp, ep=decode_ep
+            ),
             prefill_kv_dtype=prefill_kv_dtype,
             decode_kv_dtype=decode_kv_dtype,
             threads=threads,
@@ -156,8 +185,13 @@ def serve(
                 http_port=port,
                 grpc_port=grpc_port,
                 max_open_requests=max_open_requests,
+                tool_parser=tool_parser,
+                api_keys=api_keys,
+                open_metrics=open_metrics,
+                tls=tls_of(tls_cert, tls_key, tls_client_ca),
                 otlp_endpoint=otlp_endpoint,
             ),
+            tls=cluster_tls(cluster_certs),
         )
         console = make_console()
         stopping = Stopping(console.print)
@@ -173,13 +207,39 @@ def generate(
     max_tokens: Annotated[int, typer.Option(help="Tokens at most.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 (greedy) to 2.")] = 0.6,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+    ca: Annotated[
+        Path | None, typer.Option(help="Authority of the server's certificate; with it by TLS.")
+    ] = None,
+    cert: Annotated[Path | None, typer.Option(help="Certificate to show, if it asks.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Its private key.")] = None,
 ) -> None:
-    """Stream the text that follows PROMPT from a running server, by gRPC."""
+    """Stream the text that follows PROMPT from a running server, by gRPC.
+
+    An API key is taken from the environment: BATON_API_KEY.
+    """
     from baton.api.client import Options
     from baton.cli.generate import generate as run
+    from baton.cli.tls import client_tls
 
     with errors_shown():
-        run(address, prompt, Options(max_tokens=max_tokens, temperature=temperature, seed=seed))
+        options = Options(max_tokens=max_tokens, temperature=temperature, seed=seed)
+        run(address, prompt, options, client_tls(ca, cert, key))
+
+
+@app.command()
+def explain(
+    request_id: str,
+    *,
+    url: Annotated[str, typer.Option(help="Of the gateway's HTTP API.")] = "http://127.0.0.1:8000",
+) -> None:
+    """Say why a request went where it did: candidates, predictions, and what came of it.
+
+    An API key is taken from the environment: BATON_API_KEY.
+    """
+    from baton.cli.explain import explain as run
+
+    with errors_shown():
+        run(url, request_id, make_console())
 
 
 @app.command()
@@ -231,6 +291,7 @@ def version() -> None:
 
 
 cluster_commands.register(app)
+identity_commands.register(app)
 
 
 if __name__ == "__main__":

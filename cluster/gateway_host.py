@@ -66,7 +66,9 @@ class GatewayHost:
             self._board,
             GatewayMetrics(),
             expects_prefill=plan.expects_prefill,
+            beside_others=True,
             may_be_empty=plan.may_be_empty,
+            tls=plan.tls,
         )
         async with gateway:
             self.door = await FrontDoor.start(gateway)

@@ -16,7 +16,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     @classmethod
-    def checked(cls, **values: Any) -> Self:
+    def checked(cls, /, **values: Any) -> Self:
         """Build it from `values`; a bad one raises InvalidConfig that names it."""
         try:
             return cls(**values)
@@ -85,6 +85,11 @@ class EngineConfig(Config):
     """Batch sizes for which a step of decodes is captured at start, smaller batches being padded;
     by default 1, 2, 4, then multiples of 8 and from 256 on of 32, up to `max_sequences`. Without
     any, or beyond the largest, kernels are launched one by one."""
+    cuda_graph_tokens: tuple[Annotated[int, Field(ge=1, le=1 << 17)], ...] | None = None
+    """Numbers of tokens for which all but attention of a step with chunks of prompts is captured at
+    start, smaller steps being padded; by default 64, 128, 192, 256, then multiples of 128 up to
+    1024, as far as `max_batch_tokens` goes. Without any, or beyond the largest, kernels are
+    launched one by one: from about there on a GPU computes longer than launching takes."""
     attention_skip_below: float = Field(default=0.0, ge=0, lt=1)
     """In prompts' attention by Triton's kernel, leave out keys whose share is less than this of the
     likeliest key's; 0 leaves out none. Of a token that sees n keys, at most e = n times this of the
@@ -106,8 +111,10 @@ class ParallelConfig(Config):
     """Ranks over which heads, columns and rows of matrices, and the vocabulary are split."""
     pp: int = Field(default=1, ge=1, le=256)
     """Stages of consecutive layers."""
+    dp: int = Field(default=1, ge=1, le=256)
+    """Copies of the model, experts and all, over which the sequences are spread."""
     ep: int = Field(default=1, ge=1, le=256)
-    """Places over which experts are spread, and with them the sequences."""
+    """Places over which each copy's experts are spread, and with them its sequences."""
     cp: int = Field(default=1, ge=1, le=256)
     """Ranks over which the tokens of a long prompt are spread."""
     join_timeout_s: float = Field(default=120.0, gt=0)
@@ -128,7 +135,12 @@ class ParallelConfig(Config):
     @property
     def size(self) -> int:
         """How many ranks there are."""
-        return self.pp * self.ep * self.cp * self.tp
+        return self.pp * self.places * self.cp * self.tp
+
+    @property
+    def places(self) -> int:
+        """Over how many places the sequences are spread: the KV of each is at one of them."""
+        return self.dp * self.ep
 
     @property
     def stage_size(self) -> int:
@@ -212,6 +224,58 @@ class HandoverConfig(Config):
         return self.model_copy(update={"secret": SecretStr(secrets.token_hex(32))})
 
 
+class TlsConfig(Config):
+    """What a server shows, and whom it asks; PEM files, read again when they change."""
+
+    cert: Path
+    """Its certificate, and those between that and its authority's."""
+    key: Path
+    """The private key to it."""
+    client_ca: Path | None = None
+    """Clients must show a certificate of this authority; None: they need none."""
+
+
+class ClusterTlsConfig(Config):
+    """Mutual TLS between Baton's own processes; PEM files, on every node.
+
+    The authority must sign for these processes alone: whoever has a certificate of it is one.
+    """
+
+    cert: Path
+    """Shown by each process, as a server and as a client."""
+    key: Path
+    """The private key to it."""
+    ca: Path
+    """The authority of all of them."""
+    name: str = Field(default="baton-cluster", min_length=1)
+    """The DNS name in their certificates, whatever address they are reached at."""
+
+    @property
+    def server(self) -> TlsConfig:
+        """What a process shows and asks as a server."""
+        return TlsConfig(cert=self.cert, key=self.key, client_ca=self.ca)
+
+
+class EdgeLimits(Config):
+    """What one client may ask of the gateway's sockets."""
+
+    max_body_bytes: int = Field(default=4 << 20, ge=1 << 10, le=1 << 30)
+    """Of one HTTP request's body, or of one gRPC message."""
+    max_header_bytes: int = Field(default=32 << 10, ge=1 << 10, le=1 << 20)
+    """Of one request's headers, or of one call's metadata."""
+    header_timeout_s: float = Field(default=10.0, gt=0)
+    """For all headers to arrive, and before them for TLS's handshake; for gRPC, for a connection to
+    be set up."""
+    body_timeout_s: float = Field(default=30.0, gt=0)
+    """For the whole body to arrive."""
+    reader_timeout_s: float = Field(default=30.0, gt=0)
+    """A client that takes nothing of what waits for it for so long is cut off."""
+    max_connections: int = Field(default=4096, ge=1, le=1 << 20)
+    """Of the HTTP API at once; the next are told 503 and closed."""
+    streams_per_connection: int = Field(default=1024, ge=1, le=1 << 20)
+    """gRPC calls on one connection at once; the client keeps more to itself. HTTP/1.1 has one."""
+
+
 class WorkerConfig(Config):
     """One instance."""
 
@@ -239,6 +303,8 @@ class WorkerConfig(Config):
     """Limits of the engine."""
     handover: HandoverConfig = HandoverConfig()
     """Deadlines and transport of the handover."""
+    tls: ClusterTlsConfig | None = None
+    """For gRPC between Baton's processes; None: without TLS."""
 
 
 class GatewayConfig(Config):
@@ -263,8 +329,23 @@ class GatewayConfig(Config):
     lease_s: float = Field(default=3.0, ge=1, le=60)
     """An instance that does not answer for so long is given up, and gives itself up if nobody else
     renews its lease."""
+    index_blocks: int = Field(default=1 << 21, ge=1 << 10, le=1 << 28)
+    """KV blocks, of all instances together, of which it is known who has them: 21 bytes each."""
+    sse_keep_alive_s: float = Field(default=15.0, gt=0)
+    """A stream that has been silent for so long sends a comment, so that no proxy cuts it off."""
+    tool_parser: Literal["auto", "hermes", "llama3_json", "mistral"] = "auto"
+    """How the model writes tool calls; auto goes by its chat template."""
     traces_kept: int = Field(default=1024, ge=1, le=1 << 20)
     """Traces of ended requests that can be asked for."""
+    api_keys: Path | None = None
+    """A file of tenants and hashed API keys (see api/key_file.py), read again when it changes;
+    None: everybody may call, and is the anonymous tenant."""
+    open_metrics: bool = False
+    """Show /metrics without a key too; with keys it needs one that is `admin` otherwise."""
+    tls: TlsConfig | None = None
+    """For both APIs; None: without TLS."""
+    limits: EdgeLimits = EdgeLimits()
+    """What one client may ask of the sockets."""
     otlp_endpoint: str = Field(default="", pattern=r"^(https?://[^/\s]+)?$")
     """http://host:port of an OpenTelemetry collector, to which spans are sent; empty: none are."""
 
@@ -300,6 +381,8 @@ class ClusterConfig(Config):
     """Deadlines and transport of the handover."""
     gateway: GatewayConfig = GatewayConfig()
     """The front door."""
+    tls: ClusterTlsConfig | None = None
+    """For gRPC between Baton's processes, the gateway included; None: without TLS."""
 
     def engine_of(self, role: Role) -> EngineConfig:
         """Return the engine's config on instances of a role."""

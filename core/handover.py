@@ -67,11 +67,11 @@ class Accepted:
     layout: ShardedLayout
     """How KV lies on prefill's ranks."""
     transports: tuple[bytes, ...]
-    """What Transport.metadata() gave on each of prefill's ranks: by stage, then by place along ep,
-    then by rank along tp."""
+    """What Transport.metadata() gave on each of prefill's ranks: by stage, then by place along dp
+    and ep, then by rank along tp."""
     place_blocks: int = 0
     """Blocks in the pool of each rank. Block b is number b % place_blocks at place
-    b // place_blocks along ep, where other ranks have other sequences."""
+    b // place_blocks along dp and ep, where other ranks have other sequences."""
     direct: bool = False
     """Whether `transports` read pools on devices, by one of decode's ways: offers then name blocks
     there, which land in decode's pool on a device, and nothing passes through staging."""

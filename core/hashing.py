@@ -28,10 +28,7 @@ class Digest(Protocol):
 
 def hash_bytes(*parts: Buffer | bytes) -> bytes:
     """Return the xxh3_128 digest (16 bytes) of `parts` one after the other."""
-    state = xxhash.xxh3_128()
-    for part in parts:
-        state.update(part)
-    return state.digest()
+    return xxhash.xxh3_128_digest(b"".join(parts))
 
 
 def sha256_bytes(*parts: Buffer | bytes) -> bytes:
@@ -44,6 +41,11 @@ def sha256_bytes(*parts: Buffer | bytes) -> bytes:
 
 DIGESTS: dict[str, Digest] = {"xxh3_128": hash_bytes, "sha256": sha256_bytes}
 """By the names that EngineConfig.prefix_hash allows."""
+
+
+def prefix_root(tenant: str, digest: Digest = hash_bytes) -> bytes:
+    """Return the hash that a tenant's prefixes begin with: other tenants never hit them."""
+    return digest(b"baton prefix\0", tenant.encode())
 
 
 def chain_hashes(

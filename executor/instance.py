@@ -11,6 +11,7 @@ from baton.core.config import WorkerConfig
 from baton.core.errors import InternalError, InvalidConfig
 from baton.core.ids import Incarnation, InstanceId, new_incarnation
 from baton.core.kv_layout import KVLayout
+from baton.core.request import GenerateRequest
 from baton.core.topology import InstanceInfo
 from baton.engine.scheduler import Scheduler
 from baton.executor.device import Device
@@ -71,7 +72,7 @@ class Instance:
         self._ranks = ranks
         self._facts = facts
         host_blocks = rank.host.num_blocks if rank.host is not None else 0
-        steps, places = rank.steps, config.parallel.ep
+        steps, places = rank.steps, config.parallel.places
         self._scheduler = Scheduler(
             config.engine,
             places * rank.kv.num_blocks,
@@ -143,6 +144,17 @@ class Instance:
             raise InvalidConfig("role", str(self.config.role), "prefill or decode, for a handover")
         return self._rank.transport
 
+    async def prepare(self, request: GenerateRequest) -> None:
+        """Compile a request's grammar, if it has one, on all ranks; it is submitted after that.
+
+        Raises InvalidRequest if it cannot be followed, Overloaded if too many wait, and
+        DeadlineExceeded.
+        """
+        grammar = request.sampling.grammar
+        if grammar is not None:
+            await self._rank.grammars.prepare(grammar)
+            await self._ranks.call_all("prepare", grammar.kind, grammar.source)
+
     def handover(self, terms: HandoverTerms) -> MeshHandover:
         """Return all ranks' parts of an attempt; it must be closed."""
         return MeshHandover(terms, self._rank.handover(terms, self.config), self._ranks)
@@ -175,7 +187,7 @@ class Instance:
             model=config.model_name,
             compatibility=self.compatibility,
             max_model_len=facts.max_model_len(self.kv),
-            kv_tokens=config.parallel.ep * self.kv.num_blocks * self.layout.block_size,
+            kv_tokens=config.parallel.places * self.kv.num_blocks * self.layout.block_size,
             max_sequences=config.engine.max_sequences,
             load_s=facts.load_s,
         )

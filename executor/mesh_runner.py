@@ -17,7 +17,7 @@ class MeshRunner:
     """Implements the engine loop's Runner."""
 
     def __init__(self, own: ModelRunner, group: RankGroup, *, tells: bool) -> None:
-        """`tells`: whether the leader has the result of a step, for its place along ep."""
+        """`tells`: whether the leader has the result of a step, for its place along dp and ep."""
         self._own = own
         self._group = group
         self._tells = tells
@@ -28,7 +28,7 @@ class MeshRunner:
     def execute(self, plan: StepPlan, watch: LayerWatch | None = None) -> Future[StepResult]:
         """Let all ranks compute a plan, and compute the leader's share of it.
 
-        The result may come later, from the last stage or from another place along ep. It is an
+        The result may come later, from the last stage or from another place for sequences. It is an
         InternalError if no token of the step is right: all ranks know it, and go on. What else goes
         wrong ends the instance, since it leaves ranks waiting for each other.
         """

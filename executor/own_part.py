@@ -1,4 +1,4 @@
-"""The part of a step plan that is of one place along ep, where attention is data-parallel."""
+"""The part of a step plan that is of one place along the axes where attention is data-parallel."""
 
 from collections.abc import Iterable
 from dataclasses import replace

@@ -13,6 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from baton.core.config import LeaderRef, ParallelConfig, WorkerConfig
@@ -23,7 +24,7 @@ from baton.core.errors import (
     InvalidConfig,
     TransportError,
 )
-from baton.core.ids import Incarnation
+from baton.core.ids import Incarnation, SeqId
 from baton.core.log import get_logger
 from baton.engine.step import StepPlan, StepResult
 from baton.engine.step_diff import StepEncoder
@@ -181,14 +182,14 @@ class RankGroup:
         `ends` are the layers of which the leader will say in `progress` that they are computed.
         Called from the model's thread, and for every plan.
         """
-        gathered = self._steps[plan.step] = _Gathered(plan.step, self._limits.ep)
+        gathered = self._steps[plan.step] = _Gathered(plan.step, self._limits.places)
         message = packed(["step", self._encoder.encode(plan), list(ends)])
         for link in self._links.values():
             link.send_packed(message)
         return gathered.future
 
     def tell(self, step: int, told: StepResult | BatonError) -> None:
-        """Take the result of a step for one place along ep, or why there is none; any thread."""
+        """Take the result of a step for one place, or why there is none; any thread."""
         with self._lock:
             gathered = self._steps[step]
             if not gathered.take(told):
@@ -289,12 +290,13 @@ class RankGroup:
 
 
 class _Gathered:
-    """The result of a step, told place by place along ep."""
+    """The result of a step, told place by place along dp and ep."""
 
     def __init__(self, step: int, places: int) -> None:
         self.future: Future[StepResult] = Future()
         self._missing = places
         self._result = StepResult(step, {})
+        self._unsound: tuple[SeqId, ...] = ()
         self._error: BatonError | None = None
 
     def take(self, told: StepResult | BatonError) -> bool:
@@ -304,6 +306,8 @@ class _Gathered:
         else:
             self._result.tokens.update(told.tokens)
             self._result.logprobs.update(told.logprobs)
+            self._unsound += told.unsound
+            self._result.failed.update(told.failed)
         self._missing -= 1
         return self._missing == 0
 
@@ -312,4 +316,4 @@ class _Gathered:
         if self._error is not None:
             self.future.set_exception(self._error)
         else:
-            self.future.set_result(self._result)
+            self.future.set_result(replace(self._result, unsound=self._unsound))

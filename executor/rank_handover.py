@@ -35,15 +35,20 @@ from baton.kv_transfer.transport import Peer, Transfer, TransferReport, Transpor
 
 T = TypeVar("T")
 
+_LONG = 1024
+"""Tokens of a prompt from which on a thread's turn takes less time than to hash its prefixes."""
+_MANY = 256
+"""Blocks up to which hashes taken on the way are compared in less than a thread's turn."""
+
 
 @dataclass(frozen=True, slots=True)
 class KVPlace:
     """Which of the instance's KV a rank has."""
 
     rank: Rank
-    """Its layers and heads, of all sequences at its place along ep."""
-    ep: int
-    """Its place along ep."""
+    """Its layers and heads, of all sequences at its place."""
+    place: int
+    """Along dp and ep; see Ranks."""
     blocks: int
     """In its pool."""
     copy: bool
@@ -51,7 +56,7 @@ class KVPlace:
 
     def has(self, block: BlockId) -> bool:
         """Return whether one of the instance's blocks is in this rank's pool."""
-        return block // self.blocks == self.ep
+        return block // self.blocks == self.place
 
     def offers(self, block: BlockId) -> bool:
         """Return whether others read it from this rank."""
@@ -72,6 +77,7 @@ class RankHandover:
         self._plan = terms.plan
         self._turn = self._plan.turn(terms.ticket)
         self._digests = terms.digests()
+        self._long = len(terms.prompt) >= _LONG
         self._place = place.rank
         self._kv_place = place
         self._transport = transport
@@ -81,7 +87,7 @@ class RankHandover:
         self._source_blocks = 0
         """In the pool of each source rank."""
         self._peers: dict[Rank, Peer] = {}
-        """At the source's place along ep that the prompt's KV is at."""
+        """At the source's place along dp and ep that the prompt's KV is at."""
         self._ticket = terms.ticket
         self._grants = False
         """Whether something was granted to it."""
@@ -97,7 +103,7 @@ class RankHandover:
         """Make the source ranks readable that have something for this one.
 
         `sources` is how each is read, `source_blocks` how many blocks it has; see Accepted. With
-        several places along ep, the first offer says which it is. Raises TransportError.
+        several places for sequences, the first offer says which it is. Raises TransportError.
         """
         ranks = len(self._plan.source.ranks)
         if not sources or len(sources) % ranks:
@@ -105,11 +111,13 @@ class RankHandover:
         if source_blocks < 1:
             raise TransportError(f"ranks of {source_blocks} blocks")
         self._sources, self._source_blocks = sources, source_blocks
+        if self._long:  # before there is something to read, rather than when there is
+            self._in_thread(self._digests.prepare)
         if len(sources) == ranks:
             await self._connect(0)
 
     async def _connect(self, place: int) -> None:
-        """Connect to the ranks at one of the source's places along ep."""
+        """Connect to the ranks at one of the source's places for sequences."""
         source = self._plan.source
         places = len(self._sources) // len(source.ranks)
         if not 0 <= place < places:
@@ -166,7 +174,7 @@ class RankHandover:
     async def digest(self, order: DigestOrder) -> list[bytes]:
         """Return, for each block, the digests of what this rank has of it; copies it out first.
 
-        Nothing, if the sequence is at another place along ep, or another rank along cp has it too,
+        Nothing, if the sequence is at another place, or another rank along cp has it too,
         or the attempt is over, so that nobody waits for them.
         """
         if self._fenced or not order.refs or not self._kv_place.offers(order.refs[0].block):
@@ -215,15 +223,12 @@ class RankHandover:
     async def _read_in_place(self, order: ReadOrder) -> TransferReport:
         transfers = self._post(order.layers, order.tokens, order.offered, order.blocks, 0)
         report = await self._done(transfers.values())
-        await asyncio.to_thread(
-            self._verify,
-            order.layers,
-            order.tokens,
-            order.offered,
-            order.blocks,
-            self._memory.pool,
-            _on_the_way(transfers),
-        )
+        hashes = _on_the_way(transfers)
+        what = order.layers, order.tokens, order.offered, order.blocks
+        if hashes is None or len(order.offered) > _MANY:
+            await asyncio.to_thread(self._verify, *what, self._memory.pool, hashes)
+        else:
+            self._verify(*what, self._memory.pool, hashes)
         return report
 
     async def _read_staged(
@@ -317,8 +322,7 @@ class RankHandover:
                 layers,
                 tokens,
                 offered,
-                landing_blocks,
-                landing_offset=landing_offset,
+                table,
             )
             try:
                 transfer = self._transport.read(self._peers[rank], table, units, self._ticket)
@@ -350,9 +354,11 @@ class RankHandover:
         on_the_way: Mapping[Rank, Digests] | None,
     ) -> None:
         """Compare the digests of what has landed in `memory` with what was offered."""
-        wrong = self._digests.first_wrong(
-            self._place, layers, tokens, offered, landing_blocks, memory, on_the_way
-        )
+        place, digests = self._place, self._digests
+        if on_the_way is None:
+            wrong = digests.first_wrong(place, layers, tokens, offered, landing_blocks, memory)
+        else:
+            wrong = digests.first_wrong_of(place, layers, tokens, offered, on_the_way)
         if wrong is not None:
             raise WrongKV(f"KV of the prompt from token {wrong} on is not what prefill offered")
 

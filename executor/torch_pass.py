@@ -35,7 +35,7 @@ class TorchPass:
         model, kv = self._model, self._kv
         windows, dtype = model.spec.windows, torch_dtype(model.dtype)
         pp, cp = model.share.ranks.pp, model.share.ranks.cp
-        if not plan.sequences:  # all are at other places along ep
+        if not plan.sequences:  # all are at other places
             model.join()
             return (torch.empty(0, 0), ()) if model.share.last and cp.rank == 0 else None
         place = ContextPlace(cp.rank, cp.size)

@@ -15,7 +15,7 @@ bytes of both can make two that match. Peers themselves are kept out by the tran
 authentication.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -35,14 +35,21 @@ from baton.kernels.kv_digest import (
     expand_key,
     hash_units,
 )
-from baton.kv_transfer.plan import TokenRange, TransferPlan
+from baton.kv_transfer.plan import TokenRange, TransferPlan, UnitReads
+from baton.kv_transfer.runs import Ints
 from baton.kv_transfer.transport import ReadUnits
-from baton.kv_transfer.units import PlacedUnits, held_units, in_memory, read_units, units_of_block
-
-_LABEL = np.dtype(
-    [("prefix", "V16"), ("block", "<u8"), ("epoch", "<u8"), ("unit", "<u4", 6), ("zeros", "V8")]
+from baton.kv_transfer.units import (
+    PlacedUnits,
+    held_units,
+    in_memory,
+    offered_places,
+    read_facts,
+    read_units,
 )
-"""One line of the hash."""
+
+_WORD = np.dtype("<u8")
+_WORDS = 8
+"""Of a label: 2 of the prefix's hash, block, epoch, 3 of the unit's facts, and zeros."""
 
 
 class DigestKey:
@@ -58,11 +65,15 @@ class DigestKey:
         self._tokens = len(prompt)
         self._turn = plan.turn(ticket)
 
+    def prepare(self) -> None:
+        """Make what all digests need, which otherwise the first ones do; in any thread."""
+        _ = self._hash_key, self._prefixes
+
     @cached_property
-    def _prefixes(self) -> NDArray[np.void]:
-        """A hash per unit of the prompt; made with the first digests, in their thread."""
+    def _prefixes(self) -> NDArray[np.uint64]:
+        """A hash per unit of the prompt [units, 2]; made with the first digests."""
         hashes = chain_hashes(self._prompt, self._plan.unit_tokens, self._root)
-        return np.frombuffer(b"".join(hashes), "V16")
+        return np.frombuffer(b"".join(hashes), _WORD).reshape(-1, 2)
 
     @cached_property
     def _hash_key(self) -> bytes:
@@ -101,32 +112,16 @@ class DigestKey:
         layers: LayerRange,
         tokens: TokenRange,
         offered: Sequence[OfferedBlock],
-        landing_blocks: Sequence[int],
-        *,
-        landing_offset: int = 0,
+        reads: UnitReads,
     ) -> ReadUnits:
-        """Return what `TransferPlan.reads` brings from one source rank, as units to be hashed.
+        """Return `reads`, those of TransferPlan from one source rank, as units to be hashed.
 
-        For a transport that hashes on the way; `first_wrong` knows its hashes by the order of
+        For a transport that hashes on the way; `first_wrong_of` knows its hashes by the order of
         `tokens`, one of each unit.
         """
-        plan = self._plan
-        refs = [block.ref for block in offered]
-        runs, ends = plan.unit_reads(
-            rank,
-            layers,
-            tokens,
-            [ref.block for ref in refs],
-            landing_blocks,
-            landing_offset=landing_offset,
-            turn=self._turn,
-        )[source]
-        return ReadUnits(
-            key=self._hash_key,
-            labels=self._labels_read(rank, source, layers, tokens, refs),
-            pieces=Pieces(runs.remote, runs.length, ends),
-            into=runs.local,
-        )
+        (into, remote, lengths), ends = reads.by_unit()
+        labels = self._labels_read(rank, source, layers, tokens, offered)
+        return ReadUnits(self._hash_key, labels, Pieces(remote, lengths, ends), into)
 
     def _labels_read(
         self,
@@ -134,25 +129,63 @@ class DigestKey:
         source: Rank,
         layers: LayerRange,
         tokens: TokenRange,
-        refs: Sequence[BlockRef],
+        offered: Sequence[OfferedBlock],
     ) -> Labels:
         """Return the labels of the units that a rank reads from one source rank, in order."""
         plan = self._plan
-        units = tokens.start // plan.unit_tokens + np.arange(plan.num_units(tokens))
-        larger = plan.offer_tokens // plan.unit_tokens
-        facts = []
-        for place in range(larger):
-            read = read_units(plan, rank, layers, place, self._turn)
-            (of_source,) = (n for n, unit in enumerate(read.units) if unit.source == source)
-            facts.append(read.facts[of_source])
-        block = units // (plan.source.model.block_size // plan.unit_tokens)
-        block -= block[:1]
-        labels = np.zeros(units.size, _LABEL)
-        labels["prefix"] = self._prefixes[units]
-        labels["block"] = np.array([ref.block for ref in refs], np.uint64)[block]
-        labels["epoch"] = np.array([ref.epoch for ref in refs], np.uint64)[block]
-        labels["unit"] = np.array(facts)[units % larger]
-        return labels.view(np.uint8).reshape(-1, _LABEL.itemsize)
+        first, count = tokens.start // plan.unit_tokens, plan.num_units(tokens)
+        facts = read_facts(plan, rank, source, layers, self._turn)
+        refs = _words_of([block.ref for block in offered])
+        if refs.shape[0] != count or facts.shape[0] > 1:
+            units = np.arange(first, first + count)
+            per_block = plan.source.model.block_size // plan.unit_tokens
+            refs = refs[units // per_block - first // per_block]
+            facts = facts[units % facts.shape[0]]
+        return _labels((count,), self._prefixes[first : first + count], refs, facts)
+
+    def first_wrong_of(
+        self,
+        rank: Rank,
+        layers: LayerRange,
+        tokens: TokenRange,
+        offered: Sequence[OfferedBlock],
+        hashes: Mapping[Rank, Digests],
+    ) -> int | None:
+        """Return what `first_wrong` does, of hashes that a transport took as it wrote.
+
+        By source rank; of `units_read`, from every rank that `TransferPlan.reads` has.
+        """
+        if self._all_right(rank, layers, tokens, offered, hashes):
+            return None
+
+        def found(read: PlacedUnits, starts: Sequence[int], _: Sequence[BlockRef]) -> Digests:
+            index = [(at - tokens.start) // self._plan.unit_tokens for at in starts]
+            return np.stack([hashes[unit.source][index] for unit in read.units], axis=1)
+
+        return self._first_wrong(rank, layers, tokens, offered, found)
+
+    def _all_right(
+        self,
+        rank: Rank,
+        layers: LayerRange,
+        tokens: TokenRange,
+        offered: Sequence[OfferedBlock],
+        hashes: Mapping[Rank, Digests],
+    ) -> bool:
+        """Return whether that is seen at once: blocks are as large on both sides, and all right."""
+        plan = self._plan
+        if plan.unit_tokens != plan.offer_tokens:
+            return False
+        units, read = offered_places(plan, rank, layers, 0, plan.unit_tokens, self._turn)
+        digests = [block.digest for block in offered]
+        if any(len(digest) != units * HASH_BYTES for digest in digests):
+            return False
+        promised = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, units, HASH_BYTES)
+        sources = [unit.source for unit in read_units(plan, rank, layers, 0, self._turn).units]
+        return all(
+            promised[:, place].tobytes() == hashes[source].tobytes()
+            for source, place in zip(sources, read.tolist(), strict=True)
+        )
 
     def first_wrong(
         self,
@@ -162,42 +195,54 @@ class DigestKey:
         offered: Sequence[OfferedBlock],
         landing_blocks: Sequence[int],
         memory: Memory | HashesItself,
-        on_the_way: Mapping[Rank, Digests] | None = None,
     ) -> int | None:
         """Return the first token of a unit that is not what was offered; None if all are.
 
         Checks what `TransferPlan.reads` brought to a target rank, with the same arguments;
         `offered` begins with the block that holds `tokens.start`, and `memory` with the first
-        block of those that bytes landed in: the rank's pool, or staging. It is read again unless
-        the transport hashed what it wrote, from every source rank: `on_the_way`, of `units_read`.
+        block of those that bytes landed in: the rank's pool, or staging.
         """
+        landing = self._plan.landing(rank, layers).layout
+        first = tokens.start // landing.block_size
+
+        def found(read: PlacedUnits, starts: Sequence[int], refs: Sequence[BlockRef]) -> Digests:
+            ours = [landing_blocks[at // landing.block_size - first] for at in starts]
+            begins = [block * landing.block_bytes for block in ours]
+            numbers = [at // self._plan.source.model.block_size for at in starts]
+            return self._hash(read, numbers, refs, begins, memory)
+
+        return self._first_wrong(rank, layers, tokens, offered, found)
+
+    def _first_wrong(
+        self,
+        rank: Rank,
+        layers: LayerRange,
+        tokens: TokenRange,
+        offered: Sequence[OfferedBlock],
+        found: "_Found",
+    ) -> int | None:
+        """Compare what was `found` with what was offered, units at like places together."""
         plan = self._plan
-        landing = plan.landing(rank, layers).layout
         size = plan.source.model.block_size
         larger = plan.offer_tokens // plan.unit_tokens
         starts = range(tokens.start, tokens.end, plan.unit_tokens)
-        first_ours, first_theirs = tokens.start // landing.block_size, tokens.start // size
+        first = tokens.start // size
         wrong: list[int] = []
         for place in range(min(larger, len(starts))):
             # Those at the same place of the larger block lie alike, each in another source block.
             by_number = {start // size: start for start in starts[place::larger]}
-            read = read_units(
-                plan, rank, layers, starts[place] // plan.unit_tokens % larger, self._turn
-            )
+            where = starts[place] // plan.unit_tokens % larger
+            read = read_units(plan, rank, layers, where, self._turn)
             for numbers in self._alike(list(by_number)):
                 alike = [by_number[number] for number in numbers]
-                theirs = [offered[number - first_theirs] for number in numbers]
-                if on_the_way is None:
-                    ours = [landing_blocks[at // landing.block_size - first_ours] for at in alike]
-                    begins = [block * landing.block_bytes for block in ours]
-                    refs = [block.ref for block in theirs]
-                    found = self._hash(read, numbers, refs, begins, memory)
-                else:
-                    index = [(at - tokens.start) // plan.unit_tokens for at in alike]
-                    found = np.stack([on_the_way[u.source][index] for u in read.units], axis=1)
-                promised = self._promised(layers, numbers[0], read, theirs)
-                differ = (found != promised).any(axis=(1, 2))
-                wrong += [at for at, differs in zip(alike, differ, strict=True) if differs]
+                theirs = [offered[number - first] for number in numbers]
+                used = self._used_slots(numbers[0])
+                places = offered_places(plan, rank, layers, where, used, self._turn)
+                differ = found(read, alike, [each.ref for each in theirs]) != _promised(
+                    theirs, *places
+                )
+                rows = differ.any(axis=(1, 2))
+                wrong += [at for at, differs in zip(alike, rows, strict=True) if differs]
         return min(wrong, default=None)
 
     def _alike(self, numbers: Sequence[int]) -> Iterator[Sequence[int]]:
@@ -212,22 +257,6 @@ class DigestKey:
         size, step = self._plan.source.model.block_size, self._plan.unit_tokens
         return min(size, -(-(self._tokens - number * size) // step) * step)
 
-    def _promised(
-        self, layers: LayerRange, number: int, read: PlacedUnits, offered: Sequence[OfferedBlock]
-    ) -> Digests:
-        """Return what was offered for the units that were read [blocks, units, 16].
-
-        The blocks have as many units as source block `number`. Where the length is wrong nothing
-        was offered: in its stead come bits that no digest has set.
-        """
-        units = units_of_block(self._plan, layers, self._used_slots(number), self._turn)
-        place = {unit: index for index, unit in enumerate(units)}
-        size = len(units) * HASH_BYTES
-        malformed = b"\xff" * size
-        digests = (each.digest if len(each.digest) == size else malformed for each in offered)
-        table = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, len(units), HASH_BYTES)
-        return table[:, [place[unit] for unit in read.units]]
-
     def _hash(
         self,
         placed: PlacedUnits,
@@ -240,19 +269,49 @@ class DigestKey:
 
         They lie alike in the memory from `begins` on: at the source or where they have landed.
         """
-        labels = self._labels(placed, numbers, refs)
-        pieces = in_memory(placed, np.array(begins, np.int64))
-        hashes = hash_units(self._hash_key, memory, pieces, labels)
-        return hashes.reshape(len(refs), len(placed.units), HASH_BYTES)
-
-    def _labels(
-        self, placed: PlacedUnits, numbers: Sequence[int], refs: Sequence[BlockRef]
-    ) -> Labels:
         size, step = self._plan.source.model.block_size, self._plan.unit_tokens
         first = np.array(numbers, np.int64) * (size // step)
-        labels = np.zeros((len(refs), len(placed.units)), _LABEL)
-        labels["prefix"] = self._prefixes[first[:, None] + placed.facts[:, 4] // step]
-        labels["block"] = np.array([ref.block for ref in refs], np.uint64)[:, None]
-        labels["epoch"] = np.array([ref.epoch for ref in refs], np.uint64)[:, None]
-        labels["unit"] = placed.facts
-        return labels.view(np.uint8).reshape(-1, _LABEL.itemsize)
+        prefixes = self._prefixes[first[:, None] + placed.facts[:, 4] // step]
+        shape = len(refs), len(placed.units)
+        labels = _labels(shape, prefixes, _words_of(refs)[:, None], placed.facts)
+        pieces = in_memory(placed, np.array(begins, np.int64))
+        hashes = hash_units(self._hash_key, memory, pieces, labels)
+        return hashes.reshape(*shape, HASH_BYTES)
+
+
+_Found = Callable[[PlacedUnits, Sequence[int], Sequence[BlockRef]], Digests]
+"""Returns the digests [blocks, units, 16] of units that begin at like places of some blocks: given
+the units, the token that each block's begin with, and the blocks."""
+
+
+def _words_of(refs: Sequence[BlockRef]) -> NDArray[np.uint64]:
+    """Return block and epoch of each [refs, 2]."""
+    words = np.array([[ref.block for ref in refs], [ref.epoch for ref in refs]], np.uint64)
+    return words.T
+
+
+def _labels(
+    shape: tuple[int, ...],
+    prefixes: NDArray[np.uint64],
+    refs: NDArray[np.uint64],
+    facts: NDArray[np.uint32],
+) -> Labels:
+    """Return a line for each unit, from what is given for each or broadcasts to all."""
+    words = np.zeros((*shape, _WORDS), _WORD)
+    words[..., :2] = prefixes
+    words[..., 2:4] = refs
+    words.view("<u4")[..., 8:14] = facts
+    return words.view(np.uint8).reshape(-1, _WORDS * _WORD.itemsize)
+
+
+def _promised(offered: Sequence[OfferedBlock], units: int, read: Ints) -> Digests:
+    """Return what was offered for the units that were read [blocks, units, 16].
+
+    `read` says which they are of the `units` of each block. Where the length is wrong nothing was
+    offered: in its stead come bits that no digest has set.
+    """
+    size = units * HASH_BYTES
+    malformed = b"\xff" * size
+    digests = (each.digest if len(each.digest) == size else malformed for each in offered)
+    table = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, units, HASH_BYTES)
+    return table[:, read]

@@ -170,7 +170,7 @@ class TransferPlan:
         *,
         landing_offset: int = 0,
         turn: int = 0,
-    ) -> dict[Rank, RunTable]:
+    ) -> "dict[Rank, UnitReads]":
         """Return, by source rank, the runs that bring `layers` of the model to a target rank.
 
         Each list of blocks begins with the one that holds `tokens.start`, which begins a unit;
@@ -179,49 +179,12 @@ class TransferPlan:
         from the start of the source rank's pool, local ones from `landing_offset` bytes before
         the first landing block. Over all target ranks, every byte is written exactly once.
         """
-        placed = self._place(
-            rank, layers, tokens, source_blocks, landing_blocks, landing_offset, turn
-        )
-        return {source: _merged(parts) for source, parts in placed.items()}
-
-    def unit_reads(
-        self,
-        rank: Rank,
-        layers: LayerRange,
-        tokens: TokenRange,
-        source_blocks: Sequence[BlockId],
-        landing_blocks: Sequence[int],
-        *,
-        landing_offset: int = 0,
-        turn: int = 0,
-    ) -> dict[Rank, tuple[RunTable, Ints]]:
-        """Return the same as `reads`, unit after unit, and where the runs of each end [units].
-
-        Those of a unit are in the order of its bytes (see units.py). Whoever hashes units wants
-        them so; whoever only copies is quicker with the fewer runs of `reads`.
-        """
-        placed = self._place(
-            rank, layers, tokens, source_blocks, landing_blocks, landing_offset, turn
-        )
-        return {source: _by_unit(parts) for source, parts in placed.items()}
-
-    def _place(
-        self,
-        rank: Rank,
-        layers: LayerRange,
-        tokens: TokenRange,
-        source_blocks: Sequence[BlockId],
-        landing_blocks: Sequence[int],
-        landing_offset: int,
-        turn: int,
-    ) -> "dict[Rank, list[_Placed]]":
-        """Return the runs of units at each place in the larger block, by source rank."""
         first, count = tokens.start // self.unit_tokens, self.num_units(tokens)
         units = np.arange(first, first + count)
         landing, routes = self._routes(rank, layers, turn)
         local = landing_offset + landing.places(units, landing_blocks)
         return {
-            source: _spread(patterns, first, local, blocks.places(units, source_blocks))
+            source: UnitReads(_spread(patterns, first, local, blocks.places(units, source_blocks)))
             for source, blocks, patterns in routes
         }
 
@@ -312,18 +275,30 @@ def _spread(patterns: Sequence[Columns], first: int, local: Ints, remote: Ints) 
     return parts
 
 
-def _merged(parts: Sequence[_Placed]) -> RunTable:
-    return RunTable(*merge(*_joined([columns for _, columns in parts])))
+class UnitReads(RunTable):
+    """The runs of units, as few as can be, for whoever copies; and one by one, for who hashes."""
 
+    __slots__ = ("_parts",)
 
-def _by_unit(parts: Sequence[_Placed]) -> tuple[RunTable, Ints]:
-    """Return runs by their unit, and where those of each end."""
-    unit = np.concatenate(
-        [np.repeat(units, columns[0].size // max(units.size, 1)) for units, columns in parts]
-    )
-    local, remote, length = _joined([columns for _, columns in parts])
-    order = np.argsort(unit, kind="stable")
-    return RunTable(local[order], remote[order], length[order]), np.cumsum(np.bincount(unit))
+    def __init__(self, parts: Sequence[_Placed]) -> None:
+        super().__init__(*merge(*_joined([columns for _, columns in parts])))
+        self._parts = parts
+
+    def by_unit(self) -> tuple[Columns, Ints]:
+        """Return the runs unit after unit, and where those of each end [units].
+
+        Those of a unit are in the order of its bytes (see units.py).
+        """
+        if len(self._parts) == 1:
+            ((units, columns),) = self._parts
+            each = columns[0].size // max(units.size, 1)
+            return columns, np.arange(1, units.size + 1) * each
+        unit = np.concatenate(
+            [np.repeat(u, columns[0].size // max(u.size, 1)) for u, columns in self._parts]
+        )
+        order = np.argsort(unit, kind="stable")
+        local, remote, length = _joined([columns for _, columns in self._parts])
+        return (local[order], remote[order], length[order]), np.cumsum(np.bincount(unit))
 
 
 def _joined(parts: Sequence[Columns]) -> Columns:

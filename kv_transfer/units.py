@@ -91,6 +91,33 @@ def read_units(
     return _placed(shard, [(unit, slots) for unit in units])
 
 
+@lru_cache(_CACHED)
+def read_facts(
+    plan: TransferPlan, rank: Rank, source: Rank, layers: LayerRange, turn: int
+) -> NDArray[np.uint32]:
+    """Return the facts of what a target rank reads from one source rank.
+
+    Of the unit at each place in the larger block [places, 6]; see PlacedUnits.
+    """
+    facts = []
+    for place in range(plan.offer_tokens // plan.unit_tokens):
+        read = read_units(plan, rank, layers, place, turn)
+        (of_source,) = (n for n, unit in enumerate(read.units) if unit.source == source)
+        facts.append(read.facts[of_source])
+    return np.array(facts)
+
+
+@lru_cache(_CACHED)
+def offered_places(
+    plan: TransferPlan, rank: Rank, layers: LayerRange, place: int, used_slots: int, turn: int
+) -> tuple[int, Ints]:
+    """Return how many units a source block offers, and which of them `read_units` has, in order."""
+    offered = units_of_block(plan, layers, used_slots, turn)
+    number = {unit: index for index, unit in enumerate(offered)}
+    read = read_units(plan, rank, layers, place, turn)
+    return len(offered), np.array([number[unit] for unit in read.units], np.int64)
+
+
 def in_memory(placed: PlacedUnits, begins: Ints) -> Pieces:
     """Return where units lie in memory, block after block that they lie alike in."""
     counts = np.tile(placed.counts, begins.size)

@@ -21,7 +21,8 @@ def check_mesh(spec: ModelSpec, mesh: Mesh) -> None:
     """Raise InvalidConfig that names an axis whose size the model has no use for, and those it has.
 
     Sizes of tp divide query heads and the widths of feed-forward layers, and divide the KV heads or
-    are a multiple of them; those of ep divide the experts; those of pp are up to the layers.
+    are a multiple of them; those of ep divide the experts; those of pp are up to the layers. Those
+    of dp and cp are free.
     """
     for axis in AXES:
         sizes = usable_sizes(spec, axis)
@@ -39,7 +40,7 @@ def usable_sizes(spec: ModelSpec, axis: Axis) -> tuple[int, ...] | None:
         return tuple(range(1, spec.layers + 1))
     if axis == "ep":
         return _divisors(gcd(*_experts(spec)) or 1)
-    if axis == "cp":
+    if axis in ("dp", "cp"):
         return None
     common = gcd(*(layer.attention.heads for layer in layers), *_widths(spec))
     kv_heads = {a.kv_heads for layer in layers if isinstance(a := layer.attention, AttentionSpec)}

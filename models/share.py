@@ -7,7 +7,7 @@ from baton.core.sharded_layout import Rank, Shard, ShardedLayout
 from baton.models.spec import ModelSpec
 from baton.parallel.expert_placement import Placement, even_placement
 from baton.parallel.group import Ranks
-from baton.parallel.mesh import Mesh
+from baton.parallel.mesh import AXES, Mesh
 from baton.parallel.split import uneven
 
 SCATTER_FROM = 1024
@@ -36,7 +36,7 @@ class Share:
     def mesh(self) -> Mesh:
         """The mesh that the rank is in."""
         ranks = self.ranks
-        return Mesh(ranks.pp.size, ranks.ep.size, ranks.cp.size, ranks.tp.size)
+        return Mesh(**{axis: getattr(ranks, axis).size for axis in AXES})
 
     @property
     def first(self) -> bool:

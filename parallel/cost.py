@@ -1,14 +1,15 @@
 """What one layer of a sharded model costs in messages, on paper.
 
 Bytes are those that cross a rank's link in the busier direction, per token of that rank's stream:
-the tokens of its place along ep, and of its piece of a prompt along cp. They are what CountedGroup
-counts; tests compare them. Not in it are the ends of the model, the embedding's all-reduce and the
-sampler's gathers, which come once a step.
+the tokens of its place along dp and ep, and of its piece of a prompt along cp. They are what
+CountedGroup counts; tests compare them. Not in it are the ends of the model, the embedding's
+all-reduce and the sampler's gathers, which come once a step.
 
     axis, layout       collectives of a layer                      bytes per token, row of B bytes
     tp                 2 all-reduces                               4 B (tp - 1) / tp
     tp, scattered      2 reduce-scatters and 2 all-gathers         4 B (tp - 1) / tp
     pp                 a send and a receive per stage              B pp / layers
+    dp                 none
     ep                 2 all-to-alls, and one of row counts        2 top_k B (ep - 1) / ep
     cp                 the pieces' K and V around the ring         (cp - 1) K and V
 """

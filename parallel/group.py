@@ -132,12 +132,23 @@ class SoloGroup:
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """The four groups that one rank belongs to; by default it is alone."""
+    """The groups that one rank belongs to, one per axis; by default it is alone."""
 
     pp: Group = field(default_factory=SoloGroup)
+    dp: Group = field(default_factory=SoloGroup)
     ep: Group = field(default_factory=SoloGroup)
     cp: Group = field(default_factory=SoloGroup)
     tp: Group = field(default_factory=SoloGroup)
+
+    @property
+    def places(self) -> int:
+        """Over how many places the sequences are spread: those along dp and ep."""
+        return self.dp.size * self.ep.size
+
+    @property
+    def place(self) -> int:
+        """Which of these places this rank is at."""
+        return self.dp.rank * self.ep.size + self.ep.rank
 
 
 def even_rows(x: Tensor, ranks: int) -> list[int]:

@@ -3,14 +3,17 @@
 import socket
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import Literal
 
 import torch
 from torch._C import _distributed_c10d as c10d
+from torch.distributed.device_mesh import DeviceMesh
 
 from baton.core.errors import InvalidConfig, RankLost
 from baton.parallel.counted_group import CountedGroup, Traffic
+from baton.parallel.device_mesh import backend_of, connect, device_mesh_of, line_of
 from baton.parallel.group import Group, Ranks
 from baton.parallel.mesh import AXES, Axis, Mesh
 from baton.parallel.one_shot_group import OneShotGroup, one_shot
@@ -44,6 +47,8 @@ class Membership:
         self.ranks = Ranks()
         self.traffic: dict[Axis, Traffic] = {}
         """What the groups of more than one rank have moved."""
+        self.device_mesh: DeviceMesh | None = None
+        """The mesh as torch has it, whose process groups carry these; None if nobody else is."""
         self._store = store  # NCCL asks it again when two ranks first talk
         self._leavable: list[TorchGroup | OneShotGroup | SymmetricGroup] = []
 
@@ -70,7 +75,7 @@ class Membership:
         groups, self._leavable = self._leavable, []
         for group in groups:
             group.leave()
-        self._store = None
+        self.device_mesh = self._store = None
 
 
 def listen(host: str, port: int = 0) -> socket.socket:
@@ -98,9 +103,13 @@ def join_mesh(
         store = _store(meeting, rank, listener)
         membership = Membership(store)
         try:
+            device = device or torch.device("cpu")
+            device_mesh = device_mesh_of(meeting.mesh, rank, device.type)
+            membership.device_mesh = device_mesh
+            connect(device_mesh, store, partial(_backend, meeting, device))
             for axis in AXES:
                 if meeting.mesh.length(axis) > 1:
-                    membership._add(axis, _group(membership, meeting, rank, axis, store, device))
+                    membership._add(axis, _group(membership, meeting, axis, store, device))
         except BaseException:
             membership.leave()
             raise
@@ -140,39 +149,23 @@ def _store(meeting: Meeting, rank: int, listener: socket.socket | None) -> c10d.
     )
 
 
-def _gloo_device(meeting: Meeting) -> object:
-    """Return Gloo's event loop on the address from which this rank reaches the leader."""
-    with socket.socket(_family(meeting.host), socket.SOCK_DGRAM) as probe:
-        probe.connect((meeting.host, meeting.port))  # sends nothing
-        own = probe.getsockname()[0]
-    return c10d.ProcessGroupGloo.create_device(hostname=own)
-
-
 def _group(
-    membership: Membership,
-    meeting: Meeting,
-    rank: int,
-    axis: Axis,
-    store: c10d.Store,
-    device: torch.device | None,
+    membership: Membership, meeting: Meeting, axis: Axis, store: c10d.Store, device: torch.device
 ) -> Group:
     """Return this rank's group along an axis: the library's, what does better, and what counts."""
-    line = meeting.mesh.line(rank, axis)
-    name, place = f"{axis} group {','.join(map(str, line))}", line.index(rank)
-    own_store = c10d.PrefixStore(name, store)
-    backend: object
+    mesh = membership.device_mesh
+    assert mesh is not None, "a group of no mesh"
+    line, place = line_of(mesh, axis), mesh.get_group(axis).rank()
+    name, backend = f"{axis} group {','.join(map(str, line))}", backend_of(mesh, axis)
     better: OneShotGroup | SymmetricGroup | None
     if meeting.library == "gloo":
-        backend = _gloo(meeting, own_store, place, len(line))
         library = TorchGroup(backend, place, len(line), name, membership.leave)
         membership._leavable.append(library)
         better = one_shot(library, meeting.deadline_s, membership.leave)
     else:
-        assert device is not None, "NCCL without a GPU"
-        backend = _nccl(meeting, own_store, place, len(line), device)
         library = NcclGroup(backend, place, len(line), name, membership.leave)
         membership._leavable.append(library)
-        better = symmetric(library, own_store, name, device)
+        better = symmetric(library, c10d.PrefixStore(name, store), name, device)
     if better is not None:
         membership._leavable.append(better)
     membership.traffic[axis] = Traffic()
@@ -182,22 +175,29 @@ def _group(
     return group
 
 
-def _gloo(meeting: Meeting, store: c10d.Store, place: int, size: int) -> object:
-    options = c10d.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-    options._timeout = timedelta(seconds=meeting.deadline_s)
-    options._devices, options._threads = [_gloo_device(meeting)], 1
-    return c10d.ProcessGroupGloo(store, place, size, options)
-
-
-def _nccl(
-    meeting: Meeting, store: c10d.Store, place: int, size: int, device: torch.device
-) -> object:
-    """Return NCCL's group, connected: left to itself it would connect in the first step."""
+def _backend(
+    meeting: Meeting, device: torch.device, store: c10d.Store, place: int, size: int
+) -> c10d.Backend:
+    """Return the library's group, connected: NCCL by itself would connect in the first step."""
+    deadline = timedelta(seconds=meeting.deadline_s)
+    if meeting.library == "gloo":
+        options = c10d.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+        options._timeout = deadline
+        options._devices, options._threads = [_gloo_device(meeting)], 1
+        return c10d.ProcessGroupGloo(store, place, size, options)
     options = c10d.ProcessGroupNCCL.Options()
-    options._timeout = timedelta(seconds=meeting.deadline_s)
+    options._timeout = deadline
     backend = c10d.ProcessGroupNCCL(store, place, size, options)
     backend.eager_connect_single_device(device)
     return backend
+
+
+def _gloo_device(meeting: Meeting) -> object:
+    """Return Gloo's event loop on the address from which this rank reaches the leader."""
+    with socket.socket(_family(meeting.host), socket.SOCK_DGRAM) as probe:
+        probe.connect((meeting.host, meeting.port))  # sends nothing
+        own = probe.getsockname()[0]
+    return c10d.ProcessGroupGloo.create_device(hostname=own)
 
 
 def _family(host: str) -> socket.AddressFamily:

@@ -1,22 +1,25 @@
 """The ranks of one instance as a mesh, and the arithmetic between a rank and its place in it.
 
     pp   the layers, in stages                                             (slowest axis)
-    ep   the experts; attention is data-parallel along it: each sequence has its KV on one place
+    dp   the sequences; what is beside them, experts too, is there as often
+    ep   the experts, and the sequences
     cp   a long prompt's tokens
     tp   heads, columns and rows of matrices, the vocabulary               (fastest axis)
 
 The fastest axis talks most, so its ranks are neighbours: with pp 2 and tp 2, ranks 0 and 1 are
-stage 0. Whole copies of a model are instances of their own, and no axis of the mesh.
+stage 0. Along dp nobody talks. Attention is data-parallel along dp and ep: a sequence has its KV at
+one of dp x ep places. The same as torch has it is device_mesh.py.
 """
 
 from dataclasses import astuple, dataclass, replace
 from itertools import product
+from math import prod
 from typing import Literal
 
 from baton.core.errors import InvalidConfig
 
-Axis = Literal["pp", "ep", "cp", "tp"]
-AXES: tuple[Axis, ...] = ("pp", "ep", "cp", "tp")
+Axis = Literal["pp", "dp", "ep", "cp", "tp"]
+AXES: tuple[Axis, ...] = ("pp", "dp", "ep", "cp", "tp")
 """From the slowest to the fastest."""
 
 
@@ -25,6 +28,7 @@ class Place:
     """Where a rank is, along each axis."""
 
     pp: int = 0
+    dp: int = 0
     ep: int = 0
     cp: int = 0
     tp: int = 0
@@ -35,6 +39,7 @@ class Mesh:
     """The sizes of the axes; raises InvalidConfig for one below 1."""
 
     pp: int = 1
+    dp: int = 1
     ep: int = 1
     cp: int = 1
     tp: int = 1
@@ -50,7 +55,7 @@ class Mesh:
     @property
     def size(self) -> int:
         """How many ranks there are."""
-        return self.pp * self.ep * self.cp * self.tp
+        return prod(astuple(self))
 
     @property
     def places(self) -> tuple[Place, ...]:
@@ -67,12 +72,14 @@ class Mesh:
         assert 0 <= rank < self.size, f"rank {rank} of {self.size}"
         rank, tp = divmod(rank, self.tp)
         rank, cp = divmod(rank, self.cp)
-        pp, ep = divmod(rank, self.ep)
-        return Place(pp, ep, cp, tp)
+        rank, ep = divmod(rank, self.ep)
+        pp, dp = divmod(rank, self.dp)
+        return Place(pp, dp, ep, cp, tp)
 
     def rank(self, place: Place) -> int:
         """Return the rank at a place."""
-        return ((place.pp * self.ep + place.ep) * self.cp + place.cp) * self.tp + place.tp
+        rank = place.pp * self.dp + place.dp
+        return ((rank * self.ep + place.ep) * self.cp + place.cp) * self.tp + place.tp
 
     def line(self, rank: int, axis: Axis) -> tuple[int, ...]:
         """Return the ranks that differ from `rank` along `axis` only, itself included, in order."""

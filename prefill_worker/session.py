@@ -5,7 +5,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from baton.core.clock import Clock
-from baton.core.errors import BatonError, DeadlineExceeded, InternalError, Unavailable
+from baton.core.errors import (
+    BatonError,
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    Unavailable,
+)
 from baton.core.handover import Abort, Offer, OfferedBlock, Open, Received, ToDecode, ToPrefill
 from baton.core.ids import SeqId
 from baton.core.log import get_logger, tag
@@ -136,7 +142,7 @@ class HandoverSession:
     async def _perform(self, action: SenderAction) -> None:
         match action:
             case machine.Submit():
-                self._submit(action)
+                await self._submit(action)
             case machine.Pull(offer):
                 self._pull(offer)
             case machine.Stage(blocks):
@@ -150,9 +156,14 @@ class HandoverSession:
             case machine.End(outcome):
                 self.outcome = outcome
 
-    def _submit(self, action: machine.Submit) -> None:
+    async def _submit(self, action: machine.Submit) -> None:
         message = action.message
         tag(request=message.request.request_id)
+        try:
+            await self._instance.prepare(message.request)
+        except BatonError as error:
+            self.post(machine.Failed(error))
+            return
         plan = self._sender.plan
         self._handover = self._instance.handover(
             HandoverTerms(
@@ -294,10 +305,14 @@ class SessionTable(dict[SeqId, HandoverSession]):
                     session.post(machine.Sampled(event.token, event.logprobs))
 
     def step_failed(self, seq_ids: Sequence[SeqId], error: Exception) -> None:
-        """A step raised; these sequences are gone."""
-        lost = InternalError(f"the model failed in a step: {error!r}")
-        requests = [self[seq].request_id for seq in seq_ids if seq in self]
-        _log.error("a step failed", requests=requests, exc_info=error)
+        """These sequences are gone: a step raised, or they ask for what cannot be done."""
+        lost: BatonError
+        if isinstance(error, InvalidRequest):
+            lost = error
+        else:
+            lost = InternalError(f"the model failed in a step: {error!r}")
+            requests = [self[seq].request_id for seq in seq_ids if seq in self]
+            _log.error("a step failed", requests=requests, exc_info=error)
         for seq_id in seq_ids:
             if seq_id in self:
                 self[seq_id].post(machine.Failed(lost))

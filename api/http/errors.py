@@ -1,13 +1,22 @@
 """Errors in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
-from baton.core.errors import BatonError, InternalError, InvalidRequest, Overloaded
+from baton.core.errors import (
+    BatonError,
+    Cancelled,
+    InternalError,
+    InvalidRequest,
+    Overloaded,
+    Unauthenticated,
+)
 from baton.core.log import get_logger
 
 _log = get_logger("http")
@@ -18,6 +27,8 @@ _CODES = {
     408: "request_timeout",
     413: "request_too_large",
     415: "unsupported_media_type",
+    431: "headers_too_large",
+    503: "unavailable",
 }
 """Of errors that only HTTP knows."""
 
@@ -33,13 +44,24 @@ def error_response(error: BatonError) -> JSONResponse:
     headers = {}
     if isinstance(error, Overloaded):
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    if isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(error_body(error), error.http_status, headers)
+
+
+def http_error_response(
+    status: int, message: str, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """Return the response for an error that only HTTP knows."""
+    body = _body(message, _type(status), None, _CODES.get(status, "http_error"))
+    return JSONResponse(body, status, headers)
 
 
 def install(app: FastAPI) -> None:
     """Give every error that leaves `app` OpenAI's shape, also those of unknown routes."""
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(BatonError, _on_baton_error)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_bug)
 
 
@@ -54,8 +76,11 @@ async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     message = error.detail
     if status in (404, 405):
         message = f"{request.method} {request.url.path[:200]}: {error.detail}"
-    body = _body(message, _type(status), None, _CODES.get(status, "http_error"))
-    return JSONResponse(body, status, error.headers)
+    return http_error_response(status, message, error.headers)
+
+
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    return Response(status_code=Cancelled.http_status)  # nobody reads it
 
 
 async def _on_bug(request: Request, error: Exception) -> JSONResponse:
@@ -72,4 +97,10 @@ def _type(status: int) -> str:
 
 
 def _body(message: str, kind: str, param: str | None, code: str) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    shown = None if param is None else _unicode(param)
+    return {"error": {"message": _unicode(message), "type": kind, "param": shown, "code": code}}
+
+
+def _unicode(text: str) -> str:
+    """Return a text that can be sent: half of a surrogate pair, from a client, is spelled out."""
+    return text.encode(errors="backslashreplace").decode()

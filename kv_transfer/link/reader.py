@@ -60,7 +60,9 @@ class _Job:
 
     def all_hashes(self) -> Digests | None:
         """Return what was hashed on the way."""
-        return np.concatenate(self.hashes) if self.hashes else None
+        if len(self.hashes) < 2:
+            return self.hashes[0] if self.hashes else None
+        return np.concatenate(self.hashes)
 
 
 _Asked = tuple[_Job, RunTable | ReadUnits]

@@ -1,4 +1,6 @@
 import math
+import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -6,6 +8,7 @@ from hypothesis import strategies as st
 
 from baton.api.validate import Call, chat_call, completion_call
 from baton.core.errors import InvalidRequest, UnknownModel
+from baton.core.tenants import Tenant
 
 MAX = 256  # of the served model in conftest.py
 
@@ -58,6 +61,19 @@ def test_every_value_arrives(served_model):
     assert call.include_usage
 
 
+def test_a_whole_number_may_be_written_with_a_point(served_model):
+    body = {"prompt": [5.0, 6], "max_tokens": 9.0, "seed": 1e15, "stop_token_ids": [7.0]}
+    (request,) = completion_call(body, served_model).requests
+    assert request.generate.prompt == (5, 6)
+    assert (request.generate.max_tokens, request.generate.sampling.seed) == (9, 10**15)
+    whole = (
+        *request.generate.prompt,
+        request.generate.max_tokens,
+        *request.generate.stop_token_ids,
+    )
+    assert {type(value) for value in whole} == {int}
+
+
 def test_a_seed_is_drawn_each_time(served_model):
     seeds = {
         completion_call({"prompt": "a"}, served_model).requests[0].generate.sampling.seed
@@ -103,9 +119,9 @@ def test_chat_prefers_max_completion_tokens(served_model):
 
 BAD_VALUES = [
     ("prompt", ["", [], None, 5, 1.5, True, {}, [[]], [""], [None], [{}], ["a", 1], [1, "a"]]),
-    ("prompt", [[[1], "a"], [[1], [None]], [-1], [10**9], [1.0], [True], [2**70], "\ud800"]),
+    ("prompt", [[[1], "a"], [[1], [None]], [-1], [10**9], [1.5], [True], [2**70], "\ud800"]),
     ("prompt", [[1] * MAX, "word " * 5000, ["a"] * 129]),
-    ("max_tokens", [0, -1, MAX, 2**64, 1.0, "5", True, [], {}]),
+    ("max_tokens", [0, -1, MAX, 2**64, 1.5, "5", True, [], {}]),
     ("temperature", [-0.1, 2.1, math.nan, math.inf, -math.inf, 10**400, "1", True, []]),
     ("top_p", [0, 0.0, -1, 1.1, math.nan, "1", False, {}]),
     ("top_k", [-1, 2**31, 10**30, 0.5, "1", True]),
@@ -113,11 +129,11 @@ BAD_VALUES = [
     ("stop", ["", [""], [{}], [None], {}, 5, ["a"] * 5, "x" * 257, ["a", 1], [["a"]], "\udfff"]),
     ("stream", [1, 0, "true", [], {}]),
     ("ignore_eos", [1, "yes"]),
-    ("priority", [-11, 11, 0.0, "1", True]),
+    ("priority", [-11, 11, 0.5, "1", True]),
     ("stream_options", [{}, {"include_usage": True}, 1, "x", []]),
     ("model", [1, [], {}, True]),
-    ("n", [0, 129, "1", 1.0, True, []]),
-    ("logprobs", [-1, 21, True, "1", 1.0]),
+    ("n", [0, 129, "1", 1.5, True, []]),
+    ("logprobs", [-1, 21, True, "1", 1.5]),
     ("logit_bias", [[], 1, {"x": 1}, {"-1": 1}, {"1.0": 1}, {"": 1}, {"\u0661": 1}]),
     ("logit_bias", [{"1": 101}, {"1": -100.1}, {"1": math.nan}, {"1": "5"}, {"1": True}]),
     (
@@ -130,9 +146,9 @@ BAD_VALUES = [
     ("min_p", [-0.1, 1.1, math.nan, "0", True]),
     ("typical_p", [0, 0.0, -1, 1.1, math.nan, "1", False]),
     ("bad_words", ["x", {}, [1], [""], [None], ["x" * 257], ["x"] * 129, ["\ud800"]]),
-    ("min_tokens", [-1, 17, 2**64, 1.0, "1", True]),
-    ("stop_token_ids", [5, "5", {}, [-1], [4096], [1.0], [True], ["1"], [None], [1] * 129]),
-    ("echo", [True, "x"]),
+    ("min_tokens", [-1, 17, 2**64, 1.5, "1", True]),
+    ("stop_token_ids", [5, "5", {}, [-1], [4096], [1.5], [True], ["1"], [None], [1] * 129]),
+    ("echo", ["x", 1]),
     ("best_of", [2]),
     ("suffix", ["x"]),
     ("tools", [[{"type": "function"}], []]),
@@ -163,9 +179,9 @@ BAD_CHAT = [
     ("messages", [[{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]]),
     ("messages", [[{"role": "user", "content": "word " * 5000}]]),
     ("tools", [[{"type": "function", "function": {"name": "f"}}], {}, 1]),
-    ("response_format", [{"type": "json_object"}, "text"]),
+    ("response_format", [{"type": "xml"}, "text", {"type": "json_schema"}, {}]),
     ("logprobs", [0, 1, "x"]),
-    ("top_logprobs", [3, 21, -1, True, 1.0, "1"]),
+    ("top_logprobs", [3, 21, -1, True, 1.5, "1"]),
     ("max_completion_tokens", [0, MAX, "1"]),
     ("prompt", ["x"]),
 ]
@@ -289,6 +305,21 @@ def test_defaults_said_aloud_are_allowed(served_model):
     assert len(completion_call(body, served_model).requests) == 1
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.integers(1, 300), min_size=1, max_size=40),
+    st.lists(st.integers(1, 300), max_size=10),
+)
+def test_an_echo_and_the_output_make_the_text_of_both(served_model, prompt, output):
+    """Also where a character begins in the one and ends in the other: these are mostly bytes."""
+    tokens = served_model.tokenizer
+    (request,) = completion_call({"prompt": prompt, "echo": True}, served_model).requests
+    detokenizer = request.detokenizer(tokens)
+    shown = [detokenizer.push([token]) for token in output]
+    both = "".join([request.echo, *shown, detokenizer.flush()])
+    assert both == tokens.decode([*prompt, *output])
+
+
 def test_unknown_model_names_the_one_that_is_served(served_model):
     with pytest.raises(UnknownModel) as refused:
         completion_call({"prompt": "a", "model": "gpt-4"}, served_model)
@@ -357,3 +388,23 @@ def check_valid(call: Call, model) -> None:
         assert 0.01 <= generate.sampling.repetition_penalty <= 100
         assert 0 <= generate.sampling.min_tokens <= generate.max_tokens
         assert all(generate.sampling.bad_words)
+
+
+def test_limits_of_the_tenant(served_model):
+    tenant = Tenant(
+        name="acme", max_prompt_tokens=3, max_output_tokens=4, priority_min=1, priority_max=5
+    )
+    model = replace(served_model, tenant=tenant)
+    generate = completion_call({"prompt": [3, 4, 5]}, model).requests[0].generate
+    assert (generate.tenant, generate.max_tokens, generate.priority) == ("acme", 4, 1)
+    chat = {"messages": [{"role": "user", "content": "a"}]}
+    free = replace(served_model, tenant=Tenant(name="acme", max_output_tokens=4))
+    assert chat_call(chat, free).requests[0].generate.max_tokens == 4
+    for fields, words in (
+        ({"prompt": [3] * 4}, "prompt: '4 tokens' is not allowed; allowed: at most 3 tokens"),
+        ({"max_tokens": 5}, "max_tokens: 5 is not allowed; allowed: 1 to 4 for acme"),
+        ({"priority": 0}, "priority: 0 is not allowed; allowed: a whole number from 1 to 5"),
+        ({"prompt": [[3], [3] * 4]}, "prompt: '4 tokens'"),
+    ):
+        with pytest.raises(InvalidRequest, match=re.escape(words)):
+            completion_call({"prompt": [3]} | fields, model)

@@ -53,6 +53,7 @@ def test_one_port_for_two_apis(free_port: int) -> None:
         (("--decode", "0"), "decode: 0 is not allowed"),
         (("--prefill", "-1"), "prefill: -1 is not allowed"),
         (("--prefill-tp", "0"), "tp: 0 is not allowed"),
+        (("--prefill-dp", "0"), "dp: 0 is not allowed"),
         (("--decode-ep", "300"), "ep: 300 is not allowed"),
         (("--max-batch-tokens", "1"), "max_batch_tokens: 1 is not allowed"),
         (("--port", "70000"), "http_port: 70000 is not allowed"),

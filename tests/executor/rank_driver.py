@@ -59,7 +59,7 @@ class Outcome:
     """What one rank has at the end."""
 
     tokens: dict[int, list[int]]
-    """By prompt; of the prompts of the rank's place along ep."""
+    """By prompt; of the prompts of the rank's place along dp and ep."""
     logits: dict[int, NDArray[np.float32]]
     """By prompt [output, vocabulary]; empty on ranks that have none."""
     kv: NDArray[np.float32]
@@ -101,7 +101,7 @@ class _Rank:
 
     def _begin(self) -> None:
         ranks, prompts = self._share.ranks, self._job.prompts
-        mine = range(ranks.ep.rank, len(prompts), ranks.ep.size)
+        mine = range(ranks.place, len(prompts), ranks.places)
         self._texts = {i: list(prompts[i]) for i in mine}
         self._computed = dict.fromkeys(mine, 0)
         self._logits: dict[int, list[NDArray[np.float32]]] = {i: [] for i in mine}

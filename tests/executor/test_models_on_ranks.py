@@ -66,6 +66,7 @@ RUNS = [
     ("dense", Mesh(pp=2)),
     ("dense", Mesh(pp=2, tp=2)),
     ("dense", Mesh(cp=2)),
+    ("dense", Mesh(dp=2, tp=2)),
     ("dense, fused on disk", Mesh(tp=2)),
     ("dense, windows", Mesh(tp=2)),
     ("dense, windows", Mesh(cp=2, tp=2)),
@@ -73,6 +74,7 @@ RUNS = [
     ("experts", Mesh(ep=2)),
     ("experts", Mesh(ep=3)),
     ("experts", Mesh(ep=2, tp=2)),
+    ("experts", Mesh(dp=2, ep=2)),
     ("experts, sinks", Mesh(ep=2)),
     ("experts, sinks", Mesh(cp=2, tp=2)),
     ("latent", Mesh(tp=2)),
@@ -123,7 +125,7 @@ def assert_same(mesh: Mesh, outcomes: list[Outcome], reference: Outcome) -> None
     seen = set()
     for outcome, place in zip(outcomes, mesh.places, strict=True):
         for prompt, tokens in outcome.tokens.items():
-            assert prompt % mesh.ep == place.ep
+            assert prompt % (mesh.dp * mesh.ep) == place.dp * mesh.ep + place.ep
             assert tokens == reference.tokens[prompt]
         for prompt, logits in outcome.logits.items():
             np.testing.assert_allclose(logits, reference.logits[prompt], rtol=0, atol=1e-4)

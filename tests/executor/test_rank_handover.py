@@ -317,7 +317,7 @@ async def test_as_many_ranks_must_be_readable_as_there_are(reader: Reader) -> No
 
 
 def test_a_rank_has_the_blocks_of_its_place_and_a_copy_offers_none() -> None:
-    place = KVPlace(Rank(), ep=1, blocks=8, copy=False)
+    place = KVPlace(Rank(), place=1, blocks=8, copy=False)
     assert [place.has(BlockId(block)) for block in (7, 8, 15, 16)] == [False, True, True, False]
     copy = replace(place, copy=True)
     assert copy.has(BlockId(8))

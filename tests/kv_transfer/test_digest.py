@@ -13,7 +13,7 @@ from baton.core.kv_layout import KVLayout, LayerRange
 from baton.core.sharded_layout import Rank, ShardedLayout
 from baton.kernels.kv_digest import Digests, copy_and_hash
 from baton.kv_transfer.digest import DigestKey
-from baton.kv_transfer.plan import TokenRange, TransferPlan
+from baton.kv_transfer.plan import TokenRange, TransferPlan, UnitReads
 
 from .layout_pairs import pairs
 
@@ -125,11 +125,8 @@ class Handover:
         self.landing_table = rng.permutation(NUM_BLOCKS).tolist()
         self.source_blocks = [ref.block for ref in refs]
 
-    def read(self, rank: Rank) -> tuple[Bytes, list[int]]:
-        """Return what a rank has after its reads, and where in it they wrote."""
-        landing = self.plan.landing(rank, self.layers).layout
-        memory = np.zeros(NUM_BLOCKS * landing.block_bytes, np.uint8)
-        tables = self.plan.reads(
+    def _reads(self, rank: Rank) -> dict[Rank, UnitReads]:
+        return self.plan.reads(
             rank,
             self.layers,
             self.tokens,
@@ -137,8 +134,13 @@ class Handover:
             self.landing_table,
             turn=self.plan.turn(TICKET),
         )
+
+    def read(self, rank: Rank) -> tuple[Bytes, list[int]]:
+        """Return what a rank has after its reads, and where in it they wrote."""
+        landing = self.plan.landing(rank, self.layers).layout
+        memory = np.zeros(NUM_BLOCKS * landing.block_bytes, np.uint8)
         written: list[int] = []
-        for source, runs in tables.items():
+        for source, runs in self._reads(rank).items():
             for run in runs:
                 local = range(run.local_offset, run.local_offset + run.length)
                 memory[local] = self.source_pools[source][run.remote_offset :][: run.length]
@@ -155,27 +157,21 @@ class Handover:
         landing = self.plan.landing(rank, self.layers).layout
         memory = np.zeros(NUM_BLOCKS * landing.block_bytes, np.uint8)
         hashes = {}
-        for link in self.plan.links(rank, self.layers, self.plan.turn(TICKET)):
-            units = self.key.units_read(
-                rank, link.source, self.layers, self.tokens, self.offered, self.landing_table
-            )
-            pool = self.source_pools[link.source]
-            hashes[link.source] = copy_and_hash(
-                units.key, memory, units.into, pool, units.pieces, units.labels
+        for source, reads in self._reads(rank).items():
+            units = self.key.units_read(rank, source, self.layers, self.tokens, self.offered, reads)
+            hashes[source] = copy_and_hash(
+                units.key,
+                memory,
+                units.into,
+                self.source_pools[source],
+                units.pieces,
+                units.labels,
             )
         return memory, hashes
 
     def first_wrong_of(self, rank: Rank, hashes: dict[Rank, Digests]) -> int | None:
         """Verify by hashes alone."""
-        return self.key.first_wrong(
-            rank,
-            self.layers,
-            self.tokens,
-            self.offered,
-            self.landing_table,
-            memoryview(b""),
-            hashes,
-        )
+        return self.key.first_wrong_of(rank, self.layers, self.tokens, self.offered, hashes)
 
 
 def draw_handover(pair: tuple[ShardedLayout, ShardedLayout], data: st.DataObject) -> Handover:
@@ -260,5 +256,14 @@ def test_a_malformed_digest_is_a_wrong_one(digest: bytes) -> None:
     plan = TransferPlan(ShardedLayout(LAYOUT), ShardedLayout(LAYOUT))
     handover = Handover(plan, LAYERS, TokenRange(0, 40), 40)
     memory, _ = handover.read(Rank())
+    _, hashes = handover.hashed_on_the_way(Rank())
     handover.offered[1] = replace(handover.offered[1], digest=digest)
     assert handover.first_wrong(Rank(), memory) == 16
+    assert handover.first_wrong_of(Rank(), hashes) == 16
+
+
+def test_what_is_prepared_is_what_the_first_digests_would_make() -> None:
+    plan = TransferPlan(ShardedLayout(LAYOUT), ShardedLayout(LAYOUT))
+    key = DigestKey(plan, compatibility="c", ticket=TICKET, prompt=PROMPT)
+    key.prepare()
+    assert key.offered(Rank(), LAYERS, 1, [REF], memoryview(DATA)) == [digest_of()]

@@ -7,7 +7,7 @@ import pytest
 from baton.core.errors import InvalidConfig
 from baton.parallel.mesh import AXES, Axis, Mesh, Place
 
-MESHES = [Mesh(*sizes) for sizes in [*product((1, 2), repeat=4), (3, 1, 2, 4), (2, 3, 1, 5)]]
+MESHES = [Mesh(*sizes) for sizes in [*product((1, 2), repeat=5), (3, 2, 1, 2, 4), (2, 1, 3, 1, 5)]]
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)

@@ -7,10 +7,12 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Self
+from random import Random
+from typing import Any, Self
 
 from baton.api.decode_session import SessionStats
 from baton.api.detokenize import Detokenizer
+from baton.api.event_follower import EventFollower
 from baton.api.journey import Journey, JourneyHost
 from baton.api.latency import RecentLatency
 from baton.api.lease_keeper import LeaseKeeper, Terms
@@ -27,7 +29,8 @@ from baton.core.tasks import TaskSet
 from baton.core.topology import InstanceInfo, MembershipBoard, Role
 from baton.core.trace import RequestTrace
 from baton.models.tokenizer import Tokenizer
-from baton.router.router import Router, RouterStats
+from baton.router.router import Hint, Router, RouterStats
+from baton.router.state import RouterState
 
 _RETRY_S = 5.0
 """For whoever finds too many waiting for an instance to start."""
@@ -63,12 +66,14 @@ class Gateway:
         *,
         expects_prefill: bool,
         may_be_empty: bool = False,
+        beside_others: bool = False,
         clock: Clock = monotonic,
     ) -> None:
         """`expects_prefill`: the cluster was started with prefill instances (see `health`).
 
         `may_be_empty`: with nothing to do there is no decode instance; one comes if a request waits
-        for it, for `migration_wait_s` at most.
+        for it, for `migration_wait_s` at most. `beside_others`: other gateways send requests to
+        the same instances; among equals it draws lots, so that not all choose the same.
         """
         self.config = config
         self.model_name = model_name
@@ -80,7 +85,16 @@ class Gateway:
         self._expects_prefill = expects_prefill
         self._may_be_empty = may_be_empty
         self._clock = clock
-        self._router = Router(max_open_requests=config.max_open_requests, clock=clock)
+        state = RouterState(config.index_blocks)
+        self._follower = EventFollower(board, state)
+        self._router = Router(
+            max_open_requests=config.max_open_requests,
+            clock=clock,
+            state=state,
+            salt=secrets.token_hex(8) if beside_others else "",
+            rng=Random() if beside_others else None,
+            decisions_kept=config.traces_kept,
+        )
         self._leases = LeaseKeeper(
             board,
             Terms(
@@ -115,6 +129,7 @@ class Gateway:
         """Connect to the decode instances that are listed; those that come later follow."""
         self._tasks.start(self._leases.run())
         self._tasks.start(self._sessions.run())
+        self._tasks.start(self._follower.run())
         await self._sessions.settled.wait()
 
     async def drain(self, timeout_s: float) -> None:
@@ -212,6 +227,7 @@ class Gateway:
             self._sessions.usable(),
             prompt_tokens=len(generate.prompt),
             max_tokens=generate.max_tokens,
+            hint=Hint(generate.request_id, generate.prompt, generate.tenant, request.session),
         )
         opened = OpenRequest(
             request,
@@ -236,6 +252,7 @@ class Gateway:
         self._open.remove(opened)
         self._traces.add(trace)
         self._latency.add(trace)
+        self._router.ended(trace)
         self.metrics.closed(trace)
         if not self._open:
             self._idle.set()
@@ -243,6 +260,10 @@ class Gateway:
     def trace(self, request_id: str) -> RequestTrace | None:
         """Return the trace of a request that ended lately."""
         return self._traces.get(request_id)
+
+    def explain(self, request_id: str) -> dict[str, Any] | None:
+        """Return why a request went where it did, ready for JSON; None if that is forgotten."""
+        return self._router.explain(request_id)
 
     def health(self) -> list[str]:
         """Return the reasons why requests cannot be served as they should; none: healthy."""

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from baton.api.fields import Fields, check_text
 from baton.api.sampling_fields import (
@@ -48,8 +48,10 @@ _UNSUPPORTED_CHAT: dict[str, tuple[object, ...]] = {
     "store": (False,),
     "service_tier": ("auto", "default"),
 }
-_IGNORED = ("user", "safety_identifier", "prompt_cache_key", "metadata")
+_LABELS = ("session", "user", "safety_identifier", "prompt_cache_key", "metadata")
 """Labels for somebody's own bookkeeping; they promise no effect on the output."""
+_SESSION = ("session", "prompt_cache_key", "user")
+"""Of these, the first that is a text says which requests belong together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,8 @@ class TextRequest:
 
     generate: GenerateRequest
     stop: tuple[str, ...] = ()
+    session: str = ""
+    """Requests of the same one would rather go where the others went; "": of none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,12 @@ class Call:
     include_usage: bool = False
     """A stream ends with a chunk that has the usage."""
 
+    def of_session(self, session: str) -> "Call":
+        """Return this call as one of a session; as it is if there is none."""
+        if not session:
+            return self
+        return replace(self, requests=tuple(replace(r, session=session) for r in self.requests))
+
 
 @dataclass(frozen=True, slots=True)
 class _Common:
@@ -92,6 +102,7 @@ class _Common:
     stream: bool
     include_usage: bool
     priority: int
+    session: str
 
 
 def completion_call(body: object, model: ServedModel, *, prefix: str = "cmpl") -> Call:
@@ -130,8 +141,7 @@ def _common(
     name = fields.text("model")
     if name is not None and name != model.name:
         raise UnknownModel("model", name, model.name)
-    for label in _IGNORED:
-        fields.take(label)
+    labels = {label: fields.take(label) for label in _LABELS}
     stream = fields.flag("stream", False)
     return _Common(
         sampling=read_sampling(fields, model.tokenizer, read_logprobs(fields)),
@@ -141,6 +151,7 @@ def _common(
         stream=stream,
         include_usage=_include_usage(fields, stream),
         priority=fields.integer("priority", 0, low=-PRIORITY_LEVELS, high=PRIORITY_LEVELS) or 0,
+        session=next((v for n in _SESSION if isinstance(v := labels[n], str) and v), ""),
     )
 
 
@@ -262,7 +273,7 @@ def _call(
                 stop_token_ids=common.stop_token_ids,
                 priority=common.priority,
             )
-            requests.append(TextRequest(generate, common.stop))
+            requests.append(TextRequest(generate, common.stop, common.session))
     return Call(call_id, tuple(requests), common.n, common.stream, common.include_usage)
 
 

@@ -59,6 +59,13 @@ def _add_own_routes(app: FastAPI, gateway: Gateway) -> None:
     async def metrics() -> Response:
         return Response(gateway.metrics.render(), media_type=CONTENT_TYPE)
 
+    @app.get("/v1/requests/{request_id}/explain")
+    async def explain(request_id: str) -> JSONResponse:
+        explanation = gateway.explain(request_id)
+        if explanation is None:
+            raise HTTPException(404, "no such request, or its decision is forgotten")
+        return JSONResponse(explanation)
+
     @app.get("/v1/requests/{request_id}")
     async def request_trace(request_id: str) -> JSONResponse:
         trace = gateway.trace(request_id)
@@ -72,6 +79,7 @@ async def _answer(request: Request, gateway: Gateway, *, chat: bool) -> Response
         check = chat_call if chat else completion_call
         await gateway.some_decode()
         call = await read_call(request, check, gateway.model())
+        call = call.of_session(request.headers.get("x-session", ""))
     except ClientDisconnect:
         gateway.metrics.refused(Cancelled.code)
         return Response(status_code=Cancelled.http_status)

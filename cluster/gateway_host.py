@@ -68,6 +68,7 @@ class GatewayHost:
             expects_prefill=plan.expects_prefill,
             beside_others=True,
             may_be_empty=plan.may_be_empty,
+            tls=plan.tls,
         )
         async with gateway:
             self.door = await FrontDoor.start(gateway)

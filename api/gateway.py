@@ -22,6 +22,7 @@ from baton.api.sessions import Sessions
 from baton.api.text_stream import Piece, TextStream
 from baton.api.traces import TraceLog
 from baton.api.validate import ServedModel, TextRequest
+from baton.api.waiting_room import Place, WaitingRoom
 from baton.core.clock import Clock, monotonic
 from baton.core.config import ClusterTlsConfig, GatewayConfig
 from baton.core.errors import BatonError, InstanceLost, Overloaded, Unavailable, UnknownModel
@@ -31,7 +32,9 @@ from baton.core.tenants import ANYBODY, Caller
 from baton.core.topology import InstanceInfo, MembershipBoard, Role
 from baton.core.trace import RequestTrace
 from baton.models.tokenizer import Tokenizer
-from baton.router.router import Hint, Router, RouterStats
+from baton.router.admission import Admission, Want
+from baton.router.admission_room import RoomLimits
+from baton.router.router import Hint, Lease, Plan, Router, RouterStats
 from baton.router.state import RouterState
 
 _RETRY_S = 5.0
@@ -46,6 +49,8 @@ class GatewayStats:
     """Admitted, and not over on both sides: decode instance and consumer."""
     waiting: int
     """Requests that can go on only once there is a decode instance."""
+    queued: int
+    """Requests that wait for their turn: the instances have no room."""
     ttft_s: float | None
     """90th percentile, over the requests of the last minute."""
     tpot_s: float | None
@@ -93,7 +98,18 @@ class Gateway:
         self._may_be_empty = may_be_empty
         self._clock = clock
         state = RouterState(config.index_blocks)
-        self._follower = EventFollower(board, state)
+        self._room = WaitingRoom(
+            Admission(
+                max_queued=config.max_queued_requests,
+                queue_timeout_s=config.queue_timeout_s,
+                clock=clock,
+            ),
+            is_served=self._has_decode,
+            metrics=metrics,
+            clock=clock,
+        )
+        self._room_limits = RoomLimits(config.decode_fill, config.prefill_ahead_s)
+        self._follower = EventFollower(board, state, self._room.poke)
         self._router = Router(
             max_open_requests=config.max_open_requests,
             clock=clock,
@@ -101,6 +117,7 @@ class Gateway:
             salt=secrets.token_hex(8) if beside_others else "",
             rng=Random() if beside_others else None,
             decisions_kept=config.traces_kept,
+            on_room=self._room.poke,
         )
         self._leases = LeaseKeeper(
             board,
@@ -126,7 +143,7 @@ class Gateway:
         self._latency = RecentLatency(clock)
         self._tasks = TaskSet()
         self._journeys = JourneyHost(self._sessions, config, self._tasks, clock)
-        self._open: set[OpenRequest] = set()
+        self._open: dict[OpenRequest, Place] = {}
         self._idle = asyncio.Event()
         self._idle.set()
         self._closing = False
@@ -139,11 +156,16 @@ class Gateway:
         self._tasks.start(self._leases.run())
         self._tasks.start(self._sessions.run())
         self._tasks.start(self._follower.run())
+        self._tasks.start(self._look_at_changes())
         await self._sessions.settled.wait()
 
     async def drain(self, timeout_s: float) -> None:
-        """Admit nothing more, and give what is open `timeout_s` seconds to end."""
+        """Admit nothing more, and give what is open `timeout_s` seconds to end.
+
+        What waits for its turn is refused: another gateway can still take it.
+        """
         self._closing = True
+        self._room.close()
         self._sessions.tell_change()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -220,7 +242,7 @@ class Gateway:
         """
         try:
             await self.some_decode()
-            opened = self._admit(request)
+            opened = await self._admit(request)
         except BatonError as error:
             self.metrics.refused(error.code)
             raise
@@ -234,7 +256,7 @@ class Gateway:
             if opened.leave():
                 journey.cancel()
 
-    def _admit(self, request: TextRequest) -> OpenRequest:
+    async def _admit(self, request: TextRequest) -> OpenRequest:
         if self._closing:
             raise Unavailable("the gateway is shutting down")
         generate = request.generate
@@ -244,24 +266,36 @@ class Gateway:
             stop_token_ids=generate.stop_token_ids,
             min_tokens=generate.sampling.min_tokens,
         )
-        lease = self._router.admit(  # last: from here on somebody must give it back
-            self._sessions.usable(),
+        timeout_s = self.config.request_timeout_s
+        if request.timeout_s is not None:
+            timeout_s = min(timeout_s, request.timeout_s)
+        want = Want(
+            tenant=self.identity.tenant(generate.tenant),
             prompt_tokens=len(generate.prompt),
             max_tokens=generate.max_tokens,
-            hint=Hint(generate.request_id, generate.prompt, generate.tenant, request.session),
+            deadline=self._clock() + timeout_s,
+            priority=generate.priority,
         )
-        opened = OpenRequest(
+        place = await self._room.enter(want, _Planner(self, request))
+        opened = OpenRequest(  # nothing may fail from here on: somebody must give the place back
             request,
-            lease,
+            place.lease,
             text,
             clock=self._clock,
-            timeout_s=self.config.request_timeout_s,
+            timeout_s=timeout_s,
+            waited_s=place.waited_s,
             on_over=self._over,
         )
-        self._open.add(opened)
+        self._open[opened] = place
         self._idle.clear()
         self.metrics.opened(len(generate.prompt))
         return opened
+
+    async def _look_at_changes(self) -> None:
+        """Let those that wait look again whenever an instance comes, goes or is connected."""
+        while True:
+            await self._sessions.changed()
+            self._room.poke()
 
     def _lost(self, instance: InstanceInfo, error: InstanceLost) -> None:
         self._sessions.lose(instance, error)
@@ -270,7 +304,8 @@ class Gateway:
         self._sessions.tell_change()  # its session may have been ready before
 
     def _over(self, opened: OpenRequest, trace: RequestTrace) -> None:
-        self._open.remove(opened)
+        place = self._open.pop(opened)
+        self._room.left(place.ticket, opened.received)
         self._traces.add(trace)
         self._latency.add(trace)
         self._router.ended(trace)
@@ -309,6 +344,7 @@ class Gateway:
         After `close` no task is left either.
         """
         assert not self._open, self._open
+        self._room.check()
         self._router.check()
         router = self._router.stats()
         assert router.open_requests == 0, router
@@ -325,9 +361,42 @@ class Gateway:
             ttft_s=self._latency.ttft_s(),
             tpot_s=self._latency.tpot_s(),
             traces=len(self._traces),
+            queued=len(self._room),
             router=self._router.stats(),
             sessions=self._sessions.stats(),
         )
 
     def __repr__(self) -> str:
         return f"Gateway({self.model_name}, open={len(self._open)})"
+
+
+class _Planner:
+    """Finds a pair for one request among what is usable at that moment."""
+
+    def __init__(self, gateway: Gateway, request: TextRequest) -> None:
+        self._gateway = gateway
+        generate = request.generate
+        self._prompt_tokens = len(generate.prompt)
+        self._max_tokens = generate.max_tokens
+        self._hint = Hint(generate.request_id, generate.prompt, generate.tenant, request.session)
+
+    def plan(self, *, with_room: bool) -> Plan | None:
+        gateway = self._gateway
+        return gateway._router.plan(
+            gateway._sessions.usable(),
+            prompt_tokens=self._prompt_tokens,
+            max_tokens=self._max_tokens,
+            hint=self._hint,
+            room=gateway._room_limits if with_room else None,
+        )
+
+    def open(self, plan: Plan) -> Lease:
+        return self._gateway._router.open(
+            plan,
+            prompt_tokens=self._prompt_tokens,
+            max_tokens=self._max_tokens,
+            hint=self._hint,
+        )
+
+    def expected_output(self) -> float:
+        return self._gateway._router.expected_output(self._max_tokens)

@@ -36,16 +36,18 @@ class OpenRequest:
         *,
         clock: Clock,
         timeout_s: float,
+        waited_s: float = 0.0,
         on_over: Callable[["OpenRequest", RequestTrace], None],
     ) -> None:
-        """The request is given up `timeout_s` seconds after its consumer began to read."""
+        """The request came `waited_s` seconds ago, and is given up `timeout_s` after it came."""
         self.request = request
         self.lease = lease
         self._text = text
         self._clock = clock
         self._timeout_s = timeout_s
         self._on_over = on_over
-        self._started = clock()
+        self._waited_s = waited_s
+        self._started = clock() - waited_s
         self._first_at = 0.0
         self._last_at = 0.0
         self._gaps: list[float] = []
@@ -132,7 +134,8 @@ class OpenRequest:
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """Yield what becomes certain, until the last piece; raises what ended it otherwise."""
-        timer = asyncio.get_running_loop().call_later(self._timeout_s, self._expire)
+        left_s = max(0.0, self._timeout_s - (self._clock() - self._started))
+        timer = asyncio.get_running_loop().call_later(left_s, self._expire)
         try:
             while self._finish is None:
                 await self._wake.wait()
@@ -197,6 +200,7 @@ class OpenRequest:
             cached_tokens=self._cached_tokens,
             handovers=ended.handovers,
             migrations=tuple(self._migrations),
+            queue_s=self._waited_s,
             ttft_s=self._first_at - self._started if self._tokens else 0.0,
             tpot_s=span / later if later > 0 else 0.0,
             e2e_s=(self._last_at if self._finish else self._clock()) - self._started,

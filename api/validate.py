@@ -26,6 +26,8 @@ MAX_CHOICES = 128
 MAX_STOP = 4
 MAX_STOP_LENGTH = 256
 """Characters of one stop string."""
+MAX_TIMEOUT_S = 86_400.0
+"""That a caller may ask for; more than the gateway's own changes nothing."""
 MAX_MESSAGES = 4096
 DEFAULT_MAX_TOKENS = 16
 """Of completions, as OpenAI has it; a chat may go on to the limit."""
@@ -75,6 +77,8 @@ class TextRequest:
     stop: tuple[str, ...] = ()
     session: str = ""
     """Requests of the same one would rather go where the others went; "": of none."""
+    timeout_s: float | None = None
+    """Within which the whole answer has to be there; None: as the gateway's config has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,13 @@ class Call:
             return self
         return replace(self, requests=tuple(replace(r, session=session) for r in self.requests))
 
+    def due_within(self, timeout_s: float | None) -> "Call":
+        """Return this call with a deadline; what is earlier holds. None: as it is."""
+        if timeout_s is None:
+            return self
+        before = min(timeout_s, self.requests[0].timeout_s or timeout_s)
+        return replace(self, requests=tuple(replace(r, timeout_s=before) for r in self.requests))
+
 
 @dataclass(frozen=True, slots=True)
 class _Common:
@@ -106,6 +117,18 @@ class _Common:
     include_usage: bool
     priority: int
     session: str
+    timeout_s: float | None
+
+
+def read_timeout(header: str | None) -> float | None:
+    """Return the seconds that the header x-request-timeout-ms allows; None if it is not there."""
+    if header is None:
+        return None
+    most = int(MAX_TIMEOUT_S * 1000)
+    if not (header.isascii() and header.isdecimal() and 1 <= int(header[:12]) <= most):
+        allowed = f"a whole number of milliseconds from 1 to {most}"
+        raise InvalidRequest("x-request-timeout-ms", header, allowed)
+    return int(header) / 1000
 
 
 def completion_call(body: object, model: ServedModel, *, prefix: str = "cmpl") -> Call:
@@ -155,6 +178,7 @@ def _common(
         include_usage=_include_usage(fields, stream),
         priority=_priority(fields, model.tenant),
         session=next((v for n in _SESSION if isinstance(v := labels[n], str) and v), ""),
+        timeout_s=fields.number("timeout", 0.0, low=0.001, high=MAX_TIMEOUT_S) or None,
     )
 
 
@@ -283,7 +307,7 @@ def _call(
                 tenant=model.tenant.name,
                 priority=common.priority,
             )
-            requests.append(TextRequest(generate, common.stop, common.session))
+            requests.append(TextRequest(generate, common.stop, common.session, common.timeout_s))
     return Call(call_id, tuple(requests), common.n, common.stream, common.include_usage)
 
 

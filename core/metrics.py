@@ -35,6 +35,17 @@ class GatewayMetrics:
             "requests_total", "Requests by finish reason or error code", "outcome"
         )
         self._open = Gauge("baton_open_requests", "Requests in the system now", registry=registry)
+        self._queued = Gauge(
+            "baton_queued_requests", "Requests that wait at the gateway now", registry=registry
+        )
+        self._queue_wait = histogram(
+            "queue_seconds", "Wait at the gateway of admitted requests", _FIRST_TOKEN
+        )
+        self._turned_away = counter(
+            "refused_requests_total",
+            "Requests refused with 429, by what there was too much of",
+            "reason",
+        )
         self._tokens_in = counter("prompt_tokens_total", "Prompt tokens of admitted requests")
         self._cached = counter(
             "cached_prompt_tokens_total", "Prompt tokens of ended requests found in a prefix cache"
@@ -76,6 +87,18 @@ class GatewayMetrics:
     def refused(self, code: str) -> None:
         """Count a request that was not admitted."""
         self._requests.labels(code).inc()
+
+    def queued(self, requests: int) -> None:
+        """Take how many requests wait at the gateway."""
+        self._queued.set(requests)
+
+    def let_in(self, waited_s: float) -> None:
+        """Take how long a request waited that is now admitted."""
+        self._queue_wait.observe(waited_s)
+
+    def turned_away(self, reason: str) -> None:
+        """Count a request that was refused; `reason` is that of its Overloaded."""
+        self._turned_away.labels(reason).inc()
 
     def cut(self, reason: str) -> None:
         """Count a connection that was cut because of what its client did, or did not."""

@@ -23,6 +23,7 @@ from baton.router.admission_room import Outlook
 from baton.router.drain_rate import DrainRate
 from baton.router.fair_queue import FairQueue, Ticket, Waiting
 from baton.router.limits import TenantLimits
+from baton.router.load import CompletionRate
 
 _SOONEST_S, _LATEST_S = 1.0, 60.0
 """To come back; sooner makes no sense to who was refused, later is a guess."""
@@ -60,6 +61,7 @@ class Admission:
         self._clock = clock
         self._limits = TenantLimits(clock)
         self._rate = DrainRate(clock)
+        self._completions = CompletionRate(clock)
         self._entries: dict[Ticket, _Entry] = {}
         self._last = 0
 
@@ -133,14 +135,19 @@ class Admission:
 
     def left(self, ticket: Ticket, output_tokens: int = 0) -> None:
         """A request is over, however; of one that started, what was guessed is put right."""
+        self.withdraw(ticket)
         entry = self._entries.pop(ticket)
-        if ticket in self._queue:
-            self._queue.remove(ticket)
         name, back = entry.want.tenant.name, entry.tokens
         if entry.started:
             back -= entry.want.prompt_tokens + output_tokens
             self._queue.correct(name, -back)
+            self._completions.completed()
         self._limits.left(name, started=entry.started, back=back)
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """Take a request out of the queue, if it waits; its ticket is yet to be given back."""
+        if ticket in self._queue:
+            self._queue.remove(ticket)
 
     def gives_up_at(self, ticket: Ticket) -> float:
         """Return until when a request may wait, by the clock."""
@@ -199,9 +206,9 @@ class Admission:
         return (ahead + request.tokens) / rate
 
     def _retry_s(self, tokens: int) -> float:
-        """Return when there may be a place, from how fast the queue is served."""
+        """Return when there may be a place, from how fast the queue is served, or requests end."""
         rate = self._rate.tokens_per_s()
-        return _SOONEST_S if not rate else _bounded(tokens / rate)
+        return _bounded(tokens / rate) if rate else self._completions.seconds_to_next()
 
     def waited_s(self, ticket: Ticket) -> float:
         """Return for how long a request has been here."""

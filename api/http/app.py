@@ -11,7 +11,7 @@ from baton.api.http.answer import Answer
 from baton.api.http.body import read_call
 from baton.api.http.edge import Edge
 from baton.api.http.openai_format import ChatFormat, CompletionFormat
-from baton.api.validate import chat_call, completion_call
+from baton.api.validate import chat_call, completion_call, read_timeout
 from baton.core.errors import BatonError, Cancelled, UnknownModel
 from baton.core.metrics import CONTENT_TYPE
 
@@ -84,6 +84,7 @@ async def _answer(request: Request, gateway: Gateway, *, chat: bool) -> Response
         model = gateway.model(request.state.caller)
         call = await read_call(request, check, model, gateway.config.limits)
         call = call.of_session(request.headers.get("x-session", ""))
+        call = call.due_within(read_timeout(request.headers.get("x-request-timeout-ms")))
     except ClientDisconnect:
         gateway.metrics.refused(Cancelled.code)
         return Response(status_code=Cancelled.http_status)

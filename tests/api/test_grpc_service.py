@@ -187,7 +187,7 @@ async def test_the_python_client_raises_what_the_server_raised(
     make_front_door, leader, text_script, until
 ):
     leader.script = text_script("one two three", hold_after=1)
-    door = await make_front_door(max_open_requests=1)
+    door = await make_front_door(max_open_requests=1, max_queued_requests=0)
 
     def use(prompt: str, options: Options) -> str:
         with Client(door.grpc_address, timeout_s=SOON) as client:

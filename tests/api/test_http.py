@@ -197,7 +197,7 @@ async def test_too_many_is_429_with_retry_after(
     make_front_door, leader, text_script, until, stream
 ):
     leader.script = text_script("one two three", hold_after=1)
-    door = await make_front_door(max_open_requests=1)
+    door = await make_front_door(max_open_requests=1, max_queued_requests=0)
     async with httpx.AsyncClient(base_url=door.http_url, timeout=20) as client:
         first = asyncio.create_task(client.post("/v1/completions", json=COMPLETION))
         await until(lambda: leader.running == 1)
@@ -276,7 +276,7 @@ async def test_one_refused_prompt_refuses_all_and_cancels_the_rest(
     make_front_door, leader, text_script
 ):
     leader.script = text_script("one two three", hold_after=1)
-    door = await make_front_door(max_open_requests=2)
+    door = await make_front_door(max_open_requests=2, max_queued_requests=0)
     async with httpx.AsyncClient(base_url=door.http_url, timeout=20) as client:
         call = COMPLETION | {"prompt": ["a", "b", "c"]}
         check_error(await client.post("/v1/completions", json=call), 429, "overloaded", None)

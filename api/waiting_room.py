@@ -1,0 +1,198 @@
+"""Requests that wait at the gateway until the instances have room, or until it makes no sense."""
+
+import asyncio
+from collections.abc import Callable
+from contextvars import Context, copy_context
+from dataclasses import dataclass
+from typing import Protocol
+
+from baton.core.clock import Clock
+from baton.core.errors import BatonError, InternalError, Overloaded, Unavailable
+from baton.core.log import get_logger
+from baton.core.metrics import GatewayMetrics
+from baton.router.admission import Admission, Want
+from baton.router.admission_room import Outlook
+from baton.router.fair_queue import Ticket
+from baton.router.router import Lease, Plan
+
+_log = get_logger("gateway.waiting")
+
+
+class Planner(Protocol):
+    """Finds a pair for one request and takes it; raises Unavailable if there can be none."""
+
+    def plan(self, *, with_room: bool) -> Plan | None:
+        """Return where it would go; with room, or wherever."""
+
+    def open(self, plan: Plan) -> Lease:
+        """Take it."""
+
+    def expected_output(self) -> float:
+        """Return how many tokens its answer is likely to have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A request that was let in; `WaitingRoom.left` gives its ticket back."""
+
+    ticket: Ticket
+    lease: Lease
+    waited_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Guest:
+    planner: Planner
+    context: Context
+    """Its own: what is logged while somebody else's task lets it in is about this request."""
+    place: "asyncio.Future[Place]"
+
+
+class WaitingRoom:
+    """The tasks' side of router/admission.py; on one event loop."""
+
+    def __init__(
+        self,
+        admission: Admission,
+        *,
+        is_served: Callable[[], bool],
+        metrics: GatewayMetrics,
+        clock: Clock,
+    ) -> None:
+        """`is_served` says whether there is a decode instance at all; without one all wait."""
+        self._admission = admission
+        self._is_served = is_served
+        self._metrics = metrics
+        self._clock = clock
+        self._guests: dict[Ticket, _Guest] = {}
+        """Those that wait, or have not heard yet that they need not."""
+        self._poked = False
+        self._closed = False
+
+    def __len__(self) -> int:
+        """Return how many wait."""
+        return len(self._admission)
+
+    def __repr__(self) -> str:
+        return f"WaitingRoom({self._admission!r})"
+
+    async def enter(self, want: Want, planner: Planner) -> Place:
+        """Wait for this request's turn, for as long as it may.
+
+        Raises Overloaded, with the reason and when to come back, and Unavailable if there is no
+        instance or the room closes. Whoever is cancelled here leaves nothing behind.
+        """
+        try:
+            ticket = self._arrive(want, planner)
+            place = await self._called(ticket)
+        except Overloaded as error:
+            self._metrics.turned_away(error.reason)
+            raise
+        self._metrics.let_in(place.waited_s)
+        return place
+
+    def _arrive(self, want: Want, planner: Planner) -> Ticket:
+        if self._closed:
+            raise Unavailable("the gateway is shutting down")
+        outlook = self._outlook(want, planner)
+        ticket = self._admission.arrive(want, planner.expected_output(), outlook)
+        place: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
+        self._guests[ticket] = _Guest(planner, copy_context(), place)
+        self._pump()
+        return ticket
+
+    def _outlook(self, want: Want, planner: Planner) -> Outlook | None:
+        """Return how a request would fare once it starts; only of one that will have to wait."""
+        if not self._is_served():
+            raise Unavailable("no decode instance is ready to take the request")
+        if self._admission.next() is None:
+            return None
+        plan = planner.plan(with_room=False)
+        return None if plan is None else plan.outlook
+
+    async def _called(self, ticket: Ticket) -> Place:
+        place = self._guests[ticket].place
+        left_s = max(0.0, self._admission.gives_up_at(ticket) - self._clock())
+        try:
+            if place.done():
+                return place.result()
+            async with asyncio.timeout(left_s):
+                return await place
+        except BaseException as error:
+            refused = self._admission.gave_up(ticket) if isinstance(error, TimeoutError) else None
+            self._give_up(ticket, place)
+            if refused is not None:
+                raise refused from None
+            raise
+        finally:
+            del self._guests[ticket]
+
+    def _give_up(self, ticket: Ticket, place: "asyncio.Future[Place]") -> None:
+        if place.done() and not place.cancelled() and place.exception() is None:
+            place.result().lease.close()  # its turn came just when it went
+        self.left(ticket)
+
+    def left(self, ticket: Ticket, output_tokens: int = 0) -> None:
+        """Take a ticket back: its request is over."""
+        self._admission.left(ticket, output_tokens)
+        self.poke()
+
+    # ---- whose turn it is -------------------------------------------------------------------
+
+    def poke(self) -> None:
+        """Look soon whether somebody can start: there may be room."""
+        if not self._poked and len(self._admission):
+            self._poked = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Start all who can start, in turn; who is too many has to go."""
+        self._poked = False
+        while self._is_served() and (ticket := self._admission.next()) is not None:
+            try:
+                if not self._guests[ticket].context.run(self._start, ticket):
+                    break
+            except BatonError as error:
+                self._refuse(ticket, error)
+            except Exception as bug:
+                _log.exception("bug while a request was let in")
+                self._refuse(ticket, InternalError(f"not let in: {bug!r}"))
+        while (ticket := self._admission.settle()) is not None:
+            self._refuse(ticket, self._admission.crowded_out(ticket))
+        self._metrics.queued(len(self._admission))
+
+    def _start(self, ticket: Ticket) -> bool:
+        """Start whose turn it is; False: there is no room."""
+        guest = self._guests[ticket]
+        if guest.place.done():  # it was cancelled just now
+            self._admission.withdraw(ticket)
+            return True
+        plan = guest.planner.plan(with_room=True)
+        if plan is None:
+            return False
+        self._admission.check_start(ticket, plan.outlook)
+        lease = guest.planner.open(plan)
+        waited_s = self._admission.waited_s(ticket)
+        self._admission.start(ticket)
+        guest.place.set_result(Place(ticket, lease, waited_s))
+        return True
+
+    def _refuse(self, ticket: Ticket, error: BatonError) -> None:
+        """Send a guest away; it gives its ticket back itself."""
+        self._admission.withdraw(ticket)
+        place = self._guests[ticket].place
+        if not place.done():
+            place.set_exception(error)
+
+    def close(self) -> None:
+        """Send all who wait away, and let nobody in any more."""
+        self._closed = True
+        for ticket in [t for t, guest in self._guests.items() if not guest.place.done()]:
+            self._refuse(ticket, Unavailable("the gateway is shutting down"))
+        self._metrics.queued(len(self._admission))
+
+    def check(self) -> None:
+        """Assert that nobody is here, and that the books agree."""
+        assert not self._guests, self._guests
+        self._admission.check()
+        assert not len(self._admission)

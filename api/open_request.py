@@ -129,6 +129,7 @@ class OpenRequest:
     def ended(self, ended: Ended) -> None:
         """Take the end; nothing follows it."""
         self._ended = ended
+        self.lease.instances_done()
         self._wake.set()
         self._finish_if_over()
 

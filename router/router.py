@@ -104,6 +104,8 @@ class Lease:
         """Tokens that the first prefill instance of the route has yet to compute."""
         self.missing = 0.0
         """Of these, what it is thought not to have cached."""
+        self.served = False
+        """The instances are done with it."""
         self.closed = False
         self._router = router
 
@@ -134,6 +136,13 @@ class Lease:
         instance can take it.
         """
         self._router._move(self, membership, avoided, preferred)
+
+    def instances_done(self) -> None:
+        """Note that no instance does anything for it any more: others may have their room.
+
+        Its place among the open requests it keeps until its consumer has taken all of it.
+        """
+        self._router._served(self)
 
     def close(self) -> None:
         """Give the place back; any further call does nothing."""
@@ -272,7 +281,7 @@ class Router:
         avoided: Collection[InstanceKey],
         preferred: InstanceKey | None,
     ) -> None:
-        assert not lease.closed
+        assert not lease.served
         ask = self._ask(
             lease.held_tokens,
             lease.max_tokens - lease.output_tokens,
@@ -371,7 +380,7 @@ class Router:
                 self._failures.ended(keys[handover.prefill_instance], handover.outcome)
 
     def _generated(self, lease: Lease, tokens: int) -> None:
-        assert not lease.closed
+        assert not lease.served
         lease.output_tokens += tokens
         self._add_decode(key_of(lease.route.decode), tokens=tokens)
         self._end_prefill(lease)
@@ -384,12 +393,18 @@ class Router:
             lease.computing = 0
             self._on_room()
 
+    def _served(self, lease: Lease) -> None:
+        if not lease.served:
+            lease.served = True
+            self._uncount(lease)
+            self._on_room()
+
     def _close(self, lease: Lease) -> None:
         if lease.closed:
             return
         lease.closed = True
         self._leases.remove(lease)
-        self._uncount(lease)
+        self._served(lease)
         self._rate.completed()
         self._on_room()
 
@@ -398,6 +413,8 @@ class Router:
         decode, prefill = LoadTable(), LoadTable()
         for lease in self._leases:
             assert not lease.closed
+            if lease.served:
+                continue
             decode.add(key_of(lease.route.decode), requests=1, tokens=lease.held_tokens)
             if lease.computing:
                 prefill.add(key_of(lease.route.prefill[0]), requests=1, tokens=lease.computing)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import grpc
 
+from baton.core.config import ClusterTlsConfig
 from baton.core.errors import BatonError, HandoverError
 from baton.core.log import get_logger
 from baton.core.topology import InstanceInfo, Membership, MembershipBoard
@@ -32,10 +33,16 @@ class EventFollower:
     """Start `run()` as a task. A stream that is lost only makes the router blind to an instance."""
 
     def __init__(
-        self, board: MembershipBoard, state: RouterState, on_told: Callable[[], None]
+        self,
+        board: MembershipBoard,
+        state: RouterState,
+        *,
+        on_told: Callable[[], None],
+        tls: ClusterTlsConfig | None = None,
     ) -> None:
         """`on_told` is called whenever an instance has told its load."""
         self._on_told = on_told
+        self._tls = tls
         self._board = board
         self._state = state
         self._tasks: dict[InstanceKey, asyncio.Task[None]] = {}
@@ -74,7 +81,7 @@ class EventFollower:
         """Hear an instance until its stream ends; return whether it told anything."""
         key, reason = key_of(instance), "it closed the stream"
         heard = False
-        async with open_channel(instance.address) as channel:
+        async with open_channel(instance.address, self._tls) as channel:
             request = pb.FollowRequest(incarnation=instance.incarnation)
             call: _Call = EventsStub(channel).Follow(request)
             try:

@@ -11,7 +11,6 @@ from random import Random
 from typing import Any, Self
 
 from baton.api.decode_session import SessionStats
-from baton.api.detokenize import Detokenizer
 from baton.api.event_follower import EventFollower
 from baton.api.identity import Identity
 from baton.api.journey import Journey, JourneyHost
@@ -21,7 +20,7 @@ from baton.api.open_request import OpenRequest
 from baton.api.sessions import Sessions
 from baton.api.text_stream import Piece, TextStream
 from baton.api.traces import TraceLog
-from baton.api.validate import ServedModel, TextRequest
+from baton.api.validate import ServedModel, TextRequest, tool_format
 from baton.api.waiting_room import Place, WaitingRoom
 from baton.core.clock import Clock, monotonic
 from baton.core.config import ClusterTlsConfig, GatewayConfig
@@ -93,6 +92,7 @@ class Gateway:
         self.metrics = metrics
         self.identity = Identity(config.api_keys, lambda: metrics.reload_failed("api_keys"))
         self._tokenizer = tokenizer
+        self._tool_format = tool_format(config.tool_parser, tokenizer)
         self._board = board
         self._expects_prefill = expects_prefill
         self._may_be_empty = may_be_empty
@@ -109,7 +109,7 @@ class Gateway:
             clock=clock,
         )
         self._room_limits = RoomLimits(config.decode_fill, config.prefill_ahead_s)
-        self._follower = EventFollower(board, state, self._room.poke)
+        self._follower = EventFollower(board, state, on_told=self._room.poke, tls=tls)
         self._router = Router(
             max_open_requests=config.max_open_requests,
             clock=clock,
@@ -226,7 +226,13 @@ class Gateway:
             self._max_model_len = max(i.max_model_len for i in decode)
         if not self._max_model_len:
             raise Unavailable("no decode instance has been ready yet")
-        return ServedModel(self.model_name, self._tokenizer, self._max_model_len, caller.tenant)
+        return ServedModel(
+            self.model_name,
+            self._tokenizer,
+            self._max_model_len,
+            self._tool_format,
+            caller.tenant,
+        )
 
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes that one token stands for, perhaps only a part of a character."""
@@ -261,7 +267,7 @@ class Gateway:
             raise Unavailable("the gateway is shutting down")
         generate = request.generate
         text = TextStream(
-            Detokenizer(self._tokenizer, generate.prompt),
+            request.detokenizer(self._tokenizer),
             stop=request.stop,
             stop_token_ids=generate.stop_token_ids,
             min_tokens=generate.sampling.min_tokens,
@@ -269,26 +275,28 @@ class Gateway:
         timeout_s = self.config.request_timeout_s
         if request.timeout_s is not None:
             timeout_s = min(timeout_s, request.timeout_s)
+        came = self._clock()
         want = Want(
             tenant=self.identity.tenant(generate.tenant),
             prompt_tokens=len(generate.prompt),
             max_tokens=generate.max_tokens,
-            deadline=self._clock() + timeout_s,
+            deadline=came + timeout_s,
             priority=generate.priority,
         )
         place = await self._room.enter(want, _Planner(self, request))
+        waited_s = self._clock() - came
         opened = OpenRequest(  # nothing may fail from here on: somebody must give the place back
             request,
             place.lease,
             text,
             clock=self._clock,
             timeout_s=timeout_s,
-            waited_s=place.waited_s,
+            waited_s=waited_s,
             on_over=self._over,
         )
         self._open[opened] = place
         self._idle.clear()
-        self.metrics.opened(len(generate.prompt))
+        self.metrics.opened(len(generate.prompt), waited_s)
         return opened
 
     async def _look_at_changes(self) -> None:
@@ -318,9 +326,13 @@ class Gateway:
         trace = self._traces.get(request_id)
         return trace if trace is not None and caller.sees(trace.tenant) else None
 
-    def explain(self, request_id: str) -> dict[str, Any] | None:
-        """Return why a request went where it did, ready for JSON; None if that is forgotten."""
-        return self._router.explain(request_id)
+    def explain(self, request_id: str, caller: Caller = ANYBODY) -> dict[str, Any] | None:
+        """Return why a request went where it did, ready for JSON.
+
+        None if that is forgotten, or if it is another tenant's.
+        """
+        told = self._router.explain(request_id)
+        return told if told is not None and caller.sees(told["tenant"]) else None
 
     def health(self) -> list[str]:
         """Return the reasons why requests cannot be served as they should; none: healthy."""

@@ -37,7 +37,6 @@ class Place:
 
     ticket: Ticket
     lease: Lease
-    waited_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +83,10 @@ class WaitingRoom:
         """
         try:
             ticket = self._arrive(want, planner)
-            place = await self._called(ticket)
+            return await self._called(ticket)
         except Overloaded as error:
             self._metrics.turned_away(error.reason)
             raise
-        self._metrics.let_in(place.waited_s)
-        return place
 
     def _arrive(self, want: Want, planner: Planner) -> Ticket:
         if self._closed:
@@ -172,9 +169,8 @@ class WaitingRoom:
             return False
         self._admission.check_start(ticket, plan.outlook)
         lease = guest.planner.open(plan)
-        waited_s = self._admission.waited_s(ticket)
         self._admission.start(ticket)
-        guest.place.set_result(Place(ticket, lease, waited_s))
+        guest.place.set_result(Place(ticket, lease))
         return True
 
     def _refuse(self, ticket: Ticket, error: BatonError) -> None:

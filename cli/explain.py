@@ -1,5 +1,6 @@
 """`baton explain`: why a request went where it did, and what came of it."""
 
+import os
 from typing import Any
 from urllib.parse import quote
 
@@ -20,10 +21,12 @@ def explain(url: str, request_id: str, console: Console) -> None:
 
 def _asked(url: str, request_id: str) -> dict[str, Any]:
     # trust_env: a proxy set for the internet has no part in a talk with one's own gateway.
+    key = os.environ.get("BATON_API_KEY", "")
+    headers = {"authorization": f"Bearer {key}"} if key else {}
     path = f"/v1/requests/{quote(request_id, safe='')}/explain"
     try:
         with httpx.Client(base_url=url, timeout=_TIMEOUT_S, trust_env=False) as http:
-            response = http.get(path)
+            response = http.get(path, headers=headers)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise Unavailable(f"no gateway answers at {url}: {error}") from None
     if response.status_code == httpx.codes.NOT_FOUND:
@@ -106,9 +109,9 @@ def _measured(told: dict[str, Any]) -> list[RenderableType]:
     measured = told["measured"]
     if measured is None:
         return ["\nit is still open"]
-    where = escape(measured["decode"])
+    where = f"{escape(measured['decode'])} alone"
     if measured["prefill"] is not None:
-        where = f"{escape(measured['prefill'])} → {where}"
+        where = f"{escape(measured['prefill'])} → {escape(measured['decode'])}"
     lines: list[RenderableType] = [
         f"\nmeasured: TTFT {_ms(measured['ttft_s'])}, TPOT {_ms(measured['tpot_s'])} on {where};"
         f" {measured['cached_tokens']} tokens were cached, {measured['output_tokens']} came,"

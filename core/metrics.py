@@ -79,9 +79,10 @@ class GatewayMetrics:
         )
         self._tenants: set[str] = set()
 
-    def opened(self, prompt_tokens: int) -> None:
-        """Count an admitted request."""
+    def opened(self, prompt_tokens: int, waited_s: float) -> None:
+        """Count an admitted request that waited for so long at the gateway."""
         self._open.inc()
+        self._queue_wait.observe(waited_s)
         self._tokens_in.inc(prompt_tokens)
 
     def refused(self, code: str) -> None:
@@ -91,10 +92,6 @@ class GatewayMetrics:
     def queued(self, requests: int) -> None:
         """Take how many requests wait at the gateway."""
         self._queued.set(requests)
-
-    def let_in(self, waited_s: float) -> None:
-        """Take how long a request waited that is now admitted."""
-        self._queue_wait.observe(waited_s)
 
     def turned_away(self, reason: str) -> None:
         """Count a request that was refused; `reason` is that of its Overloaded."""

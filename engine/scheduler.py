@@ -221,12 +221,16 @@ class Scheduler:
     def apply(self, result: StepResult) -> list[EngineEvent]:
         """End the oldest step: take in its tokens, and tell what came of it, in the plan's order.
 
-        Of sequences that have ended meanwhile nothing is taken in.
+        Of sequences that have ended meanwhile nothing is taken in, and those that failed end.
         """
         events: list[EngineEvent] = []
-        size, ended, told = self._block_size, Phase.ENDED, result.logprobs
+        size, ended = self._block_size, Phase.ENDED
+        told, failed = result.logprobs, result.failed
         for part, seq in self._close_step(result.step, copied=True):
             if seq.phase is ended:
+                continue
+            if failed and seq.seq_id in failed:
+                self._roster.end(seq)
                 continue
             computed = seq.computed = part.end
             if computed // size > seq.committed and not (seq.twin and seq.in_steps):
@@ -241,6 +245,19 @@ class Scheduler:
                 logprobs = told.get(seq.seq_id) if told else None
                 events.append(self._append(seq, result.tokens[seq.seq_id], logprobs))
         return events
+
+    def fail_unsound(self, result: StepResult) -> list[SeqId]:
+        """End sequences of the oldest step for which no token would be right; before `apply`.
+
+        Returns those that it ended, without those that were released meanwhile.
+        """
+        ended = []
+        for seq_id in result.unsound:
+            seq = self._roster.find(seq_id)
+            if seq is not None:
+                self._roster.end(seq)
+                ended.append(seq_id)
+        return ended
 
     def fail_step(self, plan: StepPlan) -> list[SeqId]:
         """End the oldest step, which raised: what its blocks hold is unknown, so its sequences end.

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from baton.core.clock import Clock, monotonic
-from baton.core.errors import DeadlineExceeded
+from baton.core.errors import DeadlineExceeded, InternalError
 from baton.core.handover import BlockRef
 from baton.core.ids import SeqId
 from baton.core.instance_events import InstanceLoad
@@ -77,7 +77,7 @@ class Listener(Protocol):
         ...
 
     def step_failed(self, seq_ids: Sequence[SeqId], error: Exception) -> None:
-        """The model raised `error`; these sequences have ended."""
+        """They have ended: the model raised `error`, or it is why these alone cannot go on."""
         ...
 
 
@@ -344,8 +344,15 @@ class EngineLoop:
         self._busy_s += seconds
         error = step.future.exception()
         if error is None:
-            events = self._scheduler.apply(step.future.result())
+            result: StepResult = step.future.result()
+            unsound = self._scheduler.fail_unsound(result)
+            events = self._scheduler.apply(result)
             self._listener.step_ran(step.plan, seconds)
+            if unsound:
+                what = f"step {step.plan.step}: the model's logits are not finite"
+                self._listener.step_failed(unsound, InternalError(what))
+            for seq_id, why in result.failed.items():
+                self._listener.step_failed([seq_id], why)
             return events
         self._failed_steps += 1
         seq_ids = self._scheduler.fail_step(step.plan)

@@ -210,10 +210,6 @@ class Admission:
         rate = self._rate.tokens_per_s()
         return _bounded(tokens / rate) if rate else self._completions.seconds_to_next()
 
-    def waited_s(self, ticket: Ticket) -> float:
-        """Return for how long a request has been here."""
-        return self._clock() - self._entries[ticket].came
-
     def check(self) -> None:
         """Assert that queue, limits and tickets agree."""
         self._queue.check()

@@ -45,6 +45,7 @@ class Candidates:
 class Decision:
     """One choice of a pair; the first candidates were chosen."""
 
+    tenant: str
     tokens: int
     max_tokens: int
     expected_output: float
@@ -66,12 +67,20 @@ class Decision:
 
     @classmethod
     def of(
-        cls, choice: Choice, max_tokens: int, costs: Costs, membership: int, state: int
+        cls,
+        choice: Choice,
+        costs: Costs,
+        *,
+        tenant: str,
+        max_tokens: int,
+        membership: int,
+        state: int,
     ) -> "Decision":
         """Return what is to be kept of a choice."""
         decode = choice.decode_order[:_CANDIDATES]
         prefill = choice.prefill_order[:_CANDIDATES]
         return cls(
+            tenant=tenant,
             tokens=int(choice.seen.decode.tokens),
             max_tokens=max_tokens,
             expected_output=costs.expected_output(max_tokens),
@@ -232,7 +241,9 @@ class DecisionLog:
 
     def decided(self, request_id: str, decision: Decision) -> None:
         """Keep a decision; the oldest request's go if there are too many."""
-        kept = self._decisions.setdefault(request_id, [])
+        kept = self._decisions.get(request_id)
+        if kept is None or kept[-1].tenant != decision.tenant:
+            kept = self._decisions[request_id] = []
         kept.append(decision)
         del kept[:-_MOVES]
         if len(self._decisions) > self._kept:
@@ -255,6 +266,7 @@ class DecisionLog:
         trace = self._traces.get(request_id)
         return {
             "request_id": request_id,
+            "tenant": kept[-1].tenant,
             "decisions": [decision.explain(costs) for decision in kept],
             "measured": None if trace is None else _measured(trace),
         }

@@ -340,7 +340,12 @@ class Router:
     def _note(self, plan: Plan, hint: Hint) -> None:
         if hint.request_id:
             decision = Decision.of(
-                plan.choice, plan.ask.max_tokens, self._costs, plan.membership, self._state.version
+                plan.choice,
+                self._costs,
+                tenant=hint.tenant,
+                max_tokens=plan.ask.max_tokens,
+                membership=plan.membership,
+                state=self._state.version,
             )
             self._decisions.decided(hint.request_id, decision)
 

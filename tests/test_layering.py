@@ -57,6 +57,8 @@ HOMES = {
     "tokenizers": {"models"},
     "transformers": {"models"},
     "jinja2": {"models"},
+    "jsonschema": {"api"},
+    "llguidance": {"models"},
     "cryptography": {"cli"},
     "fastapi": {"api"},
     "starlette": {"api"},

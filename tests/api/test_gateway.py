@@ -383,7 +383,7 @@ async def test_what_raises_before_a_request_is_admitted_holds_no_place(
         raise ValueError("a bug")
 
     with monkeypatch.context() as patched:
-        patched.setattr("baton.api.gateway.Detokenizer", broken)
+        patched.setattr("baton.api.validate.Detokenizer", broken)
         with pytest.raises(ValueError, match="a bug"):
             await collect(gateway, request_for())
     assert gateway.stats().router.open_requests == 0

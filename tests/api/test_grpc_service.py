@@ -121,6 +121,14 @@ async def test_a_call_whose_deadline_passes_cancels_its_request(
         await front_door.gateway.idle()
 
 
+async def test_the_deadline_of_a_call_is_that_of_its_request(stub, leader, text_script, until):
+    leader.script = text_script("one two three", hold_after=1)
+    call = stub.Generate(pb.GenerateRequest(text="hi"), timeout=SOON)
+    await until(lambda: len(leader.submits) == 1)
+    assert 0 < leader.submits[0].timeout_s <= SOON
+    call.cancel()
+
+
 async def test_a_client_that_never_reads_does_not_hold_its_place_for_ever(
     make_front_door, leader, text_script, monkeypatch, until
 ):

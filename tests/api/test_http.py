@@ -140,7 +140,7 @@ def check_error(response: httpx.Response, status: int, code: str, param: str | N
         ("completions", {"model": "other"}, 404, "model_not_found", "model"),
         ("completions", {"max_tokens": 10**6}, 400, "invalid_request", "max_tokens"),
         ("chat/completions", {"messages": []}, 400, "invalid_request", "messages"),
-        ("chat/completions", {"tools": [{}]}, 400, "invalid_request", "tools"),
+        ("chat/completions", {"tools": [{}]}, 400, "invalid_request", "tools[0].type"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -163,8 +163,9 @@ async def test_bad_input(http, leader, path, change, status, code, param, stream
         b"[" * 100_000,
         b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}",
         b'{"prompt": "\\ud800"}',
+        b'{"prompt": "a", "\\ud800": 1}',
     ],
-    ids=range(9),
+    ids=range(10),
 )
 async def test_a_body_that_is_not_a_json_object(http, content):
     headers = {"content-type": "application/json"}
@@ -207,6 +208,25 @@ async def test_too_many_is_429_with_retry_after(
         assert int(refused.headers["retry-after"]) >= 1
         leader.resume()
         assert (await first).json()["choices"][0]["text"] == "one two three"
+
+
+async def test_a_deadline_is_a_field_or_a_header_and_the_earlier_one_holds(
+    make_front_door, leader, text_script
+):
+    leader.script = text_script("one two three", hold_after=1)
+    door = await make_front_door()
+    calls = [({"timeout": 0.05}, {}), ({"timeout": 60}, {"x-request-timeout-ms": "50"})]
+    async with httpx.AsyncClient(base_url=door.http_url, timeout=20) as client:
+        for more, headers in calls:
+            late = await client.post("/v1/completions", json=COMPLETION | more, headers=headers)
+            check_error(late, 504, "deadline_exceeded", None)
+        for header in ("0", "1.5", "-1", "soon", "9" * 20):
+            headers = {"x-request-timeout-ms": header}
+            bad = await client.post("/v1/completions", json=COMPLETION, headers=headers)
+            check_error(bad, 400, "invalid_request", "x-request-timeout-ms")
+        for value in (0, -1, "1", 1e9):
+            bad = await client.post("/v1/completions", json=COMPLETION | {"timeout": value})
+            check_error(bad, 400, "invalid_request", "timeout")
 
 
 async def test_an_error_in_mid_stream_is_an_event_and_then_the_end(
@@ -299,8 +319,9 @@ async def test_models(http):
     body = (await http.get("/v1/models")).json()
     assert body["object"] == "list"
     (row,) = body["data"]
-    check_schema(Model, row)
-    assert row["id"] == "demo"
+    Model.model_validate(row, strict=True)
+    assert row["id"] == row["root"] == "demo"
+    assert row["max_model_len"] == 256
     assert (await http.get("/v1/models/demo")).json() == row
 
 
@@ -377,3 +398,35 @@ async def test_the_official_client_that_closes_a_stream_cancels(front_door, lead
         async with asyncio.timeout(SOON):
             await leader.cancelled.get()
             await front_door.gateway.idle()
+
+
+@pytest.mark.parametrize(
+    ("fields", "headers", "session"),
+    [
+        ({}, {}, ""),
+        ({"user": "u"}, {}, "u"),
+        ({"user": "u", "prompt_cache_key": "k"}, {}, "k"),
+        ({"user": "u", "session": "s"}, {}, "s"),
+        ({"user": 7, "session": "\ud800"}, {}, "\ud800"),
+        ({"session": "s"}, {"x-session": "h"}, "h"),
+    ],
+)
+async def test_the_session_of_a_request(http, front_door, monkeypatch, fields, headers, session):
+    hints, router = [], front_door.gateway._router
+    admit = router.admit
+
+    def heard(membership, *, hint, **numbers):
+        hints.append(hint)
+        return admit(membership, hint=hint, **numbers)
+
+    monkeypatch.setattr(router, "admit", heard)
+    body = json.dumps({"prompt": "one", "max_tokens": 4, **fields})
+    kind = {"content-type": "application/json"}
+    answer = await http.post("/v1/completions", content=body, headers=headers | kind)
+    assert answer.status_code == 200, answer.text
+    assert [hint.session for hint in hints] == [session]
+    await front_door.gateway.idle()
+    told = await http.get(f"/v1/requests/{hints[0].request_id}/explain")
+    assert told.json()["measured"]["finish"] in ("length", "stop")
+    missing = await http.get("/v1/requests/nobody/explain")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")

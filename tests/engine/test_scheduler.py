@@ -423,6 +423,27 @@ def test_a_failed_step_ends_its_sequences_and_no_others(bench, fake):
     assert world.output(c) == fake.expected(fake.request(8, 4, seed=3))[0]
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_sequence_that_cannot_go_on_ends_alone(fake, ahead: bool):
+    """Its token is not taken in, nor what was planned after it meanwhile."""
+    scheduler = Scheduler(EngineConfig(block_size=8), 8, depth=2, ahead=ahead)
+    lost, kept = (scheduler.submit(fake.request(8, 4, seed=seed)) for seed in (1, 2))
+    first, second = scheduler.plan(), scheduler.plan()
+    assert (second is not None) == ahead
+    why = InvalidRequest("grammar", "a+", "one that can be followed")
+    events = scheduler.apply(StepResult(first.step, {lost: 3, kept: 4}, failed={lost: why}))
+    assert {event.seq_id for event in events} == {kept}
+    scheduler.check()
+    with pytest.raises(KeyError):
+        scheduler.blocks(lost)
+    if ahead:
+        result = StepResult(second.step, {lost: 3, kept: 5}, failed={lost: why})
+        assert {event.seq_id for event in scheduler.apply(result)} == {kept}
+    scheduler.release(kept)
+    scheduler.check()
+    assert scheduler.stats().roster.memory.pool.used == 0
+
+
 def test_steps_are_one_at_a_time_and_results_are_matched(bench, request_of):
     world = bench(8)
     world.submit(request_of(8, 4))

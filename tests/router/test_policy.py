@@ -266,6 +266,7 @@ def test_decisions_are_forgotten_in_their_order(state, fleet, ask):
     router.ended(trace_of(leases[4], "r4"))
     assert [router.explain(f"r{n}") is None for n in range(5)] == [True, True, False, False, False]
     told = router.explain("r4")
+    assert told["tenant"] == ""
     assert told["measured"]["ttft_s"] == 1.2
     assert told["decisions"][0]["decided"].startswith("least loaded")
 

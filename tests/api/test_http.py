@@ -413,13 +413,13 @@ async def test_the_official_client_that_closes_a_stream_cancels(front_door, lead
 )
 async def test_the_session_of_a_request(http, front_door, monkeypatch, fields, headers, session):
     hints, router = [], front_door.gateway._router
-    admit = router.admit
+    plan = router.plan
 
     def heard(membership, *, hint, **numbers):
         hints.append(hint)
-        return admit(membership, hint=hint, **numbers)
+        return plan(membership, hint=hint, **numbers)
 
-    monkeypatch.setattr(router, "admit", heard)
+    monkeypatch.setattr(router, "plan", heard)
     body = json.dumps({"prompt": "one", "max_tokens": 4, **fields})
     kind = {"content-type": "application/json"}
     answer = await http.post("/v1/completions", content=body, headers=headers | kind)

@@ -133,11 +133,13 @@ async def test_who_does_not_read_keeps_no_room_of_an_instance(
     make_gateway, leader, text_script, request_for, until
 ):
     leader.script = text_script("one two three")
-    async with make_gateway(decode_fill=0.0625) as gateway:
-        async with aclosing(gateway.generate(request_for())) as slow:
-            await anext(slow)
-            await until(lambda: leader.running == 0)
-            assert await collect(gateway, request_for()) == "one two three"
+    async with (
+        make_gateway(decode_fill=0.0625) as gateway,
+        aclosing(gateway.generate(request_for())) as slow,
+    ):
+        await anext(slow)
+        await until(lambda: leader.running == 0)
+        assert await collect(gateway, request_for()) == "one two three"
     gateway.check()
 
 

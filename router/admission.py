@@ -64,6 +64,8 @@ class Admission:
         self._completions = CompletionRate(clock)
         self._entries: dict[Ticket, _Entry] = {}
         self._last = 0
+        self._started = 0
+        """Requests that are at instances."""
 
     def __repr__(self) -> str:
         return f"Admission({len(self._queue)} wait, {len(self._entries)} in the system)"
@@ -119,9 +121,14 @@ class Admission:
         return self._entries[ticket].want
 
     def check_start(self, ticket: Ticket, outlook: Outlook | None) -> None:
-        """Raise Overloaded if the request, started now, would not be in time."""
+        """Raise Overloaded if the request, started now, would not be in time.
+
+        With nothing at the instances it is tried in any case: were a prediction too dark, nothing
+        would ever be measured that could brighten it.
+        """
         entry = self._entries[ticket]
-        self._check_in_time(entry.want, entry.came, outlook, 0.0)
+        known = outlook if self._started else None
+        self._check_in_time(entry.want, entry.came, known, 0.0)
 
     def start(self, ticket: Ticket) -> None:
         """The request whose turn it is goes to its instances."""
@@ -129,6 +136,7 @@ class Admission:
         waited = self._queue.take(ticket, self._limits.may_start)
         self._limits.started(entry.want.tenant.name)
         entry.started = True
+        self._started += 1
         self._rate.took(waited.tokens)
 
     # ---- out --------------------------------------------------------------------------------
@@ -139,6 +147,7 @@ class Admission:
         entry = self._entries.pop(ticket)
         name, back = entry.want.tenant.name, entry.tokens
         if entry.started:
+            self._started -= 1
             back -= entry.want.prompt_tokens + output_tokens
             self._queue.correct(name, -back)
             self._completions.completed()
@@ -217,6 +226,7 @@ class Admission:
         assert len(waiting) == len(self._queue)
         known = Counter(entry.want.tenant.name for entry in self._entries.values())
         started = Counter(e.want.tenant.name for e in self._entries.values() if e.started)
+        assert self._started == started.total()
         self._limits.check(dict(known), dict(started))
 
 

@@ -74,10 +74,13 @@ def look_for_room(
     decode, prefill = state.loads(fleet.decode.rows), state.loads(fleet.prefill.rows)
     told = decode[:, columns.RUNNING] + decode[:, columns.SENT_REQUESTS]
     open_requests = np.maximum(told, decode[:, columns.OWN_REQUESTS])
-    free = fleet.decode.kv_tokens - decode[:, columns.OWN_CONTEXT]
-    seen = decode[:, columns.SEEN] > 0
-    free_told = decode[:, columns.FREE] - decode[:, columns.SENT_CONTEXT]
-    free = np.where(seen, np.minimum(free, free_told), free)
+    # What an instance tells knows of prompts that share blocks; what is still in prefill it does
+    # not hold yet, and reads when it has room.
+    free = np.where(
+        decode[:, columns.SEEN] > 0,
+        decode[:, columns.FREE] - decode[:, columns.SENT_CONTEXT],
+        fleet.decode.kv_tokens - decode[:, columns.OWN_CONTEXT],
+    )
     places = np.maximum(1.0, fleet.decode.max_sequences * limits.decode_fill)
     has_place = (open_requests < places) & (tokens <= free)
 

@@ -134,7 +134,7 @@ async def test_a_client_that_never_reads_does_not_hold_its_place_for_ever(
 ):
     monkeypatch.setattr(grpc_service, "SLOW_READER_S", 0.1)
     leader.script = text_script("word " * 200)
-    door = await make_front_door(request_timeout_s=2)
+    door = await make_front_door(request_timeout_s=2, decode_fill=16)
     async with grpc.aio.insecure_channel(door.grpc_address) as channel:
         # The choices together are far more than what fits between server and client.
         ask = pb.GenerateRequest(text="hi", n=128, max_tokens=200, logprobs=20, ignore_eos=True)

@@ -206,6 +206,7 @@ async def test_too_many_is_429_with_retry_after(
         check_error(refused, 429, "overloaded", None)
         assert refused.json()["error"]["type"] == "rate_limit_error"
         assert int(refused.headers["retry-after"]) >= 1
+        assert refused.headers["x-refusal-reason"] == "queue_full"
         leader.resume()
         assert (await first).json()["choices"][0]["text"] == "one two three"
 

@@ -17,6 +17,7 @@ from baton.api.journey import Journey, JourneyHost
 from baton.api.latency import RecentLatency
 from baton.api.lease_keeper import LeaseKeeper, Terms
 from baton.api.open_request import OpenRequest
+from baton.api.planner import Planner
 from baton.api.sessions import Sessions
 from baton.api.text_stream import Piece, TextStream
 from baton.api.traces import TraceLog
@@ -33,7 +34,7 @@ from baton.core.trace import RequestTrace
 from baton.models.tokenizer import Tokenizer
 from baton.router.admission import Admission, Want
 from baton.router.admission_room import RoomLimits
-from baton.router.router import Hint, Lease, Plan, Router, RouterStats
+from baton.router.router import Router, RouterStats
 from baton.router.state import RouterState
 
 _RETRY_S = 5.0
@@ -283,7 +284,9 @@ class Gateway:
             deadline=came + timeout_s,
             priority=generate.priority,
         )
-        place = await self._room.enter(want, _Planner(self, request))
+        place = await self._room.enter(
+            want, Planner(self._router, self._sessions.usable, self._room_limits, request)
+        )
         waited_s = self._clock() - came
         opened = OpenRequest(  # nothing may fail from here on: somebody must give the place back
             request,
@@ -313,7 +316,7 @@ class Gateway:
 
     def _over(self, opened: OpenRequest, trace: RequestTrace) -> None:
         place = self._open.pop(opened)
-        self._room.left(place.ticket, opened.received)
+        self._room.left(place.turn, opened.received)
         self._traces.add(trace)
         self._latency.add(trace)
         self._router.ended(trace)
@@ -380,35 +383,3 @@ class Gateway:
 
     def __repr__(self) -> str:
         return f"Gateway({self.model_name}, open={len(self._open)})"
-
-
-class _Planner:
-    """Finds a pair for one request among what is usable at that moment."""
-
-    def __init__(self, gateway: Gateway, request: TextRequest) -> None:
-        self._gateway = gateway
-        generate = request.generate
-        self._prompt_tokens = len(generate.prompt)
-        self._max_tokens = generate.max_tokens
-        self._hint = Hint(generate.request_id, generate.prompt, generate.tenant, request.session)
-
-    def plan(self, *, with_room: bool) -> Plan | None:
-        gateway = self._gateway
-        return gateway._router.plan(
-            gateway._sessions.usable(),
-            prompt_tokens=self._prompt_tokens,
-            max_tokens=self._max_tokens,
-            hint=self._hint,
-            room=gateway._room_limits if with_room else None,
-        )
-
-    def open(self, plan: Plan) -> Lease:
-        return self._gateway._router.open(
-            plan,
-            prompt_tokens=self._prompt_tokens,
-            max_tokens=self._max_tokens,
-            hint=self._hint,
-        )
-
-    def expected_output(self) -> float:
-        return self._gateway._router.expected_output(self._max_tokens)

@@ -4,38 +4,25 @@ import asyncio
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from dataclasses import dataclass
-from typing import Protocol
 
+from baton.api.planner import Planner
 from baton.core.clock import Clock
 from baton.core.errors import BatonError, InternalError, Overloaded, Unavailable
 from baton.core.log import get_logger
 from baton.core.metrics import GatewayMetrics
 from baton.router.admission import Admission, Want
 from baton.router.admission_room import Outlook
-from baton.router.fair_queue import Ticket
-from baton.router.router import Lease, Plan
+from baton.router.fair_queue import Turn
+from baton.router.router import Lease
 
 _log = get_logger("gateway.waiting")
 
 
-class Planner(Protocol):
-    """Finds a pair for one request and takes it; raises Unavailable if there can be none."""
-
-    def plan(self, *, with_room: bool) -> Plan | None:
-        """Return where it would go; with room, or wherever."""
-
-    def open(self, plan: Plan) -> Lease:
-        """Take it."""
-
-    def expected_output(self) -> float:
-        """Return how many tokens its answer is likely to have."""
-
-
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A request that was let in; `WaitingRoom.left` gives its ticket back."""
+    """A request that was let in; `WaitingRoom.left` gives its turn back."""
 
-    ticket: Ticket
+    turn: Turn
     lease: Lease
 
 
@@ -63,7 +50,7 @@ class WaitingRoom:
         self._is_served = is_served
         self._metrics = metrics
         self._clock = clock
-        self._guests: dict[Ticket, _Guest] = {}
+        self._guests: dict[Turn, _Guest] = {}
         """Those that wait, or have not heard yet that they need not."""
         self._poked = False
         self._closed = False
@@ -82,21 +69,21 @@ class WaitingRoom:
         instance or the room closes. Whoever is cancelled here leaves nothing behind.
         """
         try:
-            ticket = self._arrive(want, planner)
-            return await self._called(ticket)
+            turn = self._arrive(want, planner)
+            return await self._called(turn)
         except Overloaded as error:
             self._metrics.turned_away(error.reason)
             raise
 
-    def _arrive(self, want: Want, planner: Planner) -> Ticket:
+    def _arrive(self, want: Want, planner: Planner) -> Turn:
         if self._closed:
             raise Unavailable("the gateway is shutting down")
         outlook = self._outlook(want, planner)
-        ticket = self._admission.arrive(want, planner.expected_output(), outlook)
+        turn = self._admission.arrive(want, planner.expected_output(), outlook)
         place: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
-        self._guests[ticket] = _Guest(planner, copy_context(), place)
+        self._guests[turn] = _Guest(planner, copy_context(), place)
         self._pump()
-        return ticket
+        return turn
 
     def _outlook(self, want: Want, planner: Planner) -> Outlook | None:
         """Return how a request would fare once it starts; only of one that will have to wait."""
@@ -107,31 +94,31 @@ class WaitingRoom:
         plan = planner.plan(with_room=False)
         return None if plan is None else plan.outlook
 
-    async def _called(self, ticket: Ticket) -> Place:
-        place = self._guests[ticket].place
-        left_s = max(0.0, self._admission.gives_up_at(ticket) - self._clock())
+    async def _called(self, turn: Turn) -> Place:
+        place = self._guests[turn].place
+        left_s = max(0.0, self._admission.gives_up_at(turn) - self._clock())
         try:
             if place.done():
                 return place.result()
             async with asyncio.timeout(left_s):
                 return await place
         except BaseException as error:
-            refused = self._admission.gave_up(ticket) if isinstance(error, TimeoutError) else None
-            self._give_up(ticket, place)
+            refused = self._admission.gave_up(turn) if isinstance(error, TimeoutError) else None
+            self._give_up(turn, place)
             if refused is not None:
                 raise refused from None
             raise
         finally:
-            del self._guests[ticket]
+            del self._guests[turn]
 
-    def _give_up(self, ticket: Ticket, place: "asyncio.Future[Place]") -> None:
+    def _give_up(self, turn: Turn, place: "asyncio.Future[Place]") -> None:
         if place.done() and not place.cancelled() and place.exception() is None:
             place.result().lease.close()  # its turn came just when it went
-        self.left(ticket)
+        self.left(turn)
 
-    def left(self, ticket: Ticket, output_tokens: int = 0) -> None:
-        """Take a ticket back: its request is over."""
-        self._admission.left(ticket, output_tokens)
+    def left(self, turn: Turn, output_tokens: int = 0) -> None:
+        """Take a turn back: its request is over."""
+        self._admission.left(turn, output_tokens)
         self.poke()
 
     # ---- whose turn it is -------------------------------------------------------------------
@@ -145,46 +132,46 @@ class WaitingRoom:
     def _pump(self) -> None:
         """Start all who can start, in turn; who is too many has to go."""
         self._poked = False
-        while self._is_served() and (ticket := self._admission.next()) is not None:
+        while self._is_served() and (turn := self._admission.next()) is not None:
             try:
-                if not self._guests[ticket].context.run(self._start, ticket):
+                if not self._guests[turn].context.run(self._start, turn):
                     break
             except BatonError as error:
-                self._refuse(ticket, error)
+                self._refuse(turn, error)
             except Exception as bug:
                 _log.exception("bug while a request was let in")
-                self._refuse(ticket, InternalError(f"not let in: {bug!r}"))
-        while (ticket := self._admission.settle()) is not None:
-            self._refuse(ticket, self._admission.crowded_out(ticket))
+                self._refuse(turn, InternalError(f"not let in: {bug!r}"))
+        while (turn := self._admission.settle()) is not None:
+            self._refuse(turn, self._admission.crowded_out(turn))
         self._metrics.queued(len(self._admission))
 
-    def _start(self, ticket: Ticket) -> bool:
+    def _start(self, turn: Turn) -> bool:
         """Start whose turn it is; False: there is no room."""
-        guest = self._guests[ticket]
+        guest = self._guests[turn]
         if guest.place.done():  # it was cancelled just now
-            self._admission.withdraw(ticket)
+            self._admission.withdraw(turn)
             return True
         plan = guest.planner.plan(with_room=True)
         if plan is None:
             return False
-        self._admission.check_start(ticket, plan.outlook)
+        self._admission.check_start(turn, plan.outlook)
         lease = guest.planner.open(plan)
-        self._admission.start(ticket)
-        guest.place.set_result(Place(ticket, lease))
+        self._admission.start(turn)
+        guest.place.set_result(Place(turn, lease))
         return True
 
-    def _refuse(self, ticket: Ticket, error: BatonError) -> None:
-        """Send a guest away; it gives its ticket back itself."""
-        self._admission.withdraw(ticket)
-        place = self._guests[ticket].place
+    def _refuse(self, turn: Turn, error: BatonError) -> None:
+        """Send a guest away; it gives its turn back itself."""
+        self._admission.withdraw(turn)
+        place = self._guests[turn].place
         if not place.done():
             place.set_exception(error)
 
     def close(self) -> None:
         """Send all who wait away, and let nobody in any more."""
         self._closed = True
-        for ticket in [t for t, guest in self._guests.items() if not guest.place.done()]:
-            self._refuse(ticket, Unavailable("the gateway is shutting down"))
+        for turn in [t for t, guest in self._guests.items() if not guest.place.done()]:
+            self._refuse(turn, Unavailable("the gateway is shutting down"))
         self._metrics.queued(len(self._admission))
 
     def check(self) -> None:

@@ -30,9 +30,10 @@ from baton.core.topology import InstanceInfo, Membership, Role
 from baton.core.trace import HandoverTrace, RequestTrace
 from baton.router.admission import Admission, Want
 from baton.router.admission_room import RoomLimits
-from baton.router.fair_queue import Ticket
+from baton.router.fair_queue import Turn
 from baton.router.load import key_of
-from baton.router.router import Hint, Lease, Plan, Router
+from baton.router.route import Hint, Plan
+from baton.router.router import Lease, Router
 from baton.router.state import RouterState
 
 TTFT_S, TPOT_S = 1.0, 0.05
@@ -57,7 +58,7 @@ class Request:
     prompt: int
     output: int
     lease: Lease | None = None
-    ticket: Ticket | None = None
+    turn: Turn | None = None
     sent: float = 0.0
     began: float = 0.0
     computed: float = 0.0
@@ -151,7 +152,7 @@ class World:
         self.decode = [Decode(_info(Role.DECODE, n)) for n in range(2)]
         both = [*self.prefill, *self.decode]
         self.membership = Membership(1, tuple(i.info for i in both))
-        self.waiting: dict[Ticket, Request] = {}
+        self.waiting: dict[Turn, Request] = {}
         for instance in both:
             self.state.opened(key_of(instance.info), CacheTerms(16, "", local_prefill=False))
             self.tell(instance)
@@ -185,12 +186,12 @@ class World:
             plan = self.plan(request, None) if waits else None
             outlook = None if plan is None else plan.outlook
             expected = self.router.expected_output(MAX_TOKENS)
-            ticket = request.ticket = self.admission.arrive(want, expected, outlook)
+            turn = request.turn = self.admission.arrive(want, expected, outlook)
         except Overloaded as error:
             request.refused = error.reason
             return
-        self.waiting[ticket] = request
-        self.at(self.admission.gives_up_at(ticket), lambda: self.give_up(ticket))
+        self.waiting[turn] = request
+        self.at(self.admission.gives_up_at(turn), lambda: self.give_up(turn))
         self.pump()
 
     def plan(self, request: Request, room: RoomLimits | None) -> Plan | None:
@@ -200,33 +201,33 @@ class World:
 
     def pump(self) -> None:
         """Start all who can start, as api/waiting_room.py does."""
-        while self.fair and (ticket := self.admission.next()) is not None:
-            request = self.waiting[ticket]
+        while self.fair and (turn := self.admission.next()) is not None:
+            request = self.waiting[turn]
             plan = self.plan(request, RoomLimits())
             if plan is None:
                 break
             try:
-                self.admission.check_start(ticket, plan.outlook)
+                self.admission.check_start(turn, plan.outlook)
             except Overloaded as error:
-                self.refuse(ticket, error.reason)
+                self.refuse(turn, error.reason)
                 continue
             hint = Hint(str(request.number))
             lease = self.router.open(plan, hint=hint, **_size(request))
-            self.admission.start(ticket)
-            del self.waiting[ticket]
+            self.admission.start(turn)
+            del self.waiting[turn]
             self.send(request, lease)
-        while self.fair and (ticket := self.admission.settle()) is not None:
-            self.refuse(ticket, "queue_full")
+        while self.fair and (turn := self.admission.settle()) is not None:
+            self.refuse(turn, "queue_full")
 
-    def give_up(self, ticket: Ticket) -> None:
+    def give_up(self, turn: Turn) -> None:
         """Refuse a request that has waited for as long as it may."""
-        if ticket in self.waiting:
-            self.refuse(ticket, "queue_timeout")
+        if turn in self.waiting:
+            self.refuse(turn, "queue_timeout")
 
-    def refuse(self, ticket: Ticket, reason: str) -> None:
+    def refuse(self, turn: Turn, reason: str) -> None:
         """Refuse one that waits."""
-        self.waiting.pop(ticket).refused = reason
-        self.admission.left(ticket)
+        self.waiting.pop(turn).refused = reason
+        self.admission.left(turn)
 
     # ---- the instances ----------------------------------------------------------------------
 
@@ -297,8 +298,8 @@ class World:
         assert request.lease is not None
         request.last = self.clock()
         request.lease.close()
-        if request.ticket is not None:
-            self.admission.left(request.ticket, request.output)
+        if request.turn is not None:
+            self.admission.left(request.turn, request.output)
         self.router.ended(request.trace())
 
 

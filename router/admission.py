@@ -21,7 +21,7 @@ from baton.core.errors import Overloaded
 from baton.core.tenants import Tenant
 from baton.router.admission_room import Outlook
 from baton.router.drain_rate import DrainRate
-from baton.router.fair_queue import FairQueue, Ticket, Waiting
+from baton.router.fair_queue import FairQueue, Turn, Waiting
 from baton.router.limits import TenantLimits
 from baton.router.load import CompletionRate
 
@@ -51,7 +51,7 @@ class _Entry:
 
 
 class Admission:
-    """One gateway's; each ticket that `arrive` gives is to be given back by `left`, once."""
+    """One gateway's; each turn that `arrive` gives is to be given back by `left`, once."""
 
     def __init__(self, *, max_queued: int, queue_timeout_s: float, clock: Clock) -> None:
         """At most `max_queued` requests wait, each for `queue_timeout_s` seconds."""
@@ -62,7 +62,7 @@ class Admission:
         self._limits = TenantLimits(clock)
         self._rate = DrainRate(clock)
         self._completions = CompletionRate(clock)
-        self._entries: dict[Ticket, _Entry] = {}
+        self._entries: dict[Turn, _Entry] = {}
         self._last = 0
         self._started = 0
         """Requests that are at instances."""
@@ -76,7 +76,7 @@ class Admission:
 
     # ---- in ---------------------------------------------------------------------------------
 
-    def arrive(self, want: Want, expected_output: float, outlook: Outlook | None = None) -> Ticket:
+    def arrive(self, want: Want, expected_output: float, outlook: Outlook | None = None) -> Turn:
         """Let a request in, to wait; raises Overloaded if it may not, or cannot be in time.
 
         `outlook` is how it would fare at an instance, if that is known.
@@ -91,49 +91,49 @@ class Admission:
             raise Overloaded(message, max(wait_s, _SOONEST_S), "tokens_per_minute")
         now = self._clock()
         request = Waiting(
-            Ticket(self._last + 1), want.tenant.name, want.tenant.weight, tokens, now, want.priority
+            Turn(self._last + 1), want.tenant.name, want.tenant.weight, tokens, now, want.priority
         )
         if self.next() is not None:
             self._check_in_time(want, now, outlook, self._wait_s(request))
         self._last += 1
         self._limits.came(want.tenant, tokens)
-        self._entries[request.ticket] = _Entry(want, now, tokens)
+        self._entries[request.turn] = _Entry(want, now, tokens)
         self._queue.push(request)
-        return request.ticket
+        return request.turn
 
-    def settle(self) -> Ticket | None:
+    def settle(self) -> Turn | None:
         """Return who has to leave because more wait than may; call it when nobody can start.
 
-        Its ticket is out of the queue, and is yet to be given back.
+        Its turn is out of the queue, and is yet to be given back.
         """
         evicted = self._queue.evict() if len(self._queue) > self._max_queued else None
         # One who waits only because of its tenant's limits does not show what instances can do.
         self._rate.waits(self.next() is not None)
-        return None if evicted is None else evicted.ticket
+        return None if evicted is None else evicted.turn
 
-    def next(self) -> Ticket | None:
+    def next(self) -> Turn | None:
         """Return whose turn it is; None if nobody waits who may start."""
         request = self._queue.next(self._limits.may_start)
-        return None if request is None else request.ticket
+        return None if request is None else request.turn
 
-    def want(self, ticket: Ticket) -> Want:
-        """Return what a ticket is for."""
-        return self._entries[ticket].want
+    def want(self, turn: Turn) -> Want:
+        """Return what a turn is for."""
+        return self._entries[turn].want
 
-    def check_start(self, ticket: Ticket, outlook: Outlook | None) -> None:
+    def check_start(self, turn: Turn, outlook: Outlook | None) -> None:
         """Raise Overloaded if the request, started now, would not be in time.
 
         With nothing at the instances it is tried in any case: were a prediction too dark, nothing
         would ever be measured that could brighten it.
         """
-        entry = self._entries[ticket]
+        entry = self._entries[turn]
         known = outlook if self._started else None
         self._check_in_time(entry.want, entry.came, known, 0.0)
 
-    def start(self, ticket: Ticket) -> None:
+    def start(self, turn: Turn) -> None:
         """The request whose turn it is goes to its instances."""
-        entry = self._entries[ticket]
-        waited = self._queue.take(ticket, self._limits.may_start)
+        entry = self._entries[turn]
+        waited = self._queue.take(turn, self._limits.may_start)
         self._limits.started(entry.want.tenant.name)
         entry.started = True
         self._started += 1
@@ -141,10 +141,10 @@ class Admission:
 
     # ---- out --------------------------------------------------------------------------------
 
-    def left(self, ticket: Ticket, output_tokens: int = 0) -> None:
+    def left(self, turn: Turn, output_tokens: int = 0) -> None:
         """A request is over, however; of one that started, what was guessed is put right."""
-        self.withdraw(ticket)
-        entry = self._entries.pop(ticket)
+        self.withdraw(turn)
+        entry = self._entries.pop(turn)
         name, back = entry.want.tenant.name, entry.tokens
         if entry.started:
             self._started -= 1
@@ -153,28 +153,28 @@ class Admission:
             self._completions.completed()
         self._limits.left(name, started=entry.started, back=back)
 
-    def withdraw(self, ticket: Ticket) -> None:
-        """Take a request out of the queue, if it waits; its ticket is yet to be given back."""
-        if ticket in self._queue:
-            self._queue.remove(ticket)
+    def withdraw(self, turn: Turn) -> None:
+        """Take a request out of the queue, if it waits; its turn is yet to be given back."""
+        if turn in self._queue:
+            self._queue.remove(turn)
 
-    def gives_up_at(self, ticket: Ticket) -> float:
+    def gives_up_at(self, turn: Turn) -> float:
         """Return until when a request may wait, by the clock."""
-        entry = self._entries[ticket]
+        entry = self._entries[turn]
         until = min(entry.came + self._queue_timeout_s, entry.want.deadline)
         slo_s = entry.want.tenant.ttft_slo_s
         return until if slo_s is None else min(until, entry.came + slo_s)
 
-    def gave_up(self, ticket: Ticket) -> Overloaded:
+    def gave_up(self, turn: Turn) -> Overloaded:
         """Return the error for a request that has waited for as long as it may."""
-        entry = self._entries[ticket]
+        entry = self._entries[turn]
         waited = self._clock() - entry.came
         text = f"no place came free within {waited:.3g} s; {len(self._queue)} requests wait"
         return Overloaded(text, self._retry_s(entry.tokens), "queue_timeout")
 
-    def crowded_out(self, ticket: Ticket) -> Overloaded:
+    def crowded_out(self, turn: Turn) -> Overloaded:
         """Return the error for a request that had to leave a full queue."""
-        entry = self._entries[ticket]
+        entry = self._entries[turn]
         tenant = _name(entry.want.tenant)
         text = f"{self._max_queued} requests wait, and {tenant} has most of what waits"
         if self._max_queued == 0:
@@ -220,7 +220,7 @@ class Admission:
         return _bounded(tokens / rate) if rate else self._completions.seconds_to_next()
 
     def check(self) -> None:
-        """Assert that queue, limits and tickets agree."""
+        """Assert that queue, limits and turns agree."""
         self._queue.check()
         waiting = {t for t, entry in self._entries.items() if t in self._queue}
         assert len(waiting) == len(self._queue)

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NewType
 
-Ticket = NewType("Ticket", int)
+Turn = NewType("Turn", int)
 """One request's number in the queue; a later one has a higher number."""
 
 PRIORITY_STEP_S = 1.0
@@ -34,7 +34,7 @@ PRIORITY_STEP_S = 1.0
 class Waiting:
     """A request that waits."""
 
-    ticket: Ticket
+    turn: Turn
     tenant: str
     weight: float
     """Its tenant's share, relative to those of others."""
@@ -46,9 +46,9 @@ class Waiting:
     """Lower is served earlier."""
 
     @property
-    def place(self) -> tuple[float, Ticket]:
+    def place(self) -> tuple[float, Turn]:
         """What orders the requests of one tenant."""
-        return self.arrived + self.priority * PRIORITY_STEP_S, self.ticket
+        return self.arrived + self.priority * PRIORITY_STEP_S, self.turn
 
 
 @dataclass(slots=True)
@@ -71,7 +71,7 @@ class _Flow:
         return request
 
 
-def _place(request: Waiting) -> tuple[float, Ticket]:
+def _place(request: Waiting) -> tuple[float, Turn]:
     return request.place
 
 
@@ -85,15 +85,15 @@ class FairQueue:
     def __init__(self, most: int) -> None:
         self._most = most
         self._flows: dict[str, _Flow] = {}
-        self._waiting: dict[Ticket, Waiting] = {}
+        self._waiting: dict[Turn, Waiting] = {}
         self._virtual = 0.0
         """Of whoever was served last."""
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def __contains__(self, ticket: Ticket) -> bool:
-        return ticket in self._waiting
+    def __contains__(self, turn: Turn) -> bool:
+        return turn in self._waiting
 
     def __repr__(self) -> str:
         return f"FairQueue({len(self)} of {self._most}, {len(self._flows)} tenants)"
@@ -101,7 +101,7 @@ class FairQueue:
     def push(self, request: Waiting) -> None:
         """Put a request into the queue, which is not full; see `evict`."""
         assert len(self._waiting) < self._most, self
-        assert request.ticket not in self._waiting
+        assert request.turn not in self._waiting
         assert request.tokens > 0, request
         flow = self._flows.get(request.tenant)
         if flow is None:
@@ -111,30 +111,30 @@ class FairQueue:
         flow.weight = request.weight  # it may have changed
         insort(flow.waiting, request, key=_place)
         flow.tokens += request.tokens
-        self._waiting[request.ticket] = request
+        self._waiting[request.turn] = request
 
     def evict(self) -> Waiting:
         """Take out the last request of the tenant with the most tokens waiting for its weight."""
         greediest = max(self._flows.values(), key=lambda flow: flow.tokens / flow.weight)
         last = greediest.waiting[-1]
-        return self.remove(last.ticket)
+        return self.remove(last.turn)
 
     def next(self, may_start: Callable[[str], bool] = _anybody) -> Waiting | None:
         """Return who is next, of the tenants that may start one; None if there is nobody."""
         heads = (
-            (flow.virtual, flow.waiting[0].ticket, flow.waiting[0])
+            (flow.virtual, flow.waiting[0].turn, flow.waiting[0])
             for tenant, flow in self._flows.items()
             if flow.waiting and may_start(tenant)
         )
         best = min(heads, default=None)
         return None if best is None else best[2]
 
-    def take(self, ticket: Ticket, may_start: Callable[[str], bool] = _anybody) -> Waiting:
+    def take(self, turn: Turn, may_start: Callable[[str], bool] = _anybody) -> Waiting:
         """Take out the request that is next, and count it as given to its tenant.
 
         Tenants that may not start one now save nothing up meanwhile.
         """
-        request = self._waiting.pop(ticket)
+        request = self._waiting.pop(turn)
         flow = self._flows[request.tenant]
         flow.remove(flow.index_of(request))
         self._virtual = max(self._virtual, flow.virtual)
@@ -145,9 +145,9 @@ class FairQueue:
         self._forget()
         return request
 
-    def remove(self, ticket: Ticket) -> Waiting:
+    def remove(self, turn: Turn) -> Waiting:
         """Take out a request that is not served: it counts for nothing."""
-        request = self._waiting.pop(ticket)
+        request = self._waiting.pop(turn)
         flow = self._flows[request.tenant]
         flow.remove(flow.index_of(request))
         self._forget()
@@ -196,11 +196,11 @@ class FairQueue:
 
     def check(self) -> None:
         """Assert that each request is in its tenant's list, in order, and that sums are right."""
-        seen: set[Ticket] = set()
+        seen: set[Turn] = set()
         for tenant, flow in self._flows.items():
             assert flow.waiting == sorted(flow.waiting, key=_place), tenant
             assert flow.tokens == sum(w.tokens for w in flow.waiting), tenant
             assert all(w.tenant == tenant for w in flow.waiting), tenant
-            seen |= {w.ticket for w in flow.waiting}
+            seen |= {w.turn for w in flow.waiting}
         assert seen == set(self._waiting), seen ^ set(self._waiting)
         assert len(seen) <= self._most

@@ -10,46 +10,19 @@ from baton.core.clock import Clock, monotonic
 from baton.core.errors import Overloaded, Unavailable
 from baton.core.topology import InstanceInfo, Membership, Role
 from baton.core.trace import HandoverTrace, RequestTrace
-from baton.router.admission_room import Outlook, RoomLimits, look_for_room, outlook_of
+from baton.router.admission_room import RoomLimits, look_for_room, outlook_of
 from baton.router.affinity import mark_of
 from baton.router.costs import Costs
 from baton.router.decisions import Decision, DecisionLog
 from baton.router.failures import RecentFailures
 from baton.router.fleet import Fleet, Fleets
 from baton.router.load import CompletionRate, InstanceKey, Load, LoadTable, key_of
-from baton.router.policy import Ask, Choice, Policy
+from baton.router.policy import Ask, Policy
+from baton.router.route import NO_HINT, Hint, Plan, Route
 from baton.router.state import RouterState
 
 _SMALL_INDEX = 1 << 10
 """Blocks, for a router that nobody tells of any."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hint:
-    """What helps to choose a pair for a request."""
-
-    request_id: str = ""
-    """Under which the decision can be asked for; "": it cannot."""
-    prompt: Sequence[int] = ()
-    """Its tokens; none: no cache is thought to have any."""
-    tenant: str = ""
-    session: str = ""
-    """Requests of the same session would rather go to the same instances; "": of none."""
-
-
-_NO_HINT = Hint()
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """Where a request goes."""
-
-    decode: InstanceInfo
-    """Owns the request to its last token."""
-    prefill: tuple[InstanceInfo, ...]
-    """In order of preference; empty: the decode instance computes the prompt itself."""
-    backup: InstanceInfo | None = None
-    """Another decode instance, to copy the request's KV to; None if none could take it over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,21 +35,6 @@ class RouterStats:
     unavailable: int
     decode: dict[InstanceKey, Load]
     prefill: dict[InstanceKey, Load]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Where a request would go now. Open it at once, or forget it."""
-
-    route: Route
-    computing: float
-    """Tokens that the first prefill instance is thought to lack."""
-    choice: Choice
-    ask: Ask
-    membership: int
-    """The version that it goes by."""
-    outlook: Outlook | None = None
-    """How it would fare; None while that would be a guess."""
 
 
 def _nothing() -> None:
@@ -93,7 +51,7 @@ class Lease:
         *,
         prompt_tokens: int,
         max_tokens: int,
-        hint: Hint = _NO_HINT,
+        hint: Hint = NO_HINT,
     ) -> None:
         self.route = route
         self.hint = hint
@@ -202,7 +160,7 @@ class Router:
         *,
         prompt_tokens: int,
         max_tokens: int,
-        hint: Hint = _NO_HINT,
+        hint: Hint = NO_HINT,
     ) -> Lease:
         """Let a request in and choose its instances.
 
@@ -223,7 +181,7 @@ class Router:
         *,
         prompt_tokens: int,
         max_tokens: int,
-        hint: Hint = _NO_HINT,
+        hint: Hint = NO_HINT,
         room: RoomLimits | None = None,
     ) -> Plan | None:
         """Return where a request would go, and how it would fare; nothing is held for it.
@@ -248,7 +206,7 @@ class Router:
         return plan if found.allows(plan.choice) else None
 
     def open(
-        self, plan: Plan, *, prompt_tokens: int, max_tokens: int, hint: Hint = _NO_HINT
+        self, plan: Plan, *, prompt_tokens: int, max_tokens: int, hint: Hint = NO_HINT
     ) -> Lease:
         """Let a request in as planned just now."""
         self._note(plan, hint)

@@ -21,7 +21,8 @@ from baton.core.topology import InstanceInfo, MembershipBoard
 from baton.models.tokenizer import Tokenizer, load_tokenizer
 from baton.proto import worker_pb2 as pb
 from baton.proto.convert import error_proto, trace_proto
-from baton.router.router import Plan, Router
+from baton.router.route import Plan
+from baton.router.router import Router
 
 from .process import PATIENCE_S
 from .schedule import MODEL_DIR, Entry

@@ -9,7 +9,7 @@ from baton.core.errors import Overloaded
 from baton.core.tenants import ANONYMOUS, Tenant
 from baton.router.admission import Admission, Want
 from baton.router.admission_room import Outlook
-from baton.router.fair_queue import Ticket
+from baton.router.fair_queue import Turn
 
 FAR = 1e9
 
@@ -36,34 +36,34 @@ def serve(admission: Admission, clock: ManualClock, requests: int, seconds: floa
     admission.settle()
     for _ in range(requests):
         clock.advance(seconds)
-        ticket = admission.next()
-        assert ticket is not None
-        admission.start(ticket)
+        turn = admission.next()
+        assert turn is not None
+        admission.start(turn)
         admission.settle()
 
 
 def test_a_request_is_let_in_and_given_back(admission):
-    ticket = admission.arrive(want(), 10)
-    assert admission.next() == ticket
-    admission.check_start(ticket, None)
-    admission.start(ticket)
+    turn = admission.arrive(want(), 10)
+    assert admission.next() == turn
+    admission.check_start(turn, None)
+    admission.start(turn)
     assert admission.settle() is None
     assert len(admission) == 0
-    admission.left(ticket, output_tokens=3)
+    admission.left(turn, output_tokens=3)
 
 
 def test_a_used_up_rate_is_refused_with_when_there_is_more_of_it(admission, clock):
     tenant = Tenant(name="a", tokens_per_minute=120)
-    ticket = admission.arrive(want(tenant), 10)
+    turn = admission.arrive(want(tenant), 10)
     with pytest.raises(Overloaded, match="tenant 'a' has used up its 120 tokens") as refused:
         admission.arrive(want(tenant), 10)
     assert refused.value.reason == "tokens_per_minute"
     assert refused.value.retry_after_s == pytest.approx(40)
     clock.advance(refused.value.retry_after_s)
     admission.left(admission.arrive(want(tenant), 10))  # never started: all is given back
-    assert admission.next() == ticket
-    admission.start(ticket)
-    admission.left(ticket, output_tokens=1000)
+    assert admission.next() == turn
+    admission.start(turn)
+    admission.left(turn, output_tokens=1000)
     with pytest.raises(Overloaded) as refused:
         admission.arrive(want(tenant), 10)
     assert refused.value.retry_after_s > 40, "it was longer than was guessed"
@@ -88,13 +88,13 @@ def test_who_cannot_be_in_time_is_refused_before_it_waits(admission, clock):
 
 def test_who_is_late_when_its_turn_comes_is_refused_then(admission, clock):
     hurried = Tenant(name="a", ttft_slo_s=1.0)
-    first, ticket = (admission.arrive(want(hurried), 10) for _ in range(2))
+    first, turn = (admission.arrive(want(hurried), 10) for _ in range(2))
     admission.check_start(first, Outlook(9.0, 9.0, 0.0))  # nothing is there: it is tried
     admission.start(first)
     clock.advance(0.5)
-    admission.check_start(ticket, Outlook(0.4, 0.4, 0.0))
+    admission.check_start(turn, Outlook(0.4, 0.4, 0.0))
     with pytest.raises(Overloaded):
-        admission.check_start(ticket, Outlook(0.6, 0.6, 0.0))
+        admission.check_start(turn, Outlook(0.6, 0.6, 0.0))
 
 
 def test_nobody_waits_for_longer_than_anything_allows(admission, clock):
@@ -148,52 +148,52 @@ class World:
             Tenant(name=f"t{n}", weight=w, max_concurrent=c, tokens_per_minute=r, ttft_slo_s=s)
             for n, (w, c, r, s) in enumerate(limits)
         ]
-        self.waiting: dict[Ticket, float] = {}
-        self.open: dict[Ticket, str] = {}
+        self.waiting: dict[Turn, float] = {}
+        self.open: dict[Turn, str] = {}
         self.told: list[float] = []
         """After how many seconds those who were refused at once may come back."""
 
     def arrive(self, tenant: int, tokens: int) -> None:
         try:
-            ticket = self.admission.arrive(want(self.tenants[tenant], tokens), tokens)
+            turn = self.admission.arrive(want(self.tenants[tenant], tokens), tokens)
         except Overloaded as refused:
             self.told.append(refused.retry_after_s)
             return
-        self.waiting[ticket] = self.clock()
+        self.waiting[turn] = self.clock()
         self.room(0)
 
     def room(self, places: int) -> None:
-        while places and (ticket := self.admission.next()) is not None:
+        while places and (turn := self.admission.next()) is not None:
             places -= 1
-            self.admission.start(ticket)
-            del self.waiting[ticket]
-            self.open[ticket] = self.admission.want(ticket).tenant.name
-        while (ticket := self.admission.settle()) is not None:
-            assert self.admission.crowded_out(ticket).reason == "queue_full"
-            self.admission.left(ticket)
-            del self.waiting[ticket]
+            self.admission.start(turn)
+            del self.waiting[turn]
+            self.open[turn] = self.admission.want(turn).tenant.name
+        while (turn := self.admission.settle()) is not None:
+            assert self.admission.crowded_out(turn).reason == "queue_full"
+            self.admission.left(turn)
+            del self.waiting[turn]
 
     def end(self, index: int, output: int) -> None:
         if self.open:
-            ticket = sorted(self.open)[index % len(self.open)]
-            del self.open[ticket]
-            self.admission.left(ticket, output)
+            turn = sorted(self.open)[index % len(self.open)]
+            del self.open[turn]
+            self.admission.left(turn, output)
 
     def cancel(self, index: int, _: int) -> None:
         if self.waiting:
-            ticket = sorted(self.waiting)[index % len(self.waiting)]
-            del self.waiting[ticket]
-            self.admission.left(ticket)
+            turn = sorted(self.waiting)[index % len(self.waiting)]
+            del self.waiting[turn]
+            self.admission.left(turn)
 
     def wait(self, seconds: int) -> None:
         """Let time pass; who may wait no longer goes at that moment."""
         until = self.clock() + seconds
-        for ticket in sorted(self.waiting, key=self.admission.gives_up_at):
-            due = self.admission.gives_up_at(ticket)
+        for turn in sorted(self.waiting, key=self.admission.gives_up_at):
+            due = self.admission.gives_up_at(turn)
             if due <= until:
                 self.clock.advance(max(0.0, due - self.clock()))
-                self.admission.left(ticket)
-                assert self.clock() - self.waiting.pop(ticket) <= 20.0 + 1e-6
+                self.admission.left(turn)
+                assert self.clock() - self.waiting.pop(turn) <= 20.0 + 1e-6
         self.clock.advance(until - self.clock())
 
     def check(self) -> None:
@@ -232,10 +232,10 @@ def test_who_floods_gets_its_share_and_the_other_all_that_it_asks_for_within_its
     """One tenant always has eight waiting; the other asks for less than its half."""
     world = World([(1.0, None, None, None)] * 4)
     quiet = 0
-    for turn, size in enumerate(sizes):
+    for number, size in enumerate(sizes):
         while len(world.waiting) < 6:
             world.arrive(0, size)
-        if turn % (2 + every) == 0:
+        if number % (2 + every) == 0:
             before = len(world.waiting)
             world.arrive(1, 1)
             quiet += 1

@@ -3,7 +3,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.router.fair_queue import PRIORITY_STEP_S, FairQueue, Ticket, Waiting
+from baton.router.fair_queue import PRIORITY_STEP_S, FairQueue, Turn, Waiting
 
 TENANTS = "abcd"
 ARRIVALS = st.lists(
@@ -12,15 +12,15 @@ ARRIVALS = st.lists(
 WEIGHTS = st.fixed_dictionaries({name: st.sampled_from([0.5, 1.0, 3.0]) for name in TENANTS})
 
 
-def request(ticket: int, tenant: str = "a", tokens: int = 10, **more: object) -> Waiting:
-    values = {"weight": 1.0, "arrived": float(ticket)} | more
-    return Waiting(Ticket(ticket), tenant, tokens=tokens, **values)  # type: ignore[arg-type]
+def request(turn: int, tenant: str = "a", tokens: int = 10, **more: object) -> Waiting:
+    values = {"weight": 1.0, "arrived": float(turn)} | more
+    return Waiting(Turn(turn), tenant, tokens=tokens, **values)  # type: ignore[arg-type]
 
 
 def drain(queue: FairQueue, most: int = 1 << 30) -> list[Waiting]:
     taken = []
     while len(taken) < most and (best := queue.next()) is not None:
-        taken.append(queue.take(best.ticket))
+        taken.append(queue.take(best.turn))
         queue.check()
     return taken
 
@@ -62,8 +62,8 @@ def test_nobody_is_passed_by_more_than_was_ahead_whatever_comes_later(
     queue.push(watched)
     number = 2000
     others = Counter[str]()
-    for turn in [*turns, *[True] * 200]:
-        if not turn and (new := next(later, None)) is not None:
+    for takes in [*turns, *[True] * 200]:
+        if not takes and (new := next(later, None)) is not None:
             # Too late to pass within its own tenant, whatever its priority is.
             late = 100.0 + 7 * PRIORITY_STEP_S
             tenant, size, priority = new
@@ -75,7 +75,7 @@ def test_nobody_is_passed_by_more_than_was_ahead_whatever_comes_later(
         if taken is watched:
             break
         others[taken.tenant] += taken.tokens
-    assert watched.ticket not in queue, "started within as many turns as requests can be ahead"
+    assert watched.turn not in queue, "started within as many turns as requests can be ahead"
     assert others["a"] <= own
     for name in "bcd":
         share = own / weights["a"] * weights[name]
@@ -89,14 +89,14 @@ def test_each_request_is_taken_removed_or_evicted_once(arrivals, removed, most):
     for number, (tenant, size, priority) in enumerate(arrivals):
         queue.push(request(number, tenant, size, priority=priority))
         if len(queue) > most:
-            seen.append(queue.evict().ticket)
+            seen.append(queue.evict().turn)
         if number in removed:
-            seen += [taken.ticket for taken in drain(queue, 1)]
+            seen += [taken.turn for taken in drain(queue, 1)]
         queue.check()
     for number in removed:
         if number in queue:
-            seen.append(queue.remove(Ticket(number)).ticket)
-    seen += [taken.ticket for taken in drain(queue)]
+            seen.append(queue.remove(Turn(number)).turn)
+    seen += [taken.turn for taken in drain(queue)]
     assert sorted(seen) == list(range(len(arrivals)))
     assert len(queue) == 0
 
@@ -106,8 +106,8 @@ def test_one_who_floods_the_queue_crowds_out_only_itself():
     for number in range(3):
         queue.push(request(number, "flood"))
     queue.push(request(3, "quiet"))
-    assert queue.evict().ticket == 2
-    assert [w.ticket for w in drain(queue)] == [0, 3, 1]
+    assert queue.evict().turn == 2
+    assert [w.turn for w in drain(queue)] == [0, 3, 1]
 
 
 def test_urgent_requests_pass_others_that_came_a_little_earlier():
@@ -115,7 +115,7 @@ def test_urgent_requests_pass_others_that_came_a_little_earlier():
     queue.push(request(0, arrived=0.0, priority=1))
     queue.push(request(1, arrived=0.5 * PRIORITY_STEP_S))
     queue.push(request(2, arrived=1.5 * PRIORITY_STEP_S))
-    assert [w.ticket for w in drain(queue)] == [1, 0, 2]
+    assert [w.turn for w in drain(queue)] == [1, 0, 2]
 
 
 def test_who_had_nothing_waiting_has_saved_nothing_up():
@@ -134,7 +134,7 @@ def test_who_may_start_none_is_passed_over_and_saves_nothing_up():
         queue.push(request(number, "ab"[number % 2]))
     for _ in range(10):
         best = queue.next(lambda tenant: tenant == "b")
-        queue.take(best.ticket, lambda tenant: tenant == "b")
+        queue.take(best.turn, lambda tenant: tenant == "b")
     assert Counter(w.tenant for w in drain(queue, 10)) == {"a": 6, "b": 4}, "one more at most"
 
 
@@ -155,7 +155,7 @@ def test_tokens_ahead_are_those_that_are_then_taken_first():
     new = request(21, "quiet")
     ahead = queue.tokens_ahead(new)
     queue.push(new)
-    order = [w.ticket for w in drain(queue)]
+    order = [w.turn for w in drain(queue)]
     assert ahead == 10 * order.index(21)
 
 
@@ -165,5 +165,5 @@ def test_an_empty_queue_remembers_nobody():
     drain(queue)
     queue.push(request(1, "b"))
     queue.push(request(2, "a"))
-    assert [w.ticket for w in drain(queue)] == [1, 2]
+    assert [w.turn for w in drain(queue)] == [1, 2]
     assert repr(queue) == "FairQueue(0 of 9, 0 tenants)"

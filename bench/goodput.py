@@ -350,14 +350,16 @@ def simulate(
     return [r for r in requests if r.came >= WARM_S], seconds
 
 
-def capacity(seconds: float, seed: int) -> float:
-    """Return the requests per second that the instances complete when there are always more."""
+def capacity(seconds: float, seed: int) -> tuple[float, float]:
+    """Return the requests and tokens per second that instances do when there are always more."""
     world = World(fair=False)
     requests = list(arrivals({"flood": 200.0}, seconds, seed))
     for request in requests:
         world.at(request.came, lambda request=request: world.arrive(request))  # type: ignore[misc]
     world.run()
-    return sum(WARM_S <= r.last < seconds for r in requests) / (seconds - WARM_S)
+    done = [r for r in requests if WARM_S <= r.last < seconds]
+    tokens = sum(r.prompt + r.output for r in done)
+    return len(done) / (seconds - WARM_S), tokens / (seconds - WARM_S)
 
 
 def main() -> None:
@@ -366,22 +368,25 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    full = capacity(WARM_S + options.seconds, options.seed)
-    print(f"capacity: {full:.1f} requests/s\n")
-    print("| load | | good/s | steady good/s | steady good, % | steady TTFT p99, s | refused, % |")
-    print("|---|---|---|---|---|---|---|")
+    full, tokens = capacity(WARM_S + options.seconds, options.seed)
+    print(f"capacity: {full:.1f} requests/s, {tokens:,.0f} tokens/s\n")
+    print(
+        "| load | | good/s | good tokens/s | steady good/s | steady good, % | steady TTFT p99, s | refused, % |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for load in (1.0, 1.5, 2.0, 3.0):
         rates = {"steady": STEADY * full, "flood": (load - STEADY) * full}
         for fair in (False, True):
             found, seconds = simulate(rates, options.seconds, fair=fair, seed=options.seed)
             steady = [r for r in found if r.tenant == "steady"]
             good = sum(r.good for r in found) / seconds
+            tokens = sum(r.prompt + r.output for r in found if r.good) / seconds
             steady_good = sum(r.good for r in steady)
             waits = sorted(r.first - r.came for r in steady if r.last)
             p99 = waits[int(0.99 * (len(waits) - 1))] if waits else float("nan")
             refused = 100 * sum(bool(r.refused) for r in found) / len(found)
             print(
-                f"| {load:g} | {'fair' if fair else 'fcfs'} | {good:.1f} "
+                f"| {load:g} | {'fair' if fair else 'fcfs'} | {good:.1f} | {tokens:,.0f} "
                 f"| {steady_good / seconds:.1f} | {100 * steady_good / len(steady):.0f} "
                 f"| {p99:.2f} | {refused:.0f} |",
                 flush=True,

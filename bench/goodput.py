@@ -371,7 +371,8 @@ def main() -> None:
     full, tokens = capacity(WARM_S + options.seconds, options.seed)
     print(f"capacity: {full:.1f} requests/s, {tokens:,.0f} tokens/s\n")
     print(
-        "| load | | good/s | good tokens/s | steady good/s | steady good, % | steady TTFT p99, s | refused, % |"
+        "| load | | good/s | good tokens/s "
+        "| steady good/s | steady good, % | steady TTFT p99, s | refused, % |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for load in (1.0, 1.5, 2.0, 3.0):

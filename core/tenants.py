@@ -26,7 +26,7 @@ class Tenant(Config):
     max_concurrent: int | None = Field(default=None, ge=1, le=1 << 16)
     """Requests at instances at once, per gateway; more wait. None: as many as the gateway takes."""
     tokens_per_minute: int | None = Field(default=None, ge=1, le=1 << 40)
-    """Prompt and output tokens, per gateway, from a bucket that holds one minute; None: any number."""
+    """Prompt and output tokens, per gateway; a bucket holds those of a minute. None: any number."""
     max_prompt_tokens: int | None = Field(default=None, ge=1)
     """Of one request; None: as the model allows."""
     max_output_tokens: int | None = Field(default=None, ge=1)

@@ -1,6 +1,7 @@
 """Hears what every instance tells of itself, and tells the router's state."""
 
 import asyncio
+from collections.abc import Callable
 
 import grpc
 
@@ -32,8 +33,15 @@ class EventFollower:
     """Start `run()` as a task. A stream that is lost only makes the router blind to an instance."""
 
     def __init__(
-        self, board: MembershipBoard, state: RouterState, tls: ClusterTlsConfig | None = None
+        self,
+        board: MembershipBoard,
+        state: RouterState,
+        *,
+        on_told: Callable[[], None],
+        tls: ClusterTlsConfig | None = None,
     ) -> None:
+        """`on_told` is called whenever an instance has told its load."""
+        self._on_told = on_told
         self._tls = tls
         self._board = board
         self._state = state
@@ -113,6 +121,7 @@ class EventFollower:
             if change.complete:
                 self._untidy.set()
         self._state.told(key, load_core(message))
+        self._on_told()
 
     async def _tidy(self) -> None:
         """Take what is gone out of the index, a portion at a time."""

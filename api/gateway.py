@@ -18,11 +18,13 @@ from baton.api.journey import Journey, JourneyHost
 from baton.api.latency import RecentLatency
 from baton.api.lease_keeper import LeaseKeeper, Terms
 from baton.api.open_request import OpenRequest
+from baton.api.planner import Planner
 from baton.api.sessions import Sessions
 from baton.api.status import StatusView, status_of
 from baton.api.text_stream import Piece, TextStream
 from baton.api.traces import TraceLog
 from baton.api.validate import ServedModel, TextRequest, tool_format
+from baton.api.waiting_room import Place, WaitingRoom
 from baton.core import log
 from baton.core.clock import Clock, monotonic
 from baton.core.config import ClusterTlsConfig, GatewayConfig
@@ -34,7 +36,9 @@ from baton.core.topology import InstanceInfo, MembershipBoard, Role
 from baton.core.trace import RequestTrace
 from baton.core.tracing import open_tracing
 from baton.models.tokenizer import Tokenizer
-from baton.router.router import Hint, Router, RouterStats
+from baton.router.admission import Admission, Want
+from baton.router.admission_room import RoomLimits
+from baton.router.router import Router, RouterStats
 from baton.router.state import RouterState
 
 _log = log.get_logger("gateway")
@@ -51,6 +55,8 @@ class GatewayStats:
     """Admitted, and not over on both sides: decode instance and consumer."""
     waiting: int
     """Requests that can go on only once there is a decode instance."""
+    queued: int
+    """Requests that wait for their turn: the instances have no room."""
     ttft_s: float | None
     """90th percentile, over the requests of the last minute."""
     tpot_s: float | None
@@ -99,7 +105,18 @@ class Gateway:
         self._may_be_empty = may_be_empty
         self._clock = clock
         state = RouterState(config.index_blocks)
-        self._follower = EventFollower(board, state, tls)
+        self._room = WaitingRoom(
+            Admission(
+                max_queued=config.max_queued_requests,
+                queue_timeout_s=config.queue_timeout_s,
+                clock=clock,
+            ),
+            is_served=self._has_decode,
+            metrics=metrics,
+            clock=clock,
+        )
+        self._room_limits = RoomLimits(config.decode_fill, config.prefill_ahead_s)
+        self._follower = EventFollower(board, state, on_told=self._room.poke, tls=tls)
         self._router = Router(
             max_open_requests=config.max_open_requests,
             clock=clock,
@@ -107,6 +124,7 @@ class Gateway:
             salt=secrets.token_hex(8) if beside_others else "",
             rng=Random() if beside_others else None,
             decisions_kept=config.traces_kept,
+            on_room=self._room.poke,
         )
         self._leases = LeaseKeeper(
             board,
@@ -132,7 +150,7 @@ class Gateway:
         self._latency = RecentLatency(clock)
         self._tasks = TaskSet()
         self._journeys = JourneyHost(self._sessions, config, self._tasks, clock)
-        self._open: set[OpenRequest] = set()
+        self._open: dict[OpenRequest, Place] = {}
         self._idle = asyncio.Event()
         self._idle.set()
         self._closing = False
@@ -147,11 +165,16 @@ class Gateway:
         self._tasks.start(self._leases.run())
         self._tasks.start(self._sessions.run())
         self._tasks.start(self._follower.run())
+        self._tasks.start(self._look_at_changes())
         await self._sessions.settled.wait()
 
     async def drain(self, timeout_s: float) -> None:
-        """Admit nothing more, and give what is open `timeout_s` seconds to end."""
+        """Admit nothing more, and give what is open `timeout_s` seconds to end.
+
+        What waits for its turn is refused: another gateway can still take it.
+        """
         self._closing = True
+        self._room.close()
         self._sessions.tell_change()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -241,7 +264,7 @@ class Gateway:
         log.tag(request=request.generate.request_id)
         try:
             await self.some_decode()
-            opened = self._admit(request)
+            opened = await self._admit(request)
         except BatonError as error:
             self.metrics.refused(error.code)
             raise
@@ -255,7 +278,7 @@ class Gateway:
             if opened.leave():
                 journey.cancel()
 
-    def _admit(self, request: TextRequest) -> OpenRequest:
+    async def _admit(self, request: TextRequest) -> OpenRequest:
         if self._closing:
             raise Unavailable("the gateway is shutting down")
         generate = request.generate
@@ -265,24 +288,40 @@ class Gateway:
             stop_token_ids=generate.stop_token_ids,
             min_tokens=generate.sampling.min_tokens,
         )
-        lease = self._router.admit(  # last: from here on somebody must give it back
-            self._sessions.usable(),
+        timeout_s = self.config.request_timeout_s
+        if request.timeout_s is not None:
+            timeout_s = min(timeout_s, request.timeout_s)
+        came = self._clock()
+        want = Want(
+            tenant=self.identity.tenant(generate.tenant),
             prompt_tokens=len(generate.prompt),
             max_tokens=generate.max_tokens,
-            hint=Hint(generate.request_id, generate.prompt, generate.tenant, request.session),
+            deadline=came + timeout_s,
+            priority=generate.priority,
         )
-        opened = OpenRequest(
+        place = await self._room.enter(
+            want, Planner(self._router, self._sessions.usable, self._room_limits, request)
+        )
+        waited_s = self._clock() - came
+        opened = OpenRequest(  # nothing may fail from here on: somebody must give the place back
             request,
-            lease,
+            place.lease,
             text,
             clock=self._clock,
-            timeout_s=self.config.request_timeout_s,
+            timeout_s=timeout_s,
+            waited_s=waited_s,
             on_over=self._over,
         )
-        self._open.add(opened)
+        self._open[opened] = place
         self._idle.clear()
-        self.metrics.opened(len(generate.prompt))
+        self.metrics.opened(len(generate.prompt), waited_s)
         return opened
+
+    async def _look_at_changes(self) -> None:
+        """Let those that wait look again whenever an instance comes, goes or is connected."""
+        while True:
+            await self._sessions.changed()
+            self._room.poke()
 
     def _lost(self, instance: InstanceInfo, error: InstanceLost) -> None:
         self._sessions.lose(instance, error)
@@ -291,7 +330,8 @@ class Gateway:
         self._sessions.tell_change()  # its session may have been ready before
 
     def _over(self, opened: OpenRequest, trace: RequestTrace) -> None:
-        self._open.remove(opened)
+        place = self._open.pop(opened)
+        self._room.left(place.turn, opened.received)
         self._traces.add(trace)
         self._latency.add(trace)
         self._router.ended(trace)
@@ -337,6 +377,7 @@ class Gateway:
         After `close` no task is left either.
         """
         assert not self._open, self._open
+        self._room.check()
         self._router.check()
         router = self._router.stats()
         assert router.open_requests == 0, router
@@ -382,6 +423,7 @@ class Gateway:
             ttft_s=self._latency.ttft_s(),
             tpot_s=self._latency.tpot_s(),
             traces=len(self._traces),
+            queued=len(self._room),
             router=self._router.stats(),
             sessions=self._sessions.stats(),
         )

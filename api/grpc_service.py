@@ -58,6 +58,10 @@ SLOW_READER_S = 30.0
 Stream = grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
 
 
+_A_MOMENT_S = 0.001
+"""Of a deadline that is over."""
+
+
 class InferenceService(pb_grpc.InferenceServicer):
     """Serves a gateway; a call that is cancelled takes its request with it."""
 
@@ -69,6 +73,7 @@ class InferenceService(pb_grpc.InferenceServicer):
         try:
             caller = self._caller(context)
             valid = await self._validate(request, caller, _traceparent(context))
+            valid = valid.due_within(_time_left(context))
             limit_s = self._gateway.config.request_timeout_s + SLOW_READER_S
             async with asyncio.timeout(limit_s):
                 await self._stream(valid, context)
@@ -163,6 +168,12 @@ class _SlowReader(Exception):
 def _authorization(context: grpc.aio.ServicerContext[Any, Any]) -> str | None:
     found = [v for name, v in context.invocation_metadata() or () if name == "authorization"]
     return str(found[0]) if len(found) == 1 else None
+
+
+def _time_left(context: grpc.aio.ServicerContext[Any, Any]) -> float | None:
+    """Return the seconds until the caller's deadline; None if it set none."""
+    left_s = context.time_remaining()
+    return None if left_s is None else max(left_s, _A_MOMENT_S)
 
 
 _OPTIONAL = (

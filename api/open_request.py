@@ -37,9 +37,10 @@ class OpenRequest:
         *,
         clock: Clock,
         timeout_s: float,
+        waited_s: float = 0.0,
         on_over: Callable[["OpenRequest", RequestTrace], None],
     ) -> None:
-        """The request is given up `timeout_s` seconds after its consumer began to read."""
+        """The request came `waited_s` seconds ago, and is given up `timeout_s` after it came."""
         self.request = request
         self.lease = lease
         self._text = text
@@ -47,7 +48,8 @@ class OpenRequest:
         self._timeout_s = timeout_s
         self._on_over = on_over
         arrival = request.arrival
-        self._started = clock() if arrival is None else arrival.valid_at
+        self._waited_s = waited_s
+        self._started = clock() - waited_s if arrival is None else arrival.valid_at
         self._traceparent = "" if arrival is None else arrival.traceparent
         self._spans = TtftSpans()
         if arrival is not None:
@@ -156,12 +158,14 @@ class OpenRequest:
     def ended(self, ended: Ended) -> None:
         """Take the end; nothing follows it."""
         self._ended = ended
+        self.lease.instances_done()
         self._wake.set()
         self._finish_if_over()
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """Yield what becomes certain, until the last piece; raises what ended it otherwise."""
-        timer = asyncio.get_running_loop().call_later(self._timeout_s, self._expire)
+        left_s = max(0.0, self._timeout_s - (self._clock() - self._started))
+        timer = asyncio.get_running_loop().call_later(left_s, self._expire)
         try:
             while self._finish is None:
                 await self._wake.wait()
@@ -227,6 +231,7 @@ class OpenRequest:
             cached_tokens=self._cached_tokens,
             handovers=ended.handovers,
             migrations=tuple(self._migrations),
+            queue_s=self._waited_s,
             ttft_s=self._before_s + self._first_at - self._started if self._tokens else 0.0,
             ttft_spans=self._spans if self._tokens else TtftSpans(),
             tpot_s=span / later if later > 0 else 0.0,

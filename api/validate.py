@@ -35,6 +35,8 @@ MAX_CHOICES = 128
 MAX_STOP = 4
 MAX_STOP_LENGTH = 256
 """Characters of one stop string."""
+LEAST_TIMEOUT_S, MAX_TIMEOUT_S = 0.001, 86_400.0
+"""That a caller may ask for; more than the gateway's own changes nothing."""
 _LAST_TOKENS = 16
 """Of a prompt, more than a character can begin in."""
 DEFAULT_MAX_TOKENS = 16
@@ -74,6 +76,8 @@ class TextRequest:
     """Requests of the same one would rather go where the others went; "": of none."""
     arrival: Arrival | None = None
     """When it was found valid, and what that took."""
+    timeout_s: float | None = None
+    """Within which the whole answer has to be there; None: as the gateway's config has it."""
 
     def detokenizer(self, tokenizer: Tokenizer) -> Detokenizer:
         """Return what makes text of its output."""
@@ -115,6 +119,13 @@ class Call:
             return self
         return replace(self, requests=tuple(replace(r, session=session) for r in self.requests))
 
+    def due_within(self, timeout_s: float | None) -> "Call":
+        """Return this call with a deadline; what is earlier holds. None: as it is."""
+        if timeout_s is None:
+            return self
+        before = min(timeout_s, self.requests[0].timeout_s or timeout_s)
+        return replace(self, requests=tuple(replace(r, timeout_s=before) for r in self.requests))
+
 
 @dataclass(frozen=True, slots=True)
 class _Common:
@@ -126,6 +137,7 @@ class _Common:
     include_usage: bool
     priority: int
     session: str
+    timeout_s: float | None
     skip_special_tokens: bool
     constrained_by: str
     """The field that constrains the output; "" if none does."""
@@ -137,6 +149,17 @@ def tool_format(option: str, tokenizer: Tokenizer) -> ToolFormat | None:
         return cast(ToolFormat, option)
     template = tokenizer.tool_template
     return None if template is None else format_of(template.source)
+
+
+def read_timeout(header: str | None) -> float | None:
+    """Return the seconds that the header x-request-timeout-ms allows; None if it is not there."""
+    if header is None:
+        return None
+    most = int(MAX_TIMEOUT_S * 1000)
+    if not (header.isascii() and header.isdecimal() and 1 <= int(header[:12]) <= most):
+        allowed = f"a whole number of milliseconds from 1 to {most}"
+        raise InvalidRequest("x-request-timeout-ms", header, allowed)
+    return int(header) / 1000
 
 
 def completion_call(body: object, model: ServedModel, *, prefix: str = "cmpl") -> Call:
@@ -238,6 +261,7 @@ def _common(
         skip_special_tokens=fields.flag("skip_special_tokens", True),
         constrained_by=constrained_by,
         session=next((v for n in _SESSION if isinstance(v := labels[n], str) and v), ""),
+        timeout_s=fields.number("timeout", 0.0, low=LEAST_TIMEOUT_S, high=MAX_TIMEOUT_S) or None,
     )
 
 
@@ -360,6 +384,7 @@ def _call(
                     prompt.echo,
                     common.skip_special_tokens,
                     common.session,
+                    timeout_s=common.timeout_s,
                 )
             )
     return Call(

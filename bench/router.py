@@ -20,7 +20,8 @@ from baton.core.instance_events import BlockChanges, CacheTerms, InstanceLoad
 from baton.core.topology import InstanceInfo, Membership, Role
 from baton.router.block_table import keys_of
 from baton.router.load import key_of
-from baton.router.router import Hint, Router
+from baton.router.route import Hint
+from baton.router.router import Router
 from baton.router.state import RouterState
 
 BLOCK_SIZE = 16

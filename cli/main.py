@@ -101,7 +101,7 @@ def serve(
     backup: Annotated[
         str, typer.Option(help="Decode instances copy KV to one another: off or peer.")
     ] = "off",
-    max_open_requests: Annotated[int, typer.Option(help="Beyond: HTTP 429.")] = 256,
+    max_open_requests: Annotated[int, typer.Option(help="At instances; more wait.")] = 256,
     tool_parser: Annotated[
         str, typer.Option(help="How the model writes tool calls: hermes, llama3_json or mistral.")
     ] = "auto",

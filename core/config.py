@@ -317,7 +317,16 @@ class GatewayConfig(Config):
     grpc_port: int = Field(default=8001, ge=0, le=65535)
     """gRPC API; 0 takes a free one."""
     max_open_requests: int = Field(default=256, ge=1, le=1 << 16)
-    """Requests in the system at once; more are refused with 429."""
+    """Requests at instances at once; more wait here, as those do that instances have no room for.
+    """
+    max_queued_requests: int = Field(default=1024, ge=0, le=1 << 16)
+    """Requests that may wait here; more are refused with 429."""
+    queue_timeout_s: float = Field(default=60.0, gt=0)
+    """For a request's turn to come, if its tenant's SLO or its own deadline is not earlier."""
+    decode_fill: float = Field(default=1.25, gt=0, le=16)
+    """Requests sent to a decode instance, as a multiple of the sequences that it runs at once."""
+    prefill_ahead_s: float = Field(default=1.0, ge=0, le=600)
+    """Seconds of work, as measured, that may wait at a prefill instance; the rest waits here."""
     request_timeout_s: float = Field(default=600.0, gt=0)
     """From arrival to the last token."""
     connect_timeout_s: float = Field(default=10.0, gt=0)

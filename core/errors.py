@@ -92,12 +92,16 @@ class Overloaded(BatonError):
     http_status = 429
     retryable = True
 
-    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+    def __init__(
+        self, message: str, retry_after_s: float = 1.0, reason: str = "too_many_requests"
+    ) -> None:
+        """`reason` is one word for what there is too much of, for metrics and programs."""
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.reason = reason
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.retry_after_s)
+        return type(self), (str(self), self.retry_after_s, self.reason)
 
 
 class Unavailable(BatonError):

@@ -74,6 +74,15 @@ REQUESTS = _counter(
     "requests", Group.REQUESTS, "Requests by finish reason or error code", "outcome"
 )
 OPEN = _gauge("open_requests", Group.REQUESTS, "Requests in the system now")
+GATEWAY_QUEUE = _gauge(
+    "queued_requests", Group.REQUESTS, "Requests that wait at the gateway for room at instances"
+)
+TURNED_AWAY = _counter(
+    "refused_requests",
+    Group.REQUESTS,
+    "Requests refused with 429, by what there was too much of",
+    "reason",
+)
 WAITING = _gauge(
     "waiting_requests", Group.REQUESTS, "Requests that wait for a decode instance to come"
 )
@@ -104,6 +113,9 @@ TTFT_SPAN = _histogram(
     " counted: divide the sum by baton_ttft_seconds_count for a mean over all requests",
     _SPAN,
     "span",
+)
+QUEUE_WAIT = _histogram(
+    "queue", Group.LATENCY, "Wait at the gateway of admitted requests", _FIRST_TOKEN
 )
 TPOT = _histogram("tpot", Group.LATENCY, "Mean time per later token", _EACH_TOKEN)
 ITL = _histogram("itl", Group.LATENCY, "Gap between messages with tokens", _EACH_TOKEN)
@@ -220,9 +232,18 @@ TENANT_TOKENS = _counter(
 )
 
 METRICS: tuple[Metric, ...] = (
-    *(REQUESTS, OPEN, WAITING, PROMPT_TOKENS, CACHED_TOKENS, OUTPUT_TOKENS),
+    *(
+        REQUESTS,
+        OPEN,
+        GATEWAY_QUEUE,
+        TURNED_AWAY,
+        WAITING,
+        PROMPT_TOKENS,
+        CACHED_TOKENS,
+        OUTPUT_TOKENS,
+    ),
     *(LOCAL_PREFILLS, MIGRATIONS),
-    *(TTFT, TTFT_SPAN, TPOT, ITL, E2E),
+    *(TTFT, TTFT_SPAN, QUEUE_WAIT, TPOT, ITL, E2E),
     *(HANDOVERS, BYTES, BLOCKS, BLOCKS_SAVED, TRANSFER, EXPOSED, PHASE),
     *(MEMBERSHIP, UP, DRAINING, PROBLEMS, INSTANCE_OPEN, QUEUED, OLDEST, RUNNING, KV_BLOCKS),
     *(counter.metric for counter in INSTANCE_COUNTERS),

@@ -63,17 +63,28 @@ class GatewayMetrics:
         """From now on read the members, and what waits, whenever somebody scrapes."""
         self._registry.register(_Reader(read))
 
-    def opened(self, prompt_tokens: int) -> None:
-        """Count an admitted request."""
+    def opened(self, prompt_tokens: int, waited_s: float) -> None:
+        """Count an admitted request that waited for so long at the gateway."""
         open_ = self._kept[table.OPEN.name]
         assert isinstance(open_, Gauge)
         open_.inc()
+        self._observe(table.QUEUE_WAIT, waited_s)
         self._count(table.PROMPT_TOKENS, prompt_tokens)
         self._tokens["prompt_tokens"] += prompt_tokens
 
     def refused(self, code: str) -> None:
         """Count a request that was not admitted."""
         self._count(table.REQUESTS, 1, code)
+
+    def queued(self, requests: int) -> None:
+        """Take how many requests wait at the gateway."""
+        gauge = self._kept[table.GATEWAY_QUEUE.name]
+        assert isinstance(gauge, Gauge)
+        gauge.set(requests)
+
+    def turned_away(self, reason: str) -> None:
+        """Count a request that was refused; `reason` is that of its Overloaded."""
+        self._count(table.TURNED_AWAY, 1, reason)
 
     def cut(self, reason: str) -> None:
         """Count a connection that was cut because of what its client did, or did not."""

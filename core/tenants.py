@@ -24,9 +24,9 @@ class Tenant(Config):
     weight: float = Field(default=1.0, gt=0, le=1000)
     """Its share of a busy system, relative to the weights of the others."""
     max_concurrent: int | None = Field(default=None, ge=1, le=1 << 16)
-    """Requests in the system at once; None: as many as the gateway takes."""
+    """Requests at instances at once, per gateway; more wait. None: as many as the gateway takes."""
     tokens_per_minute: int | None = Field(default=None, ge=1, le=1 << 40)
-    """Prompt and output tokens, over any minute; None: any number."""
+    """Prompt and output tokens, per gateway; a bucket holds those of a minute. None: any number."""
     max_prompt_tokens: int | None = Field(default=None, ge=1)
     """Of one request; None: as the model allows."""
     max_output_tokens: int | None = Field(default=None, ge=1)

@@ -88,6 +88,8 @@ class RequestTrace:
     """All attempts, in order."""
     migrations: tuple[MigrationTrace, ...] = ()
     """From decode instance to decode instance, in order."""
+    queue_s: float = 0.0
+    """Waiting at the gateway for the instances to have room."""
     ttft_s: float = 0.0
     """From the request's arrival to its first token in the gateway.
 
@@ -100,6 +102,11 @@ class RequestTrace:
     e2e_s: float = 0.0
     itl_s: tuple[float, ...] = field(default=(), repr=False)
     """Gaps between the messages that brought tokens; a kept trace has the first thousand or so."""
+
+    @property
+    def served_ttft_s(self) -> float:
+        """From when it was sent to an instance to its first token in the gateway."""
+        return self.ttft_s - self.queue_s
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON, with the derived ones."""

@@ -91,6 +91,10 @@ class PrefillCosts:
         ahead = self._queue.predict(_rows(f.queue))
         return ahead + self._compute.predict(_rows(f.missing, _attention(f.missing, f.tokens)))
 
+    def wait_s(self, queue: Vector) -> Vector:
+        """Return the seconds until so many tokens ahead are done."""
+        return self._queue.predict(_rows(queue))
+
     def learn(self, queue: float, tokens: int, trace: HandoverTrace) -> None:
         """Take in a handover that went well, and how long the queue was thought to be."""
         missing = float(max(1, tokens - trace.cached_tokens))

@@ -122,9 +122,9 @@ class Decision:
                 queue = float(self.prefill_features.queue[place])
                 costs.prefill(self.prefill.kinds[place]).learn(queue, self.tokens, handover)
         if len(trace.handovers) == 1 and trace.handovers[0].outcome == "ok":
-            pool.learn_handover(chosen, trace.handovers[0], trace.ttft_s)
+            pool.learn_handover(chosen, trace.handovers[0], trace.served_ttft_s)
         elif trace.local_prefill and not trace.handovers:
-            pool.learn_local(chosen, trace.cached_tokens, trace.ttft_s)
+            pool.learn_local(chosen, trace.cached_tokens, trace.served_ttft_s)
         if trace.output_tokens > 1:
             pool.learn_step(chosen, trace)
         costs.answered(trace.output_tokens)
@@ -277,6 +277,7 @@ def _measured(trace: RequestTrace) -> dict[str, Any]:
     return {
         "decode": trace.decode_instance,
         "prefill": done[-1] if done and not trace.local_prefill else None,
+        "queue_s": trace.queue_s,
         "ttft_s": trace.ttft_s,
         "tpot_s": trace.tpot_s,
         "output_tokens": trace.output_tokens,

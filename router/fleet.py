@@ -26,6 +26,7 @@ class Pool:
         self.rows: NDArray[np.int64] = np.array([state.row(k) for k in self.keys], np.int64)
         self.kv_tokens = np.array([i.kv_tokens for i in self.instances], np.float64)
         self.max_model_len = np.array([i.max_model_len for i in self.instances], np.int64)
+        self.max_sequences = np.array([i.max_sequences for i in self.instances], np.float64)
         self.mixed = np.array([i.role is Role.MIXED for i in self.instances], bool)
         self.marks = marks_of([str(i.instance_id) for i in self.instances])
         kinds = sorted({i.compatibility for i in self.instances})

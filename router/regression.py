@@ -24,6 +24,8 @@ _MOST_UNSURE = 10.0
 _OUTLIER = 4.0
 """Errors beyond so many usual ones are cut to that."""
 _ERROR_WEIGHT = 0.1
+_STEP = 0.5
+"""Of the way to what was just measured, where the box forbids the better one."""
 
 
 class Regression:
@@ -72,7 +74,12 @@ class Regression:
         px = self._p @ x
         gain = px / (_FORGET + float(x @ px))
         most = self._most / self._prior
-        self._theta = np.clip(self._theta + gain * error, 0.0, most)
+        theta = np.clip(self._theta + gain * error, 0.0, most)
+        if abs(error - x @ (theta - self._theta)) > abs(error):
+            # The gain trades one coefficient for another; where the box cuts one of them off, that
+            # leads away, measurement by measurement. The way straight down never does.
+            theta = np.clip(self._theta + _STEP * error * x / float(x @ x), 0.0, most)
+        self._theta = theta
         p = (self._p - np.outer(gain, px)) / _FORGET
         sizes, directions = np.linalg.eigh((p + p.T) / 2)
         self._p = (directions * np.clip(sizes, 0.0, _MOST_UNSURE)) @ directions.T

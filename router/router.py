@@ -1,7 +1,7 @@
 """Choose the pair of instances for a request, or refuse it: bounded, and each choice explained."""
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from random import Random
 from types import TracebackType
 from typing import Any, Self
@@ -10,45 +10,19 @@ from baton.core.clock import Clock, monotonic
 from baton.core.errors import Overloaded, Unavailable
 from baton.core.topology import InstanceInfo, Membership, Role
 from baton.core.trace import HandoverTrace, RequestTrace
+from baton.router.admission_room import RoomLimits, look_for_room, outlook_of
 from baton.router.affinity import mark_of
 from baton.router.costs import Costs
 from baton.router.decisions import Decision, DecisionLog
 from baton.router.failures import RecentFailures
-from baton.router.fleet import Fleets
+from baton.router.fleet import Fleet, Fleets
 from baton.router.load import CompletionRate, InstanceKey, Load, LoadTable, key_of
-from baton.router.policy import Ask, Choice, Policy
+from baton.router.policy import Ask, Policy
+from baton.router.route import NO_HINT, Hint, Plan, Route
 from baton.router.state import RouterState
 
 _SMALL_INDEX = 1 << 10
 """Blocks, for a router that nobody tells of any."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hint:
-    """What helps to choose a pair for a request."""
-
-    request_id: str = ""
-    """Under which the decision can be asked for; "": it cannot."""
-    prompt: Sequence[int] = ()
-    """Its tokens; none: no cache is thought to have any."""
-    tenant: str = ""
-    session: str = ""
-    """Requests of the same session would rather go to the same instances; "": of none."""
-
-
-_NO_HINT = Hint()
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """Where a request goes."""
-
-    decode: InstanceInfo
-    """Owns the request to its last token."""
-    prefill: tuple[InstanceInfo, ...]
-    """In order of preference; empty: the decode instance computes the prompt itself."""
-    backup: InstanceInfo | None = None
-    """Another decode instance, to copy the request's KV to; None if none could take it over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +37,10 @@ class RouterStats:
     prefill: dict[InstanceKey, Load]
 
 
+def _nothing() -> None:
+    """Tell nobody."""
+
+
 class Lease:
     """One admitted request's place in the system: a context manager that gives it back once."""
 
@@ -73,7 +51,7 @@ class Lease:
         *,
         prompt_tokens: int,
         max_tokens: int,
-        hint: Hint = _NO_HINT,
+        hint: Hint = NO_HINT,
     ) -> None:
         self.route = route
         self.hint = hint
@@ -84,6 +62,8 @@ class Lease:
         """Tokens that the first prefill instance of the route has yet to compute."""
         self.missing = 0.0
         """Of these, what it is thought not to have cached."""
+        self.served = False
+        """The instances are done with it."""
         self.closed = False
         self._router = router
 
@@ -115,6 +95,13 @@ class Lease:
         """
         self._router._move(self, membership, avoided, preferred)
 
+    def instances_done(self) -> None:
+        """Note that no instance does anything for it any more: others may have their room.
+
+        Its place among the open requests it keeps until its consumer has taken all of it.
+        """
+        self._router._served(self)
+
     def close(self) -> None:
         """Give the place back; any further call does nothing."""
         self._router._close(self)
@@ -143,13 +130,15 @@ class Router:
         salt: str = "",
         rng: Random | None = None,
         decisions_kept: int = 1024,
+        on_room: Callable[[], None] = _nothing,
     ) -> None:
         """`state` is where somebody tells what instances say of themselves.
 
         `salt`, another at each gateway, is the order in which ties are broken; "" is by name. `rng`
         draws two of those that say nothing. A gateway that is alone needs neither: its own counts
-        are all there is.
+        are all there is. `on_room` is called when there may be room for another request.
         """
+        self._on_room = on_room
         self._max_open_requests = max_open_requests
         self._leases: set[Lease] = set()
         self._decode = LoadTable()
@@ -171,7 +160,7 @@ class Router:
         *,
         prompt_tokens: int,
         max_tokens: int,
-        hint: Hint = _NO_HINT,
+        hint: Hint = NO_HINT,
     ) -> Lease:
         """Let a request in and choose its instances.
 
@@ -182,17 +171,56 @@ class Router:
             self._overloaded += 1
             message = f"{len(self._leases)} requests are open, which is the most that is allowed"
             raise Overloaded(message, self._rate.seconds_to_next())
-        most = prompt_tokens + max_tokens
-        try:
-            route, computing = self._route(membership, prompt_tokens, most, hint)
-        except Unavailable:
-            self._unavailable += 1
-            raise
-        lease = Lease(self, route, prompt_tokens=prompt_tokens, max_tokens=max_tokens, hint=hint)
+        fleet = self._fleets.of(membership.instances)
+        plan = self._new_plan(fleet, self._ask(prompt_tokens, max_tokens, hint), membership)
+        return self.open(plan, prompt_tokens=prompt_tokens, max_tokens=max_tokens, hint=hint)
+
+    def plan(
+        self,
+        membership: Membership,
+        *,
+        prompt_tokens: int,
+        max_tokens: int,
+        hint: Hint = NO_HINT,
+        room: RoomLimits | None = None,
+    ) -> Plan | None:
+        """Return where a request would go, and how it would fare; nothing is held for it.
+
+        With `room` only a pair that has room is chosen; None: there is none now. Raises Unavailable
+        as `admit` does.
+        """
+        fleet = self._fleets.of(membership.instances)
+        ask = self._ask(prompt_tokens, max_tokens, hint)
+        if room is None:
+            return self._new_plan(fleet, ask, membership)
+        if len(self._leases) >= self._max_open_requests:
+            return None
+        tokens = prompt_tokens + self._costs.expected_output(max_tokens)
+        found = look_for_room(fleet, self._state, self._costs, tokens, room)
+        if len(fleet.decode) and not found.decode.any():
+            return None
+        failing = (*ask.failing, *found.full_prefill)
+        plan = self._new_plan(
+            fleet, replace(ask, avoided=found.full_decode, failing=failing), membership
+        )
+        return plan if found.allows(plan.choice) else None
+
+    def open(
+        self, plan: Plan, *, prompt_tokens: int, max_tokens: int, hint: Hint = NO_HINT
+    ) -> Lease:
+        """Let a request in as planned just now."""
+        self._note(plan, hint)
+        lease = Lease(
+            self, plan.route, prompt_tokens=prompt_tokens, max_tokens=max_tokens, hint=hint
+        )
         self._leases.add(lease)
         self._admitted += 1
-        self._count(lease, computing)
+        self._count(lease, plan.computing)
         return lease
+
+    def expected_output(self, max_tokens: int) -> float:
+        """Return how many tokens an answer is likely to have, by those that ended lately."""
+        return self._costs.expected_output(max_tokens)
 
     def ended(self, trace: RequestTrace) -> None:
         """Learn from how a request went whose lease is closed."""
@@ -211,56 +239,70 @@ class Router:
         avoided: Collection[InstanceKey],
         preferred: InstanceKey | None,
     ) -> None:
-        assert not lease.closed
-        most = lease.prompt_tokens + lease.max_tokens
-        route, computing = self._route(
-            membership, lease.held_tokens, most, lease.hint, avoided, preferred
+        assert not lease.served
+        ask = self._ask(
+            lease.held_tokens,
+            lease.max_tokens - lease.output_tokens,
+            lease.hint,
+            avoided=avoided,
+            preferred=preferred,
         )
+        fleet = self._fleets.of(membership.instances)
+        plan = self._plan(fleet, ask, membership)
+        self._note(plan, lease.hint)
         self._uncount(lease)
-        lease.route = route
-        self._count(lease, computing)
+        lease.route = plan.route
+        self._count(lease, plan.computing)
 
-    def _route(
+    def _ask(
         self,
-        membership: Membership,
         tokens: int,
-        most: int,
+        max_tokens: int,
         hint: Hint,
         avoided: Collection[InstanceKey] = (),
         preferred: InstanceKey | None = None,
-    ) -> tuple[Route, float]:
-        """Choose a pair to compute `tokens` tokens, which may become as many as `most`.
-
-        Returns with it how many of them the first prefill instance is thought to lack.
-        """
-        fleet = self._fleets.of(membership.instances)
-        ask = Ask(
+    ) -> Ask:
+        return Ask(
             tokens=tokens,
-            most=most,
-            max_tokens=most - tokens,
+            most=tokens + max_tokens,
+            max_tokens=max_tokens,
             known=self._state.known_tokens(hint.prompt, hint.tenant),
             session=mark_of(f"{hint.tenant}\0{hint.session}") if hint.session else None,
             avoided=avoided,
             preferred=preferred,
             failing=self._failures.failing(),
         )
+
+    def _new_plan(self, fleet: Fleet, ask: Ask, membership: Membership) -> Plan:
+        try:
+            return self._plan(fleet, ask, membership)
+        except Unavailable:
+            self._unavailable += 1
+            raise
+
+    def _plan(self, fleet: Fleet, ask: Ask, membership: Membership) -> Plan:
         choice = self._policy.choose(fleet, ask)
         if choice is None:
             raise Unavailable("no decode instance is ready to take the request")
-        self._note(choice, ask, hint, membership.version)
         ranked = choice.ranked_decode()
         decode = next(ranked)
-        route = Route(decode, choice.ranked_prefill(), _backup_of(decode, ranked))
-        return route, choice.missing()
+        return Plan(
+            Route(decode, choice.ranked_prefill(), _backup_of(decode, ranked)),
+            choice.missing(),
+            choice,
+            ask,
+            membership.version,
+            outlook_of(choice, self._costs, ask.max_tokens),
+        )
 
-    def _note(self, choice: Choice, ask: Ask, hint: Hint, membership: int) -> None:
+    def _note(self, plan: Plan, hint: Hint) -> None:
         if hint.request_id:
             decision = Decision.of(
-                choice,
+                plan.choice,
                 self._costs,
                 tenant=hint.tenant,
-                max_tokens=ask.max_tokens,
-                membership=membership,
+                max_tokens=plan.ask.max_tokens,
+                membership=plan.membership,
                 state=self._state.version,
             )
             self._decisions.decided(hint.request_id, decision)
@@ -301,7 +343,7 @@ class Router:
                 self._failures.ended(keys[handover.prefill_instance], handover.outcome)
 
     def _generated(self, lease: Lease, tokens: int) -> None:
-        assert not lease.closed
+        assert not lease.served
         lease.output_tokens += tokens
         self._add_decode(key_of(lease.route.decode), tokens=tokens)
         self._end_prefill(lease)
@@ -312,20 +354,30 @@ class Router:
             self._add_prefill(key, requests=-1, tokens=-lease.computing)
             self._state.sent(key, tokens=-lease.missing)
             lease.computing = 0
+            self._on_room()
+
+    def _served(self, lease: Lease) -> None:
+        if not lease.served:
+            lease.served = True
+            self._uncount(lease)
+            self._on_room()
 
     def _close(self, lease: Lease) -> None:
         if lease.closed:
             return
         lease.closed = True
         self._leases.remove(lease)
-        self._uncount(lease)
+        self._served(lease)
         self._rate.completed()
+        self._on_room()
 
     def check(self) -> None:
         """Assert that the loads are exactly those of the open leases."""
         decode, prefill = LoadTable(), LoadTable()
         for lease in self._leases:
             assert not lease.closed
+            if lease.served:
+                continue
             decode.add(key_of(lease.route.decode), requests=1, tokens=lease.held_tokens)
             if lease.computing:
                 prefill.add(key_of(lease.route.prefill[0]), requests=1, tokens=lease.computing)

@@ -21,7 +21,13 @@ from baton.api.http.request_ids import RequestIds
 from baton.api.http.timing import arrived
 from baton.api.status import RECENT
 from baton.api.tokenize_call import detokenize_call, tokenize_call
-from baton.api.validate import ServedModel, chat_call, check_call_grammar, completion_call
+from baton.api.validate import (
+    ServedModel,
+    chat_call,
+    check_call_grammar,
+    completion_call,
+    read_timeout,
+)
 from baton.core.clock import monotonic
 from baton.core.errors import BatonError, Cancelled, Unavailable, UnknownModel
 from baton.core.metrics import CONTENT_TYPE
@@ -128,6 +134,7 @@ async def _answer(request: Request, gateway: Gateway, *, chat: bool) -> Response
         if call.constrained_by:
             await asyncio.to_thread(check_call_grammar, call, gateway.model(request.state.caller))
         call = call.of_session(request.headers.get("x-session", ""))
+        call = call.due_within(read_timeout(request.headers.get("x-request-timeout-ms")))
         call = arrived(call, request, wake_s=wake_s, now=gateway.now())
     except ClientDisconnect:
         gateway.metrics.refused(Cancelled.code)

@@ -44,6 +44,7 @@ def error_response(error: BatonError) -> JSONResponse:
     headers = {}
     if isinstance(error, Overloaded):
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+        headers["X-Refusal-Reason"] = error.reason
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(error_body(error), error.http_status, headers)

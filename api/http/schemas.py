@@ -18,7 +18,14 @@ from baton.api.sampling_fields import (
     PENALTY,
 )
 from baton.api.tool_fields import MAX_TOOLS, TOOL_NAME
-from baton.api.validate import MAX_CHOICES, MAX_STOP, MAX_STOP_LENGTH, ServedModel
+from baton.api.validate import (
+    LEAST_TIMEOUT_S,
+    MAX_CHOICES,
+    MAX_STOP,
+    MAX_STOP_LENGTH,
+    MAX_TIMEOUT_S,
+    ServedModel,
+)
 from baton.core.grammar import MAX_GRAMMAR_BYTES
 
 Schema = dict[str, Any]
@@ -112,6 +119,7 @@ def _common(model: ServedModel) -> Schema:
         "ignore_eos": _FLAG,
         "skip_special_tokens": _FLAG,
         "priority": _integer(model.tenant.priority_min, model.tenant.priority_max),
+        "timeout": _number(LEAST_TIMEOUT_S, MAX_TIMEOUT_S),
         "stream": _FLAG,
         "stream_options": _object(stream_options),
     }

@@ -126,7 +126,7 @@ class ScriptedLeader(pb_grpc.DecodeServicer):
             model=MODEL,
             compatibility="same",
             max_model_len=MAX_MODEL_LEN,
-            kv_tokens=4096,
+            kv_tokens=1 << 16,
             max_sequences=16,
             load_s=0.0,
         )

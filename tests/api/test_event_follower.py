@@ -85,7 +85,7 @@ async def followed(
         load_s=0.0,
     )
     world = World(source, info)
-    task = asyncio.create_task(EventFollower(world.board, world.state).run())
+    task = asyncio.create_task(EventFollower(world.board, world.state, on_told=lambda: None).run())
     try:
         yield world
         assert not task.done(), "it has crashed"

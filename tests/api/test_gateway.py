@@ -115,7 +115,7 @@ async def test_beyond_the_bound_is_refused_and_then_let_in(
     make_gateway, leader, request_for, text_script, until
 ):
     leader.script = text_script("one two three", hold_after=1)
-    async with make_gateway(max_open_requests=2) as gateway:
+    async with make_gateway(max_open_requests=2, max_queued_requests=0) as gateway:
         tasks = [asyncio.create_task(collect(gateway, request_for())) for _ in range(2)]
         await until(lambda: leader.running == 2)
         with pytest.raises(Overloaded):

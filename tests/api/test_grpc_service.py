@@ -121,12 +121,20 @@ async def test_a_call_whose_deadline_passes_cancels_its_request(
         await front_door.gateway.idle()
 
 
+async def test_the_deadline_of_a_call_is_that_of_its_request(stub, leader, text_script, until):
+    leader.script = text_script("one two three", hold_after=1)
+    call = stub.Generate(pb.GenerateRequest(text="hi"), timeout=SOON)
+    await until(lambda: len(leader.submits) == 1)
+    assert 0 < leader.submits[0].timeout_s <= SOON
+    call.cancel()
+
+
 async def test_a_client_that_never_reads_does_not_hold_its_place_for_ever(
     make_front_door, leader, text_script, monkeypatch, until
 ):
     monkeypatch.setattr(grpc_service, "SLOW_READER_S", 0.1)
     leader.script = text_script("word " * 200)
-    door = await make_front_door(request_timeout_s=2)
+    door = await make_front_door(request_timeout_s=2, decode_fill=16)
     async with grpc.aio.insecure_channel(door.grpc_address) as channel:
         # The choices together are far more than what fits between server and client.
         ask = pb.GenerateRequest(text="hi", n=128, max_tokens=200, logprobs=20, ignore_eos=True)
@@ -187,7 +195,7 @@ async def test_the_python_client_raises_what_the_server_raised(
     make_front_door, leader, text_script, until
 ):
     leader.script = text_script("one two three", hold_after=1)
-    door = await make_front_door(max_open_requests=1)
+    door = await make_front_door(max_open_requests=1, max_queued_requests=0)
 
     def use(prompt: str, options: Options) -> str:
         with Client(door.grpc_address, timeout_s=SOON) as client:

@@ -198,7 +198,7 @@ async def test_too_many_is_429_with_retry_after(
     make_front_door, leader, text_script, until, stream
 ):
     leader.script = text_script("one two three", hold_after=1)
-    door = await make_front_door(max_open_requests=1)
+    door = await make_front_door(max_open_requests=1, max_queued_requests=0)
     async with httpx.AsyncClient(base_url=door.http_url, timeout=20) as client:
         first = asyncio.create_task(client.post("/v1/completions", json=COMPLETION))
         await until(lambda: leader.running == 1)
@@ -206,8 +206,28 @@ async def test_too_many_is_429_with_retry_after(
         check_error(refused, 429, "overloaded", None)
         assert refused.json()["error"]["type"] == "rate_limit_error"
         assert int(refused.headers["retry-after"]) >= 1
+        assert refused.headers["x-refusal-reason"] == "queue_full"
         leader.resume()
         assert (await first).json()["choices"][0]["text"] == "one two three"
+
+
+async def test_a_deadline_is_a_field_or_a_header_and_the_earlier_one_holds(
+    make_front_door, leader, text_script
+):
+    leader.script = text_script("one two three", hold_after=1)
+    door = await make_front_door()
+    calls = [({"timeout": 0.05}, {}), ({"timeout": 60}, {"x-request-timeout-ms": "50"})]
+    async with httpx.AsyncClient(base_url=door.http_url, timeout=20) as client:
+        for more, headers in calls:
+            late = await client.post("/v1/completions", json=COMPLETION | more, headers=headers)
+            check_error(late, 504, "deadline_exceeded", None)
+        for header in ("0", "1.5", "-1", "soon", "9" * 20):
+            headers = {"x-request-timeout-ms": header}
+            bad = await client.post("/v1/completions", json=COMPLETION, headers=headers)
+            check_error(bad, 400, "invalid_request", "x-request-timeout-ms")
+        for value in (0, -1, "1", 1e9):
+            bad = await client.post("/v1/completions", json=COMPLETION | {"timeout": value})
+            check_error(bad, 400, "invalid_request", "timeout")
 
 
 async def test_an_error_in_mid_stream_is_an_event_and_then_the_end(
@@ -277,7 +297,7 @@ async def test_one_refused_prompt_refuses_all_and_cancels_the_rest(
     make_front_door, leader, text_script
 ):
     leader.script = text_script("one two three", hold_after=1)
-    door = await make_front_door(max_open_requests=2)
+    door = await make_front_door(max_open_requests=2, max_queued_requests=0)
     async with httpx.AsyncClient(base_url=door.http_url, timeout=20) as client:
         call = COMPLETION | {"prompt": ["a", "b", "c"]}
         check_error(await client.post("/v1/completions", json=call), 429, "overloaded", None)
@@ -394,13 +414,13 @@ async def test_the_official_client_that_closes_a_stream_cancels(front_door, lead
 )
 async def test_the_session_of_a_request(http, front_door, monkeypatch, fields, headers, session):
     hints, router = [], front_door.gateway._router
-    admit = router.admit
+    plan = router.plan
 
     def heard(membership, *, hint, **numbers):
         hints.append(hint)
-        return admit(membership, hint=hint, **numbers)
+        return plan(membership, hint=hint, **numbers)
 
-    monkeypatch.setattr(router, "admit", heard)
+    monkeypatch.setattr(router, "plan", heard)
     body = json.dumps({"prompt": "one", "max_tokens": 4, **fields})
     kind = {"content-type": "application/json"}
     answer = await http.post("/v1/completions", content=body, headers=headers | kind)

@@ -43,7 +43,7 @@ async def test_it_measures_what_the_server_did(front_door, leader, text_script, 
 
 async def test_refusals_are_counted_by_code(make_front_door, leader, text_script, tmp_path):
     leader.script = text_script("word " * 40)
-    door = await make_front_door(max_open_requests=1)
+    door = await make_front_door(max_open_requests=1, max_queued_requests=0)
     figures, output = await load(door, tmp_path, "--requests", "20", "--rate", "100000")
     assert figures["errors"]["overloaded"] >= 1
     assert figures["succeeded"] + figures["errors"]["overloaded"] == 20

@@ -21,7 +21,8 @@ from baton.core.topology import InstanceInfo, MembershipBoard
 from baton.models.tokenizer import Tokenizer, load_tokenizer
 from baton.proto import worker_pb2 as pb
 from baton.proto.convert import error_proto, trace_proto
-from baton.router.router import Route, Router
+from baton.router.route import Plan
+from baton.router.router import Router
 
 from .process import PATIENCE_S
 from .schedule import MODEL_DIR, Entry
@@ -120,10 +121,12 @@ _asked_for: ContextVar[tuple[InstanceInfo, ...] | None] = ContextVar("asked_for"
 class _ObedientRouter(Router):
     """Ranks prefill instances as the schedule has it; for requests that move, as it thinks best."""
 
-    def _route(self, *arguments: Any, **options: Any) -> tuple[Route, float]:
-        route, computing = super()._route(*arguments, **options)
+    def _plan(self, *arguments: Any) -> Plan:
+        plan = super()._plan(*arguments)
         asked_for = _asked_for.get()
-        return (route if asked_for is None else replace(route, prefill=asked_for)), computing
+        if asked_for is None:
+            return plan
+        return replace(plan, route=replace(plan.route, prefill=asked_for))
 
 
 @cache

@@ -46,7 +46,9 @@ def filled() -> GatewayMetrics:
     """Everything has happened once."""
     metrics = GatewayMetrics()
     metrics.watch(lambda: READING)
-    metrics.opened(TRACE.prompt_tokens)
+    metrics.opened(TRACE.prompt_tokens, waited_s=0.1)
+    metrics.queued(2)
+    metrics.turned_away("queue")
     metrics.closed(TRACE)
     metrics.refused("overloaded")
     metrics.cut("slow_reader")
@@ -108,7 +110,7 @@ def test_instances_are_as_they_reported_last():
 def test_labels_are_capped(field: str, limit: int, name: str):
     metrics = GatewayMetrics()
     for number in range(limit + 10):
-        metrics.opened(1)
+        metrics.opened(1, waited_s=0.0)
         trace = RequestTrace("r", "d", 1, 1, "stop", **{field: f"{field}-{number}"})  # type: ignore[arg-type]
         metrics.closed(trace)
     series = {labels: value for (n, labels), value in values(metrics).items() if n == name}

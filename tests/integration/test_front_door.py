@@ -278,7 +278,7 @@ async def test_with_no_decode_instance_left_open_requests_get_a_clear_error(
 
 
 async def test_more_than_the_bound_is_429_and_nothing_is_lost(build: Build) -> None:
-    house = await build(max_open_requests=3)
+    house = await build(max_open_requests=3, max_queued_requests=0)
     draw = random.Random(2)
     results = await asyncio.gather(
         *(

@@ -11,7 +11,8 @@ from baton.core.request import FinishReason
 from baton.core.topology import Membership, Role
 from baton.core.trace import HandoverTrace, MigrationTrace, RequestTrace
 from baton.router.load import key_of
-from baton.router.router import Hint, Router
+from baton.router.route import Hint
+from baton.router.router import Router
 from baton.router.state import RouterState
 
 PROMPT = tuple(range(512))

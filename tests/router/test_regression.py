@@ -88,3 +88,15 @@ def test_the_same_again_and_again_is_predicted(seed, tokens):
     assert model.predict(np.array(features(tokens))) == pytest.approx(seconds, rel=0.05)
     other = model.predict(np.array(features(2 * tokens)))
     assert 0 <= other <= 20 * seconds + 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_never_takes_any_time_is_never_thought_to(seed):
+    """The box's lower edge is where the truth is: no coefficient may creep up along it."""
+    draw = random.Random(seed)
+    regression = Regression((1e-3, 1e-4, 1e-4), (10.0, 1.0, 1.0))
+    running = 0
+    for _ in range(3000):
+        running = min(60, max(0, running + draw.choice((-1, 0, 1))))
+        regression.add((1.0, float(running), 0.0), 0.0)
+    assert regression.predict(np.array([1.0, 40.0, 0.0])) < 1e-3

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Self, cast
 
 import grpc
@@ -58,14 +59,37 @@ class Chunk:
     """One for each of `token_ids`, if they were asked for."""
 
 
+@dataclass(frozen=True, slots=True)
+class ClientTls:
+    """How a client knows its server, and what it shows; PEM files."""
+
+    ca: Path
+    """The authority of the server's certificate."""
+    cert: Path | None = None
+    """The client's own certificate, if the server asks for one."""
+    key: Path | None = None
+    """The private key to it."""
+
+
 class Client:
     """Talks to one gateway. Use it as a context manager, or close it."""
 
-    def __init__(self, address: str, *, timeout_s: float = 600.0) -> None:
-        """`address` is host:port; `timeout_s` is for each whole request."""
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout_s: float = 600.0,
+        api_key: str = "",
+        tls: ClientTls | None = None,
+    ) -> None:
+        """`address` is host:port; `timeout_s` is for each whole request.
+
+        Without `tls` the connection is not encrypted, and the key can be read on its way.
+        """
         self._address = address
         self._timeout_s = timeout_s
-        self._channel = grpc.insecure_channel(address, options=(("grpc.enable_http_proxy", 0),))
+        self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
+        self._channel = _channel(address, tls)
         self._stub = pb_grpc.InferenceStub(self._channel)
 
     def generate(
@@ -83,7 +107,11 @@ class Client:
         self, prompt: str | Sequence[int], options: Options | None = None
     ) -> Iterator[Chunk]:
         """Like `generate`, but yield everything that the server says."""
-        call = self._stub.Generate(_request(prompt, options or Options()), timeout=self._timeout_s)
+        call = self._stub.Generate(
+            _request(prompt, options or Options()),
+            timeout=self._timeout_s,
+            metadata=self._metadata,
+        )
         try:
             for response in call:
                 yield _chunk(response)
@@ -95,7 +123,9 @@ class Client:
     def models(self) -> dict[str, int]:
         """Return the length limit, in tokens, of each model by its name."""
         try:
-            response = self._stub.ListModels(pb.ListModelsRequest(), timeout=self._timeout_s)
+            response = self._stub.ListModels(
+                pb.ListModelsRequest(), timeout=self._timeout_s, metadata=self._metadata
+            )
         except grpc.RpcError as error:
             raise from_rpc_error(cast(grpc.aio.AioRpcError, error)) from None
         return {model.id: model.max_model_len for model in response.models}
@@ -112,6 +142,18 @@ class Client:
 
     def __repr__(self) -> str:
         return f"Client({self._address})"
+
+
+def _channel(address: str, tls: ClientTls | None) -> grpc.Channel:
+    options = (("grpc.enable_http_proxy", 0),)
+    if tls is None:
+        return grpc.insecure_channel(address, options=options)
+    credentials = grpc.ssl_channel_credentials(
+        tls.ca.read_bytes(),
+        None if tls.key is None else tls.key.read_bytes(),
+        None if tls.cert is None else tls.cert.read_bytes(),
+    )
+    return grpc.secure_channel(address, credentials, options=options)
 
 
 def _request(prompt: str | Sequence[int], options: Options) -> pb.GenerateRequest:

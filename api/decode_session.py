@@ -13,6 +13,7 @@ from typing import Protocol
 import grpc
 
 from baton.core.clock import Clock
+from baton.core.config import ClusterTlsConfig
 from baton.core.errors import (
     BatonError,
     Draining,
@@ -98,10 +99,18 @@ class SessionStats:
 class DecodeSession:
     """One stream, from its opening to its loss; a lost session is never used again."""
 
-    def __init__(self, instance: InstanceInfo, *, clock: Clock, max_unsent: int) -> None:
+    def __init__(
+        self,
+        instance: InstanceInfo,
+        *,
+        clock: Clock,
+        max_unsent: int,
+        tls: ClusterTlsConfig | None = None,
+    ) -> None:
         """`max_unsent` bounds the frames that wait for an instance that does not read."""
         self.instance = instance
         self._clock = clock
+        self._tls = tls
         self._unsent: asyncio.Queue[pb.GatewayFrame] = asyncio.Queue(max_unsent)
         self._entries: dict[int, _Entry] = {}
         self._last_key = 0
@@ -166,7 +175,7 @@ class DecodeSession:
         """Hold the stream until it is lost, and return why; calls `on_ready` once it is open."""
         lost: BatonError = Unavailable("the gateway is shutting down")
         try:
-            async with open_channel(self.instance.address) as channel:
+            async with open_channel(self.instance.address, self._tls) as channel:
                 self._call = DecodeStub(channel).Session()
                 try:
                     lost = await self._hold(self._call, connect_timeout_s, on_ready)

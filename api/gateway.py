@@ -11,6 +11,7 @@ from typing import Self
 
 from baton.api.decode_session import SessionStats
 from baton.api.detokenize import Detokenizer
+from baton.api.identity import Identity
 from baton.api.journey import Journey, JourneyHost
 from baton.api.latency import RecentLatency
 from baton.api.lease_keeper import LeaseKeeper, Terms
@@ -20,10 +21,11 @@ from baton.api.text_stream import Piece, TextStream
 from baton.api.traces import TraceLog
 from baton.api.validate import ServedModel, TextRequest
 from baton.core.clock import Clock, monotonic
-from baton.core.config import GatewayConfig
-from baton.core.errors import BatonError, InstanceLost, Overloaded, Unavailable
+from baton.core.config import ClusterTlsConfig, GatewayConfig
+from baton.core.errors import BatonError, InstanceLost, Overloaded, Unavailable, UnknownModel
 from baton.core.metrics import GatewayMetrics
 from baton.core.tasks import TaskSet
+from baton.core.tenants import ANYBODY, Caller
 from baton.core.topology import InstanceInfo, MembershipBoard, Role
 from baton.core.trace import RequestTrace
 from baton.models.tokenizer import Tokenizer
@@ -63,18 +65,22 @@ class Gateway:
         *,
         expects_prefill: bool,
         may_be_empty: bool = False,
+        tls: ClusterTlsConfig | None = None,
         clock: Clock = monotonic,
     ) -> None:
         """`expects_prefill`: the cluster was started with prefill instances (see `health`).
 
         `may_be_empty`: with nothing to do there is no decode instance; one comes if a request waits
-        for it, for `migration_wait_s` at most.
+        for it, for `migration_wait_s` at most. `tls`: for the way to instances.
+
+        Raises InvalidConfig if the file of API keys is not as it should be.
         """
         self.config = config
         self.model_name = model_name
         self.created = int(time.time())
         """Unix time at which serving began."""
         self.metrics = metrics
+        self.identity = Identity(config.api_keys, lambda: metrics.reload_failed("api_keys"))
         self._tokenizer = tokenizer
         self._board = board
         self._expects_prefill = expects_prefill
@@ -91,6 +97,7 @@ class Gateway:
             on_lost=self._lost,
             on_live=self._live,
             clock=clock,
+            tls=tls,
         )
         self._sessions = Sessions(
             board,
@@ -98,6 +105,7 @@ class Gateway:
             connect_timeout_s=config.connect_timeout_s,
             max_unsent=2 * config.max_open_requests,
             clock=clock,
+            tls=tls,
         )
         self._traces = TraceLog(config.traces_kept)
         self._latency = RecentLatency(clock)
@@ -161,14 +169,26 @@ class Gateway:
     def _has_decode(self) -> bool:
         return bool(self._sessions.usable().of(Role.DECODE, Role.MIXED))
 
-    def model(self) -> ServedModel:
-        """Return what a request is checked against; Unavailable until a decode instance came."""
+    def serves(self, caller: Caller, model: str | None = None) -> bool:
+        """Return whether a model is served to this caller; by default the one that is served."""
+        return (model or self.model_name) == self.model_name and caller.tenant.may_use(
+            self.model_name
+        )
+
+    def model(self, caller: Caller) -> ServedModel:
+        """Return what a caller's request is checked against.
+
+        Raises UnknownModel if there is none for the caller, Unavailable until a decode instance has
+        come.
+        """
+        if not self.serves(caller):
+            raise UnknownModel("model", self.model_name, "a model that this key may use")
         decode = self._board.current.of(Role.DECODE, Role.MIXED)
         if decode:
             self._max_model_len = max(i.max_model_len for i in decode)
         if not self._max_model_len:
             raise Unavailable("no decode instance has been ready yet")
-        return ServedModel(self.model_name, self._tokenizer, self._max_model_len)
+        return ServedModel(self.model_name, self._tokenizer, self._max_model_len, caller.tenant)
 
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes that one token stands for, perhaps only a part of a character."""
@@ -240,9 +260,10 @@ class Gateway:
         if not self._open:
             self._idle.set()
 
-    def trace(self, request_id: str) -> RequestTrace | None:
-        """Return the trace of a request that ended lately."""
-        return self._traces.get(request_id)
+    def trace(self, request_id: str, caller: Caller = ANYBODY) -> RequestTrace | None:
+        """Return the trace of a request that ended lately; of others' requests there is none."""
+        trace = self._traces.get(request_id)
+        return trace if trace is not None and caller.sees(trace.tenant) else None
 
     def health(self) -> list[str]:
         """Return the reasons why requests cannot be served as they should; none: healthy."""

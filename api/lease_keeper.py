@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import grpc
 
 from baton.core.clock import Clock, monotonic
+from baton.core.config import ClusterTlsConfig
 from baton.core.errors import BatonError, HandoverError, InstanceLost
 from baton.core.lease import Beat, Leave, Report, Standing
 from baton.core.log import get_logger
@@ -57,6 +58,7 @@ class LeaseKeeper:
         on_lost: OnLost,
         on_live: OnLive = lambda instance: None,
         clock: Clock = monotonic,
+        tls: ClusterTlsConfig | None = None,
     ) -> None:
         """`on_lost` hears of an instance once per loss: it has not answered, or is fenced.
 
@@ -67,6 +69,7 @@ class LeaseKeeper:
         self._on_lost = on_lost
         self._on_live = on_live
         self._clock = clock
+        self.tls = tls
         self._streams: dict[InstanceKey, _Stream] = {}
         self._closing = False
         self._granting = asyncio.Event()
@@ -201,7 +204,7 @@ class _Stream:
         with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
             async with (
                 asyncio.timeout(_LEAVE_TIMEOUT_S),
-                open_channel(self._instance.address) as channel,
+                open_channel(self._instance.address, self._keeper.tls) as channel,
             ):
                 call: _Call = LeaseStub(channel).Hold()
                 await call.write(self._beat(how))
@@ -211,7 +214,7 @@ class _Stream:
     async def _hold(self) -> InstanceLost | None:
         """Beat until no answer comes, and return why; None if beats are to pause."""
         name, self._silent = self._instance.instance_id, False
-        async with open_channel(self._instance.address) as channel:
+        async with open_channel(self._instance.address, self._keeper.tls) as channel:
             call: _Call = LeaseStub(channel).Hold()
             try:
                 while self._keeper.grants:

@@ -192,6 +192,7 @@ class OpenRequest:
             output_tokens=self._shown_tokens,
             finish=finish,
             error="" if error is None else error.code,
+            tenant=self.request.generate.tenant,
             local_prefill=ended.local_prefill,
             cached_tokens=self._cached_tokens,
             handovers=ended.handovers,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from baton.api.decode_session import DecodeSession, SessionStats
 from baton.core.clock import Clock
+from baton.core.config import ClusterTlsConfig
 from baton.core.errors import InstanceLost
 from baton.core.log import get_logger
 from baton.core.topology import InstanceInfo, Membership, MembershipBoard, Role
@@ -29,6 +30,7 @@ class Sessions:
         connect_timeout_s: float,
         max_unsent: int,
         clock: Clock,
+        tls: ClusterTlsConfig | None = None,
     ) -> None:
         """`takes_requests` says of a listed instance whether it is there, and to be used."""
         self._board = board
@@ -36,6 +38,7 @@ class Sessions:
         self._connect_timeout_s = connect_timeout_s
         self._max_unsent = max_unsent
         self._clock = clock
+        self._tls = tls
         self._sessions: dict[InstanceKey, DecodeSession] = {}
         self._untried: set[InstanceKey] | None = None
         self.settled = asyncio.Event()
@@ -101,7 +104,9 @@ class Sessions:
         self.tell_change()
 
     def _new(self, instance: InstanceInfo) -> DecodeSession:
-        return DecodeSession(instance, clock=self._clock, max_unsent=self._max_unsent)
+        return DecodeSession(
+            instance, clock=self._clock, max_unsent=self._max_unsent, tls=self._tls
+        )
 
     async def _keep(self, instance: InstanceInfo) -> None:
         """Hold a session with `instance`, one after the other, for as long as it is listed."""

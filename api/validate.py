@@ -15,7 +15,8 @@ from baton.api.sampling_fields import (
 )
 from baton.core.errors import InvalidRequest, UnknownModel
 from baton.core.ids import RequestId
-from baton.core.request import PRIORITY_LEVELS, GenerateRequest, SamplingParams
+from baton.core.request import GenerateRequest, SamplingParams
+from baton.core.tenants import ANONYMOUS, Tenant
 from baton.models.tokenizer import Tokenizer
 
 INLINE_BYTES = 16 << 10
@@ -60,6 +61,8 @@ class ServedModel:
     tokenizer: Tokenizer
     max_model_len: int
     """Tokens of prompt and output together that some decode instance can hold."""
+    tenant: Tenant = ANONYMOUS
+    """Who asks, and so within which limits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +143,14 @@ def _common(
         stop_token_ids=read_stop_tokens(fields, model.tokenizer),
         stream=stream,
         include_usage=_include_usage(fields, stream),
-        priority=fields.integer("priority", 0, low=-PRIORITY_LEVELS, high=PRIORITY_LEVELS) or 0,
+        priority=_priority(fields, model.tenant),
     )
+
+
+def _priority(fields: Fields, tenant: Tenant) -> int:
+    low, high = tenant.priority_min, tenant.priority_max
+    asked = fields.integer("priority", None, low=low, high=high)
+    return tenant.default_priority if asked is None else asked
 
 
 def _include_usage(fields: Fields, stream: bool) -> bool:
@@ -260,6 +269,7 @@ def _call(
                 max_tokens=max_tokens,
                 sampling=of_choice(common.sampling, choice),
                 stop_token_ids=common.stop_token_ids,
+                tenant=model.tenant.name,
                 priority=common.priority,
             )
             requests.append(TextRequest(generate, common.stop))
@@ -274,9 +284,10 @@ def _fitting(prompt: list[int], limits: _Limits, common: _Common, model: ServedM
     if room < 1:
         tokens = f"{len(prompt)} tokens"
         raise InvalidRequest(limits.field, tokens, f"at most {model.max_model_len - 1} tokens")
-    max_tokens = limits.max_tokens
+    max_tokens = _allowed(prompt, limits, model.tenant)
     if max_tokens is None:
-        max_tokens = min(limits.default, room)
+        most = model.tenant.max_output_tokens
+        max_tokens = min(limits.default, room if most is None else min(room, most))
     if max_tokens > room:
         both = f"the prompt has {len(prompt)} tokens, the limit for both is {model.max_model_len}"
         raise InvalidRequest("max_tokens", max_tokens, f"1 to {room}: {both}")
@@ -284,6 +295,17 @@ def _fitting(prompt: list[int], limits: _Limits, common: _Common, model: ServedM
         allowed = f"0 to max_tokens, which is {max_tokens}"
         raise InvalidRequest("min_tokens", common.sampling.min_tokens, allowed)
     return max_tokens
+
+
+def _allowed(prompt: list[int], limits: _Limits, tenant: Tenant) -> int | None:
+    """Return the limit that was asked for; refuse what the tenant's own limits do not allow."""
+    longest, most = tenant.max_prompt_tokens, tenant.max_output_tokens
+    if longest is not None and len(prompt) > longest:
+        allowed = f"at most {longest} tokens for {tenant.name}"
+        raise InvalidRequest(limits.field, f"{len(prompt)} tokens", allowed)
+    if limits.max_tokens is not None and most is not None and limits.max_tokens > most:
+        raise InvalidRequest("max_tokens", limits.max_tokens, f"1 to {most} for {tenant.name}")
+    return limits.max_tokens
 
 
 def _new_id(prefix: str) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from baton.cli import cluster_commands
+from baton.cli import cluster_commands, identity_commands
 from baton.cli.console import WIDTH, errors_shown, make_console
 from baton.cli.defaults import DEMO_MODEL, name_of
 
@@ -103,10 +103,28 @@ def serve(
     ] = "off",
     max_open_requests: Annotated[int, typer.Option(help="Beyond: HTTP 429.")] = 256,
     start_timeout: Annotated[float, typer.Option(help="Seconds for instances to start.")] = 180.0,
+    api_keys: Annotated[
+        Path | None, typer.Option(help="File of tenants and API keys; without it anybody may call.")
+    ] = None,
+    open_metrics: Annotated[
+        bool, typer.Option(help="Show /metrics to those without a key too.")
+    ] = False,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Certificate of both APIs; with it they speak TLS.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="Authority of whom clients must show a certificate.")
+    ] = None,
+    cluster_certs: Annotated[
+        Path | None,
+        typer.Option(help="Folder with certificates between processes: see `baton certs`."),
+    ] = None,
 ) -> None:
     """Serve a model by the OpenAI HTTP API and by gRPC, until Ctrl-C."""
     from baton.cli.serve import serve as run
     from baton.cli.stopping import Stopping
+    from baton.cli.tls import cluster_tls, tls_of
     from baton.core.config import (
         ClusterConfig,
         EngineConfig,
@@ -152,7 +170,11 @@ def serve(
                 http_port=port,
                 grpc_port=grpc_port,
                 max_open_requests=max_open_requests,
+                api_keys=api_keys,
+                open_metrics=open_metrics,
+                tls=tls_of(tls_cert, tls_key, tls_client_ca),
             ),
+            tls=cluster_tls(cluster_certs),
         )
         console = make_console()
         stopping = Stopping(console.print)
@@ -168,13 +190,23 @@ def generate(
     max_tokens: Annotated[int, typer.Option(help="Tokens at most.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 (greedy) to 2.")] = 0.6,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+    ca: Annotated[
+        Path | None, typer.Option(help="Authority of the server's certificate; with it by TLS.")
+    ] = None,
+    cert: Annotated[Path | None, typer.Option(help="Certificate to show, if it asks.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Its private key.")] = None,
 ) -> None:
-    """Stream the text that follows PROMPT from a running server, by gRPC."""
+    """Stream the text that follows PROMPT from a running server, by gRPC.
+
+    An API key is taken from the environment: BATON_API_KEY.
+    """
     from baton.api.client import Options
     from baton.cli.generate import generate as run
+    from baton.cli.tls import client_tls
 
     with errors_shown():
-        run(address, prompt, Options(max_tokens=max_tokens, temperature=temperature, seed=seed))
+        options = Options(max_tokens=max_tokens, temperature=temperature, seed=seed)
+        run(address, prompt, options, client_tls(ca, cert, key))
 
 
 @app.command()
@@ -207,6 +239,7 @@ def version() -> None:
 
 
 cluster_commands.register(app)
+identity_commands.register(app)
 
 
 if __name__ == "__main__":

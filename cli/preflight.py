@@ -3,11 +3,13 @@
 import socket
 from pathlib import Path
 
+from baton.api.identity import Identity
 from baton.core.cluster_spec import ClusterSpec
 from baton.core.config import ClusterConfig
 from baton.core.errors import InvalidConfig
 from baton.core.kv_layout import ITEM_BYTES
 from baton.core.memory import MIB, available_memory
+from baton.core.tls_files import server_context
 from baton.models.spec import ModelSpec, read_spec
 
 
@@ -17,6 +19,7 @@ def check_before_start(config: ClusterConfig) -> ModelSpec:
     _check_length(config, spec)
     _check_memory(config, spec)
     gateway = config.gateway
+    _check_files(config)
     if gateway.http_port == gateway.grpc_port != 0:
         raise InvalidConfig("--grpc-port", gateway.grpc_port, "another port than --port")
     check_port("--port", gateway.host, gateway.http_port)
@@ -52,6 +55,15 @@ def check_port(field: str, host: str, port: int) -> None:
         except OSError as error:
             allowed = f"a free port of {host} ({error.strerror or error}), or 0 for any"
             raise InvalidConfig(field, port, allowed) from None
+
+
+def _check_files(config: ClusterConfig) -> None:
+    """Read keys and certificates as the gateway and the instances will."""
+    Identity(config.gateway.api_keys)
+    if config.gateway.tls is not None:
+        server_context(config.gateway.tls)
+    if config.tls is not None:
+        server_context(config.tls.server)
 
 
 def _check_length(config: ClusterConfig, spec: ModelSpec) -> None:

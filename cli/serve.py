@@ -28,7 +28,7 @@ async def serve(config: ClusterConfig, console: Console, stopping: Stopping) -> 
         console.print(f"\n  OpenAI HTTP API  {door.http_url}/v1", markup=False)
         console.print(f"  gRPC API         {door.grpc_address}", markup=False)
         console.print(f"  logs             {system.cluster.temp_dir}/*.log", markup=False)
-        console.print(f"\nTry it:\n\n{curl(door.http_url, config.model_name)}\n", markup=False)
+        console.print(f"\nTry it:\n\n{curl(door.http_url, config)}\n", markup=False)
         console.print("Ctrl-C stops everything.\n")
 
     def remember(cluster: object) -> None:
@@ -41,10 +41,21 @@ async def serve(config: ClusterConfig, console: Console, stopping: Stopping) -> 
         await system.cluster.watch()
 
 
-def curl(http_url: str, model: str) -> str:
+def curl(http_url: str, config: ClusterConfig) -> str:
     """Return a command that asks the server for a completion; ready to paste."""
-    body = {"model": model, "prompt": "def is_prime(n):\n", "max_tokens": 64, "stream": True}
-    return (
-        f"  curl -N {http_url}/v1/completions -H 'Content-Type: application/json' \\\n"
-        f"    -d '{json.dumps(body)}'"
-    )
+    body = {
+        "model": config.model_name,
+        "prompt": "def is_prime(n):\n",
+        "max_tokens": 64,
+        "stream": True,
+    }
+    lines = [f"curl -N {http_url}/v1/completions -H 'Content-Type: application/json'"]
+    tls = config.gateway.tls
+    if tls is not None:
+        shown = "" if tls.client_ca is None else " --cert CLIENT.pem --key CLIENT.key"
+        lines.append(f"  --cacert CA.pem{shown}")
+    if config.gateway.api_keys is not None:
+        # From a pipe: everybody on the machine can read a process's arguments.
+        lines.append('  -H @<(echo "Authorization: Bearer $BATON_API_KEY")')
+    lines.append(f"  -d '{json.dumps(body)}'")
+    return " \\\n".join(f"  {line}" for line in lines)

@@ -45,6 +45,7 @@ async def running(
             cluster.board,
             GatewayMetrics(),
             expects_prefill=config.prefill > 0,
+            tls=config.tls,
         )
         async with gateway, _front_door(gateway) as door:
             yield System(cluster, gateway, door, tokenizer)

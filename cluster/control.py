@@ -91,7 +91,7 @@ class Control:
         self._around = surroundings
         self._places = PlaceKeeper(detached=surroundings.detached)
         self._lives: dict[InstanceId, _Life] = {}
-        self._watch = Watch(self.board, surroundings.terms, surroundings.rules)
+        self._watch = Watch(self.board, surroundings.terms, surroundings.rules, state.spec.tls)
         self._changed = asyncio.Event()
         self._saving = asyncio.Lock()
         self._tasks: asyncio.TaskGroup

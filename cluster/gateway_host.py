@@ -67,6 +67,7 @@ class GatewayHost:
             GatewayMetrics(),
             expects_prefill=plan.expects_prefill,
             may_be_empty=plan.may_be_empty,
+            tls=plan.tls,
         )
         async with gateway:
             self.door = await FrontDoor.start(gateway)

@@ -30,7 +30,9 @@ def gateway_plans(spec: ClusterSpec) -> dict[str, GatewayPlan]:
         for number in range(model.gateways.count):
             name = f"gateway-{len(plans)}"
             config = model.gateways.of(number)
-            plans[name] = GatewayPlan(name, model.name, model.dir, config, prefill, not decode)
+            plans[name] = GatewayPlan(
+                name, model.name, model.dir, config, prefill, not decode, spec.tls
+            )
     return plans
 
 

@@ -1,24 +1,25 @@
 """Cluster specs: read from YAML, or made of the flags of `baton serve`; and what follows from them.
 
-A mistake is told with its line: PyYAML's nodes know where in the file they stand.
+A mistake is told with its line (core/yaml_text.py).
 """
 
 import hashlib
-from collections.abc import Sequence
+import os
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from baton.core.cluster_spec import ClusterSpec, GatewaySpec, ModelSpec, PoolSpec
 from baton.core.config import ClusterConfig, ParallelConfig, WorkerConfig
 from baton.core.errors import InvalidConfig
 from baton.core.ids import InstanceId
 from baton.core.topology import Role
+from baton.core.yaml_text import compose, line_of, values_of
+
+_TLS_FILES = ("cert", "key", "ca", "client_ca")
 
 
 def load_spec(path: Path) -> ClusterSpec:
-    """Read a spec; a relative model folder is relative to the file's.
+    """Read a spec; relative paths in it are relative to the file's folder.
 
     Raises InvalidConfig for the first mistake, with file, line, field, value and what is allowed.
     """
@@ -26,68 +27,32 @@ def load_spec(path: Path) -> ClusterSpec:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidConfig("file", str(path), f"a YAML file that can be read ({error})") from None
-    root = _parsed(path, text)
-    values = yaml.SafeLoader("").construct_document(root)
+    root = compose(path, text)
+    values = values_of(root)
+    _resolve(values.get("tls"), _TLS_FILES, path.parent)
     for model in _mappings(values.get("models")):
-        if isinstance(model.get("dir"), str):
-            model["dir"] = (path.parent / model["dir"]).resolve()
+        _resolve(model, ("dir",), path.parent)
+        _resolve(model.get("gateways"), ("api_keys",), path.parent)
+        if isinstance(model.get("gateways"), dict):
+            _resolve(model["gateways"].get("tls"), _TLS_FILES, path.parent)
     try:
         return ClusterSpec.checked(**values)
     except InvalidConfig as error:
-        line = _line_of(root, error.field.split("."))
+        line = line_of(root, error.field.split("."))
         raise InvalidConfig(f"{path}:{line}: {error.field}", error.value, error.allowed) from None
 
 
-def _parsed(path: Path, text: str) -> Any:
-    """Return the root node of a document, which is a mapping and names no key twice."""
-    try:
-        root = yaml.compose(text, yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise InvalidConfig(f"{path}:{line}", error.problem, "valid YAML") from None
-    if not isinstance(root, yaml.MappingNode):
-        raise InvalidConfig(f"{path}:1", text, "a mapping, with at least the key models")
-    _check_keys(path, root)
-    return root
-
-
-def _check_keys(path: Path, node: Any) -> None:
-    """Refuse a mapping that has a key twice, or one that is no string."""
-    if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _check_keys(path, item)
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            if key.tag != "tag:yaml.org,2002:str" or key.value in seen:
-                where = f"{path}:{key.start_mark.line + 1}"
-                raise InvalidConfig(where, key.value, "a text that is a key once")
-            seen.add(key.value)
-            _check_keys(path, value)
+def _resolve(values: Any, names: tuple[str, ...], folder: Path) -> None:
+    """Make relative paths relative to the folder of the spec."""
+    if isinstance(values, dict):
+        for name in names:
+            if isinstance(values.get(name), str):
+                # Not further: a link may be there to be turned to another file.
+                values[name] = Path(os.path.abspath(folder / values[name]))
 
 
 def _mappings(values: Any) -> list[dict[str, Any]]:
     return [v for v in values if isinstance(v, dict)] if isinstance(values, list) else []
-
-
-def _line_of(root: Any, field: Sequence[str]) -> int:
-    """Return the line, from 1, of a field, or of the last on the way to it that is there."""
-    node, line = root, root.start_mark.line
-    for part in field:
-        if isinstance(node, yaml.MappingNode):
-            pairs = {key.value: (key, value) for key, value in node.value}
-            if part not in pairs:
-                break
-            key, node = pairs[part]
-            line = key.start_mark.line
-        elif isinstance(node, yaml.SequenceNode) and part.isdigit():
-            if int(part) >= len(node.value):
-                break
-            node = node.value[int(part)]
-            line = node.start_mark.line
-        else:
-            break
-    return int(line) + 1
 
 
 def spec_of(config: ClusterConfig) -> ClusterSpec:
@@ -105,7 +70,12 @@ def spec_of(config: ClusterConfig) -> ClusterSpec:
         pools=pools,
         gateways=GatewaySpec(**config.gateway.model_dump()),
     )
-    return ClusterSpec(models=(model,), host=config.host, start_timeout_s=config.start_timeout_s)
+    return ClusterSpec(
+        models=(model,),
+        host=config.host,
+        start_timeout_s=config.start_timeout_s,
+        tls=config.tls,
+    )
 
 
 def _pool(config: ClusterConfig, role: Role, count: int, parallel: ParallelConfig) -> PoolSpec:
@@ -131,6 +101,7 @@ def worker_config(spec: ClusterSpec, pool: str, name: InstanceId) -> WorkerConfi
         parallel=found.parallel,
         engine=found.engine,
         handover=model.handover,
+        tls=spec.tls,
     )
 
 

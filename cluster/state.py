@@ -150,7 +150,11 @@ def with_spec(state: ControlState, spec: ClusterSpec) -> ControlState:
     """Return the state for another spec; the secrets of models that stay are kept.
 
     What was scaled by hand is again as the spec says; what is scaled by its load stays as it is.
+    Raises InvalidConfig if it would turn TLS on or off between processes that run.
     """
+    if (spec.tls is None) != (state.spec.tls is None):
+        now = "none" if state.spec.tls is None else "some"
+        raise InvalidConfig("tls", spec.tls, f"{now}, as what runs has, until `baton down`")
     secrets = {m.name: m.handover.secret for m in state.spec.models}
     models = tuple(
         m.model_copy(update={"handover": m.handover.model_copy(update={"secret": known})})

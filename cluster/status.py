@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from baton.core.config import GatewayConfig
+from baton.core.config import ClusterTlsConfig, GatewayConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,8 @@ class GatewayPlan:
     """The model always has prefill instances."""
     may_be_empty: bool = False
     """The model may have no decode instance while there is nothing to do."""
+    tls: ClusterTlsConfig | None = None
+    """For the way to instances."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from baton.api.lease_keeper import LeaseKeeper, Terms
 from baton.cluster.instance import Instance
+from baton.core.config import ClusterTlsConfig
 from baton.core.errors import BatonError, InstanceLost
 from baton.core.ids import InstanceId
 from baton.core.lease import Report
@@ -28,15 +29,22 @@ class Watch:
     """Waits for the ends of instances; one event loop only."""
 
     def __init__(
-        self, board: MembershipBoard, terms: Terms | None, rules: Callable[[], Awaitable[bool]]
+        self,
+        board: MembershipBoard,
+        terms: Terms | None,
+        rules: Callable[[], Awaitable[bool]],
+        tls: ClusterTlsConfig | None = None,
     ) -> None:
         """`terms`: on which members hold a lease of this process; None: they hold none.
 
-        `rules` asks whether this process is to be believed: False if it may be cut off.
+        `rules` asks whether this process is to be believed: False if it may be cut off. `tls` is
+        for the leases.
         """
         self._board = board
         self._rules = rules
-        self._leases = LeaseKeeper(board, terms, on_lost=self._gave_up) if terms else None
+        self._leases: LeaseKeeper | None = None
+        if terms is not None:
+            self._leases = LeaseKeeper(board, terms, on_lost=self._gave_up, tls=tls)
         self._watched: dict[InstanceId, tuple[InstanceInfo, Instance]] = {}
         self._unreachable: set[InstanceId] = set()
 

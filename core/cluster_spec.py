@@ -11,7 +11,14 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from baton.core.autoscale import AutoscaleConfig
-from baton.core.config import Config, EngineConfig, GatewayConfig, HandoverConfig, ParallelConfig
+from baton.core.config import (
+    ClusterTlsConfig,
+    Config,
+    EngineConfig,
+    GatewayConfig,
+    HandoverConfig,
+    ParallelConfig,
+)
 from baton.core.errors import InvalidConfig
 from baton.core.topology import Role
 
@@ -144,6 +151,9 @@ class ClusterSpec(Config):
     """For an instance to become ready."""
     drain_timeout_s: float = Field(default=60.0, gt=0)
     """For the requests of an instance that is to leave."""
+    tls: ClusterTlsConfig | None = None
+    """For gRPC between Baton's processes, gateways included; None: without TLS. To be turned on or
+    off while nothing is up: those with it and those without cannot talk."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -16,7 +16,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     @classmethod
-    def checked(cls, **values: Any) -> Self:
+    def checked(cls, /, **values: Any) -> Self:
         """Build it from `values`; a bad one raises InvalidConfig that names it."""
         try:
             return cls(**values)
@@ -219,6 +219,58 @@ class HandoverConfig(Config):
         return self.model_copy(update={"secret": SecretStr(secrets.token_hex(32))})
 
 
+class TlsConfig(Config):
+    """What a server shows, and whom it asks; PEM files, read again when they change."""
+
+    cert: Path
+    """Its certificate, and those between that and its authority's."""
+    key: Path
+    """The private key to it."""
+    client_ca: Path | None = None
+    """Clients must show a certificate of this authority; None: they need none."""
+
+
+class ClusterTlsConfig(Config):
+    """Mutual TLS between Baton's own processes; PEM files, on every node.
+
+    The authority must sign for these processes alone: whoever has a certificate of it is one.
+    """
+
+    cert: Path
+    """Shown by each process, as a server and as a client."""
+    key: Path
+    """The private key to it."""
+    ca: Path
+    """The authority of all of them."""
+    name: str = Field(default="baton-cluster", min_length=1)
+    """The DNS name in their certificates, whatever address they are reached at."""
+
+    @property
+    def server(self) -> TlsConfig:
+        """What a process shows and asks as a server."""
+        return TlsConfig(cert=self.cert, key=self.key, client_ca=self.ca)
+
+
+class EdgeLimits(Config):
+    """What one client may ask of the gateway's sockets."""
+
+    max_body_bytes: int = Field(default=4 << 20, ge=1 << 10, le=1 << 30)
+    """Of one HTTP request's body, or of one gRPC message."""
+    max_header_bytes: int = Field(default=32 << 10, ge=1 << 10, le=1 << 20)
+    """Of one request's headers, or of one call's metadata."""
+    header_timeout_s: float = Field(default=10.0, gt=0)
+    """For all headers to arrive, and before them for TLS's handshake; for gRPC, for a connection to
+    be set up."""
+    body_timeout_s: float = Field(default=30.0, gt=0)
+    """For the whole body to arrive."""
+    reader_timeout_s: float = Field(default=30.0, gt=0)
+    """A client that takes nothing of what waits for it for so long is cut off."""
+    max_connections: int = Field(default=4096, ge=1, le=1 << 20)
+    """Of the HTTP API at once; the next are told 503 and closed."""
+    streams_per_connection: int = Field(default=1024, ge=1, le=1 << 20)
+    """gRPC calls on one connection at once; the client keeps more to itself. HTTP/1.1 has one."""
+
+
 class WorkerConfig(Config):
     """One instance."""
 
@@ -246,6 +298,8 @@ class WorkerConfig(Config):
     """Limits of the engine."""
     handover: HandoverConfig = HandoverConfig()
     """Deadlines and transport of the handover."""
+    tls: ClusterTlsConfig | None = None
+    """For gRPC between Baton's processes; None: without TLS."""
 
 
 class GatewayConfig(Config):
@@ -272,6 +326,15 @@ class GatewayConfig(Config):
     renews its lease."""
     traces_kept: int = Field(default=1024, ge=1, le=1 << 20)
     """Traces of ended requests that can be asked for."""
+    api_keys: Path | None = None
+    """A file of tenants and hashed API keys (see api/key_file.py), read again when it changes;
+    None: everybody may call, and is the anonymous tenant."""
+    open_metrics: bool = False
+    """Show /metrics without a key too; with keys it needs one that is `admin` otherwise."""
+    tls: TlsConfig | None = None
+    """For both APIs; None: without TLS."""
+    limits: EdgeLimits = EdgeLimits()
+    """What one client may ask of the sockets."""
 
 
 class ClusterConfig(Config):
@@ -305,6 +368,8 @@ class ClusterConfig(Config):
     """Deadlines and transport of the handover."""
     gateway: GatewayConfig = GatewayConfig()
     """The front door."""
+    tls: ClusterTlsConfig | None = None
+    """For gRPC between Baton's processes, the gateway included; None: without TLS."""
 
     def engine_of(self, role: Role) -> EngineConfig:
         """Return the engine's config on instances of a role."""

@@ -3,6 +3,8 @@
     BatonError
     ├── InvalidRequest        the caller must change the request
     │   └── UnknownModel      … to a model that is served here
+    ├── Unauthenticated       the caller must bring an API key that is known
+    ├── Forbidden             … or another one: this key may not do that
     ├── InvalidConfig         Baton refuses to start; change the setting
     ├── Overloaded            come back after `retry_after_s`
     ├── Unavailable           no instance can take the request now; try again
@@ -68,6 +70,16 @@ class InvalidRequest(_FieldError):
 class UnknownModel(InvalidRequest):
     code = "model_not_found"
     http_status = 404
+
+
+class Unauthenticated(BatonError):
+    code = "invalid_api_key"
+    http_status = 401
+
+
+class Forbidden(BatonError):
+    code = "forbidden"
+    http_status = 403
 
 
 class InvalidConfig(_FieldError):

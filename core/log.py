@@ -1,5 +1,6 @@
 """Structured log set-up: one line per event, key=value on a terminal and JSON elsewhere."""
 
+import contextlib
 import logging
 import sys
 
@@ -25,6 +26,11 @@ def configure(*, level: int = logging.INFO) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
+
+
+def bound(**values: str) -> contextlib.AbstractContextManager[None]:
+    """Let all lines that this task logs inside carry `values`."""
+    return structlog.contextvars.bound_contextvars(**values)
 
 
 def get_logger(component: str) -> Logger:

@@ -10,6 +10,9 @@ _EACH_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.
 _WHOLE = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _TRANSFER = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
 
+_TENANTS = 256
+"""That have metrics of their own: as many as were seen first."""
+
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 """Of what `render` returns."""
 
@@ -53,6 +56,17 @@ class GatewayMetrics:
             "migrations_total", "Requests that went on on another decode instance, by why", "reason"
         )
         self._local = counter("local_prefills_total", "Prompts computed by the decode instance")
+        self._cut = counter("connections_cut_total", "HTTP connections that were cut", "reason")
+        self._reload_failures = counter(
+            "reload_failures_total", "Changed files that were not taken over", "file"
+        )
+        self._tenant_requests = counter(
+            "tenant_requests_total", "Ended requests by tenant", "tenant"
+        )
+        self._tenant_tokens = counter(
+            "tenant_tokens_total", "Tokens of ended requests by tenant", "tenant", "kind"
+        )
+        self._tenants: set[str] = set()
 
     def opened(self, prompt_tokens: int) -> None:
         """Count an admitted request."""
@@ -62,6 +76,14 @@ class GatewayMetrics:
     def refused(self, code: str) -> None:
         """Count a request that was not admitted."""
         self._requests.labels(code).inc()
+
+    def cut(self, reason: str) -> None:
+        """Count a connection that was cut because of what its client did, or did not."""
+        self._cut.labels(reason).inc()
+
+    def reload_failed(self, file: str) -> None:
+        """Count a changed file that was not taken over."""
+        self._reload_failures.labels(file).inc()
 
     def closed(self, trace: RequestTrace) -> None:
         """Count an admitted request that has ended."""
@@ -74,6 +96,7 @@ class GatewayMetrics:
             self._ttft.observe(trace.ttft_s)
         if trace.output_tokens > 1:
             self._tpot.observe(trace.tpot_s)
+        self._closed_for(self._tenant_label(trace.tenant), trace)
         for gap in trace.itl_s:
             self._itl.observe(gap)
         if trace.local_prefill:
@@ -82,6 +105,17 @@ class GatewayMetrics:
             self._migrations.labels(migration.error).inc()
         for handover in trace.handovers:
             self._handed_over(handover)
+
+    def _closed_for(self, tenant: str, trace: RequestTrace) -> None:
+        self._tenant_requests.labels(tenant).inc()
+        self._tenant_tokens.labels(tenant, "prompt").inc(trace.prompt_tokens)
+        self._tenant_tokens.labels(tenant, "output").inc(trace.output_tokens)
+
+    def _tenant_label(self, tenant: str) -> str:
+        """Return the tenant's name, or `(other)` once there are too many of them."""
+        if len(self._tenants) < _TENANTS:
+            self._tenants.add(tenant)
+        return tenant if tenant in self._tenants else "(other)"
 
     def _handed_over(self, trace: HandoverTrace) -> None:
         self._handovers.labels(trace.outcome).inc()

@@ -74,6 +74,8 @@ class RequestTrace:
     """A FinishReason."""
     error: str = ""
     """The code of the error that ended it, if one did."""
+    tenant: str = ""
+    """Whose it is; empty: of anybody."""
     local_prefill: bool = False
     """The decode instance computed the prompt itself."""
     cached_tokens: int = 0

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import grpc
 
+from baton.core.config import ClusterTlsConfig
 from baton.core.ids import Incarnation, InstanceId
 from baton.proto.grpc_runtime import open_channel
 
@@ -33,7 +34,8 @@ class PeerChannels:
     for. Neither may then end what the other has under way.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ClusterTlsConfig | None = None) -> None:
+        self._tls = tls
         self._open: dict[PeerRef, _Entry] = {}
         self._latest: dict[InstanceId, PeerRef] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -48,7 +50,7 @@ class PeerChannels:
         self._latest[ref.instance_id] = ref
         entry = self._open.get(ref)
         if entry is None:
-            entry = self._open[ref] = _Entry(open_channel(ref.address))
+            entry = self._open[ref] = _Entry(open_channel(ref.address, self._tls))
         entry.users += 1
         if before is not None:
             self._drop_if_unwanted(before)

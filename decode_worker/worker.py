@@ -28,7 +28,7 @@ class DecodeWorker(Worker[OwnerTable]):
     def __init__(self, instance: Instance, owners: OwnerTable) -> None:
         super().__init__(instance, owners)
         _expect_backup_possible(instance)
-        channels, tasks = PeerChannels(), TaskSet()
+        channels, tasks = PeerChannels(instance.config.tls), TaskSet()
         self._host = AttemptHost(
             instance,
             channels,

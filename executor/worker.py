@@ -113,7 +113,9 @@ class Worker(ABC, Generic[L]):
         )
         try:
             worker = cls(instance, listener)
-            worker._server = await WorkerServer.start(config.host, config.port, worker._register)
+            worker._server = await WorkerServer.start(
+                config.host, config.port, worker._register, config.tls
+            )
         except BaseException:
             await instance.close()
             raise

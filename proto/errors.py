@@ -13,6 +13,8 @@ from baton.core.errors import BatonError, InternalError, InvalidConfig, InvalidR
 STATUS = {
     "invalid_request": grpc.StatusCode.INVALID_ARGUMENT,
     "model_not_found": grpc.StatusCode.NOT_FOUND,
+    "invalid_api_key": grpc.StatusCode.UNAUTHENTICATED,
+    "forbidden": grpc.StatusCode.PERMISSION_DENIED,
     "invalid_config": grpc.StatusCode.FAILED_PRECONDITION,
     "overloaded": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "unavailable": grpc.StatusCode.UNAVAILABLE,

@@ -5,7 +5,9 @@ from collections.abc import Callable
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from baton.core.config import ClusterTlsConfig
 from baton.core.errors import InvalidConfig
+from baton.proto.grpc_tls import channel_credentials, listen
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", 64 << 20),
@@ -30,9 +32,17 @@ SERVER_OPTIONS = (*_OPTIONS, ("grpc.so_reuseport", 0))
 """Without SO_REUSEPORT, so that a port in use is an error and not a shared port."""
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
-    """Return a channel to another of Baton's processes at host:port."""
-    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+def open_channel(address: str, tls: ClusterTlsConfig | None = None) -> grpc.aio.Channel:
+    """Return a channel to another of Baton's processes at host:port.
+
+    With `tls` both show certificates. Addresses come and go, so it is not the address that the
+    other's certificate must name but `tls.name`.
+    """
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    named = ("grpc.ssl_target_name_override", tls.name)
+    options = (*CHANNEL_OPTIONS, named)
+    return grpc.aio.secure_channel(address, channel_credentials(tls), options=options)
 
 
 class WorkerServer:
@@ -46,17 +56,21 @@ class WorkerServer:
 
     @classmethod
     async def start(
-        cls, host: str, port: int, register: Callable[[grpc.aio.Server], None]
+        cls,
+        host: str,
+        port: int,
+        register: Callable[[grpc.aio.Server], None],
+        tls: ClusterTlsConfig | None = None,
     ) -> "WorkerServer":
-        """Serve what `register` adds; raises InvalidConfig if the port cannot be had."""
+        """Serve what `register` adds, with `tls` only to those who have its certificates.
+
+        Raises InvalidConfig if the port cannot be had, or a certificate is not as it should be.
+        """
         server = grpc.aio.server(options=SERVER_OPTIONS)
         servicer = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
         register(server)
-        try:
-            bound = server.add_insecure_port(f"{host}:{port}")
-        except RuntimeError:
-            bound = 0
+        bound = listen(server, f"{host}:{port}", None if tls is None else tls.server)
         if bound == 0:
             raise InvalidConfig("port", port, f"a port that is free on {host}")
         await server.start()

@@ -9,6 +9,7 @@ from baton.api.gateway import Gateway
 from baton.api.http import errors
 from baton.api.http.answer import Answer
 from baton.api.http.body import read_call
+from baton.api.http.edge import Edge
 from baton.api.http.openai_format import ChatFormat, CompletionFormat
 from baton.api.validate import chat_call, completion_call
 from baton.core.errors import BatonError, Cancelled, UnknownModel
@@ -23,6 +24,7 @@ def build_app(gateway: Gateway) -> FastAPI:
     """
     app = FastAPI(title="Baton", openapi_url=None)
     errors.install(app)
+    app.add_middleware(Edge, gateway=gateway)
     _add_openai_routes(app, gateway)
     _add_own_routes(app, gateway)
     return app
@@ -30,12 +32,13 @@ def build_app(gateway: Gateway) -> FastAPI:
 
 def _add_openai_routes(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/v1/models")
-    async def models() -> JSONResponse:
-        return JSONResponse({"object": "list", "data": [_model(gateway)]})
+    async def models(request: Request) -> JSONResponse:
+        data = [_model(gateway)] if gateway.serves(request.state.caller) else []
+        return JSONResponse({"object": "list", "data": data})
 
     @app.get("/v1/models/{name:path}")
-    async def model(name: str) -> JSONResponse:
-        if name != gateway.model_name:
+    async def model(request: Request, name: str) -> JSONResponse:
+        if not gateway.serves(request.state.caller, name):
             raise UnknownModel("model", name, gateway.model_name)
         return JSONResponse(_model(gateway))
 
@@ -60,8 +63,8 @@ def _add_own_routes(app: FastAPI, gateway: Gateway) -> None:
         return Response(gateway.metrics.render(), media_type=CONTENT_TYPE)
 
     @app.get("/v1/requests/{request_id}")
-    async def request_trace(request_id: str) -> JSONResponse:
-        trace = gateway.trace(request_id)
+    async def request_trace(request: Request, request_id: str) -> JSONResponse:
+        trace = gateway.trace(request_id, request.state.caller)
         if trace is None:
             raise HTTPException(404, "no such request, or it is open, or its trace is forgotten")
         return JSONResponse(trace.as_dict())
@@ -71,7 +74,8 @@ async def _answer(request: Request, gateway: Gateway, *, chat: bool) -> Response
     try:
         check = chat_call if chat else completion_call
         await gateway.some_decode()
-        call = await read_call(request, check, gateway.model())
+        model = gateway.model(request.state.caller)
+        call = await read_call(request, check, model, gateway.config.limits)
     except ClientDisconnect:
         gateway.metrics.refused(Cancelled.code)
         return Response(status_code=Cancelled.http_status)

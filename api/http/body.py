@@ -9,23 +9,23 @@ from fastapi import Request
 from starlette.exceptions import HTTPException
 
 from baton.api.validate import INLINE_BYTES, Call, ServedModel
+from baton.core.config import EdgeLimits
 from baton.core.errors import InvalidRequest
-
-MAX_BODY_BYTES = 4 << 20
-BODY_TIMEOUT_S = 30.0
-"""For the whole body to arrive."""
 
 Result = TypeVar("Result")
 
 
 async def read_call(
-    request: Request, check: Callable[[object, ServedModel], Call], model: ServedModel
+    request: Request,
+    check: Callable[[object, ServedModel], Call],
+    model: ServedModel,
+    limits: EdgeLimits,
 ) -> Call:
     """Return the valid call in the body; raises InvalidRequest, or HTTPException 408, 413, 415."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise HTTPException(415, f"content-type: {kind[:80]!r}; allowed: application/json")
-    raw = await _read(request)
+    raw = await _read(request, limits)
 
     def parse_and_check() -> Call:
         return check(_parse(raw), model)
@@ -35,20 +35,21 @@ async def read_call(
     return await asyncio.to_thread(parse_and_check)
 
 
-async def _read(request: Request) -> bytes:
-    too_large = HTTPException(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
+async def _read(request: Request, limits: EdgeLimits) -> bytes:
+    most, timeout_s = limits.max_body_bytes, limits.body_timeout_s
+    too_large = HTTPException(413, f"the body is larger than {most} bytes")
     length = request.headers.get("content-length", "0")
-    if length.isdecimal() and int(length[:20]) > MAX_BODY_BYTES:
+    if length.isdecimal() and int(length[:20]) > most:
         raise too_large
     raw = bytearray()
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             async for chunk in request.stream():
                 raw += chunk
-                if len(raw) > MAX_BODY_BYTES:
+                if len(raw) > most:
                     raise too_large
     except TimeoutError:
-        raise HTTPException(408, f"the body took longer than {BODY_TIMEOUT_S:g} s") from None
+        raise HTTPException(408, f"the body took longer than {timeout_s:g} s") from None
     return bytes(raw)
 
 

@@ -1,13 +1,20 @@
 """Errors in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from baton.core.errors import BatonError, InternalError, InvalidRequest, Overloaded
+from baton.core.errors import (
+    BatonError,
+    InternalError,
+    InvalidRequest,
+    Overloaded,
+    Unauthenticated,
+)
 from baton.core.log import get_logger
 
 _log = get_logger("http")
@@ -18,6 +25,8 @@ _CODES = {
     408: "request_timeout",
     413: "request_too_large",
     415: "unsupported_media_type",
+    431: "headers_too_large",
+    503: "unavailable",
 }
 """Of errors that only HTTP knows."""
 
@@ -33,7 +42,17 @@ def error_response(error: BatonError) -> JSONResponse:
     headers = {}
     if isinstance(error, Overloaded):
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    if isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(error_body(error), error.http_status, headers)
+
+
+def http_error_response(
+    status: int, message: str, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """Return the response for an error that only HTTP knows."""
+    body = _body(message, _type(status), None, _CODES.get(status, "http_error"))
+    return JSONResponse(body, status, headers)
 
 
 def install(app: FastAPI) -> None:
@@ -54,8 +73,7 @@ async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     message = error.detail
     if status in (404, 405):
         message = f"{request.method} {request.url.path[:200]}: {error.detail}"
-    body = _body(message, _type(status), None, _CODES.get(status, "http_error"))
-    return JSONResponse(body, status, error.headers)
+    return http_error_response(status, message, error.headers)
 
 
 async def _on_bug(request: Request, error: Exception) -> JSONResponse:

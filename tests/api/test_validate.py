@@ -1,4 +1,6 @@
 import math
+import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -6,6 +8,7 @@ from hypothesis import strategies as st
 
 from baton.api.validate import Call, chat_call, completion_call
 from baton.core.errors import InvalidRequest, UnknownModel
+from baton.core.tenants import Tenant
 
 MAX = 256  # of the served model in conftest.py
 
@@ -357,3 +360,23 @@ def check_valid(call: Call, model) -> None:
         assert 0.01 <= generate.sampling.repetition_penalty <= 100
         assert 0 <= generate.sampling.min_tokens <= generate.max_tokens
         assert all(generate.sampling.bad_words)
+
+
+def test_limits_of_the_tenant(served_model):
+    tenant = Tenant(
+        name="acme", max_prompt_tokens=3, max_output_tokens=4, priority_min=1, priority_max=5
+    )
+    model = replace(served_model, tenant=tenant)
+    generate = completion_call({"prompt": [3, 4, 5]}, model).requests[0].generate
+    assert (generate.tenant, generate.max_tokens, generate.priority) == ("acme", 4, 1)
+    chat = {"messages": [{"role": "user", "content": "a"}]}
+    free = replace(served_model, tenant=Tenant(name="acme", max_output_tokens=4))
+    assert chat_call(chat, free).requests[0].generate.max_tokens == 4
+    for fields, words in (
+        ({"prompt": [3] * 4}, "prompt: '4 tokens' is not allowed; allowed: at most 3 tokens"),
+        ({"max_tokens": 5}, "max_tokens: 5 is not allowed; allowed: 1 to 4 for acme"),
+        ({"priority": 0}, "priority: 0 is not allowed; allowed: a whole number from 1 to 5"),
+        ({"prompt": [[3], [3] * 4]}, "prompt: '4 tokens'"),
+    ):
+        with pytest.raises(InvalidRequest, match=re.escape(words)):
+            completion_call({"prompt": [3]} | fields, model)

@@ -125,7 +125,7 @@ class Loaded(StandIn):
     ) -> Self:
         self = await super().start(config, on_progress=on_progress)
         self._server = await WorkerServer.start(
-            config.host, 0, lambda server: add_lease_service(server, self)
+            config.host, 0, lambda server: add_lease_service(server, self), config.tls
         )
         self.info = replace(self.info, address=self._server.address)
         return self

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from baton.cluster.gateway_keeper import gateway_plans
 from baton.cluster.spec import load_spec, revision_of, spec_of, worker_config
 from baton.core.cluster_spec import ClusterSpec
 from baton.core.config import ClusterConfig, GatewayConfig, ParallelConfig
@@ -150,3 +151,29 @@ def test_a_revision_changes_with_all_that_an_instance_is_started_with(tmp_path: 
     assert changed[0] == before[0]
     assert changed[1] != before[1]
     assert revisions("gpu-h200: 1", "gpu-h200: 2")[1] != before[1]
+
+
+TLS = "tls: {cert: tls/cluster.pem, key: /abs/cluster.key, ca: tls/cluster-ca.pem}\n"
+
+
+def test_certificates_and_keys_are_found_from_the_specs_folder(tmp_path: Path) -> None:
+    edge = "api_keys: keys.yaml, tls: {cert: a.pem, key: a.key, client_ca: ca.pem}"
+    limits = "limits: {reader_timeout_s: 5}"
+    text = TEXT.replace("gateways: {", f"gateways: {{{edge}, {limits}, ", 1)
+    spec = load_spec(written(tmp_path, TLS + text))
+    assert spec.tls is not None
+    assert spec.tls.cert == tmp_path / "tls" / "cluster.pem"
+    assert spec.tls.key == Path("/abs/cluster.key")
+    gateway = spec.models[0].gateways.of(1)
+    assert gateway.api_keys == tmp_path / "keys.yaml"
+    assert gateway.tls is not None
+    assert gateway.tls.client_ca == tmp_path / "ca.pem"
+    assert gateway.limits.reader_timeout_s == 5
+    for pool in ("prefill", "decode"):
+        assert worker_config(spec, pool, InstanceId("x")).tls == spec.tls
+    assert {plan.tls for plan in gateway_plans(spec).values()} == {spec.tls}
+    assert ClusterSpec.checked(**spec.model_dump(mode="json")) == spec
+
+
+def test_half_of_what_tls_needs_is_refused(tmp_path: Path) -> None:
+    assert "1: tls.ca: None is not" in mistake(tmp_path, "tls: {cert: a, key: b}\n" + TEXT)

@@ -17,6 +17,7 @@ from baton.cluster.state import (
     with_spec,
 )
 from baton.core.cluster_spec import ClusterSpec
+from baton.core.config import ClusterTlsConfig
 from baton.core.errors import InvalidConfig, InvalidRequest
 from baton.core.ids import InstanceId
 from tests.cluster.worlds import World, info
@@ -149,6 +150,18 @@ def test_another_spec_keeps_secrets_and_forgets_what_was_scaled() -> None:
     assert same.wishes()[1].revision == state.wishes()[1].revision
     fresh = with_spec(state, spec(mixed={}))
     assert fresh.counts == {"mixed": 1}
+
+
+def test_tls_is_not_turned_on_between_processes_that_run() -> None:
+    state = running(spec())
+    secured = spec().model_copy(
+        update={"tls": ClusterTlsConfig(cert=Path("c"), key=Path("k"), ca=Path("a"))}
+    )
+    with pytest.raises(InvalidConfig, match=r"tls: .*none, as what runs has, until `baton down`"):
+        with_spec(state, secured)
+    with pytest.raises(InvalidConfig, match="some, as what runs has"):
+        with_spec(running(secured), spec())
+    assert with_spec(running(secured), secured).spec.tls == secured.tls
 
 
 def test_a_late_report_of_readiness_is_remembered() -> None:

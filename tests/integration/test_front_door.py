@@ -119,12 +119,13 @@ async def test_openai_client(build: Build, reference: Callable[[str, int], str])
 async def test_streamed_text_is_the_text(
     build: Build, reference: Callable[[str, int], str]
 ) -> None:
+    expected = reference(CODE, 40)  # first: it holds up the loop, and with it the leases
     house = await build()
     stream = await house.client.completions.create(
         model="demo", prompt=CODE, max_tokens=40, temperature=0, stream=True
     )
     pieces = [chunk.choices[0].text async for chunk in stream]
-    assert "".join(pieces) == reference(CODE, 40)
+    assert "".join(pieces) == expected
     assert len(pieces) > 5, "it was not streamed"
     chat = await house.client.chat.completions.create(
         model="demo",
@@ -143,8 +144,8 @@ async def test_streamed_text_is_the_text(
 async def test_a_stop_string_ends_the_text_and_frees_the_decode_side(
     build: Build, reference: Callable[[str, int], str], tools: Any
 ) -> None:
+    whole = reference(CODE, 60)  # first: it holds up the loop, and with it the leases
     house = await build()
-    whole = reference(CODE, 60)
     stop = whole[20:24]
     answer = await house.client.completions.create(
         model="demo", prompt=CODE, max_tokens=2000, temperature=0, stop=[stop]

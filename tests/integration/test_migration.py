@@ -23,6 +23,7 @@ from baton.api.validate import Call, completion_call
 from baton.core.config import GatewayConfig
 from baton.core.metrics import GatewayMetrics
 from baton.core.request import SamplingParams
+from baton.core.tenants import ANYBODY
 from baton.core.topology import InstanceInfo, Membership, MembershipBoard, Role
 from baton.decode_worker.worker import DecodeWorker
 from baton.models.tokenizer import load_tokenizer
@@ -117,7 +118,7 @@ class House:
 
     def call(self, prompt: str, **fields: Any) -> Call:
         body = {"prompt": prompt, "max_tokens": 40, "ignore_eos": True, "seed": 5, **fields}
-        return completion_call(body, self.gateway.model())
+        return completion_call(body, self.gateway.model(ANYBODY))
 
     async def read(self, call: Call, seen: Callable[[int], Any] = lambda tokens: None) -> list[Any]:
         """Read all choices of a call; `seen` hears how many tokens of it there are so far."""

@@ -12,30 +12,38 @@ _AHEAD = 8
 """Pieces that may wait for whoever reads them all."""
 
 
-async def choice_pieces(gateway: Gateway, call: Call) -> AsyncGenerator[tuple[int, Piece], None]:
+async def choice_pieces(
+    gateway: Gateway, call: Call, timeout_s: float | None = None
+) -> AsyncGenerator[tuple[int, Piece], None]:
     """Yield (index of the choice, piece) as they come, until each choice has had its last.
 
-    The first error ends them all. Close it (`contextlib.aclosing`) to cancel what is still open.
+    `timeout_s` is as in Gateway.generate. The first error ends them all. Close it
+    (`contextlib.aclosing`) to cancel what is still open.
     """
-    stream = _one(gateway, call, 0) if len(call.requests) == 1 else _merged(gateway, call)
+    merge = len(call.requests) > 1
+    stream = _merged(gateway, call, timeout_s) if merge else _one(gateway, call, 0, timeout_s)
     async with aclosing(stream) as pieces:
         async for item in pieces:
             yield item
 
 
-async def _one(gateway: Gateway, call: Call, index: int) -> AsyncGenerator[tuple[int, Piece], None]:
-    async with aclosing(gateway.generate(call.requests[index])) as pieces:
+async def _one(
+    gateway: Gateway, call: Call, index: int, timeout_s: float | None
+) -> AsyncGenerator[tuple[int, Piece], None]:
+    async with aclosing(gateway.generate(call.requests[index], timeout_s)) as pieces:
         async for piece in pieces:
             yield index, piece
 
 
-async def _merged(gateway: Gateway, call: Call) -> AsyncGenerator[tuple[int, Piece], None]:
+async def _merged(
+    gateway: Gateway, call: Call, timeout_s: float | None
+) -> AsyncGenerator[tuple[int, Piece], None]:
     """Merge several requests; a task each puts its pieces into one small queue."""
     merged: asyncio.Queue[tuple[int, Piece] | Exception] = asyncio.Queue(_AHEAD)
 
     async def pump(index: int) -> None:
         try:
-            async with aclosing(_one(gateway, call, index)) as pieces:
+            async with aclosing(_one(gateway, call, index, timeout_s)) as pieces:
                 async for item in pieces:
                     await merged.put(item)
         except Exception as error:  # It is raised by the reader of the queue.

@@ -194,8 +194,12 @@ class Gateway:
         """Return the bytes that one token stands for, perhaps only a part of a character."""
         return self._tokenizer.token_bytes(token)
 
-    async def generate(self, request: TextRequest) -> AsyncGenerator[Piece, None]:
+    async def generate(
+        self, request: TextRequest, timeout_s: float | None = None
+    ) -> AsyncGenerator[Piece, None]:
         """Yield a request's text as it becomes certain; the last piece has `finish` set.
+
+        `timeout_s` is how long it may take, if that is less than `request_timeout_s`.
 
         Close the generator (`contextlib.aclosing`) when the consumer goes away: the request is
         then cancelled on its decode instance at once. If that instance is lost or drains, the
@@ -204,7 +208,7 @@ class Gateway:
         """
         try:
             await self.some_decode()
-            opened = self._admit(request)
+            opened = self._admit(request, timeout_s)
         except BatonError as error:
             self.metrics.refused(error.code)
             raise
@@ -218,7 +222,19 @@ class Gateway:
             if opened.leave():
                 journey.cancel()
 
-    def _admit(self, request: TextRequest) -> OpenRequest:
+    def cancel(self, request_id: str, caller: Caller) -> int:
+        """End the open requests of that id, or of the call of that id; return how many there are.
+
+        Whoever reads them gets Cancelled. Those of other tenants do not exist for the caller.
+        """
+        found = [
+            opened
+            for opened in self._open
+            if opened.named(request_id) and caller.sees(opened.request.generate.tenant)
+        ]
+        return sum(opened.cancel() for opened in found)
+
+    def _admit(self, request: TextRequest, timeout_s: float | None) -> OpenRequest:
         if self._closing:
             raise Unavailable("the gateway is shutting down")
         generate = request.generate
@@ -238,13 +254,17 @@ class Gateway:
             lease,
             text,
             clock=self._clock,
-            timeout_s=self.config.request_timeout_s,
+            timeout_s=self._limit_s(timeout_s),
             on_over=self._over,
         )
         self._open.add(opened)
         self._idle.clear()
         self.metrics.opened(len(generate.prompt))
         return opened
+
+    def _limit_s(self, timeout_s: float | None) -> float:
+        limit_s = self.config.request_timeout_s
+        return limit_s if timeout_s is None else min(limit_s, timeout_s)
 
     def _lost(self, instance: InstanceInfo, error: InstanceLost) -> None:
         self._sessions.lose(instance, error)

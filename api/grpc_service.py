@@ -1,8 +1,10 @@
 """The public gRPC API: baton.v1.Inference, health and reflection."""
 
 import asyncio
+import functools
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -10,7 +12,10 @@ from grpc_reflection.v1alpha import reflection
 
 from baton.api.choices import choice_pieces
 from baton.api.gateway import Gateway
-from baton.api.validate import INLINE_BYTES, Call, ServedModel, completion_call
+from baton.api.grpc_batch import Batch
+from baton.api.grpc_requests import Responses, call_of
+from baton.api.sampling_fields import check_token
+from baton.api.validate import INLINE_BYTES, Call, ServedModel
 from baton.core.config import EdgeLimits
 from baton.core.errors import (
     BatonError,
@@ -18,13 +23,13 @@ from baton.core.errors import (
     InternalError,
     InvalidConfig,
     InvalidRequest,
+    UnknownModel,
 )
 from baton.core.log import get_logger
-from baton.core.request import TokenLogprobs
 from baton.core.tenants import Caller
 from baton.proto import inference_pb2 as pb
 from baton.proto import inference_pb2_grpc as pb_grpc
-from baton.proto.errors import to_status
+from baton.proto.errors import to_status, trailing_metadata
 from baton.proto.grpc_tls import listen
 
 _log = get_logger("grpc")
@@ -53,37 +58,94 @@ def _options(limits: EdgeLimits) -> tuple[tuple[str, int], ...]:
 SLOW_READER_S = 30.0
 """How much longer than the request itself may take its client may take to read the answer."""
 
-Stream = grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
+REQUEST_ID = "x-request-id"
+"""Initial metadata that names a request before its first token is there."""
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Service = TypeVar("Service")
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+Result = TypeVar("Result")
+
+
+def _errors_told(
+    method: Callable[[Service, Request, Context], Awaitable[Response]],
+) -> Callable[[Service, Request, Context], Awaitable[Response]]:
+    """Let a call end with the status of whatever its method raises."""
+
+    @functools.wraps(method)
+    async def told(service: Service, request: Request, context: Context) -> Response:
+        try:
+            return await method(service, request, context)
+        except BatonError as raised:
+            error = raised
+        except Exception as bug:
+            _log.error("a bug ended a call", exc_info=bug)
+            error = InternalError(f"{type(bug).__name__} in the gateway; see its log")
+        await context.abort(*to_status(error), trailing_metadata(error))
+        raise error  # not reached: abort raises
+
+    return told
+
+
+async def _inline_or_not(size: int, work: Callable[[], Result]) -> Result:
+    """Work here, or in a thread where that would hold up others."""
+    return work() if size <= INLINE_BYTES else await asyncio.to_thread(work)
+
+
+def _seconds(request: pb.GenerateRequest, left_s: float | None) -> float | None:
+    """Return how long a request may take, by its own limit and by its call's deadline."""
+    limits = [request.timeout_s] if request.HasField("timeout_s") else []
+    return min([*limits, *([] if left_s is None else [left_s])], default=None)
+
+
+def _authorization(context: Context) -> str | None:
+    found = [v for name, v in context.invocation_metadata() or () if name == "authorization"]
+    return str(found[0]) if len(found) == 1 else None
 
 
 class InferenceService(pb_grpc.InferenceServicer):
-    """Serves a gateway; a call that is cancelled takes its request with it."""
+    """Serves a gateway; a call that is cancelled takes its requests with it."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
 
-    async def Generate(self, request: pb.GenerateRequest, context: Stream) -> None:
+    @_errors_told
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         """Stream the text of one prompt; see proto/inference.proto."""
+        call = await self._validate(request, self._caller(context))
+        await context.send_initial_metadata(((REQUEST_ID, call.call_id),))
+        seconds = _seconds(request, context.time_remaining())
+        limit_s = self._gateway.config.request_timeout_s + SLOW_READER_S
         try:
-            valid = await self._validate(request, self._caller(context))
-            limit_s = self._gateway.config.request_timeout_s + SLOW_READER_S
-            async with asyncio.timeout(limit_s):
-                await self._stream(valid, context)
-        except BatonError as error:
-            await context.abort(*to_status(error))
-        except _SlowReader:
-            limit_s = self._gateway.config.limits.reader_timeout_s
-            late = DeadlineExceeded(f"nothing of the answer was read for {limit_s:g} s")
-            await context.abort(*to_status(late))
+            async with (
+                asyncio.timeout(limit_s),
+                aclosing(self._responses(call, seconds)) as responses,
+            ):
+                async for response in responses:
+                    await self._write(context, response)
         except TimeoutError:
-            late = DeadlineExceeded(f"the answer was not read within {limit_s:g} s")
-            await context.abort(*to_status(late))
-        except Exception as bug:
-            _log.error("a bug ended a call", exc_info=bug)
-            internal = InternalError(f"{type(bug).__name__} in the gateway; see its log")
-            await context.abort(*to_status(internal))
+            raise DeadlineExceeded(f"the answer was not read within {limit_s:g} s") from None
 
-    def _caller(self, context: grpc.aio.ServicerContext[Any, Any]) -> Caller:
+    @_errors_told
+    async def GenerateBatch(
+        self,
+        request_iterator: AsyncIterator[pb.BatchRequest],
+        context: grpc.aio.ServicerContext[pb.BatchRequest, pb.BatchResponse],
+    ) -> None:
+        """Stream the texts of many prompts by one call; see api/grpc_batch.py."""
+
+        async def answer(request: pb.GenerateRequest) -> AsyncGenerator[pb.GenerateResponse, None]:
+            # Each time anew: the call may outlive the key that it came with.
+            call = await self._validate(request, self._caller(context))
+            async with aclosing(self._responses(call, _seconds(request, None))) as responses:
+                async for response in responses:
+                    yield response
+
+        self._caller(context)
+        await Batch(answer, lambda told: self._write(context, told)).run(request_iterator)
+
+    def _caller(self, context: Context) -> Caller:
         """Return whose call it is; every method asks, and tests that each does."""
         try:
             return self._gateway.identity.caller(_authorization(context))
@@ -95,114 +157,78 @@ class InferenceService(pb_grpc.InferenceServicer):
         try:
             await self._gateway.some_decode()
             model = self._gateway.model(caller)
-            if request.ByteSize() <= INLINE_BYTES:
-                return _call(request, model)
-            return await asyncio.to_thread(_call, request, model)
+            return await _inline_or_not(request.ByteSize(), lambda: call_of(request, model))
         except BatonError as error:
             self._gateway.metrics.refused(error.code)
             raise
 
-    async def _stream(self, call: Call, context: Stream) -> None:
-        output_tokens = [0] * len(call.requests)
-        async with aclosing(choice_pieces(self._gateway, call)) as pieces:
+    async def _responses(
+        self, call: Call, timeout_s: float | None
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
+        made = Responses(call)
+        async with aclosing(choice_pieces(self._gateway, call, timeout_s)) as pieces:
             async for index, piece in pieces:
-                generate = call.requests[index].generate
-                output_tokens[index] += len(piece.tokens)
-                response = pb.GenerateResponse(
-                    request_id=generate.request_id,
-                    text=piece.text,
-                    token_ids=piece.tokens,
-                    index=index,
-                    logprobs=[_logprobs(told) for told in piece.logprobs],
-                )
-                if piece.finish is not None:
-                    response.finish_reason = piece.finish
-                    response.usage.prompt_tokens = len(generate.prompt)
-                    response.usage.completion_tokens = output_tokens[index]
-                    response.usage.cached_prompt_tokens = piece.cached_tokens
-                await self._write(context, response)
+                yield made.of(index, piece)
 
-    async def _write(self, context: Stream, response: pb.GenerateResponse) -> None:
+    async def _write(self, context: Context, response: object) -> None:
         """Hand a message over to the connection, once the client has taken those before it."""
         try:
             async with asyncio.timeout(self._gateway.config.limits.reader_timeout_s):
                 await context.write(response)
         except TimeoutError:
-            raise _SlowReader from None
+            limit_s = self._gateway.config.limits.reader_timeout_s
+            late = DeadlineExceeded(f"nothing of the answer was read for {limit_s:g} s")
+            raise late from None
 
+    @_errors_told
+    async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:
+        """End a request of the caller's tenant, if it is open here."""
+        caller = self._caller(context)
+        if not request.request_id:
+            raise InvalidRequest("request_id", "", "the id of a request")
+        return pb.CancelResponse(cancelled=self._gateway.cancel(request.request_id, caller))
+
+    @_errors_told
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
+        """Return the tokens of a text."""
+        model = self._model(request.model, context)
+        tokens = await _inline_or_not(
+            len(request.text), lambda: model.tokenizer.encode(request.text)
+        )
+        return pb.TokenizeResponse(token_ids=tokens, max_model_len=model.max_model_len)
+
+    @_errors_told
+    async def Detokenize(
+        self, request: pb.DetokenizeRequest, context: Context
+    ) -> pb.DetokenizeResponse:
+        """Return the text of tokens."""
+        model = self._model(request.model, context)
+        tokens = list(request.token_ids)
+        for index, token in enumerate(tokens):
+            check_token(f"token_ids[{index}]", token, model.tokenizer)
+        text = await _inline_or_not(
+            len(tokens), lambda: model.tokenizer.decode(tokens, skip_special_tokens=False)
+        )
+        return pb.DetokenizeResponse(text=text)
+
+    def _model(self, name: str, context: Context) -> ServedModel:
+        """Return the model of that name, if the caller may use it; raises UnknownModel."""
+        model = self._gateway.model(self._caller(context))
+        if name and name != model.name:
+            raise UnknownModel("model", name, model.name)
+        return model
+
+    @_errors_told
     async def ListModels(
-        self, request: pb.ListModelsRequest, context: grpc.aio.ServicerContext[object, object]
+        self, request: pb.ListModelsRequest, context: Context
     ) -> pb.ListModelsResponse:
         """List the one model, if the caller may use it."""
-        try:
-            caller = self._caller(context)
-            if not self._gateway.serves(caller):
-                return pb.ListModelsResponse()
-            model = self._gateway.model(caller)
-        except BatonError as error:
-            await context.abort(*to_status(error))
-            raise
+        caller = self._caller(context)
+        if not self._gateway.serves(caller):
+            return pb.ListModelsResponse()
+        model = self._gateway.model(caller)
         row = pb.Model(id=model.name, max_model_len=model.max_model_len)
         return pb.ListModelsResponse(models=[row])
-
-
-class _SlowReader(Exception):
-    """The client takes nothing."""
-
-
-def _authorization(context: grpc.aio.ServicerContext[Any, Any]) -> str | None:
-    found = [v for name, v in context.invocation_metadata() or () if name == "authorization"]
-    return str(found[0]) if len(found) == 1 else None
-
-
-_OPTIONAL = (
-    "max_tokens",
-    "temperature",
-    "top_k",
-    "top_p",
-    "seed",
-    "min_p",
-    "typical_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "min_tokens",
-    "n",
-    "logprobs",
-)
-
-
-def _call(request: pb.GenerateRequest, model: ServedModel) -> Call:
-    return completion_call(_body(request), model, prefix="gen")
-
-
-def _body(request: pb.GenerateRequest) -> dict[str, object]:
-    """Return the request as the HTTP API would have it, so that one place checks both."""
-    body: dict[str, object] = {
-        "model": request.model or None,
-        "stop": list(request.stop) or None,
-        "ignore_eos": request.ignore_eos,
-        "logit_bias": {str(token): bias for token, bias in request.logit_bias.items()},
-        "bad_words": list(request.bad_words),
-        "stop_token_ids": list(request.stop_token_ids),
-        "priority": request.priority or None,
-    }
-    for name in _OPTIONAL:
-        if request.HasField(name):
-            body[name] = getattr(request, name)
-    match request.WhichOneof("prompt"):
-        case "text":
-            body["prompt"] = request.text
-        case "token_ids":
-            body["prompt"] = list(request.token_ids.ids)
-        case _:
-            raise InvalidRequest("prompt", None, "text or token_ids")
-    return body
-
-
-def _logprobs(told: TokenLogprobs) -> pb.TokenLogprobs:
-    top = [pb.TopLogprob(token_id=token, logprob=logprob) for token, logprob in told.top]
-    return pb.TokenLogprobs(logprob=told.logprob, top=top)
 
 
 class InferenceServer:

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class InferenceStub:
-    """Missing associated documentation comment in .proto file."""
+    """Generates text with the models that are served.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -67,7 +68,8 @@ class InferenceStub:
 
 
 class InferenceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Generates text with the models that are served.
+    """
 
     def Generate(self, request, context):
         """Generates text or tokens for one prompt. The last message of each choice has `finish_reason`.
@@ -158,7 +160,8 @@ def add_InferenceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Inference:
-    """Missing associated documentation comment in .proto file."""
+    """Generates text with the models that are served.
+    """
 
     @staticmethod
     def Generate(request,

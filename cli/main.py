@@ -200,9 +200,9 @@ def generate(
 
     An API key is taken from the environment: BATON_API_KEY.
     """
-    from baton.api.client import Options
     from baton.cli.generate import generate as run
     from baton.cli.tls import client_tls
+    from baton.client import Options
 
     with errors_shown():
         options = Options(max_tokens=max_tokens, temperature=temperature, seed=seed)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from baton.api.client import ClientTls
+from baton.client import ClientTls
 from baton.core.config import ClusterTlsConfig, TlsConfig
 from baton.core.errors import InvalidConfig
 

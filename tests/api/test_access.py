@@ -13,8 +13,8 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from baton.api import serve
-from baton.api.client import Client, Options
 from baton.api.key_file import new_key
+from baton.client import Client, Options
 from baton.core.errors import BatonError
 from baton.proto import inference_pb2 as pb
 from baton.proto import inference_pb2_grpc as pb_grpc

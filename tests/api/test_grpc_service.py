@@ -8,7 +8,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from baton.api import grpc_requests, grpc_service
-from baton.api.client import Chunk, Client, Options
+from baton.client import Chunk, Client, Options
 from baton.core.errors import InvalidRequest, Overloaded, UnknownModel
 from baton.core.request import TokenLogprobs
 from baton.proto import inference_pb2 as pb

@@ -1,6 +1,7 @@
 """The public gRPC API keeps what it promised, and says what everything is."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -116,7 +117,7 @@ def test_every_method_message_and_field_is_documented():
     said = re.compile(r"\s*(rpc|message|service|(repeated |optional |map<.*> )?[\w.]+ \w+ = \d+)")
     bare = [
         line
-        for before, line in zip(lines, lines[1:], strict=False)
+        for before, line in pairwise(lines)
         if said.match(line) and not before.strip().startswith("//")
     ]
     assert bare == []

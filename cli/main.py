@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from baton.cli import cluster_commands, identity_commands
+from baton.cli import chat_command, cluster_commands, identity_commands
 from baton.cli.console import WIDTH, errors_shown, make_console
 from baton.cli.defaults import DEMO_MODEL, name_of
 
@@ -238,6 +238,7 @@ def version() -> None:
     print(f"baton {__version__}")
 
 
+chat_command.register(app)
 cluster_commands.register(app)
 identity_commands.register(app)
 

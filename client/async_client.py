@@ -168,7 +168,8 @@ class AsyncClient:
 
         No two of them that are open at once may have the same id. They are taken from `requests`
         as the server has room for them. An error ends one request, and nothing is sent
-        again; what ends the call is raised. Closing the iterator cancels all.
+        again; what ends the call is raised, and what `requests` raises once all is over. Closing
+        the iterator cancels all.
         """
         sending = AsyncSending(requests)
         call = self._stub.GenerateBatch(
@@ -182,9 +183,11 @@ class AsyncClient:
                 if (event := event_of(told)) is not None:
                     yield told.id, event
         except grpc.aio.AioRpcError as error:
-            raise sending.failed or from_rpc_error(error) from None
+            raise from_rpc_error(error) from None
         finally:
             call.cancel()
+        if sending.failed is not None:
+            raise sending.failed
 
     async def cancel(self, request_id: str) -> int:
         """End an open request of one's own, read by whomever; return how many choices it had."""

@@ -62,7 +62,7 @@ class Sending(Iterator[pb.BatchRequest]):
         self._places = threading.Semaphore(0)
         self._stopped = False
         self.failed: Exception | None = None
-        """What the iterable raised, or was wrong with what it gave."""
+        """What the iterable raised, or was wrong with what it gave: nothing is sent after that."""
 
     def __next__(self) -> pb.BatchRequest:
         self._places.acquire()
@@ -74,7 +74,7 @@ class Sending(Iterator[pb.BatchRequest]):
             raise
         except Exception as error:
             self.failed = error
-            raise
+            raise StopIteration from None
 
     def heard(self, told: pb.BatchResponse) -> None:
         """Let go on what waited for it."""
@@ -95,7 +95,7 @@ class AsyncSending:
         self._choices = _Choices()
         self._places = asyncio.Semaphore(0)
         self.failed: Exception | None = None
-        """What the iterable raised, or was wrong with what it gave."""
+        """What the iterable raised, or was wrong with what it gave: nothing is sent after that."""
 
     async def messages(self) -> AsyncIterator[pb.BatchRequest]:
         """Yield what is to be sent, once there is room for it."""
@@ -105,7 +105,6 @@ class AsyncSending:
                 yield self._choices.begin(item)
         except Exception as error:
             self.failed = error
-            raise
 
     def heard(self, told: pb.BatchResponse) -> None:
         """Let go on what waited for it."""

@@ -154,12 +154,13 @@ class Client:
 
     def generate_batch(
         self, requests: Iterable[Item], *, timeout_s: float | None = None
-    ) -> Iterator[tuple[str, Chunk | BatonError]]:
+    ) -> Generator[tuple[str, Chunk | BatonError], None, None]:
         """Run many requests, (id, prompt, options) each, by one call; yield (id, what came).
 
         No two of them that are open at once may have the same id. They are taken from `requests`,
         in a thread, as the server has room for them. An error ends one request, and nothing is sent
-        again; what ends the call is raised. Closing the iterator cancels all.
+        again; what ends the call is raised, and what `requests` raises once all is over. Closing
+        the iterator cancels all.
         """
         sending = Sending(requests)
         call = self._stub.GenerateBatch(
@@ -173,10 +174,12 @@ class Client:
                 if (event := event_of(told)) is not None:
                     yield told.id, event
         except grpc.RpcError as error:
-            raise sending.failed or _meant(error) from None
+            raise _meant(error) from None
         finally:
             sending.stop()
             call.cancel()
+        if sending.failed is not None:
+            raise sending.failed
 
     def cancel(self, request_id: str) -> int:
         """End an open request of one's own, read by whomever; return how many choices it had."""

@@ -7,6 +7,7 @@ and keeps what there is of it; Ctrl-D leaves.
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from baton.client.answer import Timing
 from baton.client.channel import ClientTls
@@ -72,7 +73,8 @@ class Conversation:
             number = kind(value) if value else None
         except ValueError:
             return f"{name}: {value!r} is no {'number' if kind is float else 'whole number'}"
-        self.options = replace(self.options, **{name: number})
+        changed: dict[str, Any] = {name: number}
+        self.options = replace(self.options, **changed)
         return f"{name}: {'as by default' if number is None else number}"
 
 

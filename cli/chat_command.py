@@ -32,7 +32,7 @@ def chat(
     """
     from baton.cli.chat import Conversation
     from baton.cli.chat import chat as run
-    from baton.cli.tls import client_tls
+    from baton.cli.client_tls import client_tls
     from baton.client.options import Options
 
     with errors_shown():

@@ -200,8 +200,8 @@ def generate(
 
     An API key is taken from the environment: BATON_API_KEY.
     """
+    from baton.cli.client_tls import client_tls
     from baton.cli.generate import generate as run
-    from baton.cli.tls import client_tls
     from baton.client import Options
 
     with errors_shown():
@@ -243,5 +243,17 @@ cluster_commands.register(app)
 identity_commands.register(app)
 
 
+def main() -> None:
+    """Run the command; what is not installed is told by the extra that brings it."""
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "baton":
+            raise
+        lacks = f"Error: {error.name} is not installed: pip install 'baton-serve[server]'"
+        make_console(stderr=True).print(lacks, style="red", markup=False, soft_wrap=True)
+        raise SystemExit(1) from None
+
+
 if __name__ == "__main__":
-    app()
+    main()

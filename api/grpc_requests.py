@@ -1,5 +1,8 @@
 """Messages of the public gRPC API become calls, and pieces of text become its messages."""
 
+import hashlib
+
+from baton.api.idempotency import MAX_KEY
 from baton.api.text_stream import Piece
 from baton.api.validate import Call, ServedModel, chat_call, completion_call
 from baton.core.errors import InvalidRequest
@@ -26,6 +29,9 @@ def call_of(request: pb.GenerateRequest, model: ServedModel) -> Call:
     """Return the valid call; raises InvalidRequest in the words of the HTTP API."""
     if request.HasField("timeout_s") and not request.timeout_s > 0:
         raise InvalidRequest("timeout_s", request.timeout_s, "a number over 0, in seconds")
+    if len(request.idempotency_key) > MAX_KEY:
+        allowed = f"at most {MAX_KEY} characters"
+        raise InvalidRequest("idempotency_key", request.idempotency_key, allowed)
     body = _common(request)
     has_logprobs = request.HasField("logprobs")
     if request.WhichOneof("prompt") == "chat":
@@ -39,6 +45,11 @@ def call_of(request: pb.GenerateRequest, model: ServedModel) -> Call:
     if has_logprobs:
         body["logprobs"] = request.logprobs
     return completion_call(body, model, prefix="gen")
+
+
+def fingerprint(request: pb.GenerateRequest) -> bytes:
+    """Return what tells a request from others that are not just the same."""
+    return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
 
 
 def _common(request: pb.GenerateRequest) -> dict[str, object]:

@@ -13,7 +13,8 @@ from grpc_reflection.v1alpha import reflection
 from baton.api.choices import choice_pieces
 from baton.api.gateway import Gateway
 from baton.api.grpc_batch import Batch
-from baton.api.grpc_requests import Responses, call_of
+from baton.api.grpc_requests import Responses, call_of, fingerprint
+from baton.api.idempotency import Answer, Runs
 from baton.api.sampling_fields import check_token
 from baton.api.validate import INLINE_BYTES, Call, ServedModel
 from baton.core.config import EdgeLimits
@@ -93,12 +94,6 @@ async def _inline_or_not(size: int, work: Callable[[], Result]) -> Result:
     return work() if size <= INLINE_BYTES else await asyncio.to_thread(work)
 
 
-def _seconds(request: pb.GenerateRequest, left_s: float | None) -> float | None:
-    """Return how long a request may take, by its own limit and by its call's deadline."""
-    limits = [request.timeout_s] if request.HasField("timeout_s") else []
-    return min([*limits, *([] if left_s is None else [left_s])], default=None)
-
-
 def _authorization(context: Context) -> str | None:
     found = [v for name, v in context.invocation_metadata() or () if name == "authorization"]
     return str(found[0]) if len(found) == 1 else None
@@ -109,20 +104,22 @@ class InferenceService(pb_grpc.InferenceServicer):
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._runs = Runs()
+
+    async def close(self) -> None:
+        """End what runs for clients that may come back."""
+        await self._runs.close()
 
     @_errors_told
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         """Stream the text of one prompt; see proto/inference.proto."""
-        call = await self._validate(request, self._caller(context))
-        await context.send_initial_metadata(((REQUEST_ID, call.call_id),))
-        seconds = _seconds(request, context.time_remaining())
+        seconds = context.time_remaining()
+        request_id, answer = await self._answer(request, self._caller(context), seconds)
+        await context.send_initial_metadata(((REQUEST_ID, request_id),))
         limit_s = self._gateway.config.request_timeout_s + SLOW_READER_S
         try:
-            async with (
-                asyncio.timeout(limit_s),
-                aclosing(self._responses(call, seconds)) as responses,
-            ):
-                async for response in responses:
+            async with asyncio.timeout(limit_s), aclosing(answer):
+                async for response in answer:
                     await self._write(context, response)
         except TimeoutError:
             raise DeadlineExceeded(f"the answer was not read within {limit_s:g} s") from None
@@ -136,14 +133,35 @@ class InferenceService(pb_grpc.InferenceServicer):
         """Stream the texts of many prompts by one call; see api/grpc_batch.py."""
 
         async def answer(request: pb.GenerateRequest) -> AsyncGenerator[pb.GenerateResponse, None]:
-            # Each time anew: the call may outlive the key that it came with.
-            call = await self._validate(request, self._caller(context))
-            async with aclosing(self._responses(call, _seconds(request, None))) as responses:
+            # The caller each time anew: the call may outlive the key that it came with.
+            _, responses = await self._answer(request, self._caller(context), None)
+            async with aclosing(responses):
                 async for response in responses:
                     yield response
 
         self._caller(context)
         await Batch(answer, lambda told: self._write(context, told)).run(request_iterator)
+
+    async def _answer(
+        self, request: pb.GenerateRequest, caller: Caller, left_s: float | None
+    ) -> tuple[str, Answer]:
+        """Return the id of a valid request and what it answers; `left_s` is for its caller alone.
+
+        With an idempotency key both may be those of a request that came before.
+        """
+        call = await self._validate(request, caller)
+        own_s = request.timeout_s if request.HasField("timeout_s") else None
+        key = request.idempotency_key
+        if not key:
+            limits = [seconds for seconds in (own_s, left_s) if seconds is not None]
+            return call.call_id, self._responses(call, min(limits, default=None))
+        run = self._runs.begin(
+            (caller.tenant.name, key),
+            call.call_id,
+            fingerprint(request),
+            lambda: self._responses(call, own_s),
+        )
+        return run.request_id, run.read()
 
     def _caller(self, context: Context) -> Caller:
         """Return whose call it is; every method asks, and tests that each does."""
@@ -235,19 +253,25 @@ class InferenceServer:
     """The service on its port."""
 
     def __init__(
-        self, server: grpc.aio.Server, address: str, servicer: health.aio.HealthServicer
+        self,
+        server: grpc.aio.Server,
+        address: str,
+        servicer: health.aio.HealthServicer,
+        service: InferenceService,
     ) -> None:
         self.address = address
         """host:port, with the port that was really taken."""
         self._server = server
         self._health = servicer
+        self._service = service
 
     @classmethod
     async def start(cls, gateway: Gateway) -> "InferenceServer":
         """Listen where the gateway's config says; raises InvalidConfig if the port is in use."""
         host, port = gateway.config.host, gateway.config.grpc_port
         server = grpc.aio.server(options=_options(gateway.config.limits))
-        pb_grpc.add_InferenceServicer_to_server(InferenceService(gateway), server)
+        service = InferenceService(gateway)
+        pb_grpc.add_InferenceServicer_to_server(service, server)
         servicer = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
         names = (_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -258,9 +282,10 @@ class InferenceServer:
         await server.start()
         for name in ("", _SERVICE):
             await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
-        return cls(server, f"{host}:{bound}", servicer)
+        return cls(server, f"{host}:{bound}", servicer, service)
 
     async def close(self, grace_s: float = 1.0) -> None:
         """Refuse new calls, give open ones `grace_s` seconds, then end them."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_s)
+        await self._service.close()

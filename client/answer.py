@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from baton.core.clock import Clock
+from baton.core.errors import Unavailable
 from baton.core.request import TokenLogprobs
 from baton.proto import inference_pb2 as pb
 
@@ -43,6 +44,38 @@ def chunk_of(response: pb.GenerateResponse) -> Chunk:
             for told in response.logprobs
         ),
     )
+
+
+class Resumed:
+    """Leaves out what a broken stream of the same answer had told before."""
+
+    def __init__(self) -> None:
+        self._ids: list[str] = []
+        """Of the messages that were passed on."""
+        self._position = 0
+
+    def restart(self) -> None:
+        """Go back to the first message."""
+        self._position = 0
+
+    def is_new(self, response: pb.GenerateResponse) -> bool:
+        """Return whether a message is the next one; raises Unavailable if the answer is another.
+
+        That is one of another run, which may say something else: the server had forgotten the
+        first, or it is another server.
+        """
+        self._position += 1
+        if self._position > len(self._ids):
+            self._ids.append(response.request_id)
+            return True
+        if response.request_id != self._ids[self._position - 1]:
+            raise Unavailable("the answer broke off, and the server does not know it any more")
+        return False
+
+    @property
+    def began(self) -> bool:
+        """Whether anything was passed on."""
+        return bool(self._ids)
 
 
 class Timing:

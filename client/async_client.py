@@ -1,6 +1,8 @@
 """The client for asyncio; each belongs to the event loop in which it was made."""
 
 import asyncio
+import contextlib
+import secrets
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -9,13 +11,13 @@ from collections.abc import (
     Callable,
     Iterable,
 )
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 
-from baton.client.answer import Chunk, Completion, Timing, chunk_of, completion_of
+from baton.client.answer import Chunk, Completion, Resumed, Timing, chunk_of, completion_of
 from baton.client.batch import AsyncSending, Item, event_of
-from baton.client.channel import OPTIONS, ClientTls, compression_of, metadata_of
+from baton.client.channel import OPTIONS, REQUEST_ID, ClientTls, compression_of, metadata_of
 from baton.client.options import Options, Prompt, request_of
 from baton.client.retries import Attempts, Retry, RetryBudget
 from baton.core.clock import monotonic
@@ -25,6 +27,9 @@ from baton.proto import inference_pb2_grpc as pb_grpc
 from baton.proto.errors import from_rpc_error
 
 Response = TypeVar("Response")
+
+_END_S = 5.0
+"""For a server to answer that it has ended a request that is left."""
 
 
 class AsyncStream(AsyncIterator[Chunk]):
@@ -110,6 +115,8 @@ class AsyncClient:
     ) -> AsyncStream:
         """Like `generate`, but yield everything that the server says."""
         request = request_of(prompt, options or Options())
+        if self._retry.resumes:
+            request.idempotency_key = secrets.token_hex(16)
         timing = Timing(monotonic)
         return AsyncStream(self._chunks(request, timing, self._attempts(timeout_s)), timing)
 
@@ -120,26 +127,38 @@ class AsyncClient:
     async def _chunks(
         self, request: pb.GenerateRequest, timing: Timing, attempts: Attempts
     ) -> AsyncGenerator[Chunk, None]:
-        began = False
+        told = Resumed()
         while True:
             timing.attempts += 1
+            told.restart()
             call = self._stub.Generate(
                 request, timeout=attempts.seconds_left(), metadata=self._metadata
             )
             try:
                 async for response in call:
-                    began = True
-                    chunk = chunk_of(response)
-                    timing.came(chunk)
-                    yield chunk
+                    if told.is_new(response):
+                        chunk = chunk_of(response)
+                        timing.came(chunk)
+                        yield chunk
             except grpc.aio.AioRpcError as error:
                 failed = from_rpc_error(error)
+            except (GeneratorExit, asyncio.CancelledError):
+                if self._retry.resumes and told.began:
+                    await self._end(call)
+                raise
             else:
                 attempts.succeeded()
                 return
             finally:
                 call.cancel()
-            await self._pause(attempts, failed, began=began)
+            await self._pause(attempts, failed, began=told.began)
+
+    async def _end(self, call: grpc.aio.UnaryStreamCall[Any, Any]) -> None:
+        """End what the server would go on with for us to come back."""
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            request_id = dict(await call.initial_metadata()).get(REQUEST_ID, "")
+            ask = pb.CancelRequest(request_id=str(request_id))
+            await self._stub.Cancel(ask, timeout=_END_S, metadata=self._metadata)
 
     async def _pause(self, attempts: Attempts, failed: BatonError, *, began: bool = False) -> None:
         """Wait until the next attempt is due; raises `failed` if there is none."""

@@ -17,6 +17,8 @@ OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 )
+REQUEST_ID = "x-request-id"
+"""Initial metadata that names a request."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,10 @@ class Retry:
     nothing is sent again while half or less is left: no storm on a server that is in trouble."""
     refill: float = 0.1
     """See `budget`."""
+    resumes: bool = False
+    """Send each request with an idempotency key, so that an answer that broke off goes on where it
+    broke. The server then keeps a request for ten seconds after its client is gone, unless the
+    client ends it itself, as it does when a stream is closed."""
 
     def __post_init__(self) -> None:
         if self.attempts < 1:
@@ -94,12 +98,13 @@ class Attempts:
     def pause_after(self, error: BatonError, *, began: bool) -> float | None:
         """Return for how many seconds to wait before the next attempt; None: there is none.
 
-        `began`: something of the answer came; a second one would begin anew.
+        `began`: something of the answer came; a second one would begin anew, without a key.
         """
         if not error.retryable or isinstance(error, DeadlineExceeded):
             return None
         self._failed += 1
-        if not self._budget.failed() or began or self._failed >= self._retry.attempts:
+        over = began and not self._retry.resumes
+        if not self._budget.failed() or over or self._failed >= self._retry.attempts:
             return None
         pause_s = self._pause_s(error)
         if pause_s > self._retry.max_backoff_s or pause_s >= self.seconds_left():

@@ -1,14 +1,16 @@
 """The client for ordinary, blocking code; any number of threads may share one."""
 
+import contextlib
+import secrets
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Self, TypeVar, cast
 
 import grpc
 
-from baton.client.answer import Chunk, Completion, Timing, chunk_of, completion_of
+from baton.client.answer import Chunk, Completion, Resumed, Timing, chunk_of, completion_of
 from baton.client.batch import Item, Sending, event_of
-from baton.client.channel import OPTIONS, ClientTls, compression_of, metadata_of
+from baton.client.channel import OPTIONS, REQUEST_ID, ClientTls, compression_of, metadata_of
 from baton.client.options import Options, Prompt, request_of
 from baton.client.retries import Attempts, Retry, RetryBudget
 from baton.core.clock import monotonic
@@ -18,6 +20,9 @@ from baton.proto import inference_pb2_grpc as pb_grpc
 from baton.proto.errors import from_rpc_error
 
 Response = TypeVar("Response")
+
+_END_S = 5.0
+"""For a server to answer that it has ended a request that is left."""
 
 
 class Stream(Iterator[Chunk]):
@@ -100,6 +105,8 @@ class Client:
     ) -> Stream:
         """Like `generate`, but yield everything that the server says."""
         request = request_of(prompt, options or Options())
+        if self._retry.resumes:
+            request.idempotency_key = secrets.token_hex(16)
         timing = Timing(monotonic)
         return Stream(self._chunks(request, timing, self._attempts(timeout_s)), timing)
 
@@ -110,26 +117,38 @@ class Client:
     def _chunks(
         self, request: pb.GenerateRequest, timing: Timing, attempts: Attempts
     ) -> Generator[Chunk, None, None]:
-        began = False
+        told = Resumed()
         while True:
             timing.attempts += 1
+            told.restart()
             call = self._stub.Generate(
                 request, timeout=attempts.seconds_left(), metadata=self._metadata
             )
             try:
                 for response in call:
-                    began = True
-                    chunk = chunk_of(response)
-                    timing.came(chunk)
-                    yield chunk
+                    if told.is_new(response):
+                        chunk = chunk_of(response)
+                        timing.came(chunk)
+                        yield chunk
             except grpc.RpcError as error:
                 failed = _meant(error)
+            except (GeneratorExit, KeyboardInterrupt):
+                if self._retry.resumes and told.began:
+                    self._end(call)
+                raise
             else:
                 attempts.succeeded()
                 return
             finally:
                 call.cancel()
-            self._pause(attempts, failed, began=began)
+            self._pause(attempts, failed, began=told.began)
+
+    def _end(self, call: grpc.Call) -> None:
+        """End what the server would go on with for us to come back."""
+        with contextlib.suppress(grpc.RpcError, ValueError):  # ValueError: the client is closed
+            request_id = dict(call.initial_metadata()).get(REQUEST_ID, "")
+            ask = pb.CancelRequest(request_id=str(request_id))
+            self._stub.Cancel(ask, timeout=_END_S, metadata=self._metadata)
 
     def _pause(self, attempts: Attempts, failed: BatonError, *, began: bool = False) -> None:
         """Wait until the next attempt is due; raises `failed` if there is none."""

@@ -21,6 +21,25 @@ class Decoder(Protocol):
         ...
 
 
+class Tokens(Protocol):
+    """The part of a tokenizer that WithSpecialTokens needs."""
+
+    def decode(self, ids: Sequence[int], /, *, skip_special_tokens: bool) -> str:
+        """See Decoder; special tokens such as <|endoftext|> may be shown."""
+        ...
+
+
+class WithSpecialTokens:
+    """A decoder that shows special tokens too."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        self._tokens = tokens
+
+    def decode(self, ids: Sequence[int], /) -> str:
+        """See Decoder."""
+        return self._tokens.decode(ids, skip_special_tokens=False)
+
+
 class Detokenizer:
     """Decodes one sequence's output as it grows.
 

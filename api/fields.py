@@ -24,9 +24,10 @@ class Fields:
         value = self._left.pop(name, None)
         if value is None:
             return default
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        number = whole(value)
+        if number is None or not low <= number <= high:
             raise self._refuse(name, value, f"a whole number from {low} to {high}")
-        return value
+        return number
 
     def number(self, name: str, default: float, *, low: float, high: float) -> float:
         """Return a number from `low` to `high`."""
@@ -63,7 +64,12 @@ class Fields:
                 value == default and type(value) is type(default) for default in allowed
             ):
                 values = " or ".join(repr(default) for default in allowed) or "leave it out"
-                raise self._refuse(name, value, f"{values} (not supported yet)")
+                raise self._refuse(name, value, f"{values} (not supported)")
+
+    def rest(self) -> dict[str, object]:
+        """Return the fields that nobody has taken, and take them."""
+        rest, self._left = self._left, {}
+        return rest
 
     def done(self) -> None:
         """Refuse whatever was not asked for: a field that changes nothing would be a trap."""
@@ -72,6 +78,13 @@ class Fields:
 
     def _refuse(self, name: str, value: object, allowed: str) -> InvalidRequest:
         return InvalidRequest(f"{self._prefix}{name}"[:80], value, allowed)
+
+
+def whole(value: object) -> int | None:
+    """Return `value` if it is a whole number; 5.0 is one in JSON, and some clients write so."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def check_text(field: str, value: object) -> str:

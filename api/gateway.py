@@ -7,10 +7,11 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Self
+from random import Random
+from typing import Any, Self
 
 from baton.api.decode_session import SessionStats
-from baton.api.detokenize import Detokenizer
+from baton.api.event_follower import EventFollower
 from baton.api.identity import Identity
 from baton.api.journey import Journey, JourneyHost
 from baton.api.latency import RecentLatency
@@ -19,7 +20,7 @@ from baton.api.open_request import OpenRequest
 from baton.api.sessions import Sessions
 from baton.api.text_stream import Piece, TextStream
 from baton.api.traces import TraceLog
-from baton.api.validate import ServedModel, TextRequest
+from baton.api.validate import ServedModel, TextRequest, tool_format
 from baton.core.clock import Clock, monotonic
 from baton.core.config import ClusterTlsConfig, GatewayConfig
 from baton.core.errors import BatonError, InstanceLost, Overloaded, Unavailable, UnknownModel
@@ -29,7 +30,8 @@ from baton.core.tenants import ANYBODY, Caller
 from baton.core.topology import InstanceInfo, MembershipBoard, Role
 from baton.core.trace import RequestTrace
 from baton.models.tokenizer import Tokenizer
-from baton.router.router import Router, RouterStats
+from baton.router.router import Hint, Router, RouterStats
+from baton.router.state import RouterState
 
 _RETRY_S = 5.0
 """For whoever finds too many waiting for an instance to start."""
@@ -65,13 +67,16 @@ class Gateway:
         *,
         expects_prefill: bool,
         may_be_empty: bool = False,
+        beside_others: bool = False,
         tls: ClusterTlsConfig | None = None,
         clock: Clock = monotonic,
     ) -> None:
         """`expects_prefill`: the cluster was started with prefill instances (see `health`).
 
         `may_be_empty`: with nothing to do there is no decode instance; one comes if a request waits
-        for it, for `migration_wait_s` at most. `tls`: for the way to instances.
+        for it, for `migration_wait_s` at most. `beside_others`: other gateways send requests to
+        the same instances; among equals it draws lots, so that not all choose the same. `tls`: for
+        the way to instances.
 
         Raises InvalidConfig if the file of API keys is not as it should be.
         """
@@ -82,11 +87,21 @@ class Gateway:
         self.metrics = metrics
         self.identity = Identity(config.api_keys, lambda: metrics.reload_failed("api_keys"))
         self._tokenizer = tokenizer
+        self._tool_format = tool_format(config.tool_parser, tokenizer)
         self._board = board
         self._expects_prefill = expects_prefill
         self._may_be_empty = may_be_empty
         self._clock = clock
-        self._router = Router(max_open_requests=config.max_open_requests, clock=clock)
+        state = RouterState(config.index_blocks)
+        self._follower = EventFollower(board, state, tls)
+        self._router = Router(
+            max_open_requests=config.max_open_requests,
+            clock=clock,
+            state=state,
+            salt=secrets.token_hex(8) if beside_others else "",
+            rng=Random() if beside_others else None,
+            decisions_kept=config.traces_kept,
+        )
         self._leases = LeaseKeeper(
             board,
             Terms(
@@ -123,6 +138,7 @@ class Gateway:
         """Connect to the decode instances that are listed; those that come later follow."""
         self._tasks.start(self._leases.run())
         self._tasks.start(self._sessions.run())
+        self._tasks.start(self._follower.run())
         await self._sessions.settled.wait()
 
     async def drain(self, timeout_s: float) -> None:
@@ -188,7 +204,13 @@ class Gateway:
             self._max_model_len = max(i.max_model_len for i in decode)
         if not self._max_model_len:
             raise Unavailable("no decode instance has been ready yet")
-        return ServedModel(self.model_name, self._tokenizer, self._max_model_len, caller.tenant)
+        return ServedModel(
+            self.model_name,
+            self._tokenizer,
+            self._max_model_len,
+            self._tool_format,
+            caller.tenant,
+        )
 
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes that one token stands for, perhaps only a part of a character."""
@@ -239,7 +261,7 @@ class Gateway:
             raise Unavailable("the gateway is shutting down")
         generate = request.generate
         text = TextStream(
-            Detokenizer(self._tokenizer, generate.prompt),
+            request.detokenizer(self._tokenizer),
             stop=request.stop,
             stop_token_ids=generate.stop_token_ids,
             min_tokens=generate.sampling.min_tokens,
@@ -248,6 +270,7 @@ class Gateway:
             self._sessions.usable(),
             prompt_tokens=len(generate.prompt),
             max_tokens=generate.max_tokens,
+            hint=Hint(generate.request_id, generate.prompt, generate.tenant, request.session),
         )
         opened = OpenRequest(
             request,
@@ -276,6 +299,7 @@ class Gateway:
         self._open.remove(opened)
         self._traces.add(trace)
         self._latency.add(trace)
+        self._router.ended(trace)
         self.metrics.closed(trace)
         if not self._open:
             self._idle.set()
@@ -284,6 +308,14 @@ class Gateway:
         """Return the trace of a request that ended lately; of others' requests there is none."""
         trace = self._traces.get(request_id)
         return trace if trace is not None and caller.sees(trace.tenant) else None
+
+    def explain(self, request_id: str, caller: Caller = ANYBODY) -> dict[str, Any] | None:
+        """Return why a request went where it did, ready for JSON.
+
+        None if that is forgotten, or if it is another tenant's.
+        """
+        told = self._router.explain(request_id)
+        return told if told is not None and caller.sees(told["tenant"]) else None
 
     def health(self) -> list[str]:
         """Return the reasons why requests cannot be served as they should; none: healthy."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -205,6 +206,12 @@ class InferenceService(pb_grpc.InferenceServicer):
         if not request.request_id:
             raise InvalidRequest("request_id", "", "the id of a request")
         return pb.CancelResponse(cancelled=self._gateway.cancel(request.request_id, caller))
+
+    @_errors_told
+    async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:
+        """Say why a request of the caller's tenant went where it did."""
+        told = self._gateway.explain(request.request_id, self._caller(context))
+        return pb.ExplainResponse(json=None if told is None else json.dumps(told))
 
     @_errors_told
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:

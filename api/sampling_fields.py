@@ -3,8 +3,9 @@
 import secrets
 from dataclasses import replace
 
-from baton.api.fields import Fields, check_text
+from baton.api.fields import Fields, check_text, whole
 from baton.core.errors import InvalidRequest
+from baton.core.grammar import Grammar
 from baton.core.hashing import hash_bytes
 from baton.core.request import SamplingParams
 from baton.models.tokenizer import Tokenizer
@@ -23,8 +24,10 @@ BIAS = 100.0
 """A bias is at most so far from 0."""
 
 
-def read_sampling(fields: Fields, tokenizer: Tokenizer, logprobs: int | None) -> SamplingParams:
-    """Read all that says how to sample, but `logprobs`, which each endpoint has in its own way."""
+def read_sampling(
+    fields: Fields, tokenizer: Tokenizer, logprobs: int | None, grammar: Grammar | None
+) -> SamplingParams:
+    """Read all that says how to sample, but what each endpoint has in its own way."""
     seed = fields.integer("seed", None, low=0, high=2**63 - 1)
     return SamplingParams(
         temperature=fields.number("temperature", 1.0, low=0, high=2),
@@ -45,6 +48,7 @@ def read_sampling(fields: Fields, tokenizer: Tokenizer, logprobs: int | None) ->
         bad_words=_bad_words(fields.take("bad_words"), tokenizer),
         min_tokens=fields.integer("min_tokens", 0, low=0, high=2**31 - 1) or 0,
         logprobs=logprobs,
+        grammar=grammar,
     )
 
 
@@ -88,9 +92,10 @@ def of_choice(sampling: SamplingParams, choice: int) -> SamplingParams:
 def check_token(field: str, value: object, tokenizer: Tokenizer) -> int:
     """Return `value` if it is the id of a token."""
     high = tokenizer.vocab_size - 1
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= high:
+    token = whole(value)
+    if token is None or not 0 <= token <= high:
         raise InvalidRequest(field, value, f"a token id from 0 to {high}")
-    return value
+    return token
 
 
 def _over_zero(fields: Fields, name: str) -> float:

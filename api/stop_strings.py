@@ -26,7 +26,7 @@ class StopStrings:
             self.stopped = True
             self._held = ""
             return text[:start]
-        held = max(self._overlap(text, stop) for stop in self._stop)
+        held = max(overlap(text, stop) for stop in self._stop)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]
 
@@ -43,10 +43,10 @@ class StopStrings:
         end, negative_length = min(found)
         return end + negative_length
 
-    @staticmethod
-    def _overlap(text: str, stop: str) -> int:
-        """Return the length of the longest end of `text` that is a beginning of `stop`."""
-        for length in range(min(len(stop) - 1, len(text)), 0, -1):
-            if text.endswith(stop[:length]):
-                return length
-        return 0
+
+def overlap(text: str, tag: str) -> int:
+    """Return the length of the longest end of `text` that is a beginning, not all, of `tag`."""
+    for length in range(min(len(tag) - 1, len(text)), 0, -1):
+        if text.endswith(tag[:length]):
+            return length
+    return 0

@@ -2,9 +2,14 @@
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
+from baton.api import known_fields
+from baton.api.detokenize import Detokenizer, WithSpecialTokens
 from baton.api.fields import Fields, check_text
+from baton.api.grammar_fields import read_grammar
+from baton.api.message_fields import read_chat_options, read_messages
 from baton.api.sampling_fields import (
     check_token,
     of_choice,
@@ -13,10 +18,13 @@ from baton.api.sampling_fields import (
     read_sampling,
     read_stop_tokens,
 )
+from baton.api.tool_calls import ToolFormat, ToolUse, format_of
+from baton.api.tool_fields import Tools, read_tools
 from baton.core.errors import InvalidRequest, UnknownModel
 from baton.core.ids import RequestId
 from baton.core.request import GenerateRequest, SamplingParams
 from baton.core.tenants import ANONYMOUS, Tenant
+from baton.models.grammar import check_grammar
 from baton.models.tokenizer import Tokenizer
 
 INLINE_BYTES = 16 << 10
@@ -26,31 +34,13 @@ MAX_CHOICES = 128
 MAX_STOP = 4
 MAX_STOP_LENGTH = 256
 """Characters of one stop string."""
-MAX_MESSAGES = 4096
+_LAST_TOKENS = 16
+"""Of a prompt, more than a character can begin in."""
 DEFAULT_MAX_TOKENS = 16
 """Of completions, as OpenAI has it; a chat may go on to the limit."""
 
-_ROLES = ("system", "developer", "user", "assistant")
-_NO: tuple[object, ...] = ()
-_UNSUPPORTED_COMPLETION: dict[str, tuple[object, ...]] = {"echo": (False,), "suffix": ("",)}
-_UNSUPPORTED_CHAT: dict[str, tuple[object, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none",),
-    "parallel_tool_calls": (True, False),
-    "functions": ([],),
-    "function_call": ("none",),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "audio": _NO,
-    "prediction": _NO,
-    "reasoning_effort": _NO,
-    "verbosity": _NO,
-    "web_search_options": _NO,
-    "store": (False,),
-    "service_tier": ("auto", "default"),
-}
-_IGNORED = ("user", "safety_identifier", "prompt_cache_key", "metadata")
-"""Labels for somebody's own bookkeeping; they promise no effect on the output."""
+_SESSION = ("session", "prompt_cache_key", "user")
+"""Of these labels, the first that is a text says which requests belong together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +51,36 @@ class ServedModel:
     tokenizer: Tokenizer
     max_model_len: int
     """Tokens of prompt and output together that some decode instance can hold."""
+    tool_format: ToolFormat | None = None
+    """How it writes tool calls of its own accord; None: unknown."""
     tenant: Tenant = ANONYMOUS
     """Who asks, and so within which limits."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextRequest:
-    """A valid request, and the stop strings, of which only api/ knows."""
+    """A valid request, and what only api/ knows of it."""
 
     generate: GenerateRequest
     stop: tuple[str, ...] = ()
+    """Strings that end the text."""
+    echo: str | None = None
+    """The prompt's text, if it is to stand before the output."""
+    skip_special_tokens: bool = True
+    """Such as <|endoftext|>: they are not shown."""
+
+    session: str = ""
+    """Requests of the same one would rather go where the others went; "": of none."""
+
+    def detokenizer(self, tokenizer: Tokenizer) -> Detokenizer:
+        """Return what makes text of its output."""
+        decoder = tokenizer if self.skip_special_tokens else WithSpecialTokens(tokenizer)
+        if self.echo is None:
+            return Detokenizer(decoder, self.generate.prompt)
+        # A character that begins in the prompt and ends in the output is shown once, and whole.
+        detokenizer = Detokenizer(decoder)
+        detokenizer.push(self.generate.prompt[-_LAST_TOKENS:])
+        return detokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +94,16 @@ class Call:
     stream: bool = False
     include_usage: bool = False
     """A stream ends with a chunk that has the usage."""
+    tools: ToolUse | None = None
+    """How the answers may call tools."""
+    constrained_by: str = ""
+    """The field that says of which grammar the output is to be; "" if it may be anything."""
+
+    def of_session(self, session: str) -> "Call":
+        """Return this call as one of a session; as it is if there is none."""
+        if not session:
+            return self
+        return replace(self, requests=tuple(replace(r, session=session) for r in self.requests))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +115,35 @@ class _Common:
     stream: bool
     include_usage: bool
     priority: int
+    session: str
+    skip_special_tokens: bool
+    constrained_by: str
+    """The field that constrains the output; "" if none does."""
+
+
+def tool_format(option: str, tokenizer: Tokenizer) -> ToolFormat | None:
+    """Return how a model writes tool calls: as `--tool-parser` says, or by its chat template."""
+    if option != "auto":
+        return cast(ToolFormat, option)
+    template = tokenizer.tool_template
+    return None if template is None else format_of(template.source)
 
 
 def completion_call(body: object, model: ServedModel, *, prefix: str = "cmpl") -> Call:
     """Check the body of /v1/completions."""
     fields = Fields(body)
-    fields.only(_UNSUPPORTED_COMPLETION)
+    fields.only(known_fields.COMPLETION)
     common = _common(fields, model, read_completion_logprobs)
     fields.only({"best_of": (common.n,)})
     max_tokens = _max_tokens(fields, "max_tokens", model)
-    prompts = _prompts(fields.take("prompt"), model)
+    special = fields.flag("add_special_tokens", True)
+    prompts = _prompts(fields.take("prompt"), model, add_special_tokens=special)
+    if fields.flag("echo", False):
+        if common.sampling.logprobs is not None:
+            # They would cost a pass over the vocabulary for each token of the prompt.
+            allowed = "false, as logprobs is there: a prompt's logprobs are not computed"
+            raise InvalidRequest("echo", True, allowed)
+        prompts = [prompt.echoed(common, model) for prompt in prompts]
     fields.done()
     if len(prompts) * common.n > MAX_CHOICES:
         allowed = f"at most {MAX_CHOICES // len(prompts)} for {len(prompts)} prompts"
@@ -116,34 +155,79 @@ def completion_call(body: object, model: ServedModel, *, prefix: str = "cmpl") -
 def chat_call(body: object, model: ServedModel) -> Call:
     """Check the body of /v1/chat/completions."""
     fields = Fields(body)
-    fields.only(_UNSUPPORTED_CHAT)
+    fields.only(known_fields.CHAT)
     common = _common(fields, model, read_chat_logprobs)
+    tools = read_tools(fields, model.tokenizer.tool_template, model.tool_format)
+    if tools.use is not None:
+        common = _with_tools(common, tools)
     old = _max_tokens(fields, "max_tokens", model)
     new = _max_tokens(fields, "max_completion_tokens", model)
-    messages = _messages(fields.take("messages"))
+    prompt = read_chat(fields, model, tools)
     fields.done()
-    prompt = model.tokenizer.apply_chat_template(messages)
     limits = _Limits("messages", old if new is None else new, model.max_model_len)
-    return _call(_new_id("chatcmpl"), [prompt], limits, common, model)
+    call = _call(_new_id("chatcmpl"), [_Prompt(prompt)], limits, common, model)
+    return replace(call, tools=tools.use)
+
+
+def read_chat(fields: Fields, model: ServedModel, tools: Tools) -> list[int]:
+    """Read what a chat's prompt is made of, and return the prompt."""
+    tokenizer = model.tokenizer
+    template = tokenizer.chat_template if tools.shown is None else tokenizer.tool_template
+    options = read_chat_options(fields, template, tools.shown)
+    messages = read_messages(fields.take("messages"), template)
+    special = fields.flag("add_special_tokens", False)
+    return tokenizer.apply_chat_template(messages, options, add_special_tokens=special)
+
+
+def check_model(fields: Fields, model: ServedModel) -> None:
+    """Refuse the name of a model that is not there; none at all means the one that is."""
+    name = fields.text("model")
+    if name is not None and name != model.name:
+        raise UnknownModel("model", name, model.name)
+
+
+def check_call_grammar(call: Call, model: ServedModel) -> None:
+    """Raise InvalidRequest if no output can be made to follow the call's grammar.
+
+    It may take a second: call it in a thread.
+    """
+    grammar = call.requests[0].generate.sampling.grammar
+    if grammar is not None:
+        check_grammar(grammar, model.tokenizer, field=call.constrained_by)
+
+
+def _with_tools(common: _Common, tools: Tools) -> _Common:
+    if common.constrained_by:
+        allowed = "none, as tools may be called: what it allows is no call"
+        raise InvalidRequest(common.constrained_by, "a grammar", allowed)
+    # Mistral's tag is a special token.
+    skip = common.skip_special_tokens and tools.use is not None and tools.use.form != "mistral"
+    return replace(
+        common,
+        sampling=replace(common.sampling, grammar=tools.grammar),
+        skip_special_tokens=skip,
+        constrained_by="" if tools.grammar is None else "tools",
+    )
 
 
 def _common(
     fields: Fields, model: ServedModel, read_logprobs: Callable[[Fields], int | None]
 ) -> _Common:
-    name = fields.text("model")
-    if name is not None and name != model.name:
-        raise UnknownModel("model", name, model.name)
-    for label in _IGNORED:
-        fields.take(label)
+    check_model(fields, model)
+    labels = {label: fields.take(label) for label in known_fields.IGNORED}
     stream = fields.flag("stream", False)
+    constrained_by, grammar = read_grammar(fields) or ("", None)
     return _Common(
-        sampling=read_sampling(fields, model.tokenizer, read_logprobs(fields)),
+        sampling=read_sampling(fields, model.tokenizer, read_logprobs(fields), grammar),
         n=fields.integer("n", 1, low=1, high=MAX_CHOICES) or 1,
         stop=_stop(fields.take("stop")),
         stop_token_ids=read_stop_tokens(fields, model.tokenizer),
         stream=stream,
         include_usage=_include_usage(fields, stream),
         priority=_priority(fields, model.tenant),
+        skip_special_tokens=fields.flag("skip_special_tokens", True),
+        constrained_by=constrained_by,
+        session=next((v for n in _SESSION if isinstance(v := labels[n], str) and v), ""),
     )
 
 
@@ -161,7 +245,7 @@ def _include_usage(fields: Fields, stream: bool) -> bool:
         raise InvalidRequest("stream_options", value, "leave it out unless stream is true")
     options = Fields(value, where="stream_options")
     include_usage = options.flag("include_usage", False)
-    options.only({"include_obfuscation": (False,)})
+    options.only(known_fields.STREAM)
     options.done()
     return include_usage
 
@@ -183,67 +267,54 @@ def _max_tokens(fields: Fields, name: str, model: ServedModel) -> int | None:
     return fields.integer(name, None, low=1, high=model.max_model_len - 1)
 
 
-def _prompts(value: object, model: ServedModel) -> list[list[int]]:
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    ids: list[int]
+    text: str | None = None
+    """As the user wrote it."""
+    echo: str | None = None
+
+    def echoed(self, common: _Common, model: ServedModel) -> "_Prompt":
+        """Return it with its text as the echo."""
+        text = self.text
+        if text is None:
+            tokens = model.tokenizer
+            decoder = tokens if common.skip_special_tokens else WithSpecialTokens(tokens)
+            text = Detokenizer(decoder).push(self.ids)
+        return replace(self, echo=text)
+
+
+def _prompts(value: object, model: ServedModel, *, add_special_tokens: bool) -> list[_Prompt]:
     """Read a string, a list of strings, a list of token ids, or a list of lists of these."""
+
+    def read(field: str, prompt: object) -> _Prompt:
+        if isinstance(prompt, str):
+            text = check_text(field, prompt)
+            ids = model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            return _Prompt(ids, text)
+        return _Prompt(read_tokens(field, prompt, model))
+
     if not isinstance(value, list):
-        return [_prompt("prompt", value, model)]
+        return [read("prompt", value)]
     if not value:
         raise InvalidRequest("prompt", value, "at least one token id or one prompt")
-    if isinstance(value[0], int):
-        return [_prompt("prompt", value, model)]
+    if isinstance(value[0], (int, float)):
+        return [read("prompt", value)]
     if len(value) > MAX_CHOICES:
         raise InvalidRequest("prompt", f"{len(value)} prompts", f"at most {MAX_CHOICES} prompts")
     kind = type(value[0])
     for index, prompt in enumerate(value):
         if type(prompt) is not kind:
             raise InvalidRequest(f"prompt[{index}]", prompt, "the same type as prompt[0]")
-    return [_prompt(f"prompt[{index}]", prompt, model) for index, prompt in enumerate(value)]
+    return [read(f"prompt[{index}]", prompt) for index, prompt in enumerate(value)]
 
 
-def _prompt(field: str, value: object, model: ServedModel) -> list[int]:
-    if isinstance(value, str):
-        return model.tokenizer.encode(check_text(field, value))
+def read_tokens(field: str, value: object, model: ServedModel) -> list[int]:
+    """Return a list of token ids."""
     if not isinstance(value, list):
         raise InvalidRequest(field, value, "a string, or a list of token ids")
-    for index, token in enumerate(value):
-        check_token(f"{field}[{index}]", token, model.tokenizer)
-    return value
-
-
-def _messages(value: object) -> list[dict[str, str]]:
-    if not isinstance(value, list) or not 1 <= len(value) <= MAX_MESSAGES:
-        raise InvalidRequest("messages", value, f"a list of 1 to {MAX_MESSAGES} messages")
-    return [_message(f"messages[{index}]", message) for index, message in enumerate(value)]
-
-
-def _message(where: str, value: object) -> dict[str, str]:
-    fields = Fields(value, where=where)
-    role = fields.take("role")
-    if role not in _ROLES:
-        raise InvalidRequest(f"{where}.role", role, f"one of {', '.join(_ROLES)}")
-    message = {"role": str(role), "content": _content(f"{where}.content", fields.take("content"))}
-    name = fields.text("name")
-    # A client sends back the assistant messages that it got, with their empty fields.
-    empty = ("refusal", "audio", "annotations", "tool_calls", "function_call")
-    fields.only(dict.fromkeys(empty, ([],)))
-    fields.done()
-    return message | ({} if name is None else {"name": name})
-
-
-def _content(field: str, value: object) -> str:
-    if not isinstance(value, list):
-        return check_text(field, value)
-    return "".join(_part(f"{field}[{index}]", part) for index, part in enumerate(value))
-
-
-def _part(where: str, value: object) -> str:
-    fields = Fields(value, where=where)
-    kind = fields.take("type")
-    if kind != "text":
-        raise InvalidRequest(f"{where}.type", kind, "text")
-    text = check_text(f"{where}.text", fields.take("text"))
-    fields.done()
-    return text
+    tokens = model.tokenizer
+    return [check_token(f"{field}[{i}]", token, tokens) for i, token in enumerate(value)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,25 +326,40 @@ class _Limits:
 
 
 def _call(
-    call_id: str, prompts: list[list[int]], limits: _Limits, common: _Common, model: ServedModel
+    call_id: str, prompts: list[_Prompt], limits: _Limits, common: _Common, model: ServedModel
 ) -> Call:
     count = len(prompts) * common.n
     ids = [call_id] if count == 1 else [f"{call_id}-{i}" for i in range(count)]
     requests: list[TextRequest] = []
     for prompt in prompts:
-        max_tokens = _fitting(prompt, limits, common, model)
+        max_tokens = _fitting(prompt.ids, limits, common, model)
         for choice in range(common.n):
             generate = GenerateRequest(
                 request_id=RequestId(ids[len(requests)]),
-                prompt=tuple(prompt),
+                prompt=tuple(prompt.ids),
                 max_tokens=max_tokens,
                 sampling=of_choice(common.sampling, choice),
                 stop_token_ids=common.stop_token_ids,
                 tenant=model.tenant.name,
                 priority=common.priority,
             )
-            requests.append(TextRequest(generate, common.stop))
-    return Call(call_id, tuple(requests), common.n, common.stream, common.include_usage)
+            requests.append(
+                TextRequest(
+                    generate,
+                    common.stop,
+                    prompt.echo,
+                    common.skip_special_tokens,
+                    common.session,
+                )
+            )
+    return Call(
+        call_id,
+        tuple(requests),
+        common.n,
+        common.stream,
+        common.include_usage,
+        constrained_by=common.constrained_by,
+    )
 
 
 def _fitting(prompt: list[int], limits: _Limits, common: _Common, model: ServedModel) -> int:

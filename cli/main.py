@@ -102,6 +102,9 @@ def serve(
         str, typer.Option(help="Decode instances copy KV to one another: off or peer.")
     ] = "off",
     max_open_requests: Annotated[int, typer.Option(help="Beyond: HTTP 429.")] = 256,
+    tool_parser: Annotated[
+        str, typer.Option(help="How the model writes tool calls: hermes, llama3_json or mistral.")
+    ] = "auto",
     start_timeout: Annotated[float, typer.Option(help="Seconds for instances to start.")] = 180.0,
     api_keys: Annotated[
         Path | None, typer.Option(help="File of tenants and API keys; without it anybody may call.")
@@ -170,6 +173,7 @@ def serve(
                 http_port=port,
                 grpc_port=grpc_port,
                 max_open_requests=max_open_requests,
+                tool_parser=tool_parser,
                 api_keys=api_keys,
                 open_metrics=open_metrics,
                 tls=tls_of(tls_cert, tls_key, tls_client_ca),
@@ -207,6 +211,22 @@ def generate(
     with errors_shown():
         options = Options(max_tokens=max_tokens, temperature=temperature, seed=seed)
         run(address, prompt, options, client_tls(ca, cert, key))
+
+
+@app.command()
+def explain(
+    request_id: str,
+    *,
+    url: Annotated[str, typer.Option(help="Of the gateway's HTTP API.")] = "http://127.0.0.1:8000",
+) -> None:
+    """Say why a request went where it did: candidates, predictions, and what came of it.
+
+    An API key is taken from the environment: BATON_API_KEY.
+    """
+    from baton.cli.explain import explain as run
+
+    with errors_shown():
+        run(url, request_id, make_console())
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import secrets
 from collections.abc import (
     AsyncGenerator,
@@ -213,6 +214,12 @@ class AsyncClient:
         ask = pb.CancelRequest(request_id=request_id)
         told: pb.CancelResponse = await self._call(self._stub.Cancel, ask)
         return told.cancelled
+
+    async def explain(self, request_id: str) -> dict[str, Any] | None:
+        """Return why a request of one's own went where it did; None if it is not known any more."""
+        ask = pb.ExplainRequest(request_id=request_id)
+        told: pb.ExplainResponse = await self._call(self._stub.Explain, ask)
+        return json.loads(told.json) if told.HasField("json") else None
 
     async def tokenize(self, text: str, *, model: str = "") -> list[int]:
         """Return the tokens of a text, as a prompt of that text would have them."""

@@ -1,10 +1,11 @@
 """The client for ordinary, blocking code; any number of threads may share one."""
 
 import contextlib
+import json
 import secrets
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Self, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import grpc
 
@@ -205,6 +206,12 @@ class Client:
         ask = pb.CancelRequest(request_id=request_id)
         told: pb.CancelResponse = self._call(self._stub.Cancel, ask)
         return told.cancelled
+
+    def explain(self, request_id: str) -> dict[str, Any] | None:
+        """Return why a request of one's own went where it did; None if it is not known any more."""
+        ask = pb.ExplainRequest(request_id=request_id)
+        told: pb.ExplainResponse = self._call(self._stub.Explain, ask)
+        return json.loads(told.json) if told.HasField("json") else None
 
     def tokenize(self, text: str, *, model: str = "") -> list[int]:
         """Return the tokens of a text, as a prompt of that text would have them."""

@@ -85,6 +85,11 @@ class EngineConfig(Config):
     """Batch sizes for which a step of decodes is captured at start, smaller batches being padded;
     by default 1, 2, 4, then multiples of 8 and from 256 on of 32, up to `max_sequences`. Without
     any, or beyond the largest, kernels are launched one by one."""
+    cuda_graph_tokens: tuple[Annotated[int, Field(ge=1, le=1 << 17)], ...] | None = None
+    """Numbers of tokens for which all but attention of a step with chunks of prompts is captured at
+    start, smaller steps being padded; by default 64, 128, 192, 256, then multiples of 128 up to
+    1024, as far as `max_batch_tokens` goes. Without any, or beyond the largest, kernels are
+    launched one by one: from about there on a GPU computes longer than launching takes."""
     attention_skip_below: float = Field(default=0.0, ge=0, lt=1)
     """In prompts' attention by Triton's kernel, leave out keys whose share is less than this of the
     likeliest key's; 0 leaves out none. Of a token that sees n keys, at most e = n times this of the
@@ -324,6 +329,12 @@ class GatewayConfig(Config):
     lease_s: float = Field(default=3.0, ge=1, le=60)
     """An instance that does not answer for so long is given up, and gives itself up if nobody else
     renews its lease."""
+    index_blocks: int = Field(default=1 << 21, ge=1 << 10, le=1 << 28)
+    """KV blocks, of all instances together, of which it is known who has them: 21 bytes each."""
+    sse_keep_alive_s: float = Field(default=15.0, gt=0)
+    """A stream that has been silent for so long sends a comment, so that no proxy cuts it off."""
+    tool_parser: Literal["auto", "hermes", "llama3_json", "mistral"] = "auto"
+    """How the model writes tool calls; auto goes by its chat template."""
     traces_kept: int = Field(default=1024, ge=1, le=1 << 20)
     """Traces of ended requests that can be asked for."""
     api_keys: Path | None = None

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from baton.core.grammar import Grammar
 from baton.core.ids import RequestId
 
 PRIORITY_LEVELS = 10
@@ -57,6 +58,8 @@ class SamplingParams:
     """Stop tokens are not sampled before so many tokens were generated."""
     logprobs: int | None = None
     """Tell the sampled token's logprob and those of so many likeliest tokens; None: tell none."""
+    grammar: Grammar | None = None
+    """What the output must look like; None: anything."""
 
     @property
     def plain(self) -> bool:
@@ -77,9 +80,14 @@ class SamplingParams:
         return penalties != (1.0, 0.0, 0.0)
 
     @property
+    def recalls(self) -> bool:
+        """Whether single tokens, wherever they were said, change the logits."""
+        return self.penalises or any(len(word) > 1 for word in self.bad_words)
+
+    @property
     def looks_back(self) -> bool:
         """Whether the logits are changed by which tokens came before."""
-        return self.penalises or any(len(word) > 1 for word in self.bad_words)
+        return self.recalls or self.grammar is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,13 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from baton.core.errors import BatonError, Cancelled, DeadlineExceeded, InternalError
+from baton.core.errors import (
+    BatonError,
+    Cancelled,
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+)
 from baton.core.ids import Attempt, SeqId
 from baton.core.log import get_logger
 from baton.core.request import FinishReason, GenerateRequest
@@ -71,6 +77,7 @@ class RequestOwner:
             async with asyncio.timeout(self._submission.timeout_s):
                 # Before any prefill instance computes a prompt that could never be taken.
                 self._host.instance.engine.expect_fits(self._submission.request)
+                await self._host.instance.prepare(self._submission.request)
                 self._verdict = self._decide()
                 if self._verdict.here or not await self._hand_over():
                     self._prefill_here()
@@ -256,9 +263,13 @@ class OwnerTable(dict[SeqId, RequestOwner]):
             outbox.flush()
 
     def step_failed(self, seq_ids: Sequence[SeqId], error: Exception) -> None:
-        """A step raised; these sequences are gone."""
-        lost = InternalError(f"the model failed in a step: {error!r}")
-        _log.error("a step failed", exc_info=error)
+        """These sequences are gone: a step raised, or they ask for what cannot be done."""
+        lost: BatonError
+        if isinstance(error, InvalidRequest):
+            lost = error
+        else:
+            lost = InternalError(f"the model failed in a step: {error!r}")
+            _log.error("a step failed", exc_info=error)
         for seq_id in seq_ids:
             if seq_id in self:
                 self[seq_id].fail(lost)

@@ -28,13 +28,14 @@ back when no step writes them any more.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from baton.core.config import EngineConfig
 from baton.core.errors import InvalidConfig
 from baton.core.handover import BlockRef
 from baton.core.ids import SeqId
+from baton.core.instance_events import InstanceLoad
 from baton.core.request import GenerateRequest, TokenLogprobs
 from baton.engine.kv_events import KVEvents
 from baton.engine.partitions import Partitions
@@ -220,12 +221,16 @@ class Scheduler:
     def apply(self, result: StepResult) -> list[EngineEvent]:
         """End the oldest step: take in its tokens, and tell what came of it, in the plan's order.
 
-        Of sequences that have ended meanwhile nothing is taken in.
+        Of sequences that have ended meanwhile nothing is taken in, and those that failed end.
         """
         events: list[EngineEvent] = []
-        size, ended, told = self._block_size, Phase.ENDED, result.logprobs
+        size, ended = self._block_size, Phase.ENDED
+        told, failed = result.logprobs, result.failed
         for part, seq in self._close_step(result.step, copied=True):
             if seq.phase is ended:
+                continue
+            if failed and seq.seq_id in failed:
+                self._roster.end(seq)
                 continue
             computed = seq.computed = part.end
             if computed // size > seq.committed and not (seq.twin and seq.in_steps):
@@ -240,6 +245,19 @@ class Scheduler:
                 logprobs = told.get(seq.seq_id) if told else None
                 events.append(self._append(seq, result.tokens[seq.seq_id], logprobs))
         return events
+
+    def fail_unsound(self, result: StepResult) -> list[SeqId]:
+        """End sequences of the oldest step for which no token would be right; before `apply`.
+
+        Returns those that it ended, without those that were released meanwhile.
+        """
+        ended = []
+        for seq_id in result.unsound:
+            seq = self._roster.find(seq_id)
+            if seq is not None:
+                self._roster.end(seq)
+                ended.append(seq_id)
+        return ended
 
     def fail_step(self, plan: StepPlan) -> list[SeqId]:
         """End the oldest step, which raised: what its blocks hold is unknown, so its sequences end.
@@ -287,6 +305,23 @@ class Scheduler:
         router.
         """
         return self._memory.drain_events()
+
+    def cached_hashes(self) -> tuple[Iterable[bytes], ...]:
+        """Return the hashes of all prefixes that each partition's prefix cache has now."""
+        return self._memory.cached_hashes()
+
+    def load(self) -> InstanceLoad:
+        """Return what there is to do; for the router."""
+        running = list(self._roster.running)
+        left = [len(seq.tokens) - seq.computed for seq in running]
+        queued = [seq for seq in self._roster.waiting if seq.phase is Phase.QUEUED]
+        decoding = [len(seq.tokens) for seq, n in zip(running, left, strict=True) if n <= 1]
+        return InstanceLoad(
+            queued_tokens=sum(len(seq.tokens) for seq in queued) + sum(n for n in left if n > 1),
+            running=len(decoding),
+            context_tokens=sum(decoding),
+            free_tokens=self._memory.stats().pool.available * self._block_size,
+        )
 
     @property
     def has_work(self) -> bool:

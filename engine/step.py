@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from baton.core.errors import InvalidRequest
 from baton.core.handover import BlockRef
 from baton.core.ids import BlockId, SeqId
 from baton.core.request import FinishReason, GenerateRequest, SamplingParams, TokenLogprobs
@@ -91,6 +92,12 @@ class StepResult:
     tokens: dict[SeqId, int]
     logprobs: dict[SeqId, TokenLogprobs] = field(default_factory=dict)
     """Of the sequences that asked for them."""
+    unsound: tuple[SeqId, ...] = ()
+    """Sequences whose logits were not finite: they have no token. The others' rows are their own,
+    and so are none the worse for it."""
+    failed: dict[SeqId, InvalidRequest] = field(default_factory=dict)
+    """Sequences that end here because they ask for what cannot be done, and why; their tokens mean
+    nothing."""
 
 
 class Outlook(NamedTuple):

@@ -11,9 +11,10 @@ Rows are lists and numbers only, for any packer that keeps these. With msgpack a
 7 bytes while ids and tokens are below 65,536, and 11 beyond; a new block adds up to 5.
 """
 
-from dataclasses import astuple, replace
+from dataclasses import astuple, fields, replace
 from typing import Any
 
+from baton.core.grammar import Grammar
 from baton.core.ids import BlockId, SeqId
 from baton.core.request import SamplingParams
 from baton.engine.step import BlockCopy, SamplingContext, ScheduledSequence, StepPlan
@@ -25,6 +26,7 @@ PackedStep = list[Any]
 """[step, rows, swap_out, swap_in], of lists, numbers, booleans and None only."""
 
 _PLAIN = SamplingParams()
+_FIELDS = [field.name for field in fields(SamplingParams)]
 
 
 class StepEncoder:
@@ -149,9 +151,17 @@ def _from_whole(row: list[Any]) -> ScheduledSequence:
         start,
         tuple(blocks),
         samples,
-        _PLAIN if sampling is None else SamplingParams(*_tuples(sampling)),
+        _PLAIN if sampling is None else _sampling(_tuples(sampling)),
         None if context is None else SamplingContext(*_tuples(context)),
     )
+
+
+def _sampling(values: tuple[Any, ...]) -> SamplingParams:
+    """Return parameters by the values of their fields, of which one is a dataclass itself."""
+    given = dict(zip(_FIELDS, values, strict=True))
+    if given["grammar"] is not None:
+        given["grammar"] = Grammar(*given["grammar"])
+    return SamplingParams(**given)
 
 
 def _lists(value: Any) -> Any:

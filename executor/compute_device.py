@@ -32,15 +32,26 @@ def compute_device(config: WorkerConfig) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise InvalidConfig("device", engine.device, "cpu or auto: torch finds no CUDA device here")
-    if axis := _axis_of_cpus(config.parallel):
-        allowed = "1 on GPUs, whose ranks share a model along tp only; device cpu has the others"
-        raise InvalidConfig(axis, getattr(config.parallel, axis), allowed)
+    if led_by_host(config.parallel) and engine.attention_skip_below:
+        allowed = (
+            "0 with pp, dp, ep or cp: only the kernel of steps that no host leads leaves keys out"
+        )
+        raise InvalidConfig("attention_skip_below", engine.attention_skip_below, allowed)
     if engine.executor == "native":
         raise InvalidConfig("executor", engine.executor, "auto or torch on a GPU")
     if engine.batch_invariant:
         allowed = "false on a GPU: there, sums are split by the sizes of the batch"
         raise InvalidConfig("batch_invariant", "true", allowed)
     return torch.device("cuda", _own_gpu(config.rank))
+
+
+def led_by_host(parallel: ParallelConfig) -> bool:
+    """Return whether on GPUs the host leads steps kernel by kernel, as on CPUs, and waits for each.
+
+    Streams and tokens pass between stages, the exchange of experts must know on the host how many
+    rows it has, and rings of context are made there: neither graphs nor seats serve these meshes.
+    """
+    return parallel.pp * parallel.places * parallel.cp > 1
 
 
 def _own_gpu(rank: int) -> int:
@@ -69,15 +80,11 @@ def steps_under_way(config: WorkerConfig, *, on_gpu: bool) -> StepsUnderWay:
     if wanted and not possible:
         allowed = "false with stages or context parallelism: not all ranks have the last tokens"
         raise InvalidConfig("run_ahead", "true", allowed)
-    ahead = possible and (on_gpu if wanted is None else wanted)
+    ahead = possible and (on_gpu and not led_by_host(parallel) if wanted is None else wanted)
     return StepsUnderWay(2 if ahead else parallel.pp, ahead)
 
 
 def _gpu_suits(config: WorkerConfig) -> bool:
-    suits = not _axis_of_cpus(config.parallel) and config.engine.executor != "native"
-    return suits and not config.engine.batch_invariant and torch.cuda.is_available()
-
-
-def _axis_of_cpus(parallel: ParallelConfig) -> str:
-    """Return an axis along which there are several ranks, and may not be on GPUs; or nothing."""
-    return next((axis for axis in ("pp", "dp", "ep", "cp") if getattr(parallel, axis) > 1), "")
+    engine = config.engine
+    suits = engine.executor != "native" and not engine.batch_invariant
+    return suits and torch.cuda.is_available()

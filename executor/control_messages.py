@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from baton.core.errors import BatonError, InternalError, all_errors
+from baton.core.errors import BatonError, InternalError, InvalidRequest, all_errors
 from baton.core.request import TokenLogprobs
 from baton.engine.step import StepResult
 
@@ -10,17 +10,20 @@ from baton.engine.step import StepResult
 def packed_result(result: StepResult) -> list[Any]:
     """Return a step's result as lists and numbers."""
     logprobs = [[seq, told.logprob, told.top] for seq, told in result.logprobs.items()]
-    return [result.step, list(result.tokens), list(result.tokens.values()), logprobs]
+    failed = [[seq, why.field, str(why.value), why.allowed] for seq, why in result.failed.items()]
+    tokens, unsound = result.tokens, list(result.unsound)
+    return [result.step, list(tokens), list(tokens.values()), logprobs, unsound, failed]
 
 
 def result_from(packed: list[Any]) -> StepResult:
     """Return the result that was packed."""
-    step, ids, tokens, logprobs = packed
+    step, ids, tokens, logprobs, unsound, failed = packed
     told = {
         seq: TokenLogprobs(logprob, tuple((token, value) for token, value in top))
         for seq, logprob, top in logprobs
     }
-    return StepResult(step, dict(zip(ids, tokens, strict=True)), told)
+    refused = {seq: InvalidRequest(*why) for seq, *why in failed}
+    return StepResult(step, dict(zip(ids, tokens, strict=True)), told, tuple(unsound), refused)
 
 
 def packed_error(error: BaseException) -> list[str]:

@@ -1,8 +1,8 @@
 """Chooses next tokens where the logits are: all of it tensors, and nothing read on the host.
 
-It computes what executor/sampler.py and logit_changes.py do, but for typical-p; the parameters are
+It computes what executor/sampler.py and logit_changes.py do, but for grammars; the parameters are
 tensors, so that a step which was captured serves any sequences. On a GPU it is five Triton kernels
-(kernels/triton/sampling.py), elsewhere torch.
+(kernels/triton/sampling.py), elsewhere torch, and so where a row wants typical-p, which sorts.
 """
 
 from dataclasses import dataclass
@@ -10,12 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from baton.core.request import SamplingParams
 from baton.executor.noise import exponential
+from baton.executor.truncation import cut_untypical
 from baton.kernels.backend import triton_serves
 
 _GREEDY_BELOW = 1e-5
 _OUT = float("-inf")
+_SORTED = 16
+"""Rows that are sorted at a time: as many take about 64 MiB for a vocabulary of 128k tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class RowSampling:
     """int64"""
     positions: Tensor
     """int64: where the new tokens stand in their sequences"""
+    typical_p: Tensor | None = None
+    """float32; 1 for none; None if all are"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +73,6 @@ class RowChanges:
     """[rows, n] int32: the last n tokens"""
 
 
-def serves(sampling: SamplingParams) -> bool:
-    """Return whether rows with these parameters can be sampled here, but for typical-p all.
-
-    Typical-p sorts tokens by another measure than all other cuts: the host does it.
-    """
-    return sampling.typical_p == 1.0
-
-
 def begin_history_(seen: Tensor, prompt: Tensor, output: Tensor) -> None:
     """Fill a row of `RowPenalties.seen` [vocabulary] for a sequence that joins the batch.
 
@@ -110,8 +106,37 @@ def sample_rows(logits: Tensor, rows: RowSampling, penalties: RowPenalties | Non
 
     With penalties, the tokens are counted in `seen`.
     """
-    if triton_serves(logits):
+    if triton_serves(logits) and rows.typical_p is None:
         return _sample_by_triton(logits, rows, penalties)
+    if logits.shape[0] <= _SORTED:
+        return _sample_by_torch(logits, rows, penalties)
+    parts = range(0, logits.shape[0], _SORTED)
+    return torch.cat([_sample_by_torch(*_part(at, logits, rows, penalties)) for at in parts])
+
+
+def _part(
+    start: int, logits: Tensor, rows: RowSampling, penalties: RowPenalties | None
+) -> tuple[Tensor, RowSampling, RowPenalties | None]:
+    """Return a few rows of each."""
+    few = slice(start, start + _SORTED)
+    typical_p = None if rows.typical_p is None else rows.typical_p[few]
+    own = RowSampling(
+        rows.temperature[few],
+        rows.top_k[few],
+        rows.top_p[few],
+        rows.min_p[few],
+        rows.seeds[few],
+        rows.positions[few],
+        typical_p,
+    )
+    if penalties is None:
+        return logits[few], own, None
+    p = penalties
+    many = (p.histories, p.repetition, p.frequency, p.presence)
+    return logits[few], own, RowPenalties(p.seen, *(each[few] for each in many))
+
+
+def _sample_by_torch(logits: Tensor, rows: RowSampling, penalties: RowPenalties | None) -> Tensor:
     logits = logits.float()
     if penalties is None:
         return _sample(logits, rows)
@@ -157,7 +182,7 @@ def _sample(logits: Tensor, rows: RowSampling) -> Tensor:
 
 
 def _cut(scores: Tensor, rows: RowSampling) -> Tensor:
-    """Cut by top-k, then top-p, then min-p, as executor/truncation.py does."""
+    """Cut by top-k, top-p, min-p and typical-p, in turn, as executor/truncation.py does."""
     vocabulary = scores.shape[1]
     ordered = scores.sort(dim=-1).values
     none = (rows.top_k <= 0) | (rows.top_k >= vocabulary)
@@ -172,4 +197,8 @@ def _cut(scores: Tensor, rows: RowSampling) -> Tensor:
     scores = scores.masked_fill(scores < least, _OUT)
     probabilities = torch.softmax(scores, dim=-1)
     limit = rows.min_p[:, None] * probabilities.amax(-1, keepdim=True)
-    return scores.masked_fill(probabilities < limit, _OUT)
+    scores = scores.masked_fill(probabilities < limit, _OUT)
+    if rows.typical_p is None:
+        return scores
+    typical = cut_untypical(scores, rows.typical_p)
+    return torch.where((rows.typical_p < 1)[:, None], typical, scores)

@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from baton.core.config import LeaderRef, WorkerConfig
 from baton.core.errors import InternalError, InvalidConfig
+from baton.core.grammar import Grammar, GrammarKind
 from baton.core.ids import Incarnation, InstanceId
 from baton.core.log import get_logger
 from baton.core.tasks import TaskSet
@@ -238,6 +239,12 @@ class Follower:
                 self._ready.exception()
             raise
 
+    async def _prepare(self, kind: GrammarKind, source: str) -> None:
+        """Compile a grammar, if tokens are chosen on this rank."""
+        assert self._rank is not None, "a request before the start"
+        if self._rank.chooses:
+            await self._rank.grammars.prepare(Grammar(kind, source))
+
     async def _close(self) -> None:
         await self.close()
 
@@ -295,10 +302,12 @@ class Follower:
             return
         runner = rank.runner()
         tells = rank.tells
+        pool = None if rank.memory is None else rank.memory.device
         while (given := self._steps.get()) is not None:
             plan, ends = given
             try:
-                result = runner.compute(plan, self._watch(plan.step, ends))
+                result = runner.compute(plan, _settled(pool, self._watch(plan.step, ends)))
+                _settle(pool)
             except InternalError as error:  # all ranks of the stage have found it
                 if tells:
                     link.send(["failed", plan.step, packed_error(error)])
@@ -325,8 +334,8 @@ class Follower:
         steps.close()
 
     def _step_ended(self, step: int, error: BaseException | None) -> None:
-        """Go on, if all ranks have found that the logits are not finite; or end."""
-        if error is not None and not isinstance(error, InternalError):
+        """Go on, or end if it failed: logits that are not finite are no failure of the step."""
+        if error is not None:
             _log.error("a step failed", exc_info=error)
             self._die(f"step {step} failed: {error!r}")
         self._loop.call_soon_threadsafe(self._computed, (step, ALL_LAYERS))
@@ -358,10 +367,29 @@ class Follower:
             os._exit(EXIT_CODE)
 
 
+def _settle(pool: Device | None) -> None:
+    """Wait until what this thread has started is in the pool, if that lies on a device."""
+    if pool is not None:
+        pool.record().wait()
+
+
+def _settled(pool: Device | None, watch: LayerWatch | None) -> LayerWatch | None:
+    """Tell of layers only once they are in the pool."""
+    if pool is None or watch is None:
+        return watch
+
+    def reached(layers: int) -> None:
+        _settle(pool)
+        watch.reached(layers)
+
+    return LayerWatch(watch.ends, reached)
+
+
 _METHODS: dict[str, Callable[..., Any]] = {
     "load": Follower._load,
     "measure": Follower._measure,
     "start": Follower._start,
+    "prepare": Follower._prepare,
     "close": Follower._close,
     "handover_open": Follower._handover_open,
     "handover_connect": Follower._handover_connect,

@@ -1,6 +1,6 @@
 """How much of a GPU's memory is left for the KV pool, by a measured run of the largest step.
 
-others │ weights │ largest step │ captured steps │ KV pool                  │ left alone
+others │ weights │ largest step │ captured steps │ staging │ KV pool        │ left alone
 ├──────────────── gpu_memory_utilization × all of it ─────────────────────┤
 """
 
@@ -72,6 +72,8 @@ class MemoryUse:
     """What the largest step needs for a time."""
     captured: int
     """What captured steps need."""
+    staged: int = 0
+    """What handovers need for staging."""
 
     def blocks(self, config: EngineConfig, block_bytes: int) -> int:
         """Return how many blocks the pool gets: what is left, or `kv_memory_mib` of it.
@@ -80,6 +82,7 @@ class MemoryUse:
         """
         share = config.gpu_memory_utilization
         left = int(self.total * share) - self.loaded - self.step - self.captured
+        left -= self.staged
         wanted = config.kv_memory_mib
         if wanted is not None and wanted * MIB > left:
             allowed = f"at most {max(left, 0) // MIB}, or what helps against this: {self}"
@@ -94,7 +97,9 @@ class MemoryUse:
         return (
             f"of {self.total // MIB} MiB, weights and what else is loaded take"
             f" {self.loaded // MIB}, the largest step {self.step // MIB} (lower max_batch_tokens or"
-            f" max_sequences), captured steps {self.captured // MIB} (fewer cuda_graph_sizes)"
+            f" max_sequences), captured steps {self.captured // MIB} (fewer cuda_graph_sizes"
+            f" or lower cuda_graph_tokens),"
+            f" staging {self.staged // MIB} (lower staging_mib)"
         )
 
 

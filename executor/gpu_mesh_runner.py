@@ -12,7 +12,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from functools import partial
 
-from baton.core.errors import InternalError
 from baton.engine.step import LayerWatch, StepPlan, StepResult
 from baton.executor.device import Device
 from baton.executor.gpu_runner import GpuRunner
@@ -33,8 +32,8 @@ class GpuMeshRunner:
     def execute(self, plan: StepPlan, watch: LayerWatch | None = None) -> Future[StepResult]:
         """Let all ranks launch a step; the result is the leader's own.
 
-        It is an InternalError if logits are not finite: all ranks find it, and go on. What else
-        goes wrong ends the instance, since it leaves ranks waiting for each other.
+        Logits that are not finite all ranks find alike, and go on. What goes wrong otherwise ends
+        the instance, since it leaves ranks waiting for each other.
         """
         future = self._group.begin(plan, () if watch is None else watch.ends)
         try:
@@ -49,8 +48,6 @@ class GpuMeshRunner:
         error = own.exception()
         if error is None:
             self._group.tell(step, own.result())
-        elif isinstance(error, InternalError):
-            self._group.tell(step, error)
         else:
             self._lose(step, error)
 

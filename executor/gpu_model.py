@@ -7,13 +7,14 @@ Ranks along tp gather the rows of logits whole, and each chooses all tokens by i
 bits with the same noise it is the same choice, so that none waits for another to tell it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from baton.engine.step import LayerWatch
-from baton.executor.device_sampler import RowSampling, sample_rows
+from baton.executor.device_sampler import sample_rows
 from baton.executor.gpu_option_tensors import TOP, OptionTensors
 from baton.executor.gpu_options import Extent
 from baton.executor.gpu_seats import SeatTensors
@@ -82,7 +83,8 @@ class GpuModel:
         Without `options` all sampling is PLAIN. `skip_below`: see PagedBatch.
         """
         self._model = model
-        self._layers = paged_layers(kv.tensor)
+        self.layers = paged_layers(kv.tensor)
+        """The pool, as the model sees it."""
         self._block_size = kv.layout.block_size
         self._state = state
         self._rows = rows
@@ -115,18 +117,30 @@ class GpuModel:
             slots=slots.masked_fill(~real, -1),
             batch=PagedBatch(tables, ((positions + 1) * real).to(torch.int32), count),
         )
-        logits = self._whole(self._model.forward_device(step, self._layers))
+        logits = self._whole(self._model.forward_device(step, self.layers))
         return LogitRows(logits, seats, positions + 1)
 
     def ragged_logits(self, ragged: RaggedStep, watch: LayerWatch | None) -> LogitRows:
         """Compute a step of decodes and chunks; `watch` is told of layers as they are launched."""
+        step = self.ragged_step(ragged, ragged.tokens.shape[0])
+        return self.ragged_rows(ragged, self._model.forward_device(step, self.layers, watch))
+
+    def ragged_rows(self, ragged: RaggedStep, logits: Tensor) -> LogitRows:
+        """Return whose the logits of a step of decodes and chunks are; the rank may have a part."""
+        seats = ragged.seats[ragged.owners[ragged.sampled]]
+        return LogitRows(self._whole(logits), seats, ragged.positions[ragged.sampled] + 1)
+
+    def ragged_step(self, ragged: RaggedStep, rows: int) -> DeviceStep:
+        """Return a step of decodes and chunks as the model takes it, padded to so many rows."""
         state, positions, owners = self._state, ragged.positions, ragged.owners
         tables = state.tables[ragged.seats]
         starts = ragged.starts.to(torch.int32) if ragged.chunks else None
-        step = DeviceStep(
-            tokens=state.known(ragged.tokens, ragged.seats[owners]),
-            positions=positions,
-            slots=self._slots(tables[owners, positions // self._block_size], positions),
+        slots = self._slots(tables[owners, positions // self._block_size], positions)
+        more = 0, rows - positions.shape[0]
+        return DeviceStep(
+            tokens=pad(state.known(ragged.tokens, ragged.seats[owners]), more),
+            positions=pad(positions, more),
+            slots=pad(slots, more, value=-1),
             batch=PagedBatch(
                 tables,
                 ragged.lengths.to(torch.int32),
@@ -137,9 +151,6 @@ class GpuModel:
             ),
             sampled=ragged.sampled,
         )
-        logits = self._whole(self._model.forward_device(step, self._layers, watch))
-        seats = ragged.seats[owners[ragged.sampled]]
-        return LogitRows(logits, seats, positions[ragged.sampled] + 1)
 
     def choose(self, rows: LogitRows, extent: Extent = Extent.PLAIN) -> None:
         """Choose the rows' next tokens: they are in `found`, and the seats' last ones.
@@ -151,9 +162,10 @@ class GpuModel:
             return
         # Before anything is forbidden: that is not finite either.
         self.found[1, :count] = logits.sum(-1).isfinite()
-        told = torch.log_softmax(logits.float(), dim=-1) if extent is Extent.TOLD else None
-        temperature, top_k, top_p, min_p, seeds = self._state.sampling(rows.seats)
-        sampling = RowSampling(temperature, top_k, top_p, min_p, seeds, rows.positions)
+        told = torch.log_softmax(logits.float(), dim=-1) if extent >= Extent.TOLD else None
+        sampling = self._state.sampling(rows.seats, rows.positions)
+        if extent < Extent.TYPICAL:
+            sampling = replace(sampling, typical_p=None)
         if extent is Extent.PLAIN:
             tokens = sample_rows(logits, sampling)
         else:

@@ -1,7 +1,7 @@
 """Who samples a row, device or host, and what the device is told of the sequences it samples.
 
 A sequence is one or the other's for as long as it keeps its seat, as both keep its past. The
-device has all but typical-p, as long as there is room: `HISTORIES` sequences with penalties,
+device has all but grammars, as long as there is room: `HISTORIES` sequences with penalties,
 `CHANGES` biases, bad words and stop tokens under `min_tokens`, bad words of up to `WORD` + 1
 tokens, and `TOP` logprobs (gpu_option_tensors.py). What is beyond that the host samples, and the
 step is waited for.
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from baton.core.request import SamplingParams
 from baton.engine.step import SamplingContext, ScheduledSequence
-from baton.executor.device_sampler import serves
 from baton.executor.gpu_option_tensors import CHANGES, FIELDS, HISTORIES, PARAMS, TOP, WORD
 
 Ints = NDArray[np.int64]
@@ -34,6 +33,12 @@ class Extent(IntEnum):
     """Penalties, biases, bad words and min tokens."""
     TOLD = 2
     """Logprobs."""
+    TYPICAL = 3
+    """Typical-p; not captured, and by torch, which sorts a few rows at a time."""
+
+
+CAPTURED = (Extent.PLAIN, Extent.CHANGED, Extent.TOLD)
+"""What steps of decodes are captured for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +115,11 @@ class OptionSeats:
 
     def _seat(self, seat: int, sequence: ScheduledSequence) -> _Seated:
         sampling, context = sequence.sampling, sequence.context
-        if not serves(sampling):
+        if sampling.grammar is not None:
             return _Seated(None)
+        typical = sampling.typical_p < 1
         if context is None:
-            return _Seated(Extent.PLAIN)
+            return _Seated(Extent.TYPICAL if typical else Extent.PLAIN)
         changes = _changes(sampling, context)
         if (
             (sampling.logprobs or 0) > self._top
@@ -125,6 +131,7 @@ class OptionSeats:
         changed = bool(changes) or sampling.looks_back
         told = sampling.logprobs is not None
         extent = Extent.TOLD if told else Extent.CHANGED if changed else Extent.PLAIN
+        extent = Extent.TYPICAL if typical else extent
         seated = _Seated(extent)
         if changes:
             seated.changes = [self._free.pop() for _ in changes]

@@ -1,9 +1,10 @@
 """A step plan through a model on a device: launched, and not waited for.
 
 Steps of decodes are captured for some batch sizes, and a replay serves every batch up to that size:
-rows that are missing sit on nobody's seat (gpu_seats.py). Steps with chunks of prompts, and batches
-beyond the largest size, are launched kernel by kernel, so that a `LayerWatch` hears of layers as
-they are launched: what the device is given after that runs after these layers.
+rows that are missing sit on nobody's seat (gpu_seats.py). Of steps with chunks of prompts, all but
+attention is captured for some numbers of tokens (gpu_pieces.py). What is beyond the largest sizes
+is launched kernel by kernel. A `LayerWatch` hears of layers as they are launched: what the device
+is given after that runs after these layers.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +18,8 @@ from baton.engine.step import LayerWatch, ScheduledSequence
 from baton.executor.gpu_buffers import Ints, StepBuffers
 from baton.executor.gpu_model import FOUND, GpuModel, LogitRows, RaggedStep
 from baton.executor.gpu_option_tensors import OptionTensors
-from baton.executor.gpu_options import Extent, OptionSeats
+from baton.executor.gpu_options import CAPTURED, Extent, OptionSeats
+from baton.executor.gpu_pieces import GpuPieces
 from baton.executor.gpu_queue import GpuQueue, Mark, Work
 from baton.executor.gpu_seats import Seats, SeatTensors, seats_needed
 from baton.executor.kv_cache import KVCache
@@ -86,6 +88,8 @@ class GpuPass:
         self._results = [queue.host_buffer(FOUND * limits.rows) for _ in range(turns)]
         self._turn = 0
         self._graphs: dict[tuple[int, Extent], Work] = {}
+        self._decoder = model
+        self._pieces: GpuPieces | None = None
 
     def __repr__(self) -> str:
         return f"<GpuPass {self._model} on {self._queue}, {len(self._graphs)} captured>"
@@ -95,6 +99,20 @@ class GpuPass:
         """What pasts, penalties and changes of logits take of the device's memory."""
         return self._options_there.num_bytes
 
+    def capture_pieces(self, sizes: Sequence[int], on_captured: Callable[[int], None]) -> None:
+        """Capture what lies between attentions, for steps of `sizes` tokens that have chunks.
+
+        The largest first, and before `capture`: what they need for a time, decodes then share.
+        """
+        if not sizes:
+            return
+        layers = self._model.layers
+        self._pieces = GpuPieces(self._decoder, layers, self._queue, max(sizes))
+        for size in sorted(sizes, reverse=True):
+            assert size <= self._limits.tokens, f"a step of {size} tokens"
+            self._pieces.capture(size)
+            on_captured(size)
+
     def capture(self, sizes: Sequence[int], on_captured: Callable[[int], None]) -> None:
         """Capture steps of decodes for batches of `sizes`, the largest first, in each extent.
 
@@ -102,7 +120,7 @@ class GpuPass:
         """
         for size in sorted(sizes, reverse=True):
             assert size <= self._limits.rows, f"a batch of {size}"
-            for extent in reversed(Extent):
+            for extent in reversed(CAPTURED):
                 self._write_rows(self._buffers.begin(), (), [])
                 self._buffers.send()
                 work = partial(self._model.decode, size, extent)
@@ -112,6 +130,8 @@ class GpuPass:
     def close(self) -> None:
         """Let go of what was captured; NCCL waits for that before its groups can be left."""
         self._graphs.clear()
+        if self._pieces is not None:
+            self._pieces.close()
 
     def launch(
         self, sequences: Sequence[ScheduledSequence], watch: LayerWatch | None = None
@@ -124,6 +144,8 @@ class GpuPass:
         sampled = tuple(s for s in ordered if s.samples)
         extent, on_host = self._sampling(sampled, told)
         graph: Work | None = None
+        ragged: RaggedStep | None = None
+        compute: Callable[[], LogitRows]
         if len(decodes) == len(sampled) == len(ordered) and watch is None:
             self._write_rows(rows, ordered, seats)
             graph = None if on_host else self._graph_for(len(ordered), extent)
@@ -134,6 +156,8 @@ class GpuPass:
         self._buffers.send()
         for tell in told:
             self._queue.launch(tell)
+        if ragged is not None and (size := self._size_for(ragged)) is not None:
+            compute = self._launch_pieces(ragged, size, watch)
         logits: list[Tensor] = []
         if graph is not None:
             graph()
@@ -184,6 +208,21 @@ class GpuPass:
             told.append(partial(self._options_there.take_table, table))
             self._options.stale = False
         return extent, tuple(on_host)
+
+    def _size_for(self, ragged: RaggedStep) -> int | None:
+        """Return how many rows a step is padded to, if its pieces were captured."""
+        if self._pieces is None or not ragged.chunks:
+            return None
+        return self._pieces.size_for(ragged.tokens.shape[0])
+
+    def _launch_pieces(
+        self, ragged: RaggedStep, size: int, watch: LayerWatch | None
+    ) -> Callable[[], LogitRows]:
+        """Launch a step with chunks piece by piece; return what computes the logits in the end."""
+        assert self._pieces is not None
+        made = partial(self._model.ragged_step, ragged, size)
+        end = self._pieces.launch(made, size, watch)
+        return lambda: self._model.ragged_rows(ragged, end())
 
     def _compute(
         self,
@@ -246,7 +285,7 @@ class GpuPass:
         """Launch the copy of what was found to the host."""
         self._turn = (self._turn + 1) % len(self._results)
         result, found = self._results[self._turn], self._model.found
-        written = (found.shape[0] if extent is Extent.TOLD else 2) * found.shape[1]
+        written = (found.shape[0] if extent >= Extent.TOLD else 2) * found.shape[1]
 
         def copy() -> None:
             result[:written].copy_(found.view(-1)[:written], non_blocking=True)

@@ -23,10 +23,11 @@ from torch import Tensor
 from baton.core.ids import BlockId, SeqId
 from baton.core.request import SamplingParams
 from baton.engine.step import ScheduledSequence
+from baton.executor.device_sampler import RowSampling
 
 Ints = NDArray[np.int64]
 
-_PARAMS = 5  # top_k, seed, and the bits of temperature, top_p and min_p as float64
+_PARAMS = 6  # top_k, seed, and the bits of temperature, top_p, min_p and typical_p as float64
 
 
 class SeatTensors:
@@ -56,11 +57,13 @@ class SeatTensors:
         """Return tokens [n] with the last ones of their seats in place of those under 0."""
         return torch.where(tokens < 0, self._last[seats], tokens)
 
-    def sampling(self, seats: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return temperature, top_k, top_p, min_p and seed of rows [n], as kernels take them."""
+    def sampling(self, seats: Tensor, positions: Tensor) -> RowSampling:
+        """Return how rows [n] are sampled whose new tokens stand at `positions` [n]."""
         top_k, seed, *floats = self._params[:, seats]
-        temperature, top_p, min_p = (bits.view(torch.float64).float() for bits in floats)
-        return temperature, top_k.to(torch.int32), top_p, min_p, seed
+        temperature, top_p, min_p, typical_p = (bits.view(torch.float64).float() for bits in floats)
+        return RowSampling(
+            temperature, top_k.to(torch.int32), top_p, min_p, seed, positions, typical_p
+        )
 
 
 class SeatChanges(NamedTuple):
@@ -149,5 +152,5 @@ def seats_needed(rows: int, depth: int) -> int:
 
 
 def _packed(sampling: SamplingParams) -> Ints:
-    floats = np.array([sampling.temperature, sampling.top_p, sampling.min_p])
+    floats = np.array([sampling.temperature, sampling.top_p, sampling.min_p, sampling.typical_p])
     return np.array([sampling.top_k, sampling.seed, *floats.view(np.int64)], dtype=np.int64)

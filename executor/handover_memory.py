@@ -8,6 +8,7 @@ a handover takes, prefill decides by what decode can read.
 """
 
 import torch
+from torch import Tensor
 
 from baton.core.config import WorkerConfig
 from baton.core.kv_layout import KVLayout
@@ -44,20 +45,11 @@ class HandoverMemory:
         page_bytes, pages = _pages(config, layout, on_device=self.on_device)
         pool_bytes = num_blocks * layout.block_bytes
         ahead = 0 if self.on_device else pool_bytes
-        size = ahead + pages * page_bytes
-        shared = allocate(size, config.handover)
-        memory = (
-            torch.zeros(size, dtype=torch.uint8)
-            if shared is None
-            else torch.frombuffer(shared.buffer, dtype=torch.uint8)
-        )
+        memory, self.region = _on_host(config, ahead + pages * page_bytes)
+        """What transports are to register."""
         pool = memory[:ahead] if device is None else device.allocate(pool_bytes)
         self.kv = KVCache(layout, num_blocks, memory=pool)
         """The pool."""
-        self.region = (
-            Region(memory.data_ptr(), size, memory) if shared is None else shared.region(memory)
-        )
-        """What transports are to register."""
         self.device_region: Region | None = None
         """What those are to register that read the memory of devices."""
         if device is not None and device.driver is not None:
@@ -67,7 +59,14 @@ class HandoverMemory:
         self.staging: Staging | None = None
         """What KV passes through where it cannot be read in place; none if that was not wanted."""
         if pages:
-            self.staging = Staging(self.kv, memory[ahead:], page_bytes, offset=ahead, device=device)
+            self.staging = Staging(
+                self.kv,
+                memory[ahead:],
+                page_bytes,
+                offset=ahead,
+                device=device,
+                deposits=config.role is not Role.PREFILL,
+            )
 
     @property
     def pool(self) -> Memory | HashesItself:
@@ -87,6 +86,28 @@ class HandoverMemory:
         if self.staging is not None:
             self.staging.close()
             self.staging.pool.check()
+
+
+def _on_host(config: WorkerConfig, size: int) -> tuple[Tensor, Region]:
+    """Return zeroed bytes of host memory, which other processes can map if that is wanted."""
+    shared = allocate(size, config.handover)
+    if shared is None:
+        memory = torch.zeros(size, dtype=torch.uint8)
+        return memory, Region(memory.data_ptr(), size, memory)
+    memory = torch.frombuffer(shared.buffer, dtype=torch.uint8)
+    return memory, shared.region(memory)
+
+
+def staged_on_device(config: WorkerConfig, layout: KVLayout) -> int:
+    """Return the bytes of a device that staging takes, beside the pool there, where it is used.
+
+    In decode what was read lies there once more, before it is converted; in prefill so does what is
+    gathered for pages, which is no more than these hold.
+    """
+    if config.role is Role.MIXED:
+        return 0
+    page_bytes, pages = _pages(config, layout, on_device=True)
+    return page_bytes * pages
 
 
 class _PoolOn(HashesItself):

@@ -54,7 +54,7 @@ class History:
 
 
 class Histories:
-    """The histories of the sequences of the last steps whose sampling looks back."""
+    """The histories of the sequences of the last steps whose sampling recalls tokens."""
 
     def __init__(self, depth: int = 1) -> None:
         """`depth` is how many steps may be under way at once."""
@@ -64,10 +64,10 @@ class Histories:
         return sum(map(len, self._kept))
 
     def advance(self, rows: Iterable[SampledRow]) -> dict[SeqId, History]:
-        """Take in a step; return the history of each row that looks back, up to its position."""
+        """Take in a step; return the history of each row that recalls, up to its position."""
         histories: dict[SeqId, History] = {}
         for row in rows:
-            if row.context is None or not row.sampling.looks_back:
+            if row.context is None or not row.sampling.recalls:
                 continue
             if row.context.before is None:
                 history = self._of(row.seq_id)

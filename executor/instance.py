@@ -11,6 +11,7 @@ from baton.core.config import WorkerConfig
 from baton.core.errors import InternalError, InvalidConfig
 from baton.core.ids import Incarnation, InstanceId, new_incarnation
 from baton.core.kv_layout import KVLayout
+from baton.core.request import GenerateRequest
 from baton.core.topology import InstanceInfo
 from baton.engine.scheduler import Scheduler
 from baton.executor.device import Device
@@ -142,6 +143,17 @@ class Instance:
         if self._rank.transport is None:
             raise InvalidConfig("role", str(self.config.role), "prefill or decode, for a handover")
         return self._rank.transport
+
+    async def prepare(self, request: GenerateRequest) -> None:
+        """Compile a request's grammar, if it has one, on all ranks; it is submitted after that.
+
+        Raises InvalidRequest if it cannot be followed, Overloaded if too many wait, and
+        DeadlineExceeded.
+        """
+        grammar = request.sampling.grammar
+        if grammar is not None:
+            await self._rank.grammars.prepare(grammar)
+            await self._ranks.call_all("prepare", grammar.kind, grammar.source)
 
     def handover(self, terms: HandoverTerms) -> MeshHandover:
         """Return all ranks' parts of an attempt; it must be closed."""

@@ -1,8 +1,9 @@
 """What the user asks to be more or less likely: changes of logits before temperature.
 
-In vLLM's order: bad words and, before `min_tokens`, stop tokens are made impossible; then come the
-bias, the repetition penalty, the frequency penalty and the presence penalty. Impossible tokens
-stay so. All rows are changed at once, and of a row only the tokens that are concerned.
+In vLLM's order: bad words and, before `min_tokens`, stop tokens are made impossible, and so is what
+a grammar does not allow; then come the bias, the repetition penalty, the frequency penalty and the
+presence penalty. Impossible tokens stay so. All rows are changed at once, and of a row only the
+tokens that are concerned.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,10 @@ from torch import Tensor
 from baton.core.ids import SeqId
 from baton.core.request import SamplingParams
 from baton.executor.batch import SampledRow
+from baton.executor.grammar_mask import NO_MASKS, GrammarMask
 from baton.executor.history import History
+
+_OUT = float("-inf")
 
 
 def change_logits_(
@@ -23,14 +27,16 @@ def change_logits_(
     rows: Mapping[int, SampledRow],
     histories: Mapping[SeqId, History],
     first: int = 0,
+    masks: Mapping[SeqId, GrammarMask] = NO_MASKS,
 ) -> None:
     """Change float32 logits [rows, tokens] in place, each row as its parameters say.
 
     The columns are the tokens from `first` on: all of the vocabulary, or a rank's part of it.
-    `rows` has by its index every row with a context, `histories` every one that looks back.
+    `rows` has by its index every row with a context, `histories` every one that recalls tokens,
+    and `masks` every one with a grammar that can be followed.
     """
     if rows:
-        _forbid_(logits, rows, histories, first)
+        _forbid_(logits, rows, histories, first, masks)
         _bias_(logits, rows, first)
         _penalise_(logits, rows, histories, first)
 
@@ -40,19 +46,27 @@ def _forbid_(
     rows: Mapping[int, SampledRow],
     histories: Mapping[SeqId, History],
     first: int,
+    masks: Mapping[SeqId, GrammarMask],
 ) -> None:
     own = range(first, first + logits.shape[1])
     indices: list[int] = []
     tokens: list[int] = []
     for i, row in rows.items():
         history = histories.get(row.seq_id)
-        for token in _forbidden(row, [] if history is None else history.tokens):
+        forbidden = _forbidden(row, [] if history is None else history.tokens)
+        if row.seq_id in masks:
+            assert row.context is not None
+            mask = masks[row.seq_id].allowed(forbidden, row.context.stop_token_ids)
+            allowed = torch.from_numpy(mask[own.start : own.stop]).to(logits.device)
+            logits[i].masked_fill_(~allowed, _OUT)
+            continue
+        for token in forbidden:
             if token in own:
                 indices.append(i)
                 tokens.append(token - first)
     if indices:
         where = torch.tensor([indices, tokens], device=logits.device)
-        logits[where[0], where[1]] = float("-inf")
+        logits[where[0], where[1]] = _OUT
 
 
 def _forbidden(row: SampledRow, before: list[int]) -> Iterator[int]:

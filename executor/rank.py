@@ -8,10 +8,11 @@ from baton.core.config import WorkerConfig
 from baton.core.ids import Incarnation
 from baton.core.sharded_layout import Rank, ShardedLayout
 from baton.core.topology import Role
-from baton.executor.compute_device import StepsUnderWay
+from baton.executor.compute_device import StepsUnderWay, led_by_host
 from baton.executor.expert_balance import ExpertBalancer
 from baton.executor.gpu_runner import GpuRunner
 from baton.executor.gpu_start import start_runner
+from baton.executor.grammars import Grammars
 from baton.executor.handover_memory import HandoverMemory
 from baton.executor.handover_orders import HandoverTerms
 from baton.executor.kv_cache import KVCache
@@ -56,18 +57,29 @@ class LoadedRank:
     steps: StepsUnderWay
     """How many there may be at once."""
     gpu: GpuRunner | None
-    """Computes on a GPU, if the instance does."""
+    """Computes on a GPU, if the instance does and its host does not lead the steps."""
+    grammars: Grammars
+    """Those that requests ask for."""
+
+    @property
+    def chooses(self) -> bool:
+        """Whether this rank, perhaps with others, chooses the next tokens: in the last stage."""
+        return self.place.rank.pp == self.layout.pp - 1
 
     @property
     def tells(self) -> bool:
         """Whether this rank tells the leader the result of a step, for its place."""
-        last = self.place.rank.pp == self.layout.pp - 1
-        return last and self.place.rank.tp == 0 and not self.place.copy
+        return self.chooses and self.place.rank.tp == 0 and not self.place.copy
 
     def runner(self) -> ModelRunner:
-        """Return what computes this rank's share of steps on the CPU."""
+        """Return what computes this rank's share of steps where the host leads them."""
         return ModelRunner(
-            self.model, self.kv, self.host, depth=self.steps.depth, balancer=self.balancer
+            self.model,
+            self.kv,
+            self.host,
+            depth=self.steps.depth,
+            balancer=self.balancer,
+            compiler=self.grammars.compiler,
         )
 
     def collectives(self) -> dict[str, float | int | str]:
@@ -155,8 +167,9 @@ async def start_rank(
             memory = HandoverMemory(config, own, room.blocks, pool_device)
         kv = KVCache(own, room.blocks, str(loaded.device)) if memory is None else memory.kv
         host = _host_pool(config, loaded.layout, kv)
+        grammars = Grammars(config.model_dir, loaded.model.spec.vocab_size)
         runner = None
-        if gpu is not None:
+        if gpu is not None and not led_by_host(config.parallel):
             runner = await asyncio.to_thread(
                 start_runner,
                 gpu,
@@ -165,8 +178,10 @@ async def start_rank(
                 kv,
                 host,
                 steps.depth,
-                room.sizes,
+                room,
                 parts.on_progress,
+                config.parallel.step_timeout_s,
+                grammars.compiler,
             )
         transport = direct = None
         if memory is not None:
@@ -186,6 +201,7 @@ async def start_rank(
         balancer,
         steps,
         runner,
+        grammars,
     )
 
 

@@ -13,6 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from baton.core.config import LeaderRef, ParallelConfig, WorkerConfig
@@ -23,7 +24,7 @@ from baton.core.errors import (
     InvalidConfig,
     TransportError,
 )
-from baton.core.ids import Incarnation
+from baton.core.ids import Incarnation, SeqId
 from baton.core.log import get_logger
 from baton.engine.step import StepPlan, StepResult
 from baton.engine.step_diff import StepEncoder
@@ -295,6 +296,7 @@ class _Gathered:
         self.future: Future[StepResult] = Future()
         self._missing = places
         self._result = StepResult(step, {})
+        self._unsound: tuple[SeqId, ...] = ()
         self._error: BatonError | None = None
 
     def take(self, told: StepResult | BatonError) -> bool:
@@ -304,6 +306,8 @@ class _Gathered:
         else:
             self._result.tokens.update(told.tokens)
             self._result.logprobs.update(told.logprobs)
+            self._unsound += told.unsound
+            self._result.failed.update(told.failed)
         self._missing -= 1
         return self._missing == 0
 
@@ -312,4 +316,4 @@ class _Gathered:
         if self._error is not None:
             self.future.set_exception(self._error)
         else:
-            self.future.set_result(self._result)
+            self.future.set_result(replace(self._result, unsound=self._unsound))

@@ -2,6 +2,9 @@
 
 import asyncio
 import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,14 +18,19 @@ from baton.executor.compute_device import (
     StepsUnderWay,
     compute_device,
     current_device,
+    led_by_host,
     steps_under_way,
 )
 from baton.executor.device import Device
+from baton.executor.gpu_compile import Wanted, compile_ahead
+from baton.executor.gpu_led import room_led_by_host
 from baton.executor.gpu_start import Gpu, open_gpu, room_on_gpu
+from baton.executor.handover_memory import staged_on_device
 from baton.executor.kv_cache import blocks_that_fit, make_layout
 from baton.executor.rank_group import Say
 from baton.executor.room import Room
 from baton.kernels import add_rms_norm
+from baton.kernels.backend import choose_backend, use_backend
 from baton.kv_transfer.choose import OpenTransport
 from baton.models.decoder import Decoder
 from baton.models.loader import Model, load_model
@@ -105,7 +113,12 @@ async def load_share(
     try:
         layout, share = _layout(config, spec, membership.ranks)
         parts.on_progress(f"loading {config.model_name} from {config.model_dir}")
-        model = await asyncio.to_thread(_load_model, config, share, device)
+        wanted = None
+        graphs = gpu is not None and gpu.captures and not led_by_host(config.parallel)
+        if graphs and device.type == "cuda":
+            own = layout.shard(Rank(share.ranks.pp.rank, share.ranks.tp.rank)).layout
+            wanted = Wanted(config.model_dir, spec, config.engine, share, own, steps.depth)
+        model = await asyncio.to_thread(_load_model, config, share, device, wanted, parts)
         parts.on_progress(f"executor: {model.executor}")
         shard = layout.shard(Rank(share.ranks.pp.rank, share.ranks.tp.rank))
     except BaseException:
@@ -122,9 +135,15 @@ async def measured_room(config: WorkerConfig, loaded: RankModel, parts: RankPart
     if loaded.gpu is None:
         memory_mib = config.engine.kv_mib_on_host
         return Room(blocks_on_host(loaded.layout, memory_mib, "kv_memory_mib"))
-    model, layout = loaded.model, loaded.shard.layout
+    model, layout, gpu = loaded.model, loaded.shard.layout, loaded.gpu
+    on_device = (parts.device or gpu.pool) is not None
+    staged = staged_on_device(config, layout) if on_device else 0
+    if led_by_host(config.parallel):
+        return await asyncio.to_thread(
+            room_led_by_host, gpu, config, model, layout, staged, parts.on_progress
+        )
     return await asyncio.to_thread(
-        room_on_gpu, loaded.gpu, config.engine, model, layout, parts.on_progress
+        room_on_gpu, gpu, config.engine, model, layout, staged, parts.on_progress
     )
 
 
@@ -137,8 +156,15 @@ def _layout(config: WorkerConfig, spec: ModelSpec, ranks: Ranks) -> tuple[Sharde
     return ShardedLayout(whole, config.parallel.tp, stages), Share(ranks, stages)
 
 
-def _load_model(config: WorkerConfig, share: Share, device: torch.device) -> Model:
-    with current_device(device):
+def _load_model(
+    config: WorkerConfig,
+    share: Share,
+    device: torch.device,
+    wanted: Wanted | None,
+    parts: RankParts,
+) -> Model:
+    """Load the rank's share; if kernels are `wanted`, they are compiled meanwhile."""
+    with current_device(device), _compiled_beside(wanted, device, parts.on_progress):
         model = load_model(
             config.model_dir,
             dtype=config.engine.dtype,
@@ -151,6 +177,23 @@ def _load_model(config: WorkerConfig, share: Share, device: torch.device) -> Mod
     if isinstance(model, Decoder):
         add_rms_norm.is_native()  # now, lest the first step compiles it
     return model
+
+
+@contextmanager
+def _compiled_beside(wanted: Wanted | None, device: torch.device, say: Say) -> Iterator[None]:
+    if wanted is None:
+        yield
+        return
+    use_backend(choose_backend(device).backend)
+
+    def compile_there() -> None:
+        with current_device(device):
+            compile_ahead(wanted, say)
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile ahead") as thread:
+        compiled = thread.submit(compile_there)
+        yield
+        compiled.result()
 
 
 def executor_of(config: EngineConfig) -> str:

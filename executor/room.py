@@ -17,19 +17,23 @@ class Room:
     """Of the KV pool."""
     sizes: tuple[int, ...] = ()
     """Batches for which steps of decodes are captured on a GPU, in rising order."""
+    tokens: tuple[int, ...] = ()
+    """Tokens for which steps with chunks of prompts are captured there but for attention, too."""
 
     def pack(self) -> list[Any]:
         """Return what `unpack` takes, of what msgpack carries."""
-        return [self.blocks, list(self.sizes)]
+        return [self.blocks, list(self.sizes), list(self.tokens)]
 
     @classmethod
     def unpack(cls, packed: Sequence[Any]) -> "Room":
         """Return what was packed."""
-        blocks, sizes = packed
-        return cls(blocks, tuple(sizes))
+        blocks, sizes, tokens = packed
+        return cls(blocks, tuple(sizes), tuple(tokens))
 
 
 def common_room(rooms: Sequence[Room]) -> Room:
     """Return what every one of the ranks has room for."""
     sizes = set(rooms[0].sizes).intersection(*(room.sizes for room in rooms))
-    return Room(min(room.blocks for room in rooms), tuple(sorted(sizes)))
+    tokens = set(rooms[0].tokens).intersection(*(room.tokens for room in rooms))
+    blocks = min(room.blocks for room in rooms)
+    return Room(blocks, tuple(sorted(sizes)), tuple(sorted(tokens)))

@@ -2,15 +2,18 @@
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from baton.core.errors import InternalError
+from baton.core.ids import SeqId
 from baton.engine.step import LayerWatch, StepPlan, StepResult
 from baton.executor.batch import SampledRow
+from baton.executor.compute_device import current_device
 from baton.executor.expert_balance import ExpertBalancer
+from baton.executor.grammar_masks import GrammarMasks, StepMasks
 from baton.executor.kv_cache import KVCache, copy_blocks
 from baton.executor.last_tokens import LastTokens
 from baton.executor.native_pass import NativePass
@@ -18,6 +21,7 @@ from baton.executor.own_part import own_part
 from baton.executor.sampler import Sampler
 from baton.executor.sharded_sampler import ShardedSampler
 from baton.executor.torch_pass import TorchPass
+from baton.models.grammar import GrammarCompiler
 from baton.models.loader import Model
 from baton.models.native import NativeDecoder
 from baton.models.share import Share
@@ -49,11 +53,12 @@ class ModelRunner:
         *,
         depth: int = 1,
         balancer: ExpertBalancer | None = None,
+        compiler: Callable[[], GrammarCompiler] | None = None,
     ) -> None:
         """`host` has the KV of preempted sequences; without it no plan may copy.
 
         `depth` is how many steps may be under way at once, perhaps of the same sequences;
-        `balancer` hears of every step.
+        `balancer` hears of every step; `compiler` is asked once there is a grammar.
         """
         native = isinstance(model, NativeDecoder)
         self._share = Share() if isinstance(model, NativeDecoder) else model.share
@@ -74,6 +79,9 @@ class ModelRunner:
         self._sampler: Sampler | ShardedSampler = Sampler(depth)
         if tp.size > 1:
             self._sampler = ShardedSampler(tp, vocabulary, depth)
+        self._grammars: GrammarMasks | None = None
+        if compiler is not None and self._share.last:
+            self._grammars = GrammarMasks(compiler, depth)
         self._last = LastTokens(depth)
         self._thread: int | None = None
         self._stats = RunnerStats(0, 0, 0, 0.0)
@@ -99,9 +107,12 @@ class ModelRunner:
 
         `watch` is told of layers as their KV is written, from this thread.
 
-        Raises InternalError if the logits are not finite: no token would be right. All ranks of the
-        stage raise it.
+        Sequences whose logits are not finite are `unsound` in it: no token would be right.
         """
+        with current_device(self._kv.tensor.device):
+            return self._computed(plan, watch)
+
+    def _computed(self, plan: StepPlan, watch: LayerWatch | None) -> StepResult | None:
         began = time.perf_counter()
         self._use_threads()
         ranks = self._share.ranks
@@ -109,6 +120,7 @@ class ModelRunner:
             host_blocks = 0 if self._host is None else self._host.num_blocks
             plan = own_part(plan, ranks.place, self._kv.num_blocks, host_blocks)
         plan = self._last.known(plan)
+        masks = None if self._grammars is None else self._grammars.begin(plan.sequences)
         assert self._host is not None or not plan.swap_out, "no pool to copy blocks to"
         if self._host is not None:
             copy_blocks(self._kv, self._host, [(c.device, c.host) for c in plan.swap_out])
@@ -118,7 +130,8 @@ class ModelRunner:
             computed = self._pass.compute(plan, watch)
         result = None
         if computed is not None:
-            result = self._sampled(plan.step, *computed)
+            allowed = StepMasks() if masks is None else masks.result()
+            result = self._sampled(plan.step, *computed, allowed)
             self._last.take(plan, result)
         if self._balancer is not None:
             self._balancer.after(plan.step)
@@ -131,19 +144,24 @@ class ModelRunner:
         )
         return result
 
-    def _sampled(self, step: int, logits: Tensor, rows: tuple[SampledRow, ...]) -> StepResult:
-        if rows and not self._finite(logits):
-            raise InternalError(f"step {step}: the model's logits are not finite")
-        tokens, logprobs = self._sampler.step(logits, rows)
+    def _sampled(
+        self, step: int, logits: Tensor, rows: tuple[SampledRow, ...], allowed: StepMasks
+    ) -> StepResult:
+        unsound: tuple[SeqId, ...] = ()
+        if rows and not all(sound := self._finite(logits)):
+            unsound = tuple(r.seq_id for r, well in zip(rows, sound, strict=True) if not well)
+            rows = tuple(r for r, well in zip(rows, sound, strict=True) if well)
+            logits = logits[torch.tensor(sound)]
+        tokens, logprobs = self._sampler.step(logits, rows, allowed.masks)
         sampled = {r.seq_id: t for r, t in zip(rows, tokens, strict=True)}
-        return StepResult(step, sampled, logprobs)
+        return StepResult(step, sampled, logprobs, unsound, allowed.failed)
 
-    def _finite(self, logits: Tensor) -> bool:
-        """Return whether the logits of all ranks of the stage are finite, on all of them alike."""
-        total = logits.sum()
+    def _finite(self, logits: Tensor) -> list[bool]:
+        """Return whose logits are finite on all ranks of the stage; it is the same on each."""
+        totals = logits.sum(-1)
         if self._share.ranks.tp.size > 1:
-            self._share.ranks.tp.all_reduce_(total)
-        return bool(torch.isfinite(total))
+            self._share.ranks.tp.all_reduce_(totals)
+        return torch.isfinite(totals).tolist()
 
     def _use_threads(self) -> None:
         """Set the thread count where it counts: OpenMP keeps one per calling thread."""

@@ -4,7 +4,7 @@ A row's token depends on that row's logits, parameters, seed, position and, wher
 say so, its sequence's tokens before that position; on nothing else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from baton.core.ids import SeqId
 from baton.core.request import SamplingParams, TokenLogprobs
 from baton.executor.batch import SampledRow
+from baton.executor.grammar_mask import NO_MASKS, GrammarMask
 from baton.executor.history import Histories
 from baton.executor.logit_changes import change_logits_
 from baton.executor.logprobs import RawLogprobs
@@ -33,18 +34,22 @@ class Sampler:
         return f"<Sampler, {len(self._histories)} histories>"
 
     def step(
-        self, logits: Tensor, rows: Sequence[SampledRow]
+        self,
+        logits: Tensor,
+        rows: Sequence[SampledRow],
+        masks: Mapping[SeqId, GrammarMask] = NO_MASKS,
     ) -> tuple[list[int], dict[SeqId, TokenLogprobs]]:
         """Return each row's token, and the logprobs that were asked for.
 
         `logits` are float32 [rows, vocabulary] and may be changed. Rows without a context take no
-        part in anything but `sample`.
+        part in anything but `sample`. `masks` are what grammars allow.
         """
         if not rows:
             return [], {}
         special = {i: row for i, row in enumerate(rows) if row.context is not None}
         raw = RawLogprobs(logits, special)
-        change_logits_(logits, special, self._histories.advance(special.values()))
+        histories = self._histories.advance(special.values())
+        change_logits_(logits, special, histories, masks=masks)
         tokens = sample(logits, [r.sampling for r in rows], [r.position for r in rows])
         return tokens, raw.told(tokens)
 

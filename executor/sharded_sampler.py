@@ -11,7 +11,7 @@ and only the rows that this cannot decide (typical-p, a cut that keeps more toke
 logprobs) are gathered whole.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from baton.core.ids import SeqId
 from baton.core.request import SamplingParams, TokenLogprobs
 from baton.executor.batch import SampledRow
 from baton.executor.candidates import Candidates
+from baton.executor.grammar_mask import NO_MASKS, GrammarMask
 from baton.executor.history import Histories
 from baton.executor.logit_changes import change_logits_
 from baton.executor.logprobs import RawLogprobs
@@ -50,18 +51,22 @@ class ShardedSampler:
         return f"<ShardedSampler of tokens {own.start} to {own.stop - 1}, {self._tp}>"
 
     def step(
-        self, logits: Tensor, rows: Sequence[SampledRow]
+        self,
+        logits: Tensor,
+        rows: Sequence[SampledRow],
+        masks: Mapping[SeqId, GrammarMask] = NO_MASKS,
     ) -> tuple[list[int], dict[SeqId, TokenLogprobs]]:
         """Return each row's token, and the logprobs that were asked for, on all ranks alike.
 
-        `logits` are float32 [rows, the rank's tokens] and may be changed.
+        `logits` are float32 [rows, the rank's tokens] and may be changed. `masks` are what grammars
+        allow, of all tokens.
         """
         if not rows:
             return [], {}
         special = {i: row for i, row in enumerate(rows) if row.context is not None}
         raw = RawLogprobs(logits, special, self._whole)
         histories = self._histories.advance(special.values())
-        change_logits_(logits, special, histories, first=self._own.start)
+        change_logits_(logits, special, histories, self._own.start, masks)
         tokens = self.sample(logits, [r.sampling for r in rows], [r.position for r in rows])
         return tokens, raw.told(tokens)
 

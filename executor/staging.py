@@ -27,11 +27,19 @@ class Staging:
     """Pages of staging memory, and how KV gets into and out of them. Copies block: use a thread."""
 
     def __init__(
-        self, kv: KVCache, memory: Tensor, page_bytes: int, *, offset: int, device: Device | None
+        self,
+        kv: KVCache,
+        memory: Tensor,
+        page_bytes: int,
+        *,
+        offset: int,
+        device: Device | None,
+        deposits: bool = True,
     ) -> None:
         """`memory` [pages × page_bytes] (uint8) begins `offset` bytes into the registered region.
 
-        `device` is where the pool lies, if not in host memory.
+        `device` is where the pool lies, if not in host memory; `deposits`: whether anything is to
+        be put into it.
         """
         self.page_bytes = page_bytes
         self.pool = StagingPool(memory.numel() // page_bytes)
@@ -44,6 +52,8 @@ class Staging:
         """The pages once more, on the device: what is to be converted there."""
         if device is not None:
             device.pin(memory)
+            # Now, and counted by `staged_on_device`: a full device refuses it while it serves.
+            self._inbox = device.allocate(memory.numel()) if deposits else None
 
     def __repr__(self) -> str:
         return f"<Staging of {self.page_bytes} bytes a page, {self.pool!r}>"
@@ -96,8 +106,7 @@ class Staging:
         if self._device is None:
             self._convert(staged, conversion)
             return
-        if self._inbox is None:
-            self._inbox = self._device.allocate(self._memory.numel())
+        assert self._inbox is not None, "a deposit where there are to be none"
         arrived = self._inbox[begin : begin + size]
         self._device.copy_from_host(staged, arrived).wait()
         with self._device.stream(outward=False):

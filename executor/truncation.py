@@ -27,7 +27,7 @@ def truncated(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     if rows := [i for i, p in enumerate(params) if p.min_p > 0]:
         _cut_rows_(scores, params, rows, _cut_min_p)
     if rows := [i for i, p in enumerate(params) if p.typical_p < 1]:
-        _cut_rows_(scores, params, rows, _cut_untypical)
+        _cut_rows_(scores, params, rows, _cut_those_untypical)
     return scores
 
 
@@ -62,14 +62,20 @@ def _cut_min_p(scores: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     return scores.masked_fill(probabilities < least, _OUT)
 
 
-def _cut_untypical(scores: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    """Keep the tokens whose information is nearest the entropy (Meister et al., 2022)."""
+def _cut_those_untypical(scores: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    return cut_untypical(scores, torch.tensor([p.typical_p for p in params], device=scores.device))
+
+
+def cut_untypical(scores: Tensor, masses: Tensor) -> Tensor:
+    """Keep the tokens whose information is nearest the entropy (Meister et al., 2022).
+
+    They have the probability `masses` [rows] together, or just more; what is cut is -inf.
+    """
     logprobs = torch.log_softmax(scores, dim=-1)
     entropy = -(logprobs * logprobs.exp()).nansum(-1, keepdim=True)
     distances = (-logprobs - entropy).abs()
     ordered, order = _ascending_with_order(distances)
     reached = torch.softmax(scores.gather(1, order), dim=-1).cumsum(-1)
-    masses = torch.tensor([p.typical_p for p in params], device=scores.device)
     last = (reached < masses[:, None]).sum(-1, keepdim=True).clamp_(max=scores.shape[1] - 1)
     # At least the most typical one stays: its distance is no larger than any.
     return scores.masked_fill(distances > ordered.gather(1, last), _OUT)

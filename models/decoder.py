@@ -91,7 +91,7 @@ class Decoder:
 
     def stream_shape(self, tokens: int) -> tuple[int, int]:
         """Return the shape of what stages hand on for a step of so many tokens."""
-        return self._rows(tokens).count, self.spec.hidden
+        return self.rows(tokens).count, self.spec.hidden
 
     @property
     def expert_loads(self) -> dict[int, Tensor]:
@@ -139,9 +139,9 @@ class Decoder:
         last layer, `stream_shape`, which the next stage takes as its `stream`. kv holds one entry
         per layer of the stage; `watch` counts the layers of the model.
         """
-        rows = self._rows(batch.tokens.shape[0])
+        rows = self.rows(batch.tokens.shape[0])
         if stream is None:
-            stream = self._embed(batch.tokens, rows)
+            stream = self.embed(batch.tokens, rows)
         ring = Ring(self.share.ranks.cp, batch.ring, workspace) if batch.ring else None
         angles = {
             rope: rope_angles(batch.positions, frequencies, stream.dtype, rope.magnitude)
@@ -167,15 +167,19 @@ class Decoder:
         run. Torch's backend computes the same (kernels/backend.py), and reads the device.
         """
         assert self.share.ranks.cp.size == 1, "rings of ranks are made by the host"
-        rows = self._rows(step.tokens.shape[0])
+        run = self.device_run(step)
         if stream is None:
-            stream = self._embed(step.tokens, rows)
+            stream = self.embed(step.tokens, run.rows)
+        return self._run(stream, kv, run, step.sampled, watch)
+
+    def device_run(self, step: DeviceStep) -> DeviceRun:
+        """Return what the attention of all layers needs of a step on a device."""
         angles = {
             rope: rope_tables(step.positions, frequencies, rope.magnitude)
             for rope, frequencies in self._ropes.items()
         }
-        run = DeviceRun(step.slots, angles, PagedAttention(step.batch), rows)
-        return self._run(stream, kv, run, step.sampled, watch)
+        rows = self.rows(step.tokens.shape[0])
+        return DeviceRun(step.slots, angles, PagedAttention(step.batch), rows)
 
     @property
     def capturable(self) -> bool:
@@ -199,25 +203,53 @@ class Decoder:
         following = [*(layer.norm for layer in self._layers[1:]), self._norm]
         for index, layer in enumerate(self._layers, self._own.start):
             place = index - self._own.start
-            heads_out = layer.heads_out(normed, kv[place], step)
+            heads_out = layer.attend(layer.project(normed, rows), kv[place], step)
             if watch is not None and index + 1 in watch.ends:
                 watch.reached(index + 1)
-            if index == self.spec.layers - 1:  # from here on only the sampled rows matter
-                stream = rows.gather(stream)
-                if sampled is not None:
-                    stream, heads_out = stream[sampled], heads_out[sampled]
-                normed = stream  # what there is to return without any
-                rows = AllRows(self.share.ranks.tp, stream.shape[0])
-            if stream.shape[0]:
-                normed = layer.finish(stream, heads_out, rows, following[place])
-            elif self.share.ranks.ep.size > 1:
-                layer.join(stream)
-        return self._logits(normed) if self.share.last else stream
+            if index == self.spec.layers - 1:
+                return self.end(stream, heads_out, rows, sampled)
+            normed = self._finished(layer, stream, heads_out, rows, following[place])
+        return stream
 
-    def _rows(self, tokens: int) -> TokenRows:
+    def end(
+        self, stream: Tensor, heads_out: Tensor, rows: TokenRows, sampled: Tensor | None
+    ) -> Tensor:
+        """Return the logits of `sampled` rows, or of all, from what the last layer's heads saw.
+
+        From there on only these rows matter. `rows` says which rows of the stream are here.
+        """
+        stream = rows.gather(stream)
+        if sampled is not None:
+            stream, heads_out = stream[sampled], heads_out[sampled]
+        rows = AllRows(self.share.ranks.tp, stream.shape[0])
+        return self._logits(self._finished(self._layers[-1], stream, heads_out, rows, self._norm))
+
+    def _finished(
+        self,
+        layer: DecoderLayer,
+        stream: Tensor,
+        heads_out: Tensor,
+        rows: TokenRows,
+        following: Norm | None,
+    ) -> Tensor:
+        """Return what `layer.finish` does, or no rows of none."""
+        if stream.shape[0]:
+            return layer.finish(stream, heads_out, rows, following)
+        if self.share.ranks.ep.size > 1:
+            layer.join(stream)
+        return stream
+
+    @property
+    def layers(self) -> Sequence[DecoderLayer]:
+        """The layers that this rank computes."""
+        return self._layers
+
+    def rows(self, tokens: int) -> TokenRows:
+        """Return which rows of the stream this rank has in a step of so many tokens."""
         return token_rows(self.share.ranks.tp, tokens, self.share.scatter_from)
 
-    def _embed(self, tokens: Tensor, rows: TokenRows) -> Tensor:
+    def embed(self, tokens: Tensor, rows: TokenRows) -> Tensor:
+        """Return this rank's rows of the stream before the first layer."""
         assert self._embedding is not None, "only the first stage takes tokens"
         stream = rows.reduce(self._embedding(tokens))
         scale = self.spec.decoder.embedding_scale

@@ -11,7 +11,13 @@ from typing import Any
 import tokenizers
 
 from baton.core.errors import InvalidConfig, InvalidRequest
-from baton.models.chat_template import ChatTemplate, Message, find_template
+from baton.models.chat_template import (
+    DEFAULT,
+    ChatOptions,
+    ChatTemplate,
+    Message,
+    find_templates,
+)
 from baton.models.config_file import read_json
 from baton.models.spec import read_spec
 from baton.models.token_bytes import TokenBytes
@@ -35,10 +41,13 @@ class Tokenizer:
         backend: tokenizers.Tokenizer,
         eos_token_ids: tuple[int, ...],
         chat_template: ChatTemplate | None,
+        tool_template: ChatTemplate | None = None,
     ) -> None:
+        """`tool_template` renders chats with tools, where the checkpoint has one for them."""
         self._backend = backend
         self._eos_token_ids = eos_token_ids
         self._chat_template = chat_template
+        self._tool_template = tool_template or chat_template
         self._token_bytes = TokenBytes(backend)
 
     def __repr__(self) -> str:
@@ -55,6 +64,12 @@ class Tokenizer:
         """Tokens by which the model ends a text."""
         return self._eos_token_ids
 
+    @property
+    def definition(self) -> str:
+        """All of it as tokenizer.json would have it, for libraries that read that."""
+        text: str = self._backend.to_str()
+        return text
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the ids of `text`, with those that the tokenizer puts before or after a text."""
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
@@ -69,19 +84,34 @@ class Tokenizer:
         """Return the bytes that one token stands for, perhaps only a part of a character."""
         return self._token_bytes(token)
 
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """What renders chats without tools; None if the model has no chat template."""
+        return self._chat_template
+
+    @property
+    def tool_template(self) -> ChatTemplate | None:
+        """What renders chats with tools; the same one in most checkpoints."""
+        return self._tool_template
+
     def apply_chat_template(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Message],
+        options: ChatOptions = DEFAULT,
+        *,
+        add_special_tokens: bool = False,
     ) -> list[int]:
         """Return the ids of a chat, written as the model was trained to read it.
 
         Raises InvalidRequest if the model has no chat template, or if the template refuses the
         messages.
         """
-        if self._chat_template is None:
+        template = self._chat_template if options.tools is None else self._tool_template
+        if template is None:
             allowed = "a text completion: this model has no chat template"
             raise InvalidRequest("messages", list(messages), allowed)
-        text = self._chat_template.render(messages, add_generation_prompt=add_generation_prompt)
-        return self.encode(text, add_special_tokens=False)
+        text = template.render(messages, options)
+        return self.encode(text, add_special_tokens=add_special_tokens)
 
 
 def load_tokenizer(model_dir: Path) -> Tokenizer:
@@ -105,9 +135,13 @@ def load_tokenizer(model_dir: Path) -> Tokenizer:
     if size > spec.vocab_size:
         allowed = f"up to {spec.vocab_size} tokens, as config.json: vocab_size says"
         raise InvalidConfig("tokenizer.json", size, allowed)
-    source = find_template(model_dir, config)
-    template = None if source is None else ChatTemplate(source, special_tokens)
-    return Tokenizer(backend, spec.eos_token_ids, template)
+    templates = {
+        name: ChatTemplate(source, special_tokens)
+        for name, source in find_templates(model_dir, config).items()
+    }
+    return Tokenizer(
+        backend, spec.eos_token_ids, templates.get("default"), templates.get("tool_use")
+    )
 
 
 def _optional_json(model_dir: Path, name: str) -> dict[str, Any]:

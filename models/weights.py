@@ -47,7 +47,8 @@ class Checkpoint:
     ) -> None:
         """Open the folder's weight files; raises InvalidConfig that names a damaged one.
 
-        `device` is where tensors that are taken go, one by one.
+        `device` is where tensors that are taken go, one by one; of those on `meta`, which have a
+        shape and no memory, nothing is read.
         """
         self.dtype = dtype
         self.device = torch.device(device)
@@ -107,6 +108,8 @@ class Checkpoint:
         if (dtype := part.get_dtype()) not in allowed:
             raise InvalidConfig(f"{path.name}: {name}", dtype, ", ".join(sorted(allowed)))
         self._taken.add(name)
+        if self.device.type == "meta":
+            return torch.empty(_cut_shape(cut, shape), dtype=allowed[dtype], device=self.device)
         if not _is_whole(cut, shape):
             own: Any = safe_open(path, framework="pt")
             part = own.get_slice(name)
@@ -186,6 +189,11 @@ class Checkpoint:
 
 def _length(cut: slice, count: int) -> int:
     return len(range(*cut.indices(count)))
+
+
+def _cut_shape(cut: Cut, shape: tuple[int, ...]) -> tuple[int, ...]:
+    cuts = (*cut, *(ALL,) * (len(shape) - len(cut)))
+    return tuple(_length(part, n) for part, n in zip(cuts, shape, strict=True))
 
 
 def _is_whole(cut: Cut, shape: tuple[int, ...]) -> bool:

@@ -4,7 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from baton.core.clock import Clock
-from baton.core.errors import BatonError, DeadlineExceeded, InternalError, Unavailable
+from baton.core.errors import (
+    BatonError,
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    Unavailable,
+)
 from baton.core.handover import Abort, Offer, OfferedBlock, Open, Received, ToDecode, ToPrefill
 from baton.core.ids import SeqId
 from baton.core.log import get_logger
@@ -130,7 +136,7 @@ class HandoverSession:
     async def _perform(self, action: SenderAction) -> None:
         match action:
             case machine.Submit():
-                self._submit(action)
+                await self._submit(action)
             case machine.Pull(offer):
                 self._pull(offer)
             case machine.Stage(blocks):
@@ -144,8 +150,13 @@ class HandoverSession:
             case machine.End(outcome):
                 self.outcome = outcome
 
-    def _submit(self, action: machine.Submit) -> None:
+    async def _submit(self, action: machine.Submit) -> None:
         message = action.message
+        try:
+            await self._instance.prepare(message.request)
+        except BatonError as error:
+            self.post(machine.Failed(error))
+            return
         plan = self._sender.plan
         self._handover = self._instance.handover(
             HandoverTerms(
@@ -284,9 +295,13 @@ class SessionTable(dict[SeqId, HandoverSession]):
                     session.post(machine.Sampled(event.token, event.logprobs))
 
     def step_failed(self, seq_ids: Sequence[SeqId], error: Exception) -> None:
-        """A step raised; these sequences are gone."""
-        lost = InternalError(f"the model failed in a step: {error!r}")
-        _log.error("a step failed", exc_info=error)
+        """These sequences are gone: a step raised, or they ask for what cannot be done."""
+        lost: BatonError
+        if isinstance(error, InvalidRequest):
+            lost = error
+        else:
+            lost = InternalError(f"the model failed in a step: {error!r}")
+            _log.error("a step failed", exc_info=error)
         for seq_id in seq_ids:
             if seq_id in self:
                 self[seq_id].post(machine.Failed(lost))

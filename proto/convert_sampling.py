@@ -1,9 +1,10 @@
 """Sampling parameters and logprobs to messages and back."""
 
 from math import isfinite
-from typing import Any
+from typing import Any, cast, get_args
 
 from baton.core.errors import HandoverError, InvalidRequest
+from baton.core.grammar import MAX_GRAMMAR_BYTES, Grammar, GrammarKind
 from baton.core.request import SamplingParams, TokenLogprobs
 from baton.proto import worker_pb2 as pb
 
@@ -20,6 +21,7 @@ _SAME_NAME = (
     "min_tokens",
     "logprobs",
 )
+_GRAMMAR_KINDS = get_args(GrammarKind)
 
 
 def sampling_fields(sampling: SamplingParams) -> dict[str, Any]:
@@ -30,6 +32,9 @@ def sampling_fields(sampling: SamplingParams) -> dict[str, Any]:
         fields["logit_bias"] = biases
     if sampling.bad_words:
         fields["bad_words"] = [pb.TokenSequence(tokens=word) for word in sampling.bad_words]
+    if sampling.grammar is not None:
+        grammar = sampling.grammar
+        fields["grammar"] = pb.Grammar(kind=grammar.kind, source=grammar.source)
     return fields
 
 
@@ -51,9 +56,19 @@ def sampling_core(message: pb.Request) -> SamplingParams:
         bad_words=tuple(tuple(word.tokens) for word in message.bad_words),
         min_tokens=message.min_tokens,
         logprobs=message.logprobs if message.HasField("logprobs") else None,
+        grammar=_grammar(message.grammar) if message.HasField("grammar") else None,
     )
     _check(sampling)
     return sampling
+
+
+def _grammar(message: pb.Grammar) -> Grammar:
+    if message.kind not in _GRAMMAR_KINDS:
+        raise InvalidRequest("grammar.kind", message.kind, f"one of {', '.join(_GRAMMAR_KINDS)}")
+    grammar = Grammar(cast(GrammarKind, message.kind), message.source)
+    if (size := len(grammar.source.encode())) > MAX_GRAMMAR_BYTES:
+        raise InvalidRequest("grammar", f"{size} bytes", f"up to {MAX_GRAMMAR_BYTES} bytes")
+    return grammar
 
 
 def _check(sampling: SamplingParams) -> None:

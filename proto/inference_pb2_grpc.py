@@ -50,6 +50,11 @@ class InferenceStub:
                 request_serializer=baton_dot_proto_dot_inference__pb2.CancelRequest.SerializeToString,
                 response_deserializer=baton_dot_proto_dot_inference__pb2.CancelResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/baton.v1.Inference/Explain',
+                request_serializer=baton_dot_proto_dot_inference__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=baton_dot_proto_dot_inference__pb2.ExplainResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/baton.v1.Inference/Tokenize',
                 request_serializer=baton_dot_proto_dot_inference__pb2.TokenizeRequest.SerializeToString,
@@ -97,6 +102,14 @@ class InferenceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """Says why a request went where it did, and what came of it; of the caller's own tenant, in the
+        gateway that is asked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Tokenize(self, request, context):
         """Returns the tokens of a text, as a prompt of that text would have them.
         """
@@ -135,6 +148,11 @@ def add_InferenceServicer_to_server(servicer, server):
                     servicer.Cancel,
                     request_deserializer=baton_dot_proto_dot_inference__pb2.CancelRequest.FromString,
                     response_serializer=baton_dot_proto_dot_inference__pb2.CancelResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=baton_dot_proto_dot_inference__pb2.ExplainRequest.FromString,
+                    response_serializer=baton_dot_proto_dot_inference__pb2.ExplainResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -234,6 +252,33 @@ class Inference:
             '/baton.v1.Inference/Cancel',
             baton_dot_proto_dot_inference__pb2.CancelRequest.SerializeToString,
             baton_dot_proto_dot_inference__pb2.CancelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Inference/Explain',
+            baton_dot_proto_dot_inference__pb2.ExplainRequest.SerializeToString,
+            baton_dot_proto_dot_inference__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

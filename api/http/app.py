@@ -1,19 +1,28 @@
 """The routes of the HTTP API."""
 
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from baton import __version__
 from baton.api.gateway import Gateway
 from baton.api.http import errors
 from baton.api.http.answer import Answer
 from baton.api.http.body import read_call
 from baton.api.http.edge import Edge
 from baton.api.http.openai_format import ChatFormat, CompletionFormat
-from baton.api.validate import chat_call, completion_call
-from baton.core.errors import BatonError, Cancelled, UnknownModel
+from baton.api.http.openapi import describe
+from baton.api.http.request_ids import RequestIds
+from baton.api.tokenize_call import detokenize_call, tokenize_call
+from baton.api.validate import ServedModel, chat_call, check_call_grammar, completion_call
+from baton.core.errors import BatonError, Cancelled, Unavailable, UnknownModel
 from baton.core.metrics import CONTENT_TYPE
+from baton.core.tenants import Caller
 
 
 def build_app(gateway: Gateway) -> FastAPI:
@@ -22,10 +31,12 @@ def build_app(gateway: Gateway) -> FastAPI:
     Bodies are checked by api/validate.py and not by FastAPI, so that HTTP and gRPC refuse the same
     values with the same words.
     """
-    app = FastAPI(title="Baton", openapi_url=None)
+    app = FastAPI(title="Baton", openapi_url=None)  # so its pages of documentation are off too
     errors.install(app)
     app.add_middleware(Edge, gateway=gateway)
+    app.add_middleware(RequestIds)  # the outermost: refusals have an id too
     _add_openai_routes(app, gateway)
+    _add_text_routes(app, gateway)
     _add_own_routes(app, gateway)
     return app
 
@@ -33,14 +44,16 @@ def build_app(gateway: Gateway) -> FastAPI:
 def _add_openai_routes(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/v1/models")
     async def models(request: Request) -> JSONResponse:
-        data = [_model(gateway)] if gateway.serves(request.state.caller) else []
+        data = (
+            [_model(gateway, request.state.caller)] if gateway.serves(request.state.caller) else []
+        )
         return JSONResponse({"object": "list", "data": data})
 
     @app.get("/v1/models/{name:path}")
     async def model(request: Request, name: str) -> JSONResponse:
         if not gateway.serves(request.state.caller, name):
             raise UnknownModel("model", name, gateway.model_name)
-        return JSONResponse(_model(gateway))
+        return JSONResponse(_model(gateway, request.state.caller))
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
@@ -51,6 +64,16 @@ def _add_openai_routes(app: FastAPI, gateway: Gateway) -> None:
         return await _answer(request, gateway, chat=True)
 
 
+def _add_text_routes(app: FastAPI, gateway: Gateway) -> None:
+    @app.post("/tokenize")
+    async def tokenize(request: Request) -> JSONResponse:
+        return JSONResponse(await _checked(request, gateway, tokenize_call))
+
+    @app.post("/detokenize")
+    async def detokenize(request: Request) -> JSONResponse:
+        return JSONResponse(await _checked(request, gateway, detokenize_call))
+
+
 def _add_own_routes(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/health")
     async def health() -> JSONResponse:
@@ -58,9 +81,24 @@ def _add_own_routes(app: FastAPI, gateway: Gateway) -> None:
         status = "unavailable" if reasons else "ok"
         return JSONResponse({"status": status, "reasons": reasons}, 503 if reasons else 200)
 
+    @app.get("/version")
+    async def version() -> JSONResponse:
+        return JSONResponse({"version": __version__})
+
+    @app.get("/openapi.json")
+    async def openapi(request: Request) -> JSONResponse:
+        return JSONResponse(describe(gateway.model(request.state.caller)))
+
     @app.get("/metrics")
     async def metrics() -> Response:
         return Response(gateway.metrics.render(), media_type=CONTENT_TYPE)
+
+    @app.get("/v1/requests/{request_id}/explain")
+    async def explain(request: Request, request_id: str) -> JSONResponse:
+        explanation = gateway.explain(request_id, request.state.caller)
+        if explanation is None:
+            raise HTTPException(404, "no such request, or its decision is forgotten")
+        return JSONResponse(explanation)
 
     @app.get("/v1/requests/{request_id}")
     async def request_trace(request: Request, request_id: str) -> JSONResponse:
@@ -70,12 +108,16 @@ def _add_own_routes(app: FastAPI, gateway: Gateway) -> None:
         return JSONResponse(trace.as_dict())
 
 
+Result = TypeVar("Result")
+
+
 async def _answer(request: Request, gateway: Gateway, *, chat: bool) -> Response:
     try:
-        check = chat_call if chat else completion_call
         await gateway.some_decode()
-        model = gateway.model(request.state.caller)
-        call = await read_call(request, check, model, gateway.config.limits)
+        call = await _checked(request, gateway, chat_call if chat else completion_call)
+        if call.constrained_by:
+            await asyncio.to_thread(check_call_grammar, call, gateway.model(request.state.caller))
+        call = call.of_session(request.headers.get("x-session", ""))
     except ClientDisconnect:
         gateway.metrics.refused(Cancelled.code)
         return Response(status_code=Cancelled.http_status)
@@ -91,10 +133,25 @@ async def _answer(request: Request, gateway: Gateway, *, chat: bool) -> Response
     return Answer(gateway, call, form)
 
 
-def _model(gateway: Gateway) -> dict[str, object]:
+async def _checked(
+    request: Request, gateway: Gateway, check: Callable[[object, ServedModel], Result]
+) -> Result:
+    model = gateway.model(request.state.caller)
+    return await read_call(request, check, model, gateway.config.limits)
+
+
+def _model(gateway: Gateway, caller: Caller) -> dict[str, object]:
+    """Return what OpenAI tells of a model, and vLLM beside it."""
+    try:
+        max_model_len = gateway.model(caller).max_model_len
+    except Unavailable:  # Its first instance has yet to come.
+        max_model_len = None
     return {
         "id": gateway.model_name,
         "object": "model",
         "created": gateway.created,
         "owned_by": "baton",
+        "root": gateway.model_name,
+        "parent": None,
+        "max_model_len": max_model_len,
     }

@@ -8,7 +8,7 @@ from typing import TypeVar
 from fastapi import Request
 from starlette.exceptions import HTTPException
 
-from baton.api.validate import INLINE_BYTES, Call, ServedModel
+from baton.api.validate import INLINE_BYTES, ServedModel
 from baton.core.config import EdgeLimits
 from baton.core.errors import InvalidRequest
 
@@ -17,17 +17,17 @@ Result = TypeVar("Result")
 
 async def read_call(
     request: Request,
-    check: Callable[[object, ServedModel], Call],
+    check: Callable[[object, ServedModel], Result],
     model: ServedModel,
     limits: EdgeLimits,
-) -> Call:
-    """Return the valid call in the body; raises InvalidRequest, or HTTPException 408, 413, 415."""
+) -> Result:
+    """Return what `check` makes of the body; raises its errors, or HTTPException 408, 413, 415."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise HTTPException(415, f"content-type: {kind[:80]!r}; allowed: application/json")
     raw = await _read(request, limits)
 
-    def parse_and_check() -> Call:
+    def parse_and_check() -> Result:
         return check(_parse(raw), model)
 
     if len(raw) <= INLINE_BYTES:

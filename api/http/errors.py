@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from baton.core.errors import (
     BatonError,
+    Cancelled,
     InternalError,
     InvalidRequest,
     Overloaded,
@@ -59,6 +61,7 @@ def install(app: FastAPI) -> None:
     """Give every error that leaves `app` OpenAI's shape, also those of unknown routes."""
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(BatonError, _on_baton_error)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_bug)
 
 
@@ -76,6 +79,10 @@ async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     return http_error_response(status, message, error.headers)
 
 
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    return Response(status_code=Cancelled.http_status)  # nobody reads it
+
+
 async def _on_bug(request: Request, error: Exception) -> JSONResponse:
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
@@ -90,4 +97,10 @@ def _type(status: int) -> str:
 
 
 def _body(message: str, kind: str, param: str | None, code: str) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    shown = None if param is None else _unicode(param)
+    return {"error": {"message": _unicode(message), "type": kind, "param": shown, "code": code}}
+
+
+def _unicode(text: str) -> str:
+    """Return a text that can be sent: half of a surrogate pair, from a client, is spelled out."""
+    return text.encode(errors="backslashreplace").decode()

@@ -1,5 +1,6 @@
 """What the OpenAI API's answers look like: one class per endpoint, chunks and whole bodies."""
 
+import secrets
 import time
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -11,7 +12,31 @@ from baton.api.http.logprobs import (
     LogprobsWriter,
     TokenBytes,
 )
+from baton.api.text_stream import Piece
+from baton.api.tool_calls import (
+    Arguments,
+    CallBegins,
+    Event,
+    Text,
+    ToolParser,
+    ToolUse,
+    make_parser,
+)
 from baton.core.request import FinishReason
+
+
+@dataclass(slots=True)
+class ToolCall:
+    """One call that an answer makes."""
+
+    call_id: str
+    name: str
+    arguments: list[str] = field(default_factory=list)
+
+    def as_json(self) -> Json:
+        """Return the call as a whole message has it."""
+        function = {"name": self.name, "arguments": "".join(self.arguments)}
+        return {"id": self.call_id, "type": "function", "function": function}
 
 
 @dataclass(slots=True)
@@ -22,12 +47,55 @@ class Choice:
     prompt_tokens: int
     """0 if another choice of the same prompt counts them."""
     writer: LogprobsWriter
+    echo: str = ""
+    """Stands before the text."""
+    tools: ToolUse | None = None
     cached_tokens: int = 0
     """Of `prompt_tokens`, so 0 where these are."""
     text: list[str] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[Json] = field(default_factory=list)
     output_tokens: int = 0
     finish: FinishReason | None = None
+    _parser: ToolParser | None = None
+
+    def __post_init__(self) -> None:
+        self._parser = None if self.tools is None else make_parser(self.tools)
+
+    def read(self, piece: Piece) -> list[Event]:
+        """Take a piece; return what became certain of text and calls."""
+        self.finish = piece.finish
+        if self._parser is None:
+            return [Text(piece.text)] if piece.text else []
+        events = self._parser.push(piece.text)
+        if piece.finish is not None:
+            events += self._parser.finish()
+        for event in events:
+            if isinstance(event, CallBegins):
+                self.calls.append(ToolCall(self._call_id(), event.name))
+        return events
+
+    def keep(self, events: list[Event]) -> None:
+        """Keep what `read` returned, for an answer that is sent as a whole."""
+        for event in events:
+            match event:
+                case Text(text):
+                    self.text.append(text)
+                case Arguments(index, text):
+                    self.calls[index].arguments.append(text)
+
+    @property
+    def finish_reason(self) -> str | None:
+        """The reason, as OpenAI says it: with a named tool, there is nothing else to stop for."""
+        named = self.tools is not None and self.tools.form == "named"
+        if self.calls and self.finish is FinishReason.STOP and not named:
+            return "tool_calls"
+        return self.finish
+
+    def _call_id(self) -> str:
+        if self.tools is not None and self.tools.form == "mistral":
+            return secrets.token_hex(5)[:9]  # What its chat templates insist on.
+        return f"call_{secrets.token_hex(12)}"
 
 
 def usage(choices: list[Choice]) -> Json:
@@ -49,15 +117,15 @@ class Format(Protocol):
         """Return what writes the logprobs of one choice."""
         ...
 
-    def opening(self, index: int) -> Json | None:
+    def opening(self, choice: Choice) -> Json | None:
         """Return the chunk that opens a choice, if there is one."""
         ...
 
-    def delta(self, index: int, text: str, logprobs: Json | None = None) -> Json:
-        """Return the chunk that adds text to a choice, and the logprobs of its tokens."""
+    def delta(self, choice: Choice, event: Event, logprobs: Json | None = None) -> Json:
+        """Return the chunk that adds to a choice what `event` says, and logprobs of its tokens."""
         ...
 
-    def closing(self, index: int, finish: FinishReason) -> Json:
+    def closing(self, choice: Choice) -> Json:
         """Return the chunk that ends a choice."""
         ...
 
@@ -110,18 +178,20 @@ class CompletionFormat(_Base):
     def writer(self) -> LogprobsWriter:
         return CompletionLogprobs(self._token_bytes)
 
-    def opening(self, index: int) -> Json | None:
-        return None
+    def opening(self, choice: Choice) -> Json | None:
+        return self.delta(choice, Text(choice.echo)) if choice.echo else None
 
-    def delta(self, index: int, text: str, logprobs: Json | None = None) -> Json:
-        return self._chunk([_completion_choice(index, text, logprobs, None)])
+    def delta(self, choice: Choice, event: Event, logprobs: Json | None = None) -> Json:
+        assert isinstance(event, Text), "completions have no tools"
+        return self._chunk([_completion_choice(choice.index, event.text, logprobs, None)])
 
-    def closing(self, index: int, finish: FinishReason) -> Json:
-        return self._chunk([_completion_choice(index, "", None, finish)])
+    def closing(self, choice: Choice) -> Json:
+        return self._chunk([_completion_choice(choice.index, "", None, choice.finish_reason)])
 
     def _whole_choice(self, choice: Choice) -> Json:
+        text = "".join([choice.echo, *choice.text])
         logprobs = choice.writer.joined(choice.logprobs)
-        return _completion_choice(choice.index, "".join(choice.text), logprobs, choice.finish)
+        return _completion_choice(choice.index, text, logprobs, choice.finish_reason)
 
 
 class ChatFormat(_Base):
@@ -133,36 +203,54 @@ class ChatFormat(_Base):
     def writer(self) -> LogprobsWriter:
         return ChatLogprobs(self._token_bytes)
 
-    def opening(self, index: int) -> Json | None:
-        return self._delta(index, {"role": "assistant", "content": ""})
+    def opening(self, choice: Choice) -> Json | None:
+        return self._delta(choice, {"role": "assistant", "content": ""})
 
-    def delta(self, index: int, text: str, logprobs: Json | None = None) -> Json:
-        return self._delta(index, {"content": text}, logprobs)
+    def delta(self, choice: Choice, event: Event, logprobs: Json | None = None) -> Json:
+        return self._delta(choice, _chat_delta(choice, event), logprobs)
 
-    def closing(self, index: int, finish: FinishReason) -> Json:
-        return self._delta(index, {}, finish=finish)
+    def closing(self, choice: Choice) -> Json:
+        return self._delta(choice, {}, finish=choice.finish_reason)
 
     def _delta(
         self,
-        index: int,
+        choice: Choice,
         delta: Json,
         logprobs: Json | None = None,
-        finish: FinishReason | None = None,
+        finish: str | None = None,
     ) -> Json:
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        return self._chunk([choice])
+        row = {
+            "index": choice.index,
+            "delta": delta,
+            "logprobs": logprobs,
+            "finish_reason": finish,
+        }
+        return self._chunk([row])
 
     def _whole_choice(self, choice: Choice) -> Json:
-        message = {"role": "assistant", "content": "".join(choice.text), "refusal": None}
+        text = "".join(choice.text)
+        content = None if choice.calls and not text else text
+        message: Json = {"role": "assistant", "content": content, "refusal": None}
+        if choice.calls:
+            message["tool_calls"] = [call.as_json() for call in choice.calls]
         return {
             "index": choice.index,
             "message": message,
             "logprobs": choice.writer.joined(choice.logprobs),
-            "finish_reason": choice.finish,
+            "finish_reason": choice.finish_reason,
         }
 
 
-def _completion_choice(
-    index: int, text: str, logprobs: Json | None, finish: FinishReason | None
-) -> Json:
+def _chat_delta(choice: Choice, event: Event) -> Json:
+    match event:
+        case Text(text):
+            return {"content": text}
+        case CallBegins(index, name):
+            call = {"index": index, "id": choice.calls[index].call_id, "type": "function"}
+            return {"tool_calls": [{**call, "function": {"name": name, "arguments": ""}}]}
+        case Arguments(index, text):
+            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+
+
+def _completion_choice(index: int, text: str, logprobs: Json | None, finish: str | None) -> Json:
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}

@@ -91,7 +91,8 @@ def _prefill(records: list[Record], ceilings: Ceilings, shape: ModelShape) -> st
         tokens = found["tokens"]
         floor = floors.prefill(shape, tokens).seconds(ceilings)
         fraction = floor / found["prompt_s"]
-        row = [str(tokens), _ms(floor), _ms(found["prompt_s"]), f"{fraction:.2f}"]
+        named = f"{tokens} by pieces" if found.get("pieces") else str(tokens)
+        row = [named, _ms(floor), _ms(found["prompt_s"]), f"{fraction:.2f}"]
         row += [_target(targets.PREFILL), targets.verdict(fraction, targets.PREFILL)]
         rows.append([*row, f"{tokens / found['prompt_s']:,.0f}"])
     head = ("prompt", "floor ms", "measured ms", "fraction (MFU)", "targets", "reached")

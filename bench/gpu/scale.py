@@ -46,6 +46,8 @@ class Scale:
     decode_steps: int
     prefill: tuple[int, ...]
     """Tokens of the prompts."""
+    pieces: tuple[int, ...]
+    """Tokens of prompts of one chunk that are measured launched, and by captured pieces."""
     chunk_tokens: int
     """Tokens of a step at most."""
     checked: tuple[tuple[int, int], ...]
@@ -82,6 +84,7 @@ FULL = Scale(
     decode=tuple((batch, context) for context in (1024, 4096) for batch in (1, 32, 128, 256)),
     decode_steps=24,
     prefill=(1024, 2048, 4096, 8192),
+    pieces=(128, 512, 1024),
     chunk_tokens=8192,
     checked=((4, 64), (1, 1000)),
     check_layers=32,
@@ -106,6 +109,7 @@ SHORT = replace(
     decode=((1, 1024), (32, 1024)),
     decode_steps=8,
     prefill=(1024,),
+    pieces=(512,),
     checked=((2, 64),),
     check_layers=2,
     skinny_rows=(16,),
@@ -136,6 +140,7 @@ TINY = Scale(
     decode=((1, 20), (3, 40)),
     decode_steps=3,
     prefill=(24, 40),
+    pieces=(24,),
     chunk_tokens=32,
     checked=((2, 24), (1, 40)),
     check_layers=2,

@@ -256,7 +256,8 @@ def _race(
     value, winner = tl.max(result, 0, return_indices=True)
     place = row * tl.num_programs(1) + part
     tl.store(best + place, value)
-    tl.store(winners + place, part * PART + winner)
+    # Of scores that are not numbers any may win, even one beyond the row.
+    tl.store(winners + place, tl.minimum(part * PART + winner, vocabulary - 1))
 
 
 @triton.jit
@@ -265,9 +266,9 @@ def _choose(best, winners, tokens, seen, sequences, vocabulary, parts, PARTS: tl
     part = tl.arange(0, PARTS)
     value = tl.load(best + row * parts + part, mask=part < parts, other=-float("inf"))
     _, winner = tl.max(value, 0, return_indices=True)
+    # So may any part, even one that is not there.
+    winner = tl.minimum(winner, parts - 1)
     token = tl.load(winners + row * parts + winner).to(tl.int64)
-    # Of scores that are not finite any may win, even one beyond the row.
-    token = tl.minimum(token, vocabulary - 1)
     tl.store(tokens + row, token)
     if seen is not None:
         sequence = tl.load(sequences + row).to(tl.int64)

@@ -52,12 +52,24 @@ class Attention:
         norm = _head_norm(own, decoder, checkpoint, prefix) if spec.qk_norm else None
         self._how = GroupedHeads(own, Scoring(spec.scale, spec.softcap, sinks), norm)
 
-    def heads_out(self, normed: Tensor, kv: KV, step: StepUnderWay[KV]) -> Tensor:
-        """Write the new KV to the pool; return the heads' outputs [tokens, heads × head_dim]."""
+    @property
+    def projected(self) -> tuple[tuple[int, ...], ...]:
+        """The shape of a token's row of each tensor that `project` returns."""
         spec = self._how.spec
-        heads = self._qkv(normed).view(
-            normed.shape[0], spec.heads + 2 * spec.kv_heads, spec.head_dim
-        )
+        return ((spec.heads + 2 * spec.kv_heads, spec.head_dim),)
+
+    @property
+    def seen(self) -> int:
+        """The width of a token's row of what `attend` returns."""
+        return self._how.spec.heads * self._how.spec.head_dim
+
+    def project(self, normed: Tensor) -> tuple[Tensor, ...]:
+        """Return q, k and v [tokens, heads + 2 kv_heads, head_dim] of what is normed."""
+        return (self._qkv(normed).view(normed.shape[0], *self.projected[0]),)
+
+    def attend(self, projected: tuple[Tensor, ...], kv: KV, step: StepUnderWay[KV]) -> Tensor:
+        """Write the new KV to the pool; return the heads' outputs [tokens, heads × head_dim]."""
+        (heads,) = projected
         return step.attend(heads, kv, self._how)
 
     def mix(self, heads_out: Tensor) -> Tensor:

@@ -67,10 +67,26 @@ class LatentAttention:
         own = replace(spec, heads=spec.heads // tp.size)
         self._how = LatentHeads(own, Scoring(spec.scale), kv_norm, key, value)
 
-    def heads_out(self, normed: Tensor, kv: KV, step: StepUnderWay[KV]) -> Tensor:
+    @property
+    def projected(self) -> tuple[tuple[int, ...], ...]:
+        """The shape of a token's row of each tensor that `project` returns."""
+        spec = self._how.spec
+        return (spec.kv_rank + spec.rope_dim,), (spec.heads, spec.nope_dim + spec.rope_dim)
+
+    @property
+    def seen(self) -> int:
+        """The width of a token's row of what `attend` returns."""
+        return self._how.spec.heads * self._how.spec.value_dim
+
+    def project(self, normed: Tensor) -> tuple[Tensor, ...]:
+        """Return the latents and the queries of what is normed, in the shapes of `projected`."""
+        q = self._queries(normed).view(normed.shape[0], *self.projected[1])
+        return self._kv(normed), q
+
+    def attend(self, projected: tuple[Tensor, ...], kv: KV, step: StepUnderWay[KV]) -> Tensor:
         """Write the new KV to the pool; return the heads' outputs [tokens, heads × value_dim]."""
-        q = self._queries(normed).view(normed.shape[0], self._how.spec.heads, -1)
-        return step.attend_latent(self._kv(normed), q, kv, self._how)
+        latent, q = projected
+        return step.attend_latent(latent, q, kv, self._how)
 
     def _queries(self, normed: Tensor) -> Tensor:
         if self._squeeze is not None:

@@ -68,12 +68,29 @@ class DecoderLayer:
         if isinstance(self._mlp, Moe):
             self._mlp(nothing)
 
-    def heads_out(self, normed: Tensor, kv: KV, step: StepUnderWay[KV]) -> Tensor:
+    @property
+    def projected(self) -> tuple[tuple[int, ...], ...]:
+        """The shape of a token's row of each tensor that `project` returns."""
+        return self._attention.projected
+
+    @property
+    def seen(self) -> int:
+        """The width of a token's row of what `attend` returns."""
+        return self._attention.seen
+
+    def project(self, normed: Tensor, rows: TokenRows) -> tuple[Tensor, ...]:
+        """Return what `attend` takes of all tokens, each [tokens, …].
+
+        `normed` are this rank's rows of the stream after `norm`, and `rows` says which.
+        """
+        return self._attention.project(rows.gather(normed))
+
+    def attend(self, projected: tuple[Tensor, ...], kv: KV, step: StepUnderWay[KV]) -> Tensor:
         """Write the new KV to the pool; return what the heads saw [tokens, heads × dims].
 
-        `normed` are this rank's rows of the stream after `norm`.
+        It depends on which sequences a step has; `project` and `finish` on how many tokens alone.
         """
-        return self._attention.heads_out(step.rows.gather(normed), kv, step)
+        return self._attention.attend(projected, kv, step)
 
     def finish(
         self, stream: Tensor, heads_out: Tensor, rows: TokenRows, following: Norm | None

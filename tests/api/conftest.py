@@ -1,6 +1,7 @@
 """A decode leader that follows a script, behind the real session protocol on a real socket."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from baton.core.ids import InstanceId, new_incarnation
 from baton.core.metrics import GatewayMetrics
 from baton.core.topology import InstanceInfo, Membership, MembershipBoard, Role
 from baton.core.trace import HandoverTrace
-from baton.models.tokenizer import load_tokenizer
+from baton.models.tokenizer import Tokenizer, load_tokenizer
 from baton.proto import worker_pb2 as pb
 from baton.proto import worker_pb2_grpc as pb_grpc
 from baton.proto.convert import error_proto, trace_proto
@@ -28,6 +29,16 @@ from baton.proto.grpc_runtime import WorkerServer
 MODEL = "demo"
 MAX_MODEL_LEN = 256
 DEMO_MODEL = Path(__file__).resolve().parents[2] / "demo_model" / "main"
+HERMES = (
+    "{% if tools %}tools:{% for tool in tools %} {{ tool | tojson }}{% endfor %}\n"
+    "Answer <tool_call>{...}</tool_call>\n{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}"
+    "<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}\n{% endfor %}"
+    "{% if style %}style {{ style }}\n{% endif %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+"""A chat template that knows tools: the demo model's own does not."""
 
 
 @dataclass
@@ -248,6 +259,25 @@ def until():
 @pytest.fixture(scope="session")
 def tokenizer():
     return load_tokenizer(DEMO_MODEL)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_with(tmp_path_factory) -> Callable[[str], Tokenizer]:
+    """Make the demo model's tokenizer with another chat template."""
+
+    def make(template: str) -> Tokenizer:
+        folder = tmp_path_factory.mktemp("model")
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(DEMO_MODEL / name, folder)
+        (folder / "chat_template.jinja").write_text(template)
+        return load_tokenizer(folder)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tool_tokenizer(tokenizer_with) -> Tokenizer:
+    return tokenizer_with(HERMES)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton.api.detokenize import Detokenizer
+from baton.api.text_stream import TextStream
+from baton.api.tool_calls import ToolUse, make_parser
+from baton.core.request import FinishReason
 
 
 class Bytes:
@@ -73,6 +76,31 @@ def test_a_character_is_never_split_and_never_late():
     shown = [detokenizer.push([byte]) for byte in "a\u00e9\u4e2d\U0001f600b".encode()]
     assert shown == ["a", "", "\u00e9", "", "", "\u4e2d", "", "", "", "\U0001f600", "b"]
     assert detokenizer.flush() == ""
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.text("a\u00e9\u65e5\U0001f600\U0001f468\u200d<{\n", max_size=30),
+    st.sampled_from([(), ("\U0001f468",), ("\u65e5a", "<<")]),
+    cuts,
+)
+def test_no_piece_of_a_stream_has_half_a_character(text, stop, cuts):
+    """One token a byte, and all that holds text back on its way: stop strings, and tool calls."""
+    stream = TextStream(Detokenizer(Bytes()), stop=stop, stop_token_ids=())
+    tools = make_parser(ToolUse("hermes"))
+    shown = ""
+    for tokens in split(list(text.encode()), cuts):
+        piece = stream.push(tokens)
+        told = [event.text for event in tools.push(piece.text)]
+        assert not any("\ufffd" in part for part in [piece.text, *told])
+        shown += "".join(told)
+        if piece.finish is not None:
+            break
+    else:
+        shown += "".join(e.text for e in tools.push(stream.push([], FinishReason.LENGTH).text))
+    shown += "".join(event.text for event in tools.finish())
+    ends = [text.find(string) for string in stop if string in text]
+    assert shown == text[: min(ends)] if ends else shown == text
 
 
 def test_half_a_character_at_the_end_is_told_by_flush_once():

@@ -140,7 +140,7 @@ def check_error(response: httpx.Response, status: int, code: str, param: str | N
         ("completions", {"model": "other"}, 404, "model_not_found", "model"),
         ("completions", {"max_tokens": 10**6}, 400, "invalid_request", "max_tokens"),
         ("chat/completions", {"messages": []}, 400, "invalid_request", "messages"),
-        ("chat/completions", {"tools": [{}]}, 400, "invalid_request", "tools"),
+        ("chat/completions", {"tools": [{}]}, 400, "invalid_request", "tools[0].type"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -163,8 +163,9 @@ async def test_bad_input(http, leader, path, change, status, code, param, stream
         b"[" * 100_000,
         b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}",
         b'{"prompt": "\\ud800"}',
+        b'{"prompt": "a", "\\ud800": 1}',
     ],
-    ids=range(9),
+    ids=range(10),
 )
 async def test_a_body_that_is_not_a_json_object(http, content):
     headers = {"content-type": "application/json"}
@@ -299,8 +300,9 @@ async def test_models(http):
     body = (await http.get("/v1/models")).json()
     assert body["object"] == "list"
     (row,) = body["data"]
-    check_schema(Model, row)
-    assert row["id"] == "demo"
+    Model.model_validate(row, strict=True)
+    assert row["id"] == row["root"] == "demo"
+    assert row["max_model_len"] == 256
     assert (await http.get("/v1/models/demo")).json() == row
 
 
@@ -377,3 +379,35 @@ async def test_the_official_client_that_closes_a_stream_cancels(front_door, lead
         async with asyncio.timeout(SOON):
             await leader.cancelled.get()
             await front_door.gateway.idle()
+
+
+@pytest.mark.parametrize(
+    ("fields", "headers", "session"),
+    [
+        ({}, {}, ""),
+        ({"user": "u"}, {}, "u"),
+        ({"user": "u", "prompt_cache_key": "k"}, {}, "k"),
+        ({"user": "u", "session": "s"}, {}, "s"),
+        ({"user": 7, "session": "\ud800"}, {}, "\ud800"),
+        ({"session": "s"}, {"x-session": "h"}, "h"),
+    ],
+)
+async def test_the_session_of_a_request(http, front_door, monkeypatch, fields, headers, session):
+    hints, router = [], front_door.gateway._router
+    admit = router.admit
+
+    def heard(membership, *, hint, **numbers):
+        hints.append(hint)
+        return admit(membership, hint=hint, **numbers)
+
+    monkeypatch.setattr(router, "admit", heard)
+    body = json.dumps({"prompt": "one", "max_tokens": 4, **fields})
+    kind = {"content-type": "application/json"}
+    answer = await http.post("/v1/completions", content=body, headers=headers | kind)
+    assert answer.status_code == 200, answer.text
+    assert [hint.session for hint in hints] == [session]
+    await front_door.gateway.idle()
+    told = await http.get(f"/v1/requests/{hints[0].request_id}/explain")
+    assert told.json()["measured"]["finish"] in ("length", "stop")
+    missing = await http.get("/v1/requests/nobody/explain")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")

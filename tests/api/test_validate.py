@@ -61,6 +61,19 @@ def test_every_value_arrives(served_model):
     assert call.include_usage
 
 
+def test_a_whole_number_may_be_written_with_a_point(served_model):
+    body = {"prompt": [5.0, 6], "max_tokens": 9.0, "seed": 1e15, "stop_token_ids": [7.0]}
+    (request,) = completion_call(body, served_model).requests
+    assert request.generate.prompt == (5, 6)
+    assert (request.generate.max_tokens, request.generate.sampling.seed) == (9, 10**15)
+    whole = (
+        *request.generate.prompt,
+        request.generate.max_tokens,
+        *request.generate.stop_token_ids,
+    )
+    assert {type(value) for value in whole} == {int}
+
+
 def test_a_seed_is_drawn_each_time(served_model):
     seeds = {
         completion_call({"prompt": "a"}, served_model).requests[0].generate.sampling.seed
@@ -106,9 +119,9 @@ def test_chat_prefers_max_completion_tokens(served_model):
 
 BAD_VALUES = [
     ("prompt", ["", [], None, 5, 1.5, True, {}, [[]], [""], [None], [{}], ["a", 1], [1, "a"]]),
-    ("prompt", [[[1], "a"], [[1], [None]], [-1], [10**9], [1.0], [True], [2**70], "\ud800"]),
+    ("prompt", [[[1], "a"], [[1], [None]], [-1], [10**9], [1.5], [True], [2**70], "\ud800"]),
     ("prompt", [[1] * MAX, "word " * 5000, ["a"] * 129]),
-    ("max_tokens", [0, -1, MAX, 2**64, 1.0, "5", True, [], {}]),
+    ("max_tokens", [0, -1, MAX, 2**64, 1.5, "5", True, [], {}]),
     ("temperature", [-0.1, 2.1, math.nan, math.inf, -math.inf, 10**400, "1", True, []]),
     ("top_p", [0, 0.0, -1, 1.1, math.nan, "1", False, {}]),
     ("top_k", [-1, 2**31, 10**30, 0.5, "1", True]),
@@ -116,11 +129,11 @@ BAD_VALUES = [
     ("stop", ["", [""], [{}], [None], {}, 5, ["a"] * 5, "x" * 257, ["a", 1], [["a"]], "\udfff"]),
     ("stream", [1, 0, "true", [], {}]),
     ("ignore_eos", [1, "yes"]),
-    ("priority", [-11, 11, 0.0, "1", True]),
+    ("priority", [-11, 11, 0.5, "1", True]),
     ("stream_options", [{}, {"include_usage": True}, 1, "x", []]),
     ("model", [1, [], {}, True]),
-    ("n", [0, 129, "1", 1.0, True, []]),
-    ("logprobs", [-1, 21, True, "1", 1.0]),
+    ("n", [0, 129, "1", 1.5, True, []]),
+    ("logprobs", [-1, 21, True, "1", 1.5]),
     ("logit_bias", [[], 1, {"x": 1}, {"-1": 1}, {"1.0": 1}, {"": 1}, {"\u0661": 1}]),
     ("logit_bias", [{"1": 101}, {"1": -100.1}, {"1": math.nan}, {"1": "5"}, {"1": True}]),
     (
@@ -133,9 +146,9 @@ BAD_VALUES = [
     ("min_p", [-0.1, 1.1, math.nan, "0", True]),
     ("typical_p", [0, 0.0, -1, 1.1, math.nan, "1", False]),
     ("bad_words", ["x", {}, [1], [""], [None], ["x" * 257], ["x"] * 129, ["\ud800"]]),
-    ("min_tokens", [-1, 17, 2**64, 1.0, "1", True]),
-    ("stop_token_ids", [5, "5", {}, [-1], [4096], [1.0], [True], ["1"], [None], [1] * 129]),
-    ("echo", [True, "x"]),
+    ("min_tokens", [-1, 17, 2**64, 1.5, "1", True]),
+    ("stop_token_ids", [5, "5", {}, [-1], [4096], [1.5], [True], ["1"], [None], [1] * 129]),
+    ("echo", ["x", 1]),
     ("best_of", [2]),
     ("suffix", ["x"]),
     ("tools", [[{"type": "function"}], []]),
@@ -166,9 +179,9 @@ BAD_CHAT = [
     ("messages", [[{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]]),
     ("messages", [[{"role": "user", "content": "word " * 5000}]]),
     ("tools", [[{"type": "function", "function": {"name": "f"}}], {}, 1]),
-    ("response_format", [{"type": "json_object"}, "text"]),
+    ("response_format", [{"type": "xml"}, "text", {"type": "json_schema"}, {}]),
     ("logprobs", [0, 1, "x"]),
-    ("top_logprobs", [3, 21, -1, True, 1.0, "1"]),
+    ("top_logprobs", [3, 21, -1, True, 1.5, "1"]),
     ("max_completion_tokens", [0, MAX, "1"]),
     ("prompt", ["x"]),
 ]
@@ -290,6 +303,21 @@ def test_defaults_said_aloud_are_allowed(served_model):
         "stream_options": None,
     }
     assert len(completion_call(body, served_model).requests) == 1
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.integers(1, 300), min_size=1, max_size=40),
+    st.lists(st.integers(1, 300), max_size=10),
+)
+def test_an_echo_and_the_output_make_the_text_of_both(served_model, prompt, output):
+    """Also where a character begins in the one and ends in the other: these are mostly bytes."""
+    tokens = served_model.tokenizer
+    (request,) = completion_call({"prompt": prompt, "echo": True}, served_model).requests
+    detokenizer = request.detokenizer(tokens)
+    shown = [detokenizer.push([token]) for token in output]
+    both = "".join([request.echo, *shown, detokenizer.flush()])
+    assert both == tokens.decode([*prompt, *output])
 
 
 def test_unknown_model_names_the_one_that_is_served(served_model):

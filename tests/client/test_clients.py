@@ -71,12 +71,16 @@ async def test_tokens_models_and_cancel(client, front_door, leader, text_script,
     assert await client.tokenize(TEXT) == tokenizer.encode(TEXT)
     assert await client.detokenize(tokenizer.encode(TEXT)) == TEXT
     assert await client.models() == {"demo": 256}
+    assert await client.explain("gen-x") is None
     leader.script = text_script(TEXT, hold_after=1)
     stream = client.stream("hi")
     first = await anext(stream)
     assert await client.cancel(first.request_id) == 1
     with pytest.raises(Cancelled):
         await anext(stream)
+    told = await client.explain(first.request_id)
+    assert told is not None
+    assert told["request_id"] == first.request_id
     assert await client.cancel(first.request_id) == 0
 
     def use() -> tuple[list[int], str, int]:

@@ -7,6 +7,7 @@ and the tables are of all that the file has.
 
 import argparse
 import asyncio
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,10 @@ _MODEL = Path(__file__).parents[2] / "demo_model" / "main"
 
 
 async def main(seeds: Sequence[int], out: Path | None) -> int:
-    """Play the seeds; return the exit status."""
+    """Play the seeds; return the exit status. SIGTERM ends the nodes too."""
+    this = asyncio.current_task()
+    assert this is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     results = [] if out is None else [r for r in read(out) if r.seed in seeds]
     known = {result.seed for result in results}
     async with Campaign(_MODEL) as campaign:

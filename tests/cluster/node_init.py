@@ -1,7 +1,8 @@
 """Pid 1 of a node: `python node_init.py STATE OWN HOSTNAME` mounts what is the node's, and reaps.
 
 Orphans of a process namespace come to its pid 1; a raylet whose workers stay zombies never learns
-that they have ended. When this process is killed, the kernel kills all others of the node.
+that they have ended. When this process ends, the kernel kills all others of the node; it ends with
+its standard input, so that no node outlives the tests, whatever ends those.
 """
 
 import os
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 READY = "ready"
@@ -24,11 +26,17 @@ def main() -> None:
     # By this processes see whether they are on one host.
     _mount("--bind", str(state / "boot_id"), BOOT_ID)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    threading.Thread(target=_end_with_input, daemon=True).start()
     sys.stdout.write(READY + "\n")
     sys.stdout.flush()
     while True:
         signal.sigwait({signal.SIGCHLD})
         _reap()
+
+
+def _end_with_input() -> None:
+    sys.stdin.read()
+    os._exit(0)
 
 
 def _reap() -> None:

@@ -99,6 +99,7 @@ class Node:
         init = (sys.executable, node_init.__file__, *places, f"node{self.index}")
         self._guard = subprocess.Popen(
             ["ip", "netns", "exec", self._namespace, "unshare", *_KINDS, *init],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -117,8 +118,9 @@ class Node:
             if self.up:
                 os.kill(self._init, signal.SIGKILL)
             self._guard.wait(_SECONDS)
-            assert self._guard.stdout is not None
-            self._guard.stdout.close()
+            for pipe in (self._guard.stdin, self._guard.stdout):
+                assert pipe is not None
+                pipe.close()
             self._guard = None
         _try_ip("netns", "del", self._namespace)
 

@@ -1,5 +1,7 @@
 """The harness of nodes itself: they are hosts of their own, and can be cut off."""
 
+import os
+import select
 import signal
 import subprocess
 import sys
@@ -102,3 +104,35 @@ def test_nothing_is_left_of_nodes(tmp_path: Path) -> None:
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True)
     assert nodes._switch not in listed.stdout, names
     assert not nodes.own.exists()
+
+
+START = """
+import sys
+from pathlib import Path
+from tests.cluster.nodes import Nodes
+with Nodes(1, Path(sys.argv[1])) as nodes:
+    print(nodes[1]._init, nodes[1]._namespace, nodes._switch, nodes.own, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_nodes_end_with_whoever_has_started_them(tmp_path: Path) -> None:
+    starter = subprocess.Popen(
+        [PYTHON, "-c", START, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert starter.stdout is not None
+    init, namespace, switch, own = starter.stdout.readline().split()
+    ended = os.pidfd_open(int(init))
+    try:
+        starter.kill()
+        assert select.select([ended], [], [], 60)[0], "the node lives on"
+    finally:
+        os.close(ended)
+        starter.communicate()
+        for name in (namespace, switch):
+            subprocess.run(["ip", "netns", "del", name], check=True)
+        Path(own).rmdir()

@@ -6,6 +6,7 @@ import pytest
 
 from baton.core.config import EngineConfig
 from baton.core.errors import InvalidConfig, InvalidRequest, Overloaded
+from baton.core.instance_events import InstanceLoad
 from baton.core.request import FinishReason
 from baton.engine.scheduler import Scheduler
 from baton.engine.step import ChunkComputed, Reserved, StepResult, TokenSampled
@@ -83,6 +84,19 @@ def test_entries_into_the_queue_are_numbered_and_the_oldest_is_told(bench, reque
 
 
 # Batches
+
+
+def test_the_load_is_what_waits_what_decodes_and_what_is_free(bench, request_of):
+    world = bench(20, max_batch_tokens=16, max_sequences=2, prefix_cache=False)
+    assert world.scheduler.load() == InstanceLoad(free_tokens=160)
+    world.submit(request_of(8, 9))
+    world.step()
+    world.submit(request_of(30, 3))
+    world.submit(request_of(7, 3))
+    assert world.scheduler.load() == InstanceLoad(37, 1, 9, 144)
+    world.step()  # one decodes, and 8 tokens of the next prompt fit beside it
+    load = world.scheduler.load()
+    assert (load.queued_tokens, load.running, load.context_tokens) == (29, 1, 10)
 
 
 def test_decodes_come_first_and_prompts_share_the_rest(bench, request_of):
@@ -407,6 +421,27 @@ def test_a_failed_step_ends_its_sequences_and_no_others(bench, fake):
     assert world.free == 8
     world.run()
     assert world.output(c) == fake.expected(fake.request(8, 4, seed=3))[0]
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_sequence_that_cannot_go_on_ends_alone(fake, ahead: bool):
+    """Its token is not taken in, nor what was planned after it meanwhile."""
+    scheduler = Scheduler(EngineConfig(block_size=8), 8, depth=2, ahead=ahead)
+    lost, kept = (scheduler.submit(fake.request(8, 4, seed=seed)) for seed in (1, 2))
+    first, second = scheduler.plan(), scheduler.plan()
+    assert (second is not None) == ahead
+    why = InvalidRequest("grammar", "a+", "one that can be followed")
+    events = scheduler.apply(StepResult(first.step, {lost: 3, kept: 4}, failed={lost: why}))
+    assert {event.seq_id for event in events} == {kept}
+    scheduler.check()
+    with pytest.raises(KeyError):
+        scheduler.blocks(lost)
+    if ahead:
+        result = StepResult(second.step, {lost: 3, kept: 5}, failed={lost: why})
+        assert {event.seq_id for event in scheduler.apply(result)} == {kept}
+    scheduler.release(kept)
+    scheduler.check()
+    assert scheduler.stats().roster.memory.pool.used == 0
 
 
 def test_steps_are_one_at_a_time_and_results_are_matched(bench, request_of):

@@ -7,6 +7,7 @@ import msgpack
 from hypothesis import given
 from hypothesis import strategies as st
 
+from baton.core.grammar import Grammar
 from baton.core.ids import BlockId, SeqId
 from baton.core.request import SamplingParams
 from baton.engine.step import BlockCopy, SamplingContext, ScheduledSequence, StepPlan
@@ -16,6 +17,7 @@ SAMPLING = (
     SamplingParams(),
     SamplingParams(temperature=0.7, top_p=0.9, seed=2**63 - 1),
     SamplingParams(logit_bias=((3, -1.5),), bad_words=((1, 2), (3,)), logprobs=2),
+    SamplingParams(grammar=Grammar("choice", '["a", "b"]')),
 )
 CONTEXTS = (
     None,

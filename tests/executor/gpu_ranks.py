@@ -18,7 +18,7 @@ from baton.executor.follower import Follower
 from baton.executor.gpu_start import Gpu
 from baton.executor.instance import Instance
 from baton.executor.late_queue import LateQueue
-from baton.parallel.group import Ranks
+from baton.parallel.group import Group, Ranks
 from baton.parallel.mesh import Place
 
 PATIENCE_S = 50.0
@@ -61,28 +61,36 @@ def serve(
 ) -> Served:
     """Be a rank of the instance until all requests are served.
 
-    `mib` is the memory of each rank's stand-in for a device; None: they have GPUs.
+    `mib` is the memory of each rank's stand-in for a device; None: they have GPUs. One axis of the
+    mesh has several ranks at most.
     """
+    line = _line(ranks)
     given, said = WorkerConfig.model_validate_json(config), list[str]()
     with closing(LateQueue()) as queue:
-        gpu = None if mib is None else Gpu(queue, Room(mib[place.tp]), None)
-        if place.tp == 0:
-            served = asyncio.run(_lead(ranks, given, requests, gpu, said))
+        gpu = None if mib is None else Gpu(queue, Room(mib[line.rank]), None)
+        if line.rank == 0:
+            served = asyncio.run(_lead(line, given, requests, gpu, said))
         else:
-            served = asyncio.run(_follow(ranks, given, place.tp, gpu, said))
+            served = asyncio.run(_follow(line, given, gpu, said))
         served.replays = queue.replays
     return served
 
 
+def _line(ranks: Ranks) -> Group:
+    """Return the group of all ranks of a mesh of one axis."""
+    groups = (ranks.pp, ranks.ep, ranks.cp, ranks.tp)
+    return next((group for group in groups if group.size > 1), ranks.tp)
+
+
 async def _lead(
-    ranks: Ranks,
+    line: Group,
     config: WorkerConfig,
     requests: Sequence[GenerateRequest],
     gpu: Gpu | None,
     said: list[str],
 ) -> Served:
     def tell(leader: LeaderRef) -> None:
-        ranks.tp.broadcast_(torch.tensor([leader.port, leader.incarnation]), 0)
+        line.broadcast_(torch.tensor([leader.port, leader.incarnation]), 0)
 
     ears = _Ears(len(requests))
     instance = await Instance.load(config, ears, said.append, on_listening=tell, gpu=gpu)
@@ -97,12 +105,10 @@ async def _lead(
     return Served(0, said, [ears.tokens.get(seq_id, []) for seq_id in ids], ears.failure)
 
 
-async def _follow(
-    ranks: Ranks, config: WorkerConfig, rank: int, gpu: Gpu | None, said: list[str]
-) -> Served:
-    port, incarnation = ranks.tp.broadcast_(torch.zeros(2, dtype=torch.int64), 0).tolist()
+async def _follow(line: Group, config: WorkerConfig, gpu: Gpu | None, said: list[str]) -> Served:
+    port, incarnation = line.broadcast_(torch.zeros(2, dtype=torch.int64), 0).tolist()
     leader = LeaderRef(host="127.0.0.1", port=port, incarnation=incarnation)
-    own = config.model_copy(update={"rank": rank, "leader": leader})
+    own = config.model_copy(update={"rank": line.rank, "leader": leader})
     follower = await Follower.start(own, on_progress=said.append, gpu=gpu)
     async with asyncio.timeout(PATIENCE_S):
         await follower.wait_closed()

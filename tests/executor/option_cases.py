@@ -34,11 +34,12 @@ OPTIONS = {
         min_tokens=4,
         logprobs=20,
     ),
+    "typical alone": SamplingParams(temperature=1.2, seed=8, typical_p=0.4),
+    "typical": SamplingParams(temperature=1.0, seed=5, typical_p=0.6, frequency_penalty=0.5),
 }
 """What the device samples by itself."""
 
 ON_HOST = {
-    "typical": SamplingParams(temperature=1.0, seed=5, typical_p=0.6, frequency_penalty=0.5),
     "long bad word": SamplingParams(temperature=0.0, bad_words=((7, 7, 7, 7, 7, 7),)),
     "many logprobs": SamplingParams(temperature=0.0, logprobs=21),
 }

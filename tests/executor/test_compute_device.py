@@ -6,7 +6,12 @@ import torch
 from baton.core.config import EngineConfig, ParallelConfig, WorkerConfig
 from baton.core.errors import InvalidConfig
 from baton.core.topology import Role
-from baton.executor.compute_device import StepsUnderWay, compute_device, steps_under_way
+from baton.executor.compute_device import (
+    StepsUnderWay,
+    compute_device,
+    led_by_host,
+    steps_under_way,
+)
 
 
 def config(parallel: ParallelConfig | None = None, **engine: object) -> WorkerConfig:
@@ -38,10 +43,6 @@ def test_a_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("field", "more"),
     [
-        ("pp", {"parallel": ParallelConfig(pp=2)}),
-        ("dp", {"parallel": ParallelConfig(dp=2)}),
-        ("ep", {"parallel": ParallelConfig(ep=2, tp=2)}),
-        ("cp", {"parallel": ParallelConfig(cp=4)}),
         ("executor", {"executor": "native"}),
         ("batch_invariant", {"batch_invariant": True}),
     ],
@@ -53,6 +54,20 @@ def test_what_a_gpu_cannot_do_stays_on_the_cpu(
     assert compute_device(config(**more)) == torch.device("cpu")  # type: ignore[arg-type]
     with pytest.raises(InvalidConfig, match=f"{field}: "):
         compute_device(config(device="cuda", **more))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("parallel", [{"pp": 2}, {"dp": 2}, {"ep": 2, "tp": 2}, {"cp": 4}])
+def test_the_host_leads_stages_places_and_rings_on_gpus(
+    monkeypatch: pytest.MonkeyPatch, parallel: dict[str, int]
+) -> None:
+    gpus(monkeypatch, there=True)
+    mesh = ParallelConfig(**parallel)
+    assert led_by_host(mesh)
+    assert not led_by_host(ParallelConfig(tp=8))
+    assert compute_device(config(mesh)).type == "cuda"
+    assert not steps_under_way(config(mesh), on_gpu=True).ahead
+    with pytest.raises(InvalidConfig, match=r"attention_skip_below: .* 0 with pp, dp, ep or cp"):
+        compute_device(config(mesh, attention_skip_below=1e-4))
 
 
 def test_keys_are_left_out_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,12 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
 from baton.core.config import EngineConfig
-from baton.core.errors import DeadlineExceeded, InvalidRequest, TransportError
+from baton.core.errors import DeadlineExceeded, InternalError, InvalidRequest, TransportError
 from baton.core.hashing import hash_bytes
 from baton.core.ids import BlockId, RequestId, SeqId
 from baton.core.request import FinishReason, GenerateRequest
@@ -35,6 +36,7 @@ class Model:
         self.gate.set()
         self.entered = threading.Event()
         self.error: BaseException | None = None
+        self.failed: dict[SeqId, InvalidRequest] = {}
 
     def execute(self, plan: StepPlan, watch: LayerWatch | None = None) -> StepResult:
         for layers in watch.ends if watch else ():
@@ -47,7 +49,9 @@ class Model:
             raise error
         tokens = {p.seq_id: self.write(p.blocks, p.start, p.tokens) for p in plan.sequences}
         sampling = {part.seq_id for part in plan.sequences if part.samples}
-        return StepResult(plan.step, {seq: t for seq, t in tokens.items() if seq in sampling})
+        failed = {seq: why for seq, why in self.failed.items() if seq in sampling}
+        sampled = {seq: t for seq, t in tokens.items() if seq in sampling}
+        return StepResult(plan.step, sampled, failed=failed)
 
     def write(self, table: Sequence[BlockId], start: int, tokens: Sequence[int]) -> int:
         last = start - 1
@@ -212,6 +216,20 @@ async def test_a_failed_step_of_a_model_in_stages_ends_its_sequences_alone():
         assert world.ears.output(kept) == expected(request_of(16, 3, seed=1))
 
 
+async def test_a_sequence_that_cannot_go_on_is_told_of_alone():
+    async with World(max_batch_tokens=32).running() as world:
+        world.model.gate.clear()
+        lost, kept = (world.loop.submit(request_of(8, 3, seed=seed)) for seed in range(2))
+        why = InvalidRequest("grammar", "a+", "one that can be followed")
+        world.model.failed = {lost: why}
+        world.model.gate.set()
+        await world.ears.until(lambda: world.ears.ended(kept))
+        assert world.ears.failures == [([lost], why)]
+        assert world.ears.output(lost) == []
+        assert world.ears.output(kept) == expected(request_of(8, 3, seed=1))
+        assert world.loop.stats().failed_steps == 0
+
+
 async def test_steps_under_way_end_before_the_loop_does():
     async with World(max_batch_tokens=16, depth=3).running() as world:
         world.model.gate.clear()
@@ -237,6 +255,7 @@ class HastyModel(Model):
     def __init__(self) -> None:
         super().__init__()
         self.last: tuple[Future[StepResult], StepResult] | None = None
+        self.returned = threading.Semaphore(0)
 
     def execute(self, plan: StepPlan, watch: LayerWatch | None = None) -> Future[StepResult]:
         assert self.gate.wait(20)
@@ -246,6 +265,7 @@ class HastyModel(Model):
         for layers in watch.ends if watch else ():
             watch.reached(layers)
         self.last = future, result
+        self.returned.release()
         return future
 
 
@@ -262,6 +282,8 @@ async def test_layers_of_a_step_are_told_of_after_what_came_of_the_last_one():
         await world.ears.until_started(2)
         model.gate.set()
         await world.ears.until(lambda: bool(heard[1:]))
+        for _ in range(2):  # until then `last` is the step that has ended
+            assert await asyncio.to_thread(model.returned.acquire, timeout=20)
         assert model.last is not None
         model.last[0].set_result(model.last[1])
         await world.ears.until(lambda: world.ears.ended(seq))
@@ -360,6 +382,29 @@ async def test_a_failed_step_is_told_and_the_loop_goes_on():
         assert world.ears.output(third) == expected(request_of(8, 3, seed=2))
         await world.loop.idle()
         assert world.loop.stats().failed_steps == 1
+        assert world.free == world.total
+
+
+async def test_a_sequence_without_a_sound_token_ends_alone():
+    async with World().running() as world:
+        execute, requests = world.model.execute, [request_of(8, 3, seed=s) for s in (0, 1)]
+        poor, well = (world.loop.submit(request) for request in requests)
+
+        def unsound(plan: StepPlan, watch: LayerWatch | None = None) -> StepResult:
+            result = execute(plan, watch)
+            if result.tokens.pop(poor, None) is None:
+                return result
+            return replace(result, unsound=(poor,))
+
+        world.model.execute = unsound
+        await world.ears.until(lambda: world.ears.ended(well) and bool(world.ears.failures))
+        ((ended, error),) = world.ears.failures
+        assert ended == [poor]
+        assert isinstance(error, InternalError)
+        assert world.ears.output(poor) == []
+        assert world.ears.output(well) == expected(requests[1])
+        await world.loop.idle()
+        assert world.loop.stats().failed_steps == 0
         assert world.free == world.total
 
 

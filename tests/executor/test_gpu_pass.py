@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from baton.core.request import SamplingParams
-from baton.engine.step import PENDING, LayerWatch, ScheduledSequence
+from baton.engine.step import PENDING, LayerWatch, SamplingContext, ScheduledSequence
 from baton.executor.gpu_pass import GpuLimits, GpuPass
 from baton.executor.kv_cache import KVCache, make_layout
 from baton.executor.late_queue import LateQueue
@@ -37,9 +37,16 @@ def kv(model: Decoder) -> KVCache:
     return KVCache(make_layout(model.spec, BLOCK, model.dtype), 8)
 
 
+@pytest.fixture(params=[(), (8, 16)], ids=["whole", "pieces"])
+def tokens(request: pytest.FixtureRequest) -> tuple[int, ...]:
+    """For which steps with chunks all but attention is captured."""
+    return request.param  # type: ignore[no-any-return]
+
+
 @pytest.fixture
-def steps(model: Decoder, kv: KVCache, queue: LateQueue) -> GpuPass:
+def steps(model: Decoder, kv: KVCache, queue: LateQueue, tokens: tuple[int, ...]) -> GpuPass:
     steps = GpuPass(model, kv, queue, GpuLimits(rows=4, tokens=32, blocks=8, depth=2))
+    steps.capture_pieces(tokens, lambda size: None)
     steps.capture((2, 4), lambda size: None)
     return steps
 
@@ -68,11 +75,34 @@ def test_rows_that_are_padding_write_nothing(
     assert written(kv) == {(7 - i, 0) for i in range(count)}
 
 
-def test_a_step_with_a_chunk_writes_its_tokens_alone(steps: GpuPass, kv: KVCache) -> None:
+def test_a_step_with_a_chunk_writes_its_tokens_alone(
+    steps: GpuPass, kv: KVCache, queue: LateQueue, tokens: tuple[int, ...]
+) -> None:
+    before = queue.replays
     launched = steps.launch([part(1, 5, 0, *range(2, 8)), part(2, 3, 0, 9)])
     launched.done.wait()
+    assert queue.replays - before == (kv.layout.layers if tokens else 0)
     assert written(kv) == {(3, 0), *((5, offset) for offset in range(6))}
     assert [s.seq_id for s in launched.sampled] == [2, 1], "decodes come first"
+
+
+def test_steps_beyond_the_largest_size_are_launched_whole(
+    steps: GpuPass, kv: KVCache, queue: LateQueue
+) -> None:
+    before = queue.replays
+    long = ScheduledSequence(1, tuple(range(2, 19)), 0, (5, 6, 1), True, GREEDY)
+    steps.launch([long]).done.wait()
+    assert queue.replays == before
+    assert len(written(kv)) == 17
+
+
+def test_padding_samples_nothing(steps: GpuPass, kv: KVCache) -> None:
+    """Only the last tokens of those that sample have logits, of however many rows."""
+    first = part(1, 5, 0, *range(2, 5))._replace(samples=False)
+    launched = steps.launch([first, part(2, 3, 0, 9, 8)])
+    launched.done.wait()
+    assert [s.seq_id for s in launched.sampled] == [2]
+    assert launched.found.shape[1] == 1
 
 
 def test_results_can_be_read_until_as_many_more_are_launched(steps: GpuPass) -> None:
@@ -98,13 +128,14 @@ def test_the_token_sampled_last_is_the_next_input(steps: GpuPass) -> None:
 
 
 def test_tokens_sampled_on_the_host_are_the_next_input_too(steps: GpuPass) -> None:
-    untypical = part(1, 2, 0, 7)._replace(sampling=SamplingParams(0.0, typical_p=0.5))
-    launched = steps.launch([part(2, 4, 0, 6), untypical])
+    many = SamplingParams(0.0, logprobs=21)
+    curious = part(1, 2, 0, 7)._replace(sampling=many, context=SamplingContext(1, (), None))
+    launched = steps.launch([part(2, 4, 0, 6), curious])
     launched.done.wait()
     (logits,) = launched.logits
     assert launched.on_host == (1,)
     assert logits.shape[0] == 1
-    steps.take_tokens([untypical], [9])
+    steps.take_tokens([curious], [9])
     second = steps.launch([part(1, 2, 1, PENDING)])
     known = steps.launch([part(3, 3, 0, 7, 9)])
     known.done.wait()

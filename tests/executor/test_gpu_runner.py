@@ -3,14 +3,15 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import pytest
 
-from baton.core.errors import InternalError
+from baton.core.errors import DeadlineExceeded
 from baton.core.request import GenerateRequest, SamplingParams
 from baton.engine.step import PENDING, SamplingContext, ScheduledSequence, StepPlan
 from baton.executor.gpu_pass import GpuLimits, GpuPass
-from baton.executor.gpu_queue import GpuQueue
+from baton.executor.gpu_queue import EagerQueue, GpuQueue
 from baton.executor.gpu_runner import GpuRunner
 from baton.executor.kv_cache import KVCache, make_layout
 from baton.executor.runner import ModelRunner
@@ -21,6 +22,8 @@ from tests.executor.test_run_ahead import SAMPLINGS, mixed_requests
 
 ROWS = 6
 SIZES = (1, 2, 4)
+TOKENS = (6, 16)
+"""Steps with chunks have up to 32."""
 
 
 @pytest.fixture(scope="module", params=["untied", "demo"])
@@ -49,6 +52,7 @@ def serve(decoder: Decoder, queue: GpuQueue):
         def make(kv: KVCache) -> GpuRunner:
             limits = GpuLimits(rows=ROWS, tokens=32, blocks=num_blocks, depth=depth)
             steps = GpuPass(decoder, kv, queue, limits)
+            steps.capture_pieces(TOKENS, lambda size: None)
             steps.capture(SIZES, lambda size: None)
             return GpuRunner(steps, queue, kv, None, depth=depth)
 
@@ -137,21 +141,52 @@ def step(number: int, *parts: tuple[int, int, int, int], **sampling: float) -> S
 
 
 @pytest.mark.parametrize(
-    "sampling", [{}, {"logprobs": 1}, {"typical_p": 0.5}], ids=["device", "logprobs", "host"]
+    "sampling",
+    [{}, {"logprobs": 1}, {"typical_p": 0.5}, {"logprobs": 21}],
+    ids=["device", "logprobs", "typical", "host"],
 )
-def test_the_step_after_one_that_failed_is_without_its_sequences(
+def test_logits_that_are_not_finite_cost_their_own_sequence_alone(
     poisoned: GpuRunner, sampling: dict[str, float]
 ) -> None:
-    failed = poisoned.execute(step(1, (1, 2, 3, 5), (2, 3, 0, 6), **sampling))
-    after = poisoned.execute(step(2, (1, 2, 4, PENDING), (3, 4, 0, 7), **sampling))
-    with pytest.raises(InternalError, match="step 1: the model's logits are not finite"):
-        failed.result(20)
-    assert after.result(20).tokens.keys() == {3}
-    again = poisoned.execute(step(3, (3, 4, 1, PENDING), **sampling))
-    assert again.result(20).tokens.keys() == {3}
+    unsound = poisoned.execute(step(1, (1, 2, 3, 5), (2, 3, 0, 6), **sampling))
+    after = poisoned.execute(step(2, (1, 2, 4, PENDING), (2, 3, 1, PENDING), **sampling))
+    assert unsound.result(20).unsound == (1,)
+    assert unsound.result(20).tokens.keys() == {2}, "the other row is none the worse for it"
+    assert after.result(20).tokens.keys() == {2}
+    assert after.result(20).unsound == (), "it is told once"
+    again = poisoned.execute(step(3, (2, 3, 2, PENDING), **sampling))
+    assert again.result(20).tokens.keys() == {2}
 
 
-def test_so_is_the_one_after_a_step_that_could_not_be_launched(poisoned: GpuRunner) -> None:
+class Hanging(EagerQueue):
+    """A device whose steps do not end before `ends` is set."""
+
+    def __init__(self) -> None:
+        self.ends = Event()
+
+    def record(self) -> "Hanging":
+        return self
+
+    def wait(self) -> None:
+        assert self.ends.wait(60)
+
+
+def test_a_step_that_the_host_waits_for_has_a_deadline(decoder: Decoder) -> None:
+    queue = Hanging()
+    kv = KVCache(make_layout(decoder.spec, 8, decoder.dtype), 8)
+    steps = GpuPass(decoder, kv, queue, GpuLimits(rows=ROWS, tokens=32, blocks=8, depth=2))
+    runner = GpuRunner(steps, queue, kv, None, depth=2, limit_s=0.01)
+    try:
+        with pytest.raises(DeadlineExceeded, match=r"within 0\.01 s"):
+            runner.execute(step(1, (1, 2, 3, 5), logprobs=21))
+    finally:
+        queue.ends.set()
+        runner.close()
+
+
+def test_the_step_after_one_that_could_not_be_launched_is_without_its_sequences(
+    poisoned: GpuRunner,
+) -> None:
     long = ScheduledSequence(1, (5,), 0, tuple(range(9)), True, SamplingParams())
     with pytest.raises(AssertionError, match="blocks of a sequence"):
         poisoned.execute(StepPlan(1, (long,)))

@@ -6,7 +6,9 @@ from baton.engine.step import ScheduledSequence
 from baton.executor.gpu_seats import Seats, SeatTensors, seats_needed
 
 BLOCKS = 4
-SAMPLED = SamplingParams(temperature=0.7, top_k=5, top_p=0.9, min_p=0.1, seed=2**63 - 1)
+SAMPLED = SamplingParams(
+    temperature=0.7, top_k=5, top_p=0.9, min_p=0.1, typical_p=0.8, seed=2**63 - 1
+)
 
 
 def part(seq_id: int, *blocks: int) -> ScheduledSequence:
@@ -69,13 +71,16 @@ def test_there_are_seats_enough_for_any_plans() -> None:
 def test_sampling_reaches_the_device_as_kernels_take_it() -> None:
     both = Both()
     (seat,) = both.step(part(1, 3))
-    temperature, top_k, top_p, min_p, seed = both.device.sampling(torch.tensor([seat]))
-    assert temperature.tolist() == pytest.approx([0.7])
-    assert temperature.dtype == top_p.dtype == min_p.dtype == torch.float32
-    assert (top_k.tolist(), top_k.dtype) == ([5], torch.int32)
-    assert top_p.tolist() == pytest.approx([0.9])
-    assert min_p.tolist() == pytest.approx([0.1])
-    assert seed.tolist() == [2**63 - 1]
+    found = both.device.sampling(torch.tensor([seat]), torch.tensor([7]))
+    assert found.temperature.tolist() == pytest.approx([0.7])
+    assert found.temperature.dtype == found.top_p.dtype == found.min_p.dtype == torch.float32
+    assert (found.top_k.tolist(), found.top_k.dtype) == ([5], torch.int32)
+    assert found.top_p.tolist() == pytest.approx([0.9])
+    assert found.min_p.tolist() == pytest.approx([0.1])
+    assert found.seeds.tolist() == [2**63 - 1]
+    assert found.positions.tolist() == [7]
+    assert found.typical_p is not None
+    assert found.typical_p.tolist() == pytest.approx([0.8])
 
 
 def test_the_last_token_stands_in_for_one_that_is_not_known() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from baton.core.errors import InvalidConfig
 from baton.core.ids import BlockId
@@ -79,6 +80,23 @@ def test_blocks_are_copied_whole_between_pools() -> None:
     copy_blocks(host, device, [(BlockId(0), BlockId(1)), (BlockId(2), BlockId(0))])
     copy_blocks(host, device, [])
     assert device.tensor.equal(before[[1, 3, 2, 3]])
+
+
+def test_copies_between_pools_are_launched_and_not_waited_for() -> None:
+    """Nothing is allocated and no number read on the way: on a GPU either would stop the host."""
+    called: list[tuple[str, bool]] = []
+
+    class Spy(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is not torch.ops.aten.select.int:
+                called.append((str(func), bool(args[2:] and args[2])))
+            return func(*args, **(kwargs or {}))
+
+    layout = KVLayout(layers=2, kv_heads=1, block_size=8, head_dim=4, dtype="float32")
+    device, host = KVCache(layout, 4), KVCache(layout, 3)
+    with Spy():
+        copy_blocks(device, host, [(BlockId(3), BlockId(0)), (BlockId(1), BlockId(2))])
+    assert called == [("aten.copy_.default", True)] * 2
 
 
 def test_a_pool_may_lie_in_memory_that_others_map() -> None:

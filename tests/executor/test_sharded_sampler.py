@@ -3,6 +3,7 @@
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from baton.core.request import SamplingParams, TokenLogprobs
 from baton.engine.step import SamplingContext
 from baton.executor.batch import SampledRow
 from baton.executor.candidates import Candidates
+from baton.executor.grammar_mask import GrammarMask
 from baton.executor.sampler import Sampler, draw
 from baton.executor.sharded_sampler import CANDIDATES, ShardedSampler
 from baton.parallel.group import Group, Ranks, SoloGroup
@@ -64,10 +66,25 @@ def rows_of(seed: int) -> list[SampledRow]:
     return rows
 
 
+def masks_of(seed: int) -> dict[SeqId, GrammarMask]:
+    """Of every third row with a context: from one token of the vocabulary to most of them."""
+    chosen = np.random.default_rng(seed)
+    masks = {}
+    for row in rows_of(seed):
+        if row.context is not None and row.seq_id % 3 == 0:
+            share = chosen.choice([0.002, 0.1, 0.9])
+            allowed = chosen.random(VOCABULARY) < share
+            allowed[chosen.integers(4, VOCABULARY)] = True
+            padded = np.packbits(np.append(allowed, np.zeros(23, bool)), bitorder="little")
+            bits = padded.view(np.int32)
+            masks[row.seq_id] = GrammarMask(bits, bool(chosen.integers(2)), STOP[:1], VOCABULARY)
+    return masks
+
+
 def step(group: Group, seed: int) -> Found:
     own = uneven(VOCABULARY, group.rank, group.size)
     sampler = ShardedSampler(group, VOCABULARY)
-    return sampler.step(logits_of(seed)[:, own].clone(), rows_of(seed))
+    return sampler.step(logits_of(seed)[:, own].clone(), rows_of(seed), masks_of(seed))
 
 
 def steps(ranks: Ranks, place: Place) -> list[Found]:
@@ -76,7 +93,11 @@ def steps(ranks: Ranks, place: Place) -> list[Found]:
 
 def assert_same(found: Found, seed: int) -> None:
     rows = rows_of(seed)
-    tokens, logprobs = Sampler().step(logits_of(seed), rows)
+    masks = masks_of(seed)
+    assert masks
+    tokens, logprobs = Sampler().step(logits_of(seed), rows, masks)
+    unmasked, _ = Sampler().step(logits_of(seed), rows)
+    assert unmasked != tokens, "masks have no effect: a blind test"
     assert [(r.sampling, t) for r, t in zip(rows, found[0], strict=True)] == [
         (r.sampling, t) for r, t in zip(rows, tokens, strict=True)
     ]

@@ -69,10 +69,10 @@ async def test_an_engine_on_a_gpu_gives_the_tokens_of_the_cpu(
     queue, config = CudaQueue(), EngineConfig(**sizes)
     gpu = Gpu(queue, CudaMeter(queue.device), None)
     layout = make_layout(model.spec, config.block_size, model.dtype)
-    room = room_on_gpu(gpu, config, model, layout, print)
+    room = room_on_gpu(gpu, config, model, layout, 0, print)
     assert room.blocks > 64
     kv = KVCache(layout, 64, "cuda")
-    runner = start_runner(gpu, config, model, kv, None, 2, room.sizes, print)
+    runner = start_runner(gpu, config, model, kv, None, 2, room, print, 60.0)
     world = EngineWorld(model, lambda _: runner, num_blocks=64, depth=2, ahead=True, **sizes)
     try:
         assert await world.serve(requests) == expected

@@ -28,7 +28,7 @@ class Room:
     """A device with room."""
 
     def total(self) -> int:
-        return 80 * MIB
+        return 152 * MIB
 
     def used(self) -> int:
         return 8 * MIB

@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -20,9 +21,12 @@ from typing import Any, TypeVar
 import pytest
 
 from baton.core.config import HandoverConfig, LeaderRef, ParallelConfig, WorkerConfig
+from baton.core.grammar import Grammar
 from baton.core.moving_average import MovingAverage
+from baton.core.request import SamplingParams
 from baton.core.topology import Role
 from baton.decode_worker.worker import DecodeWorker
+from baton.models.tokenizer import load_tokenizer
 from baton.prefill_worker.worker import PrefillWorker
 
 PATIENCE_S = 100.0
@@ -217,6 +221,41 @@ async def test_any_sharding_meets_any(
         assert moved == MESHES[mesh].keys() - {"dp", "cp"}
 
 
+@pytest.mark.parametrize(
+    "mesh", ["tp2", *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in ("pp2", "tp2pp2"))]
+)
+async def test_ranks_follow_a_grammar_together(
+    start_pair: Any, tools: Any, demo_model_dir: Path, mesh: str
+) -> None:
+    """Tokens are chosen by ranks that have the logits of some each, and are all allowed."""
+    samplings = [
+        SamplingParams(temperature, top_k, seed=seed, grammar=grammar)
+        for seed, grammar in enumerate((Grammar("json_object", ""), Grammar("regex", "[a-d]{9}")))
+        for temperature, top_k in ((0.0, 0), (1.2, 0), (1.2, 60))
+    ]
+    prompts = [
+        tools.prompt(tuple(range(5 + i, 30)), 24, stop=(0,), sampling=sampling)
+        for i, sampling in enumerate(samplings)
+    ]
+    one = RankProcesses(config_of(tools, Role.DECODE, demo_model_dir, mesh))
+    try:
+        pair = await start_pair(demo_model_dir, decode={"executor": "torch"})
+        expected = [answer.tokens for answer in await pair.session.run(prompts)]
+        await one.ready(tools)
+        async with tools.open_session(one.address) as session:
+            answers = await session.run(prompts)
+            bad = SamplingParams(grammar=Grammar("regex", "("))
+            [refused] = await session.run([tools.prompt((5, 6), 4, sampling=bad)])
+        await one.close()
+    finally:
+        one.end()
+    assert [answer.tokens for answer in answers] == expected
+    assert refused.finish.error.code == "invalid_request"
+    text_of = load_tokenizer(demo_model_dir).decode
+    for answer in answers[3:]:
+        assert re.fullmatch("[a-d]{9}", text_of(answer.tokens))
+
+
 @pytest.mark.slow
 async def test_a_long_prompt_is_spread_over_ranks(
     start_instance: StartInstance, alone: Any, tools: Any
@@ -353,13 +392,14 @@ async def test_ranks_run_ahead_together(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["tp2", "pp2"])
 async def test_as_on_gpus_ranks_hand_over_what_each_has(
-    start_instance: StartInstance, alone: Any, tools: Any, prompts: list[Any]
+    start_instance: StartInstance, alone: Any, tools: Any, prompts: list[Any], mesh: str
 ) -> None:
     """Every rank has a late queue and a late pool of its own, which staging alone reaches."""
-    options = {"late": True, "run_ahead": True, "max_sequences": 4, "cuda_graph_sizes": (2, 4)}
-    one = start_instance(Role.PREFILL, "tp2", kv_memory_mib=None, **options)
-    two = start_instance(Role.DECODE, "tp2", kv_memory_mib=None, **options)
+    options = {"late": True, "max_sequences": 4, "cuda_graph_sizes": (2, 4)}
+    one = start_instance(Role.PREFILL, mesh, kv_memory_mib=None, **options)
+    two = start_instance(Role.DECODE, "tp2", kv_memory_mib=None, run_ahead=True, **options)
     expected = [answer.tokens for answer in await alone.run(prompts)]
     await one.ready(tools)
     await two.ready(tools)

@@ -13,6 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from baton.core.errors import InvalidConfig, InvalidRequest
+from baton.models.chat_template import ChatOptions
 from baton.models.tokenizer import load_tokenizer
 
 TEXTS = (
@@ -86,7 +87,7 @@ def test_chats_as_transformers(
         (copy / "chat_template.jinja").write_text(template)
     ours, theirs = load_tokenizer(copy), AutoTokenizer.from_pretrained(copy)
     expected = theirs.apply_chat_template(chat, add_generation_prompt=prompt, return_dict=False)
-    found = ours.apply_chat_template(chat, add_generation_prompt=prompt)
+    found = ours.apply_chat_template(chat, ChatOptions(add_generation_prompt=prompt))
     assert found == expected
     assert len(found) > 5
 

@@ -17,6 +17,7 @@ from baton.core.errors import (
     Overloaded,
     all_errors,
 )
+from baton.core.grammar import Grammar
 from baton.core.handover import (
     PROTOCOL_VERSION,
     Abort,
@@ -230,6 +231,8 @@ def test_a_resumed_request_comes_back_equal():
         ({"frequency_penalty": float("inf")}, "frequency_penalty"),
         ({"logit_bias": [pb.LogitBias(bias=float("nan"))]}, "logit_bias"),
         ({"bad_words": [pb.TokenSequence()]}, "bad_words"),
+        ({"grammar": pb.Grammar()}, "grammar.kind"),
+        ({"grammar": pb.Grammar(kind="regex", source="ä" * 40_000)}, "grammar"),
     ],
 )
 def test_a_request_that_lacks_a_field_is_refused(change: dict[str, object], field: str):
@@ -249,7 +252,12 @@ def test_a_request_that_says_nothing_of_sampling_gets_what_changes_nothing():
 @pytest.mark.parametrize("field", fields(SamplingParams), ids=lambda field: field.name)
 def test_every_sampling_parameter_crosses_the_wire(field):
     """A parameter that is added later and forgotten on the wire is found here."""
-    odd = {"logit_bias": ((3, 0.5),), "bad_words": ((1, 2), (3,)), "logprobs": 0}
+    odd = {
+        "logit_bias": ((3, 0.5),),
+        "bad_words": ((1, 2), (3,)),
+        "logprobs": 0,
+        "grammar": Grammar("regex", "ä+"),
+    }
     value = odd.get(field.name, 0.25 if isinstance(field.default, float) else 7)
     assert value != field.default
     changed = SamplingParams(**{field.name: value})

@@ -63,6 +63,12 @@ def test_a_prompt_is_a_fraction_of_the_product():
     assert found[1:6] == ["18.21", "30.00", "0.61", "0.50 / 0.62 / 0.68", "first"]
 
 
+def test_a_prompt_by_pieces_has_a_row_of_its_own():
+    prompt = case("prefill", "x", tokens=1024, pieces=True, prompt_s=30e-3)
+    found = row(report([MACHINE, *CEILINGS, prompt]), "1024 by pieces")
+    assert found[2] == "30.00"
+
+
 def test_a_kernel_is_a_fraction_of_bytes_or_operations():
     name = "decode_attention bf16 batch 128 at 4096"
     timing = {"median_s": 1e-3, "low_s": 0.9e-3, "high_s": 1.1e-3}

@@ -55,7 +55,11 @@ def test_steps_and_prompts_run_through_the_executor(tmp_path):
     assert [(f["batch"], f["context"]) for f in steps.values()] == list(TINY.decode)
     assert all(f["step_s"] > 0 and f["distinct"] for f in steps.values())
     prompts = run(prefill, tmp_path / "prefill")
-    assert [f["tokens"] for f in prompts.values()] == list(TINY.prefill)
+    assert [(f["tokens"], f["pieces"]) for f in prompts.values()] == [
+        (24, False),
+        (40, False),
+        (24, True),
+    ]
 
 
 def test_two_processes_hand_over_and_have_the_tokens_of_one(tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from triton.runtime.interpreter import ReduceOps
 
 from baton.core.request import SamplingParams
 from baton.executor import noise as reference
@@ -178,6 +179,17 @@ def test_penalties_and_changes():
         if sequence >= 0:
             before[sequence, found[row]] = before[sequence, found[row]].clamp(min=1) + 1
     assert seen.equal(before), "each new token is counted, and nothing else"
+
+
+def test_the_winner_of_what_is_no_number_is_within_its_row(monkeypatch):
+    """By the comparison that a GPU makes: no number is less than NaN, so padding wins over it."""
+    monkeypatch.setattr(ReduceOps, "apply_impl", ReduceOps.generic_reduce)
+    greedy = [SamplingParams(temperature=0.0)] * 2
+    vocabulary = 3 * 512  # parts that are full, and one of four that is not there
+    logits = torch.randn((2, vocabulary), generator=torch.Generator().manual_seed(5))
+    best = int(logits[1].argmax())
+    logits[0] = float("nan")
+    assert sample(logits, tensors(greedy, [7, 7])).tolist() == [vocabulary - 1, best]
 
 
 def test_logits_that_are_not_finite_count_in_their_own_history_alone():

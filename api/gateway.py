@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
+import itertools
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from random import Random
@@ -18,20 +19,25 @@ from baton.api.latency import RecentLatency
 from baton.api.lease_keeper import LeaseKeeper, Terms
 from baton.api.open_request import OpenRequest
 from baton.api.sessions import Sessions
+from baton.api.status import StatusView, status_of
 from baton.api.text_stream import Piece, TextStream
 from baton.api.traces import TraceLog
 from baton.api.validate import ServedModel, TextRequest, tool_format
+from baton.core import log
 from baton.core.clock import Clock, monotonic
 from baton.core.config import ClusterTlsConfig, GatewayConfig
 from baton.core.errors import BatonError, InstanceLost, Overloaded, Unavailable, UnknownModel
-from baton.core.metrics import GatewayMetrics
+from baton.core.metrics import GatewayMetrics, GatewayReading, InstanceReading
 from baton.core.tasks import TaskSet
 from baton.core.tenants import ANYBODY, Caller
 from baton.core.topology import InstanceInfo, MembershipBoard, Role
 from baton.core.trace import RequestTrace
+from baton.core.tracing import open_tracing
 from baton.models.tokenizer import Tokenizer
 from baton.router.router import Hint, Router, RouterStats
 from baton.router.state import RouterState
+
+_log = log.get_logger("gateway")
 
 _RETRY_S = 5.0
 """For whoever finds too many waiting for an instance to start."""
@@ -133,6 +139,8 @@ class Gateway:
         self._waiting = 0
         """Requests that are not admitted yet: there is no decode instance."""
         self._max_model_len = 0
+        metrics.watch(self.reading)
+        self._tracing = open_tracing(config.otlp_endpoint)
 
     async def start(self) -> None:
         """Connect to the decode instances that are listed; those that come later follow."""
@@ -155,6 +163,8 @@ class Gateway:
         await self._tasks.drain(0)
         await self._leases.close()
         await self.drain(timeout_s)
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -212,6 +222,10 @@ class Gateway:
             caller.tenant,
         )
 
+    def now(self) -> float:
+        """Return the time on the gateway's clock."""
+        return self._clock()
+
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes that one token stands for, perhaps only a part of a character."""
         return self._tokenizer.token_bytes(token)
@@ -228,6 +242,7 @@ class Gateway:
         request goes on at its next token on another (see api/journey.py). Raises Overloaded,
         Unavailable, DeadlineExceeded, or what the decode instance tells.
         """
+        log.tag(request=request.generate.request_id)
         try:
             await self.some_decode()
             opened = self._admit(request, timeout_s)
@@ -301,6 +316,9 @@ class Gateway:
         self._latency.add(trace)
         self._router.ended(trace)
         self.metrics.closed(trace)
+        _log_end(trace)
+        if self._tracing is not None:
+            self._tracing.ended(trace, time.time_ns())
         if not self._open:
             self._idle.set()
 
@@ -347,6 +365,35 @@ class Gateway:
         if self._closing:
             self._tasks.check()
 
+    def reading(self) -> GatewayReading:
+        """Return what is so now, of what metrics do not count as it happens."""
+        membership, has_decode = self._board.current, self._has_decode()
+        return GatewayReading(
+            waiting=self._waiting + (0 if has_decode else len(self._open)),
+            membership_version=membership.version,
+            instances=tuple(
+                InstanceReading(i.instance_id, i.role, self._leases.report(i))
+                for i in membership.instances
+            ),
+        )
+
+    def status(self, *, recent: int, sees: Callable[[RequestTrace], bool]) -> dict[str, Any]:
+        """Return how everything is, for GET /v1/status; with requests that the caller may see."""
+        reading = self.reading()
+        view = StatusView(
+            model=self.model_name,
+            membership=self._board.current,
+            open_requests=len(self._open),
+            waiting=reading.waiting,
+            sessions=self._sessions.stats(),
+            last_minute=self._latency.summary(),
+            reports={i.instance_id: i.report for i in reading.instances},
+            problems=self.health(),
+            totals=self.metrics.totals(),
+        )
+        traces = (trace for trace in self._traces.latest() if sees(trace))
+        return status_of(view, list(itertools.islice(traces, recent)))
+
     def stats(self) -> GatewayStats:
         """Return a snapshot."""
         return GatewayStats(
@@ -361,3 +408,16 @@ class Gateway:
 
     def __repr__(self) -> str:
         return f"Gateway({self.model_name}, open={len(self._open)})"
+
+
+def _log_end(trace: RequestTrace) -> None:
+    _log.info(
+        "request ended",
+        request=trace.request_id,
+        outcome=trace.error or trace.finish,
+        decode=trace.decode_instance,
+        prompt_tokens=trace.prompt_tokens,
+        output_tokens=trace.output_tokens,
+        ttft_s=trace.ttft_s,
+        e2e_s=trace.e2e_s,
+    )

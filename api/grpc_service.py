@@ -18,6 +18,7 @@ from baton.api.grpc_requests import Responses, call_of, fingerprint
 from baton.api.idempotency import Answer, Runs
 from baton.api.sampling_fields import check_token
 from baton.api.validate import INLINE_BYTES, Call, ServedModel
+from baton.core.clock import monotonic
 from baton.core.config import EdgeLimits
 from baton.core.errors import (
     BatonError,
@@ -28,6 +29,7 @@ from baton.core.errors import (
     UnknownModel,
 )
 from baton.core.log import get_logger
+from baton.core.spans import Arrival
 from baton.core.tenants import Caller
 from baton.proto import inference_pb2 as pb
 from baton.proto import inference_pb2_grpc as pb_grpc
@@ -100,6 +102,11 @@ def _authorization(context: Context) -> str | None:
     return str(found[0]) if len(found) == 1 else None
 
 
+def _traceparent(context: Context) -> str:
+    metadata = dict(context.invocation_metadata() or ())
+    return str(metadata.get("traceparent", ""))
+
+
 class InferenceService(pb_grpc.InferenceServicer):
     """Serves a gateway; a call that is cancelled takes its requests with it."""
 
@@ -115,7 +122,7 @@ class InferenceService(pb_grpc.InferenceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         """Stream the text of one prompt; see proto/inference.proto."""
         seconds = context.time_remaining()
-        request_id, answer = await self._answer(request, self._caller(context), seconds)
+        request_id, answer = await self._answer(request, context, seconds)
         await context.send_initial_metadata(((REQUEST_ID, request_id),))
         limit_s = self._gateway.config.request_timeout_s + SLOW_READER_S
         try:
@@ -135,7 +142,7 @@ class InferenceService(pb_grpc.InferenceServicer):
 
         async def answer(request: pb.GenerateRequest) -> AsyncGenerator[pb.GenerateResponse, None]:
             # The caller each time anew: the call may outlive the key that it came with.
-            _, responses = await self._answer(request, self._caller(context), None)
+            _, responses = await self._answer(request, context, None)
             async with aclosing(responses):
                 async for response in responses:
                     yield response
@@ -144,13 +151,14 @@ class InferenceService(pb_grpc.InferenceServicer):
         await Batch(answer, lambda told: self._write(context, told)).run(request_iterator)
 
     async def _answer(
-        self, request: pb.GenerateRequest, caller: Caller, left_s: float | None
+        self, request: pb.GenerateRequest, context: Context, left_s: float | None
     ) -> tuple[str, Answer]:
         """Return the id of a valid request and what it answers; `left_s` is for its caller alone.
 
         With an idempotency key both may be those of a request that came before.
         """
-        call = await self._validate(request, caller)
+        caller = self._caller(context)
+        call = await self._validate(request, caller, _traceparent(context))
         own_s = request.timeout_s if request.HasField("timeout_s") else None
         key = request.idempotency_key
         if not key:
@@ -172,11 +180,17 @@ class InferenceService(pb_grpc.InferenceServicer):
             self._gateway.metrics.refused(error.code)
             raise
 
-    async def _validate(self, request: pb.GenerateRequest, caller: Caller) -> Call:
+    async def _validate(
+        self, request: pb.GenerateRequest, caller: Caller, traceparent: str
+    ) -> Call:
         try:
+            came_at = monotonic()
             await self._gateway.some_decode()
+            found_at = monotonic()
             model = self._gateway.model(caller)
-            return await _inline_or_not(request.ByteSize(), lambda: call_of(request, model))
+            call = await _inline_or_not(request.ByteSize(), lambda: call_of(request, model))
+            spent_s = (found_at - came_at, monotonic() - found_at)
+            return call.arrived(Arrival(*spent_s, self._gateway.now(), traceparent))
         except BatonError as error:
             self._gateway.metrics.refused(error.code)
             raise

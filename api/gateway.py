@@ -278,6 +278,18 @@ class Gateway:
             if opened.leave():
                 journey.cancel()
 
+    def cancel(self, request_id: str, caller: Caller) -> int:
+        """End the open requests of that id, or of the call of that id; return how many there are.
+
+        Whoever reads them gets Cancelled. Those of other tenants do not exist for the caller.
+        """
+        found = [
+            opened
+            for opened in self._open
+            if opened.named(request_id) and caller.sees(opened.request.generate.tenant)
+        ]
+        return sum(opened.cancel() for opened in found)
+
     async def _admit(self, request: TextRequest) -> OpenRequest:
         if self._closing:
             raise Unavailable("the gateway is shutting down")

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from baton.api.client import Client, ClientTls, Options
+from baton.client import Client, ClientTls, Options
 
 
 def generate(address: str, prompt: str, options: Options, tls: ClientTls | None) -> None:

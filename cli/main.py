@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from baton.cli import cluster_commands, identity_commands
+from baton.cli import chat_command, cluster_commands, identity_commands
 from baton.cli.console import WIDTH, errors_shown, make_console
 from baton.cli.defaults import DEMO_MODEL, name_of
 
@@ -217,9 +217,9 @@ def generate(
 
     An API key is taken from the environment: BATON_API_KEY.
     """
-    from baton.api.client import Options
+    from baton.cli.client_tls import client_tls
     from baton.cli.generate import generate as run
-    from baton.cli.tls import client_tls
+    from baton.client import Options
 
     with errors_shown():
         options = Options(max_tokens=max_tokens, temperature=temperature, seed=seed)
@@ -290,9 +290,22 @@ def version() -> None:
     print(f"baton {__version__}")
 
 
+chat_command.register(app)
 cluster_commands.register(app)
 identity_commands.register(app)
 
 
+def main() -> None:
+    """Run the command; what is not installed is told by the extra that brings it."""
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "baton":
+            raise
+        lacks = f"Error: {error.name} is not installed: pip install 'baton-serve[server]'"
+        make_console(stderr=True).print(lacks, style="red", markup=False, soft_wrap=True)
+        raise SystemExit(1) from None
+
+
 if __name__ == "__main__":
-    app()
+    main()

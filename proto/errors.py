@@ -8,7 +8,15 @@ import re
 
 import grpc
 
-from baton.core.errors import BatonError, InternalError, InvalidConfig, InvalidRequest, all_errors
+from baton.core.errors import (
+    BatonError,
+    InternalError,
+    InvalidConfig,
+    InvalidRequest,
+    Overloaded,
+    all_errors,
+)
+from baton.proto import inference_pb2 as pb
 
 STATUS = {
     "invalid_request": grpc.StatusCode.INVALID_ARGUMENT,
@@ -75,10 +83,52 @@ def to_status(error: BatonError) -> tuple[grpc.StatusCode, str]:
     return STATUS[error.code], f"{error.code}: {error.message}"
 
 
+PUSHBACK = "grpc-retry-pushback-ms"
+"""Trailing metadata that says when to come back; gRPC's own name, of its proposal A6."""
+
+
+def trailing_metadata(error: BatonError) -> tuple[tuple[str, str], ...]:
+    """Return what a gRPC service sends beside the status, for those who try again."""
+    if not isinstance(error, Overloaded):
+        return ()
+    return ((PUSHBACK, str(_milliseconds(error))),)
+
+
+def _milliseconds(error: Overloaded) -> int:
+    return max(0, round(1000 * error.retry_after_s))
+
+
+def error_message(error: BatonError) -> pb.Error:
+    """Return an error as one request of a batch has it."""
+    message = pb.Error(code=error.code, message=error.message)
+    if isinstance(error, Overloaded):
+        message.retry_after_ms = _milliseconds(error)
+    return message
+
+
+def from_error_message(message: pb.Error) -> BatonError:
+    """Return the error of one request of a batch; the inverse of `error_message`."""
+    error = error_of(message.code, message.message)
+    if isinstance(error, Overloaded) and message.HasField("retry_after_ms"):
+        error.retry_after_s = message.retry_after_ms / 1000
+    return error
+
+
 def from_rpc_error(error: grpc.aio.AioRpcError) -> BatonError:
     """Return what a failed call means; the inverse of `to_status` where the peer is Baton."""
     details = error.details() or ""
     code, colon, message = details.partition(": ")
     if colon and STATUS.get(code) is error.code():
-        return error_of(code, message)
+        found = error_of(code, message)
+        if isinstance(found, Overloaded):
+            found.retry_after_s = _pushback(error, found.retry_after_s)
+        return found
     return error_of(_FOREIGN.get(error.code(), "internal"), f"{error.code().name}: {details}")
+
+
+def _pushback(error: grpc.aio.AioRpcError, default: float) -> float:
+    """Return after how many seconds to come back, if the trailing metadata says it."""
+    for name, value in error.trailing_metadata() or ():
+        if name == PUSHBACK and str(value).isdecimal():
+            return int(value) / 1000
+    return default

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class InferenceStub:
-    """Missing associated documentation comment in .proto file."""
+    """Generates text with the models that are served.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -39,6 +40,31 @@ class InferenceStub:
                 request_serializer=baton_dot_proto_dot_inference__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=baton_dot_proto_dot_inference__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.GenerateBatch = channel.stream_stream(
+                '/baton.v1.Inference/GenerateBatch',
+                request_serializer=baton_dot_proto_dot_inference__pb2.BatchRequest.SerializeToString,
+                response_deserializer=baton_dot_proto_dot_inference__pb2.BatchResponse.FromString,
+                _registered_method=True)
+        self.Cancel = channel.unary_unary(
+                '/baton.v1.Inference/Cancel',
+                request_serializer=baton_dot_proto_dot_inference__pb2.CancelRequest.SerializeToString,
+                response_deserializer=baton_dot_proto_dot_inference__pb2.CancelResponse.FromString,
+                _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/baton.v1.Inference/Explain',
+                request_serializer=baton_dot_proto_dot_inference__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=baton_dot_proto_dot_inference__pb2.ExplainResponse.FromString,
+                _registered_method=True)
+        self.Tokenize = channel.unary_unary(
+                '/baton.v1.Inference/Tokenize',
+                request_serializer=baton_dot_proto_dot_inference__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=baton_dot_proto_dot_inference__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
+        self.Detokenize = channel.unary_unary(
+                '/baton.v1.Inference/Detokenize',
+                request_serializer=baton_dot_proto_dot_inference__pb2.DetokenizeRequest.SerializeToString,
+                response_deserializer=baton_dot_proto_dot_inference__pb2.DetokenizeResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/baton.v1.Inference/ListModels',
                 request_serializer=baton_dot_proto_dot_inference__pb2.ListModelsRequest.SerializeToString,
@@ -47,11 +73,52 @@ class InferenceStub:
 
 
 class InferenceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Generates text with the models that are served.
+    """
 
     def Generate(self, request, context):
         """Generates text or tokens for one prompt. The last message of each choice has `finish_reason`.
-        Cancelling the call cancels the request everywhere within a second.
+        Cancelling the call cancels the request everywhere within a second; so does its deadline. The
+        initial metadata `x-request-id` names the request before its first token is there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GenerateBatch(self, request_iterator, context):
+        """Generates for many prompts by one call, each told apart by an id that the caller chooses. An
+        error ends one request and not the call. Close the sending side when all are sent: the call
+        ends with the last of them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Cancel(self, request, context):
+        """Ends a request of the caller's own tenant that is open in the gateway that is asked: whoever
+        reads it gets the error `cancelled`. It is no error if there is none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Explain(self, request, context):
+        """Says why a request went where it did, and what came of it; of the caller's own tenant, in the
+        gateway that is asked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Tokenize(self, request, context):
+        """Returns the tokens of a text, as a prompt of that text would have them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Detokenize(self, request, context):
+        """Returns the text of tokens, special ones included.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,6 +139,31 @@ def add_InferenceServicer_to_server(servicer, server):
                     request_deserializer=baton_dot_proto_dot_inference__pb2.GenerateRequest.FromString,
                     response_serializer=baton_dot_proto_dot_inference__pb2.GenerateResponse.SerializeToString,
             ),
+            'GenerateBatch': grpc.stream_stream_rpc_method_handler(
+                    servicer.GenerateBatch,
+                    request_deserializer=baton_dot_proto_dot_inference__pb2.BatchRequest.FromString,
+                    response_serializer=baton_dot_proto_dot_inference__pb2.BatchResponse.SerializeToString,
+            ),
+            'Cancel': grpc.unary_unary_rpc_method_handler(
+                    servicer.Cancel,
+                    request_deserializer=baton_dot_proto_dot_inference__pb2.CancelRequest.FromString,
+                    response_serializer=baton_dot_proto_dot_inference__pb2.CancelResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=baton_dot_proto_dot_inference__pb2.ExplainRequest.FromString,
+                    response_serializer=baton_dot_proto_dot_inference__pb2.ExplainResponse.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=baton_dot_proto_dot_inference__pb2.TokenizeRequest.FromString,
+                    response_serializer=baton_dot_proto_dot_inference__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'Detokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detokenize,
+                    request_deserializer=baton_dot_proto_dot_inference__pb2.DetokenizeRequest.FromString,
+                    response_serializer=baton_dot_proto_dot_inference__pb2.DetokenizeResponse.SerializeToString,
+            ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
                     request_deserializer=baton_dot_proto_dot_inference__pb2.ListModelsRequest.FromString,
@@ -86,7 +178,8 @@ def add_InferenceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Inference:
-    """Missing associated documentation comment in .proto file."""
+    """Generates text with the models that are served.
+    """
 
     @staticmethod
     def Generate(request,
@@ -105,6 +198,141 @@ class Inference:
             '/baton.v1.Inference/Generate',
             baton_dot_proto_dot_inference__pb2.GenerateRequest.SerializeToString,
             baton_dot_proto_dot_inference__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GenerateBatch(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/baton.v1.Inference/GenerateBatch',
+            baton_dot_proto_dot_inference__pb2.BatchRequest.SerializeToString,
+            baton_dot_proto_dot_inference__pb2.BatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Cancel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Inference/Cancel',
+            baton_dot_proto_dot_inference__pb2.CancelRequest.SerializeToString,
+            baton_dot_proto_dot_inference__pb2.CancelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Inference/Explain',
+            baton_dot_proto_dot_inference__pb2.ExplainRequest.SerializeToString,
+            baton_dot_proto_dot_inference__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Inference/Tokenize',
+            baton_dot_proto_dot_inference__pb2.TokenizeRequest.SerializeToString,
+            baton_dot_proto_dot_inference__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Inference/Detokenize',
+            baton_dot_proto_dot_inference__pb2.DetokenizeRequest.SerializeToString,
+            baton_dot_proto_dot_inference__pb2.DetokenizeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx
 
-from baton.api.client import Chunk, Client, Options
 from baton.cli.demo.record import Record
+from baton.client import Chunk, Client, Options
 from baton.core.errors import Unavailable
 
 _TIMEOUT_S = 60.0

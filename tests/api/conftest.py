@@ -84,6 +84,8 @@ class _Stream:
     running: dict[int, _Running] = field(default_factory=dict)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     dropped: asyncio.Event = field(default_factory=asyncio.Event)
+    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """gRPC refuses a message while another is on its way to the connection."""
 
 
 class ScriptedLeader(pb_grpc.DecodeServicer):
@@ -190,9 +192,10 @@ class ScriptedLeader(pb_grpc.DecodeServicer):
         context: grpc.aio.ServicerContext[pb.GatewayFrame, pb.DecodeFrame],
     ) -> None:
         self.cancelled.put_nowait(key)
-        if self.answers_cancel and stream.running.pop(key, None) is not None:
-            update = pb.Update(key=key, finish=pb.Finish(reason="cancelled"))
-            await context.write(pb.DecodeFrame(updates=[update]))
+        async with stream.writing:
+            if self.answers_cancel and stream.running.pop(key, None) is not None:
+                update = pb.Update(key=key, finish=pb.Finish(reason="cancelled"))
+                await context.write(pb.DecodeFrame(updates=[update]))
 
     async def _run(
         self,
@@ -200,17 +203,18 @@ class ScriptedLeader(pb_grpc.DecodeServicer):
         context: grpc.aio.ServicerContext[pb.GatewayFrame, pb.DecodeFrame],
     ) -> None:
         while True:
-            updates = [
-                update
-                for key in list(stream.running)
-                if (update := self._step(stream, key)) is not None
-            ]
-            if not updates:
+            async with stream.writing:
+                updates = [
+                    update
+                    for key in list(stream.running)
+                    if (update := self._step(stream, key)) is not None
+                ]
+                if updates:
+                    self.frames += 1
+                    await context.write(pb.DecodeFrame(updates=updates))
+                    continue
                 stream.wake.clear()
-                await stream.wake.wait()
-                continue
-            self.frames += 1
-            await context.write(pb.DecodeFrame(updates=updates))
+            await stream.wake.wait()
 
     def _step(self, stream: _Stream, key: int) -> pb.Update | None:
         run = stream.running[key]

@@ -13,8 +13,8 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from baton.api import serve
-from baton.api.client import Client, Options
 from baton.api.key_file import new_key
+from baton.client import Client, Options
 from baton.core.errors import BatonError
 from baton.proto import inference_pb2 as pb
 from baton.proto import inference_pb2_grpc as pb_grpc
@@ -228,8 +228,8 @@ def calls_of(stub: pb_grpc.InferenceStub, metadata: tuple[tuple[str, str], ...])
     pool = {name: getattr(pb, name) for name in dir(pb)}
     calls = []
     for method in methods:
-        assert not method.client_streaming, f"begin a call of {method.name} here too"
-        request = pool[method.input_type.name]()
+        one = pool[method.input_type.name]()
+        request = iter([one]) if method.client_streaming else one
         calls.append(getattr(stub, method.name)(request, metadata=metadata, timeout=SOON))
     return calls
 

@@ -7,8 +7,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from baton.api import grpc_service
-from baton.api.client import Chunk, Client, Options
+from baton.api import grpc_requests, grpc_service
+from baton.client import Chunk, Client, Options
 from baton.core.errors import InvalidRequest, Overloaded, UnknownModel
 from baton.core.request import TokenLogprobs
 from baton.proto import inference_pb2 as pb
@@ -148,13 +148,13 @@ async def test_a_client_that_never_reads_does_not_hold_its_place_for_ever(
 
 async def test_a_long_prompt_is_read_in_a_thread(stub, monkeypatch):
     checked_in = []
-    check = grpc_service.completion_call
+    check = grpc_requests.completion_call
 
     def note(*arguments, **options):
         checked_in.append(threading.current_thread())
         return check(*arguments, **options)
 
-    monkeypatch.setattr(grpc_service, "completion_call", note)
+    monkeypatch.setattr(grpc_requests, "completion_call", note)
     for text in ("hi", "hi " * 20_000):
         with contextlib.suppress(grpc.aio.AioRpcError):  # the long one is too long
             async for _ in stub.Generate(pb.GenerateRequest(text=text), timeout=SOON):

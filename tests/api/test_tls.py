@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from baton.api import serve
-from baton.api.client import Client, ClientTls, Options
 from baton.api.serve import FrontDoor
 from baton.cli.certs import write_certs
+from baton.client import Client, ClientTls, Options
 from baton.core.config import TlsConfig
 from baton.core.errors import BatonError, InvalidConfig, Unavailable
 

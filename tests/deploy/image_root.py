@@ -19,7 +19,7 @@ from tests.deploy.dockerfile import Stage, copied, ignored, parse
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy" / "docker"
-_MOUNTS = "mount -t proc proc {0}/proc && mount -t tmpfs tmpfs {0}/dev/shm"
+_MOUNTS = "mount -t proc proc {0}/proc && mount -t tmpfs tmpfs {0}/dev/shm && mount --bind /sys {0}/sys"
 
 
 def build(base: Path, work: Path, target: str, binds: list[Path], hosts: dict[str, str]) -> Path:

@@ -16,17 +16,21 @@ pip_of() { # pip_of VENV ARGUMENTS...
         --constraint "$here/constraints.txt" --constraint "$here/image-constraints.txt" "$@"
 }
 
+torch_version() { sed -n 's/^torch==//p' "$here/constraints.txt"; }
+
+refuse() { # refuse WHAT ALLOWED
+    echo "install.sh $1 is not allowed; allowed: $2" >&2
+    exit 2
+}
+
 libraries() {
-    torch=$(sed -n 's/^torch==//p' "$here/constraints.txt")
-    case $1 in
-    # The local version is asked for by name: a CUDA build of it would also satisfy "torch".
-    cpu) pip_of /opt/baton --extra-index-url "$cpu_index" "torch==$torch+cpu" ;;
-    cuda) pip_of /opt/baton "torch==$torch" ;;
-    *)
-        echo "install.sh libraries: '$1' is not allowed; allowed: cpu, cuda" >&2
-        exit 2
-        ;;
+    case ${1-} in
+    # Asked for by its local version: a CUDA build would also do for "torch".
+    cpu) set -- --extra-index-url "$cpu_index" "torch==$(torch_version)+cpu" ;;
+    cuda) set -- "torch==$(torch_version)" ;;
+    *) refuse "libraries: '${1-}'" "cpu, cuda" ;;
     esac
+    pip_of /opt/baton "$@"
     /opt/baton/bin/python - "$here/pyproject.toml" >/tmp/requirements.txt <<'PYTHON'
 import sys, tomllib
 print(*tomllib.load(open(sys.argv[1], "rb"))["project"]["dependencies"], sep="\n")
@@ -50,12 +54,9 @@ sbom() {
         --output-file /opt/baton/sbom.cdx.json /opt/baton/bin/python
 }
 
-phase=$1
-shift
+phase=${1-}
+[ $# -eq 0 ] || shift
 case $phase in
 libraries | baton | sbom) "$phase" "$@" ;;
-*)
-    echo "install.sh: '$phase' is not allowed; allowed: libraries, baton, sbom" >&2
-    exit 2
-    ;;
+*) refuse "'$phase'" "libraries, baton, sbom" ;;
 esac

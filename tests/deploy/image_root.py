@@ -19,7 +19,9 @@ from tests.deploy.dockerfile import Stage, copied, ignored, parse
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy" / "docker"
-_MOUNTS = "mount -t proc proc {0}/proc && mount -t tmpfs tmpfs {0}/dev/shm && mount --bind /sys {0}/sys"
+_MOUNTS = (
+    "mount -t proc proc {0}/proc && mount -t tmpfs tmpfs {0}/dev/shm && mount --bind /sys {0}/sys"
+)
 
 
 def build(base: Path, work: Path, target: str, binds: list[Path], hosts: dict[str, str]) -> Path:
@@ -35,7 +37,7 @@ def build(base: Path, work: Path, target: str, binds: list[Path], hosts: dict[st
         for needed in stage.copies_from():
             ready(needed)
         folder = work / name
-        print(f"== {name}, on {below}", flush=True)
+        print(f"== {name}, on {below}", flush=True)  # noqa: T201
         subprocess.run(["cp", "-a", "--reflink=auto", str(below), str(folder)], check=True)
         for bind in binds:
             (folder / bind.relative_to("/")).mkdir(parents=True, exist_ok=True)
@@ -56,7 +58,7 @@ def _run_stage(
 ) -> None:
     environment = {**stage.inherited_environment(stages), **hosts}
     for instruction, value in stage.steps:
-        print(f"-- {instruction} {value[:100]}", flush=True)
+        print(f"-- {instruction} {value[:100]}", flush=True)  # noqa: T201
         if instruction == "RUN":
             enter(folder, ["/bin/sh", "-eu", "-c", value], environment, binds)
         elif instruction == "COPY":
@@ -111,7 +113,7 @@ def main() -> None:
     args = parser.parse_args()
     args.work.mkdir()
     passed = {k: v for k, v in os.environ.items() if re.match(r"PIP_|TORCH_CPU_INDEX|\w+_proxy", k)}
-    print(build(args.base.resolve(), args.work.resolve(), args.target, args.bind, passed))
+    print(build(args.base.resolve(), args.work.resolve(), args.target, args.bind, passed))  # noqa: T201
 
 
 if __name__ == "__main__":

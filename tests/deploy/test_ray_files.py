@@ -107,7 +107,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
     note = f'echo "$(basename "$0") $*" >>{tmp_path}/calls\n'
     program(folder, "scontrol", 'printf "n1\\nn2\\nn3\\n"\n')
     skip = "while [[ $1 == --* ]]; do [[ $1 == --nodelist=* ]] && node=${1#*=}; shift; done\n"
-    address = '[[ $1 == hostname ]] && { echo "10.0.0.1 fe80::1"; exit; }\n'
+    address = '[[ $* == "hostname --all-ip-addresses" ]] && { echo "10.0.0.1 10.9.9.9 "; exit; }\n'
     program(folder, "srun", f'{skip}{address}echo "on $node" >>{tmp_path}/calls\nexec "$@"\n')
     block = "[[ $1 == start ]] && exec sleep 600\nexit 0\n"
     program(folder, "ray", note + block)

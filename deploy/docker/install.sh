@@ -24,11 +24,12 @@ refuse() { # refuse WHAT ALLOWED
 }
 
 libraries() {
-    case ${1-} in
+    build=${1-}
+    case $build in
     # Asked for by its local version: a CUDA build would also do for "torch".
     cpu) set -- --extra-index-url "$cpu_index" "torch==$(torch_version)+cpu" ;;
     cuda) set -- "torch==$(torch_version)" ;;
-    *) refuse "libraries: '${1-}'" "cpu, cuda" ;;
+    *) refuse "libraries: '$build'" "cpu, cuda" ;;
     esac
     pip_of /opt/baton "$@"
     /opt/baton/bin/python - "$here/pyproject.toml" >/tmp/requirements.txt <<'PYTHON'
@@ -37,6 +38,9 @@ print(*tomllib.load(open(sys.argv[1], "rb"))["project"]["dependencies"], sep="\n
 PYTHON
     # Ray's dashboard takes jobs, and its agent tells KubeRay that a node is well.
     pip_of /opt/baton --requirement /tmp/requirements.txt "ray[default]" hatchling
+    /opt/baton/bin/python -c "import torch; print('torch', torch.__version__, 'CUDA', torch.version.cuda)"
+    /opt/baton/bin/python -c "import torch; exit(bool(torch.version.cuda) != ('$build' == 'cuda'))" ||
+        refuse "libraries $build: this build of torch" "that of $build; see the indexes in PIP_*"
 }
 
 baton() {

@@ -72,10 +72,10 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- $_ := set $ids .id true -}}
 {{- end -}}
 {{- if eq (int .Values.gateway.httpPort) (int .Values.gateway.grpcPort) }}{{ fail "gateway.grpcPort: must not be gateway.httpPort" }}{{ end -}}
-{{- with .Values.drain -}}
 {{- range $group := list "prefill" "decode" "gateway" -}}
-{{- if le (int (index $.Values $group "terminationGracePeriodSeconds")) (add (int $.Values.drain.delaySeconds) (int $.Values.drain.marginSeconds)) -}}
-{{- fail (printf "%s.terminationGracePeriodSeconds: must be more than drain.delaySeconds and drain.marginSeconds together" $group) -}}
-{{- end -}}{{- end -}}{{- end -}}
+{{- $least := add $.Values.drain.delaySeconds $.Values.drain.marginSeconds 8 -}}
+{{- if le (int (index $.Values $group "terminationGracePeriodSeconds")) (int $least) -}}
+{{- fail (printf "%s.terminationGracePeriodSeconds: must be over %d: drain.delaySeconds, drain.marginSeconds and 8 to close" $group $least) -}}
+{{- end -}}{{- end -}}
 {{- if and (include "baton.claim" .) .Values.store.existingClaim .Values.store.claim.create }}{{ fail "store.claim.create: not with store.existingClaim" }}{{ end -}}
 {{- end }}

@@ -22,6 +22,12 @@ block (the group's values) and, for gateways, model.
       key: auth_token
 {{- end }}
 
+{{- /* Seconds that processes have to drain and to close, before the rest of the pod ends. */}}
+{{- define "baton.drainSeconds" -}}
+{{- $drain := .root.Values.drain -}}
+{{- sub .block.terminationGracePeriodSeconds (add $drain.delaySeconds $drain.marginSeconds) -}}
+{{- end }}
+
 {{- define "baton.rayEnv" -}}
 {{- $health := .root.Values.ray.healthCheck -}}
 {{- if .root.Values.ray.tokenSecret }}
@@ -42,6 +48,14 @@ block (the group's values) and, for gateways, model.
   value: {{ $health.failureThreshold | quote }}
 - name: RAY_health_check_initial_delay_ms
   value: {{ $health.initialDelayMs | quote }}
+# Whoever reaches Ray's client server runs code as us; nobody needs it.
+- name: RAY_START_HOOK
+  value: baton.cluster.head_process.without_client_server
+{{- if ne .group "head" }}
+# After SIGTERM; the eight seconds more that it has to close are in the hook below.
+- name: BATON_DRAIN_S
+  value: {{ sub (include "baton.drainSeconds" . | int) 8 | quote }}
+{{- end }}
 {{- with .block.env }}
 {{ toYaml . }}
 {{- end }}
@@ -213,7 +227,7 @@ lifecycle:
         - sh
         - /etc/baton/scripts/drain.sh
         - {{ $drain.delaySeconds | quote }}
-        - {{ sub .block.terminationGracePeriodSeconds (add $drain.delaySeconds $drain.marginSeconds) | quote }}
+        - {{ include "baton.drainSeconds" . | quote }}
 {{- end }}
 {{- end }}
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from baton import __version__
 from tests.deploy.chart import (
     CHART,
     EVERYTHING,
@@ -153,6 +154,16 @@ MODEL_FIELDS: dict[str, Any] = {
 def test_every_field_of_a_model_changes_the_spec(field: str) -> None:
     changed = spec_text(rendered({"models": [{**MODEL, field: MODEL_FIELDS[field]}]}))
     assert changed != spec_text(rendered({}))
+
+
+def test_versions_and_paths_are_those_of_baton() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["version"] == chart["appVersion"] == __version__
+    ray = re.search(r"^ray==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert ray is not None
+    assert DEFAULTS["ray"]["version"] == ray[1]
+    assert MODEL["path"].endswith("/baton/demo_model/main")
+    assert (ROOT / "baton" / "demo_model" / "main" / "config.json").is_file()
 
 
 def test_a_model_has_no_other_fields() -> None:

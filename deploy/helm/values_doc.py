@@ -33,7 +33,8 @@ def load_values() -> dict[str, Any]:
 def documented() -> list[Value]:
     """Return all documented values, in the order of the file."""
     defaults = load_values()
-    found, comment = [], []
+    found: list[Value] = []
+    comment: list[str] = []
     open_keys: list[tuple[int, str]] = []
     for line in VALUES.read_text().splitlines():
         stripped = line.strip()

@@ -1,8 +1,10 @@
 """The chart as its users would install it: each example, and the defaults."""
 
 import functools
+import importlib
 import itertools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -21,10 +23,12 @@ from tests.deploy.chart import (
     CHART,
     EXAMPLES,
     NAME,
+    NAMESPACE,
     Document,
     Group,
     containers,
     example,
+    files,
     groups,
     of_kind,
     one,
@@ -194,13 +198,13 @@ def test_baton_takes_the_spec_and_everything_has_room(
 def test_the_specs_files_are_where_they_are_mounted(documents: list[Document]) -> None:
     spec = yaml.safe_load(spec_text(documents))
     (gateway, *_) = [g for g in groups(documents) if g.name.startswith("gateway-")]
-    for group, files in (
+    for group, paths in (
         (gateway, [spec["models"][0]["gateways"].get("api_keys")]),
         (gateway, spec["models"][0]["gateways"].get("tls", {}).values()),
         *((group, spec.get("tls", {}).values()) for group in groups(documents)),
     ):
         mounts = tuple(f"{m['mountPath']}/" for m in group.ray["volumeMounts"])
-        assert all(file.startswith(mounts) for file in files if file)
+        assert all(file.startswith(mounts) for file in paths if file)
 
 
 def accepted(command: list[str]) -> None:
@@ -234,6 +238,32 @@ def help_of(program: str, command: str) -> str:
     assert found, f"{program} is not installed"
     words = [found, command, "--help"]
     return subprocess.run(words, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+def test_commands_in_the_notes_are_known(case: str) -> None:
+    notes = files(example(case))["baton/templates/NOTES.txt"]
+    commands = re.findall(r"-- (baton .*)", notes)
+    assert len(commands) == 2
+    for command in commands:
+        accepted(command.split())
+
+
+def test_rays_autoscaler_understands_the_groups(documents: list[Document]) -> None:
+    # Ray reads its environment when it is imported, which this sets before.
+    importlib.import_module("baton.cluster.ray_calls")
+    from ray.autoscaler._private.kuberay import autoscaling_config
+
+    cluster = {**one(documents, "RayCluster")}
+    cluster["metadata"] = {**cluster["metadata"], "namespace": NAMESPACE}
+    config = autoscaling_config._derive_autoscaling_config_from_ray_cr(cluster)
+    for group in groups(documents):
+        kind = config["available_node_types"][group.name]
+        custom = json.loads(group.start.get("resources", "'{}'")[1:-1])
+        assert custom.items() <= kind["resources"].items()
+        limits = group.ray["resources"]["limits"]
+        assert kind["resources"].get("GPU", 0) == int(limits.get("nvidia.com/gpu", 0))
+        if group.name != "headgroup":
+            assert kind["min_workers"] <= group.replicas <= kind["max_workers"]
 
 
 def test_containers_have_no_more_rights_than_they_need(

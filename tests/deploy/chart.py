@@ -37,7 +37,13 @@ EVERYTHING: Document = {
             "clusterIssuer": {"name": "own", "kind": "Issuer"},
         },
     },
-    "metrics": {"serviceMonitor": {"enabled": True, "apiKeySecret": "prometheus"}},
+    "metrics": {
+        "serviceMonitor": {
+            "enabled": True,
+            "apiKeySecret": "prometheus",
+            "clientCertSecret": "scraper",
+        }
+    },
 }
 """Values with which every object and every part of one is there."""
 

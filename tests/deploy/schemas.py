@@ -41,6 +41,7 @@ def _kubernetes(name: str) -> Schema:
 
 _POD = _kubernetes("io.k8s.api.core.v1.PodTemplateSpec")
 _KEY = _closed("name key", name=_TEXT, key=_TEXT)
+_SECRET = _closed("secret", secret=_KEY)
 _RAY = _closed(
     "headGroupSpec",
     rayVersion=_TEXT,
@@ -94,7 +95,7 @@ _MONITOR = _closed(
             path=_TEXT,
             interval=_TEXT,
             scheme={"enum": ["http", "https"]},
-            tlsConfig=_closed(ca=_closed("secret", secret=_KEY), serverName=_TEXT),
+            tlsConfig=_closed(ca=_SECRET, cert=_SECRET, keySecret=_KEY, serverName=_TEXT),
             authorization=_closed("credentials", credentials=_KEY),
         )
     ),

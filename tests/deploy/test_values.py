@@ -59,9 +59,10 @@ OTHERS: dict[str, Any] = {
 """Another value than the default, by path, where its type does not tell one."""
 CONTEXTS: dict[str, Document] = {
     r"store\.claim\..*": {"store": {"claim": {"create": True}}},
-    r"ray\.tokenSecret": {},
     r"(prefill|decode)\.replicas": {"ray": {"autoscaler": {"enabled": False}}},
-    r"tls\.gateway\.clientAuth": {},
+    r"tls\.certManager\.enabled": {
+        "tls": {"gateway": {"secretName": "one"}, "cluster": {"secretName": "two"}}
+    },
 }
 """What else must be so for a value to count."""
 
@@ -179,6 +180,19 @@ def test_a_models_own_pool_goes_before_that_of_all() -> None:
     assert (pool["instances"], pool["threads"], pool["resources"]["cpus"]) == (3, 2, 2)
 
 
+def test_large_numbers_stay_whole() -> None:
+    engine = {"kv_memory_mib": 1 << 20, "max_batch_tokens": 1 << 17}
+    gateways = {"limits": {"max_body_bytes": 1 << 30}}
+    values = {"models": [{**MODEL, "engine": engine, "gateways": gateways}]}
+    values["controller"] = {"startTimeoutSeconds": 10_000_000, "pauseSeconds": 10_000_000}
+    values["ray"] = {"healthCheck": dict.fromkeys(DEFAULTS["ray"]["healthCheck"], 10_000_000)}
+    assert not re.search(r"\de\+", "".join(files(values).values()))
+    text = spec_text(rendered(values))
+    model = yaml.safe_load(text)["models"][0]
+    assert model["engine"] == engine
+    assert model["gateways"]["limits"] == gateways["limits"]
+
+
 def test_a_change_of_models_makes_no_new_pods() -> None:
     changed = rendered({"models": [{**MODEL, "engine": {"max_sequences": 7}}]})
     assert one(changed, "RayCluster") == one(rendered({}), "RayCluster")
@@ -235,9 +249,21 @@ def test_clients_of_the_gateways_can_be_named() -> None:
         ({"image": {"digest": "latest"}}, "digest"),
         ({"store": {"existingClaim": "a", "claim": {"create": True}}}, "create"),
         ({"ray": {"upgradeStrategy": "Rolling"}}, "upgradeStrategy"),
+        ({"tls": {"gateway": {"enabled": True}}}, "tls.gateway.secretName"),
+        ({"tls": {"cluster": {"enabled": True}}}, "tls.cluster.secretName"),
+        (merged(EVERYTHING, at(("tls", "certManager", "gatewayIssuer", "name"), "")), "Issuer"),
+        (merged(EVERYTHING, at(("tls", "certManager", "clusterIssuer", "name"), "")), "Issuer"),
+        (merged(EVERYTHING, at(("gateway", "httpRoute", "parentRefs"), [])), "parentRefs"),
+        (
+            merged(
+                {"metrics": {"serviceMonitor": {"enabled": True}}},
+                {"tls": {"gateway": {"enabled": True, "secretName": "s", "clientAuth": True}}},
+            ),
+            "clientCertSecret",
+        ),
         ({"fullnameOverride": "No"}, "fullnameOverride"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_makes_no_sense_is_refused(values: Document, words: str) -> None:
     helm = pytest.importorskip("helm_python", reason="helm-python-sdk is not installed")

@@ -77,5 +77,14 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if le (int (index $.Values $group "terminationGracePeriodSeconds")) (int $least) -}}
 {{- fail (printf "%s.terminationGracePeriodSeconds: must be over %d: drain.delaySeconds, drain.marginSeconds and 8 to close" $group $least) -}}
 {{- end -}}{{- end -}}
+{{- with .Values.metrics.serviceMonitor -}}
+{{- if and .enabled $.Values.tls.gateway.clientAuth (not .clientCertSecret) }}{{ fail "metrics.serviceMonitor.clientCertSecret: needed with tls.gateway.clientAuth" }}{{ end -}}
+{{- end -}}
+{{- range $name, $made := dict "gateway" .Values.tls.gateway "cluster" .Values.tls.cluster -}}
+{{- if and $made.enabled (not $made.secretName) (not $.Values.tls.certManager.enabled) }}{{ fail (printf "tls.%s.secretName: needed without tls.certManager" $name) }}{{ end -}}
+{{- end -}}
+{{- if and .Values.tls.certManager.enabled .Values.tls.gateway.enabled (not .Values.tls.certManager.gatewayIssuer.name) }}{{ fail "tls.certManager.gatewayIssuer.name: needed" }}{{ end -}}
+{{- if and .Values.tls.certManager.enabled .Values.tls.cluster.enabled (not .Values.tls.certManager.clusterIssuer.name) }}{{ fail "tls.certManager.clusterIssuer.name: needed" }}{{ end -}}
+{{- if and .Values.gateway.httpRoute.enabled (not .Values.gateway.httpRoute.parentRefs) }}{{ fail "gateway.httpRoute.parentRefs: needed" }}{{ end -}}
 {{- if and (include "baton.claim" .) .Values.store.existingClaim .Values.store.claim.create }}{{ fail "store.claim.create: not with store.existingClaim" }}{{ end -}}
 {{- end }}

@@ -41,13 +41,13 @@ block (the group's values) and, for gateways, model.
 - name: RAY_worker_niceness
   value: "0"
 - name: RAY_health_check_period_ms
-  value: {{ $health.periodMs | quote }}
+  value: {{ int $health.periodMs | quote }}
 - name: RAY_health_check_timeout_ms
-  value: {{ $health.timeoutMs | quote }}
+  value: {{ int $health.timeoutMs | quote }}
 - name: RAY_health_check_failure_threshold
-  value: {{ $health.failureThreshold | quote }}
+  value: {{ int $health.failureThreshold | quote }}
 - name: RAY_health_check_initial_delay_ms
-  value: {{ $health.initialDelayMs | quote }}
+  value: {{ int $health.initialDelayMs | quote }}
 # Whoever reaches Ray's client server runs code as us; nobody needs it.
 - name: RAY_START_HOOK
   value: baton.cluster.head_process.without_client_server
@@ -198,10 +198,10 @@ ports:
   {{- if eq .group "head" }}
   - {name: gcs-server, containerPort: 6379}
   {{- end }}
-  - {name: raylet, containerPort: {{ $root.Values.ray.nodeManagerPort }}}
+  - {name: raylet, containerPort: {{ int $root.Values.ray.nodeManagerPort }}}
   {{- if eq .group "gateway" }}
-  - {name: http, containerPort: {{ $root.Values.gateway.httpPort }}}
-  - {name: grpc, containerPort: {{ $root.Values.gateway.grpcPort }}}
+  - {name: http, containerPort: {{ int $root.Values.gateway.httpPort }}}
+  - {name: grpc, containerPort: {{ int $root.Values.gateway.grpcPort }}}
   {{- end }}
 {{- $port := ternary "gcs-server" "raylet" (eq .group "head") }}
 {{- $alive := dict "tcpSocket" (dict "port" $port) }}
@@ -226,7 +226,7 @@ lifecycle:
       command:
         - sh
         - /etc/baton/scripts/drain.sh
-        - {{ $drain.delaySeconds | quote }}
+        - {{ int $drain.delaySeconds | quote }}
         - {{ include "baton.drainSeconds" . | quote }}
 {{- end }}
 {{- end }}
@@ -236,7 +236,7 @@ lifecycle:
 name: controller
 image: {{ include "baton.image" $root }}
 imagePullPolicy: {{ $root.Values.image.pullPolicy }}
-command: [sh, /etc/baton/scripts/controller.sh, /etc/baton/spec/cluster.yaml, {{ $root.Values.controller.pauseSeconds | quote }}]
+command: [sh, /etc/baton/scripts/controller.sh, /etc/baton/spec/cluster.yaml, {{ int $root.Values.controller.pauseSeconds | quote }}]
 args: [baton, up, --file, /etc/baton/spec/cluster.yaml, --address, "$(POD_IP):6379"]
 env:
   - name: POD_IP
@@ -274,7 +274,7 @@ spec:
   automountServiceAccountToken: {{ and (eq .group "head") $root.Values.ray.autoscaler.enabled }}
   # Ray does not wait for the processes of its processes; the pod's first process then does.
   shareProcessNamespace: true
-  terminationGracePeriodSeconds: {{ .block.terminationGracePeriodSeconds }}
+  terminationGracePeriodSeconds: {{ int .block.terminationGracePeriodSeconds }}
   securityContext: {{- toYaml $root.Values.podSecurityContext | nindent 4 }}
   {{- with $root.Values.image.pullSecrets }}
   imagePullSecrets:

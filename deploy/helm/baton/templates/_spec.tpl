@@ -28,8 +28,8 @@
 {{- /* The whole spec, as `baton up` reads it. */}}
 {{- define "baton.spec" -}}
 share_gpus: {{ .Values.controller.shareGpus }}
-start_timeout_s: {{ .Values.controller.startTimeoutSeconds }}
-drain_timeout_s: {{ .Values.controller.drainTimeoutSeconds }}
+start_timeout_s: {{ int .Values.controller.startTimeoutSeconds }}
+drain_timeout_s: {{ int .Values.controller.drainTimeoutSeconds }}
 {{- if .Values.tls.cluster.enabled }}
 tls:
   cert: /etc/baton/cluster-tls/tls.crt

@@ -17,6 +17,7 @@ from tests.deploy.chart import (
     EVERYTHING,
     ROOT,
     Document,
+    Refused,
     files,
     of_kind,
     one,
@@ -113,6 +114,11 @@ def at(path: tuple[str, ...], value: Any) -> Document:
     return value
 
 
+def objects(values: Document) -> dict[str, str]:
+    """Return the text of all objects; the notes do not count."""
+    return {name: text for name, text in files(values).items() if name.endswith(".yaml")}
+
+
 PATHS = list(leaves(DEFAULTS))
 
 
@@ -129,7 +135,7 @@ def test_every_value_changes_the_output(path: tuple[str, ...]) -> None:
         current = current[key]
     if current == value:
         value = not value if isinstance(value, bool) else f"{value}-2"
-    assert rendered(merged(base, at(path, value))) != rendered(base)
+    assert objects(merged(base, at(path, value))) != objects(base)
 
 
 def test_every_value_says_what_it_is() -> None:
@@ -266,8 +272,7 @@ def test_clients_of_the_gateways_can_be_named() -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_makes_no_sense_is_refused(values: Document, words: str) -> None:
-    helm = pytest.importorskip("helm_python", reason="helm-python-sdk is not installed")
-    with pytest.raises(helm.HelmError, match=words):
+    with pytest.raises(Refused, match=words):
         files(values)
 
 

@@ -2,33 +2,42 @@
 
 import asyncio
 import contextlib
+import itertools
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Self
+from random import Random
+from typing import Any, Self
 
 from baton.api.decode_session import SessionStats
+from baton.api.event_follower import EventFollower
 from baton.api.identity import Identity
 from baton.api.journey import Journey, JourneyHost
 from baton.api.latency import RecentLatency
 from baton.api.lease_keeper import LeaseKeeper, Terms
 from baton.api.open_request import OpenRequest
 from baton.api.sessions import Sessions
+from baton.api.status import StatusView, status_of
 from baton.api.text_stream import Piece, TextStream
 from baton.api.traces import TraceLog
 from baton.api.validate import ServedModel, TextRequest, tool_format
+from baton.core import log
 from baton.core.clock import Clock, monotonic
 from baton.core.config import ClusterTlsConfig, GatewayConfig
 from baton.core.errors import BatonError, InstanceLost, Overloaded, Unavailable, UnknownModel
-from baton.core.metrics import GatewayMetrics
+from baton.core.metrics import GatewayMetrics, GatewayReading, InstanceReading
 from baton.core.tasks import TaskSet
 from baton.core.tenants import ANYBODY, Caller
 from baton.core.topology import InstanceInfo, MembershipBoard, Role
 from baton.core.trace import RequestTrace
+from baton.core.tracing import open_tracing
 from baton.models.tokenizer import Tokenizer
-from baton.router.router import Router, RouterStats
+from baton.router.router import Hint, Router, RouterStats
+from baton.router.state import RouterState
+
+_log = log.get_logger("gateway")
 
 _RETRY_S = 5.0
 """For whoever finds too many waiting for an instance to start."""
@@ -64,13 +73,16 @@ class Gateway:
         *,
         expects_prefill: bool,
         may_be_empty: bool = False,
+        beside_others: bool = False,
         tls: ClusterTlsConfig | None = None,
         clock: Clock = monotonic,
     ) -> None:
         """`expects_prefill`: the cluster was started with prefill instances (see `health`).
 
         `may_be_empty`: with nothing to do there is no decode instance; one comes if a request waits
-        for it, for `migration_wait_s` at most. `tls`: for the way to instances.
+        for it, for `migration_wait_s` at most. `beside_others`: other gateways send requests to
+        the same instances; among equals it draws lots, so that not all choose the same. `tls`: for
+        the way to instances.
 
         Raises InvalidConfig if the file of API keys is not as it should be.
         """
@@ -86,7 +98,16 @@ class Gateway:
         self._expects_prefill = expects_prefill
         self._may_be_empty = may_be_empty
         self._clock = clock
-        self._router = Router(max_open_requests=config.max_open_requests, clock=clock)
+        state = RouterState(config.index_blocks)
+        self._follower = EventFollower(board, state, tls)
+        self._router = Router(
+            max_open_requests=config.max_open_requests,
+            clock=clock,
+            state=state,
+            salt=secrets.token_hex(8) if beside_others else "",
+            rng=Random() if beside_others else None,
+            decisions_kept=config.traces_kept,
+        )
         self._leases = LeaseKeeper(
             board,
             Terms(
@@ -118,11 +139,14 @@ class Gateway:
         self._waiting = 0
         """Requests that are not admitted yet: there is no decode instance."""
         self._max_model_len = 0
+        metrics.watch(self.reading)
+        self._tracing = open_tracing(config.otlp_endpoint)
 
     async def start(self) -> None:
         """Connect to the decode instances that are listed; those that come later follow."""
         self._tasks.start(self._leases.run())
         self._tasks.start(self._sessions.run())
+        self._tasks.start(self._follower.run())
         await self._sessions.settled.wait()
 
     async def drain(self, timeout_s: float) -> None:
@@ -139,6 +163,8 @@ class Gateway:
         await self._tasks.drain(0)
         await self._leases.close()
         await self.drain(timeout_s)
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -196,6 +222,10 @@ class Gateway:
             caller.tenant,
         )
 
+    def now(self) -> float:
+        """Return the time on the gateway's clock."""
+        return self._clock()
+
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes that one token stands for, perhaps only a part of a character."""
         return self._tokenizer.token_bytes(token)
@@ -208,6 +238,7 @@ class Gateway:
         request goes on at its next token on another (see api/journey.py). Raises Overloaded,
         Unavailable, DeadlineExceeded, or what the decode instance tells.
         """
+        log.tag(request=request.generate.request_id)
         try:
             await self.some_decode()
             opened = self._admit(request)
@@ -238,6 +269,7 @@ class Gateway:
             self._sessions.usable(),
             prompt_tokens=len(generate.prompt),
             max_tokens=generate.max_tokens,
+            hint=Hint(generate.request_id, generate.prompt, generate.tenant, request.session),
         )
         opened = OpenRequest(
             request,
@@ -262,7 +294,11 @@ class Gateway:
         self._open.remove(opened)
         self._traces.add(trace)
         self._latency.add(trace)
+        self._router.ended(trace)
         self.metrics.closed(trace)
+        _log_end(trace)
+        if self._tracing is not None:
+            self._tracing.ended(trace, time.time_ns())
         if not self._open:
             self._idle.set()
 
@@ -270,6 +306,14 @@ class Gateway:
         """Return the trace of a request that ended lately; of others' requests there is none."""
         trace = self._traces.get(request_id)
         return trace if trace is not None and caller.sees(trace.tenant) else None
+
+    def explain(self, request_id: str, caller: Caller = ANYBODY) -> dict[str, Any] | None:
+        """Return why a request went where it did, ready for JSON.
+
+        None if that is forgotten, or if it is another tenant's.
+        """
+        told = self._router.explain(request_id)
+        return told if told is not None and caller.sees(told["tenant"]) else None
 
     def health(self) -> list[str]:
         """Return the reasons why requests cannot be served as they should; none: healthy."""
@@ -301,6 +345,35 @@ class Gateway:
         if self._closing:
             self._tasks.check()
 
+    def reading(self) -> GatewayReading:
+        """Return what is so now, of what metrics do not count as it happens."""
+        membership, has_decode = self._board.current, self._has_decode()
+        return GatewayReading(
+            waiting=self._waiting + (0 if has_decode else len(self._open)),
+            membership_version=membership.version,
+            instances=tuple(
+                InstanceReading(i.instance_id, i.role, self._leases.report(i))
+                for i in membership.instances
+            ),
+        )
+
+    def status(self, *, recent: int, sees: Callable[[RequestTrace], bool]) -> dict[str, Any]:
+        """Return how everything is, for GET /v1/status; with requests that the caller may see."""
+        reading = self.reading()
+        view = StatusView(
+            model=self.model_name,
+            membership=self._board.current,
+            open_requests=len(self._open),
+            waiting=reading.waiting,
+            sessions=self._sessions.stats(),
+            last_minute=self._latency.summary(),
+            reports={i.instance_id: i.report for i in reading.instances},
+            problems=self.health(),
+            totals=self.metrics.totals(),
+        )
+        traces = (trace for trace in self._traces.latest() if sees(trace))
+        return status_of(view, list(itertools.islice(traces, recent)))
+
     def stats(self) -> GatewayStats:
         """Return a snapshot."""
         return GatewayStats(
@@ -315,3 +388,16 @@ class Gateway:
 
     def __repr__(self) -> str:
         return f"Gateway({self.model_name}, open={len(self._open)})"
+
+
+def _log_end(trace: RequestTrace) -> None:
+    _log.info(
+        "request ended",
+        request=trace.request_id,
+        outcome=trace.error or trace.finish,
+        decode=trace.decode_instance,
+        prompt_tokens=trace.prompt_tokens,
+        output_tokens=trace.output_tokens,
+        ttft_s=trace.ttft_s,
+        e2e_s=trace.e2e_s,
+    )

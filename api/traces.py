@@ -1,6 +1,7 @@
 """The traces of the requests that ended last."""
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import replace
 
 from baton.core.trace import RequestTrace
@@ -25,6 +26,10 @@ class TraceLog:
     def get(self, request_id: str) -> RequestTrace | None:
         """Return a trace, or None if there is none (any more)."""
         return self._traces.get(request_id)
+
+    def latest(self) -> Iterator[RequestTrace]:
+        """Yield all that are kept, the last one first."""
+        return reversed(self._traces.values())
 
     def __len__(self) -> int:
         return len(self._traces)

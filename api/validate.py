@@ -23,6 +23,7 @@ from baton.api.tool_fields import Tools, read_tools
 from baton.core.errors import InvalidRequest, UnknownModel
 from baton.core.ids import RequestId
 from baton.core.request import GenerateRequest, SamplingParams
+from baton.core.spans import Arrival
 from baton.core.tenants import ANONYMOUS, Tenant
 from baton.models.grammar import check_grammar
 from baton.models.tokenizer import Tokenizer
@@ -38,6 +39,9 @@ _LAST_TOKENS = 16
 """Of a prompt, more than a character can begin in."""
 DEFAULT_MAX_TOKENS = 16
 """Of completions, as OpenAI has it; a chat may go on to the limit."""
+
+_SESSION = ("session", "prompt_cache_key", "user")
+"""Of these labels, the first that is a text says which requests belong together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,11 @@ class TextRequest:
     skip_special_tokens: bool = True
     """Such as <|endoftext|>: they are not shown."""
 
+    session: str = ""
+    """Requests of the same one would rather go where the others went; "": of none."""
+    arrival: Arrival | None = None
+    """When it was found valid, and what that took."""
+
     def detokenizer(self, tokenizer: Tokenizer) -> Detokenizer:
         """Return what makes text of its output."""
         decoder = tokenizer if self.skip_special_tokens else WithSpecialTokens(tokenizer)
@@ -92,6 +101,19 @@ class Call:
     """How the answers may call tools."""
     constrained_by: str = ""
     """The field that says of which grammar the output is to be; "" if it may be anything."""
+    tell_timing: bool = False
+    """The answer says where the time to first token went."""
+
+    def arrived(self, arrival: Arrival, *, tell_timing: bool = False) -> "Call":
+        """Return this call as one that arrived so."""
+        requests = tuple(replace(request, arrival=arrival) for request in self.requests)
+        return replace(self, requests=requests, tell_timing=tell_timing)
+
+    def of_session(self, session: str) -> "Call":
+        """Return this call as one of a session; as it is if there is none."""
+        if not session:
+            return self
+        return replace(self, requests=tuple(replace(r, session=session) for r in self.requests))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +125,7 @@ class _Common:
     stream: bool
     include_usage: bool
     priority: int
+    session: str
     skip_special_tokens: bool
     constrained_by: str
     """The field that constrains the output; "" if none does."""
@@ -201,8 +224,7 @@ def _common(
     fields: Fields, model: ServedModel, read_logprobs: Callable[[Fields], int | None]
 ) -> _Common:
     check_model(fields, model)
-    for label in known_fields.IGNORED:
-        fields.take(label)
+    labels = {label: fields.take(label) for label in known_fields.IGNORED}
     stream = fields.flag("stream", False)
     constrained_by, grammar = read_grammar(fields) or ("", None)
     return _Common(
@@ -215,6 +237,7 @@ def _common(
         priority=_priority(fields, model.tenant),
         skip_special_tokens=fields.flag("skip_special_tokens", True),
         constrained_by=constrained_by,
+        session=next((v for n in _SESSION if isinstance(v := labels[n], str) and v), ""),
     )
 
 
@@ -331,7 +354,13 @@ def _call(
                 priority=common.priority,
             )
             requests.append(
-                TextRequest(generate, common.stop, prompt.echo, common.skip_special_tokens)
+                TextRequest(
+                    generate,
+                    common.stop,
+                    prompt.echo,
+                    common.skip_special_tokens,
+                    common.session,
+                )
             )
     return Call(
         call_id,

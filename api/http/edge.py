@@ -11,7 +11,8 @@ from baton.core.tenants import Caller
 
 _OPEN = frozenset({"/health"})
 """Paths for everybody: whoever watches over the process has no key."""
-_ADMIN = frozenset({"/metrics"})
+_METRICS = "/metrics"
+_ADMIN = frozenset({_METRICS, "/v1/status"})
 """Paths that tell of all tenants."""
 
 
@@ -47,7 +48,7 @@ class Edge:
             await self._app(scope, receive, send)
 
     def _is_open(self, path: str) -> bool:
-        return path in _OPEN or (path in _ADMIN and self._gateway.config.open_metrics)
+        return path in _OPEN or (path == _METRICS and self._gateway.config.open_metrics)
 
     def _caller(self, scope: Scope) -> Caller:
         values = [value for name, value in scope["headers"] if name == b"authorization"]

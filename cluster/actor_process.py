@@ -13,6 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from baton.cluster.patient_file import PatientFile
+from baton.core.errors import InvalidConfig
+
+_DRAIN_VARIABLE = "BATON_DRAIN_S"
+_DRAIN_S = 20.0
+"""With the time to close, less than Kubernetes gives if it is not told how much."""
 
 
 class LoopThread:
@@ -50,6 +55,21 @@ def write_output_to(path: Path) -> None:
     os.close(target)
     sys.stdout, sys.stderr = PatientFile(1), PatientFile(2)
     faulthandler.enable(file=2)
+
+
+def sigterm_drain_s() -> float:
+    """Return how many seconds to drain after SIGTERM: 20, or what the node's environment says.
+
+    Raises InvalidConfig if that is no number, or less than 0.
+    """
+    text = os.environ.get(_DRAIN_VARIABLE, str(_DRAIN_S))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise InvalidConfig(_DRAIN_VARIABLE, text, "seconds, 0 or more")
+    return seconds
 
 
 def leave_on_sigterm(leave: Callable[[], None], within_s: float) -> None:

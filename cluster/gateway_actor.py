@@ -6,15 +6,20 @@ It has no async methods: Ray would run the others on one event loop then, not in
 import threading
 from pathlib import Path
 
-from baton.cluster.actor_process import LoopThread, leave_on_sigterm, or_exit, write_output_to
+from baton.cluster.actor_process import (
+    LoopThread,
+    leave_on_sigterm,
+    or_exit,
+    sigterm_drain_s,
+    write_output_to,
+)
 from baton.cluster.gateway_host import GatewayHost
 from baton.cluster.status import GatewayInfo, GatewayPlan
 from baton.core import log
 
 CALLS_AT_ONCE = 8
-_DRAIN_S = 20.0
 _CLOSE_S = 8.0
-"""For the gateway to drain and to close after SIGTERM: in all less than Kubernetes gives."""
+"""For the gateway to close after SIGTERM, once it has drained."""
 
 
 class GatewayActor:
@@ -28,7 +33,8 @@ class GatewayActor:
         self._host = GatewayHost(plan, self._tried.set)
         self._loop = LoopThread("gateway-loop")
         self._serving = self._loop.run(or_exit(self._host.serve()))
-        leave_on_sigterm(lambda: self.close(_DRAIN_S), _DRAIN_S + _CLOSE_S)
+        within_s = sigterm_drain_s()
+        leave_on_sigterm(lambda: self.close(within_s), within_s + _CLOSE_S)
 
     def info(self) -> GatewayInfo:
         """Wait until it listens, and return where; raises what kept it from doing so."""

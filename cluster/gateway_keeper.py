@@ -31,7 +31,14 @@ def gateway_plans(spec: ClusterSpec) -> dict[str, GatewayPlan]:
             name = f"gateway-{len(plans)}"
             config = model.gateways.of(number)
             plans[name] = GatewayPlan(
-                name, model.name, model.dir, config, prefill, not decode, spec.tls
+                name=name,
+                model_name=model.name,
+                model_dir=model.dir,
+                config=config,
+                expects_prefill=prefill,
+                may_be_empty=not decode,
+                tls=spec.tls,
+                node_resource=model.gateways.node_resource,
             )
     return plans
 
@@ -89,6 +96,7 @@ class GatewayKeeper:
             concurrency=CALLS_AT_ONCE,
             restarts=-1,
             timeout_s=_CREATE_TIMEOUT_S,
+            node_resource=plan.node_resource,
         )
 
     async def _close(self, name: str, handle: GatewayHandle) -> None:

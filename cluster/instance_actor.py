@@ -11,7 +11,12 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from baton.cluster.actor_process import LoopThread, leave_on_sigterm, write_output_to
+from baton.cluster.actor_process import (
+    LoopThread,
+    leave_on_sigterm,
+    sigterm_drain_s,
+    write_output_to,
+)
 from baton.core import log
 from baton.core.config import LeaderRef, WorkerConfig
 from baton.core.errors import BatonError, InstanceLost, InternalError
@@ -20,9 +25,8 @@ from baton.core.topology import InstanceInfo, RankInfo
 CALLS_AT_ONCE = 12
 """Threads that the actor needs: start, progress, leader, started, wait_closed, stats, drain and
 close overlap, and some of them twice while one controller takes over from another."""
-_DRAIN_S = 20.0
 _CLOSE_S = 8.0
-"""For the worker to drain and to close after SIGTERM: in all less than Kubernetes gives."""
+"""For the worker to close after SIGTERM, once it has drained."""
 
 
 class Worker(Protocol):
@@ -57,7 +61,8 @@ class InstanceActor:
         self._begun = False
         self._settled = False
         self._closed = threading.Event()
-        leave_on_sigterm(self._drain_and_close, _DRAIN_S + _CLOSE_S)
+        self._drain_s = sigterm_drain_s()
+        leave_on_sigterm(self._drain_and_close, self._drain_s + _CLOSE_S)
 
     def start(self, factory: str, config: WorkerConfig) -> InstanceInfo | RankInfo:
         """Start the worker class named `module:Class`, and return what it says of itself.
@@ -139,7 +144,7 @@ class InstanceActor:
 
     def _drain_and_close(self) -> None:
         try:
-            self.drain(_DRAIN_S)
+            self.drain(self._drain_s)
         finally:
             self.close()
 

@@ -211,17 +211,21 @@ async def create_service(
     restarts: int,
     timeout_s: float,
     beside_head: bool = False,
+    node_resource: str = "",
 ) -> Actor:
     """Start a named actor of `cls` that outlives this process, on any node; it takes no CPU.
 
     Ray starts it again up to `restarts` times; -1: always. `beside_head`: on the node of Ray's
-    head and nowhere else, also if the head comes back as another node.
+    head and nowhere else, also if the head comes back as another node. `node_resource`: on a node
+    with that resource, of which it takes 1.
     """
-    beside = {_HEAD_RESOURCE: _HEAD_SHARE} if beside_head else {}
+    taken = {_HEAD_RESOURCE: _HEAD_SHARE} if beside_head else {}
+    if node_resource:
+        taken[node_resource] = 1.0
     remote: Any = _exported(cls).options(
         num_cpus=0,
         memory=1,  # a byte by Ray's books: what takes nothing is not spread, but put anywhere
-        resources=beside,
+        resources=taken,
         name=name,
         lifetime="detached",
         max_restarts=restarts,

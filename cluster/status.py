@@ -20,6 +20,8 @@ class GatewayPlan:
     """The model may have no decode instance while there is nothing to do."""
     tls: ClusterTlsConfig | None = None
     """For the way to instances."""
+    node_resource: str = ""
+    """What it takes 1 of, of its node; empty: nothing."""
 
 
 @dataclass(frozen=True, slots=True)

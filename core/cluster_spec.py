@@ -27,6 +27,8 @@ POOL_NAME = r"^[a-z0-9][a-z0-9-]{0,54}$"
 MOST_INSTANCES = 1024
 """Of one pool."""
 _DECODES = (Role.DECODE, Role.MIXED)
+_RAYS_OWN = ("CPU", "GPU", "memory", "object_store_memory")
+"""Resources that are not of one's own naming."""
 
 
 class RankResources(Config):
@@ -78,12 +80,15 @@ class GatewaySpec(GatewayConfig):
 
     count: int = Field(default=1, ge=0, le=64)
     """How many. The ports of the next are 2 above those of the one before, unless they are 0."""
+    node_resource: str = Field(default="", max_length=63)
+    """A resource of which each takes 1, on nodes that were started with 1 of it: each gateway then
+    has such a node to itself, and all have the same ports. Empty: they go to any nodes."""
 
     def of(self, number: int) -> GatewayConfig:
         """Return the config of one gateway, by its number from 0."""
-        values = self.model_dump(exclude={"count"})
+        values = self.model_dump(exclude={"count", "node_resource"})
         for port in ("http_port", "grpc_port"):
-            if values[port]:
+            if values[port] and not self.node_resource:
                 values[port] += 2 * number
         return GatewayConfig.checked(**values)
 
@@ -168,6 +173,9 @@ class ClusterSpec(Config):
                     raise InvalidConfig(where, name, "a name that no pool of another model has")
                 seen.add(name)
                 self._check_pool(where, pool)
+            if model.gateways.node_resource in _RAYS_OWN:
+                where, value = f"models.{i}.gateways.node_resource", model.gateways.node_resource
+                raise InvalidConfig(where, value, "a resource that is not Ray's own")
             decodes = [p for p in model.pools.values() if p.role in _DECODES]
             if not any(p.instances or p.autoscale for p in decodes):
                 allowed = "at least one instance that decodes, in a pool of role decode or mixed"

@@ -34,7 +34,8 @@ libraries() {
     pip_of /opt/baton "$@"
     /opt/baton/bin/python - "$here/pyproject.toml" >/tmp/requirements.txt <<'PYTHON'
 import sys, tomllib
-print(*tomllib.load(open(sys.argv[1], "rb"))["project"]["dependencies"], sep="\n")
+project = tomllib.load(open(sys.argv[1], "rb"))["project"]
+print(*project["dependencies"], *project["optional-dependencies"]["server"], sep="\n")
 PYTHON
     # Ray's dashboard takes jobs, and its agent tells KubeRay that a node is well.
     pip_of /opt/baton --requirement /tmp/requirements.txt "ray[default]" hatchling

@@ -14,7 +14,7 @@ from baton.core.cluster_spec import ClusterSpec
 from baton.core.errors import DeadlineExceeded, InstanceLost, Unavailable
 
 
-def spec(**gateways: int) -> ClusterSpec:
+def spec(**gateways: int | str) -> ClusterSpec:
     pools = {"prefill": {}, "decode": {}}
     one = {"name": "one", "dir": Path("m"), "pools": pools, "gateways": gateways}
     two = {"name": "two", "dir": Path("m"), "pools": {"mixed": {}}}
@@ -29,6 +29,12 @@ def test_each_model_has_its_own_with_ports_of_their_own() -> None:
         "gateway-1": ("one", 82, True),
         "gateway-2": ("two", 8000, False),
     }
+
+
+def test_gateways_with_nodes_of_their_own_have_the_same_ports() -> None:
+    plans = gateway_plans(spec(count=2, http_port=80, node_resource="gateway-one"))
+    seen = [(plan.config.http_port, plan.node_resource) for plan in plans.values()]
+    assert seen == [(80, "gateway-one"), (80, "gateway-one"), (8000, "")]
 
 
 def test_a_gateway_knows_which_pools_may_be_empty() -> None:

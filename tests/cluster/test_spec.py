@@ -84,6 +84,7 @@ def test_a_spec_survives_being_written_down(tmp_path: Path) -> None:
         ("gpus: 0", "gpus: 0.5", "13: models.0.pools.decode.resources.gpus: 0.5 is not"),
         ("gpu-h200: 1", "GPU: 1", "13: models.0.pools.decode.resources.custom.GPU: 1.0 is not"),
         ("count: 2", "count: -1", "14: models.0.gateways.count: -1 is not"),
+        ("count: 2", "node_resource: GPU", "14: models.0.gateways.node_resource: 'GPU' is not"),
         ("share_gpus: false", "share_gpus: [", "3: "),
         ("share_gpus: false", "shared: 1", "1: shared: 1 is not allowed; allowed: nothing: there"),
         ("dir: ../model", "", "3: models.0.dir: "),

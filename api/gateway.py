@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Self
@@ -17,17 +17,19 @@ from baton.api.lease_keeper import LeaseKeeper, Terms
 from baton.api.open_request import OpenRequest
 from baton.api.sessions import Sessions
 from baton.api.text_stream import Piece, TextStream
-from baton.api.traces import TraceLog
+from baton.api.traces import KeptTrace, TraceLog
 from baton.api.validate import ServedModel, TextRequest, tool_format
 from baton.core.clock import Clock, monotonic
 from baton.core.config import ClusterTlsConfig, GatewayConfig
 from baton.core.errors import BatonError, InstanceLost, Overloaded, Unavailable, UnknownModel
+from baton.core.lease import Report
 from baton.core.metrics import GatewayMetrics
 from baton.core.tasks import TaskSet
 from baton.core.tenants import ANYBODY, Caller
 from baton.core.topology import InstanceInfo, MembershipBoard, Role
 from baton.core.trace import RequestTrace
 from baton.models.tokenizer import Tokenizer
+from baton.router.load import Load, key_of
 from baton.router.router import Router, RouterStats
 
 _RETRY_S = 5.0
@@ -40,6 +42,10 @@ class GatewayStats:
 
     open_requests: int
     """Admitted, and not over on both sides: decode instance and consumer."""
+    prompt_tokens: int
+    """Of all requests admitted since the gateway began."""
+    output_tokens: int
+    """Generated since the gateway began, for requests that are open too."""
     waiting: int
     """Requests that can go on only once there is a decode instance."""
     ttft_s: float | None
@@ -49,6 +55,19 @@ class GatewayStats:
     traces: int
     router: RouterStats
     sessions: tuple[SessionStats, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceView:
+    """An instance that the membership lists, as this gateway knows it."""
+
+    info: InstanceInfo
+    usable: bool
+    """New requests may go there: it is connected, not lost, and does not drain."""
+    report: Report | None
+    """What it said last of itself, about a second ago; None if it does not answer."""
+    load: Load
+    """What this gateway has open there."""
 
 
 class Gateway:
@@ -118,6 +137,9 @@ class Gateway:
         self._waiting = 0
         """Requests that are not admitted yet: there is no decode instance."""
         self._max_model_len = 0
+        self._prompt_tokens = 0
+        self._output_tokens = 0
+        """Of requests that are over."""
 
     async def start(self) -> None:
         """Connect to the decode instances that are listed; those that come later follow."""
@@ -196,6 +218,10 @@ class Gateway:
             caller.tenant,
         )
 
+    def now(self) -> float:
+        """Return the time on the gateway's clock."""
+        return self._clock()
+
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes that one token stands for, perhaps only a part of a character."""
         return self._tokenizer.token_bytes(token)
@@ -249,6 +275,7 @@ class Gateway:
         )
         self._open.add(opened)
         self._idle.clear()
+        self._prompt_tokens += len(generate.prompt)
         self.metrics.opened(len(generate.prompt))
         return opened
 
@@ -260,6 +287,7 @@ class Gateway:
 
     def _over(self, opened: OpenRequest, trace: RequestTrace) -> None:
         self._open.remove(opened)
+        self._output_tokens += opened.received
         self._traces.add(trace)
         self._latency.add(trace)
         self.metrics.closed(trace)
@@ -270,6 +298,25 @@ class Gateway:
         """Return the trace of a request that ended lately; of others' requests there is none."""
         trace = self._traces.get(request_id)
         return trace if trace is not None and caller.sees(trace.tenant) else None
+
+    def newest_traces(self, caller: Caller, limit: int) -> Iterator[KeptTrace]:
+        """Yield traces of requests that ended lately and that `caller` may see, newest first."""
+        return self._traces.newest(caller.sees, limit)
+
+    def instances(self) -> tuple[InstanceView, ...]:
+        """Return every instance that the membership lists."""
+        usable = {key_of(i) for i in self._sessions.usable().instances}
+        router = self._router.stats()
+        loads = router.decode | router.prefill
+        return tuple(
+            InstanceView(
+                info,
+                usable=key_of(info) in usable,
+                report=self._leases.report(info),
+                load=loads.get(key_of(info), Load()),
+            )
+            for info in self._board.current.instances
+        )
 
     def health(self) -> list[str]:
         """Return the reasons why requests cannot be served as they should; none: healthy."""
@@ -305,6 +352,8 @@ class Gateway:
         """Return a snapshot."""
         return GatewayStats(
             open_requests=len(self._open),
+            prompt_tokens=self._prompt_tokens,
+            output_tokens=self._output_tokens + sum(o.received for o in self._open),
             waiting=self._waiting + (0 if self._has_decode() else len(self._open)),
             ttft_s=self._latency.ttft_s(),
             tpot_s=self._latency.tpot_s(),

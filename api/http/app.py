@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from baton import __version__
+from baton.api.console.route import add_console
 from baton.api.gateway import Gateway
 from baton.api.http import errors
 from baton.api.http.answer import Answer
@@ -18,6 +19,7 @@ from baton.api.http.edge import Edge
 from baton.api.http.openai_format import ChatFormat, CompletionFormat
 from baton.api.http.openapi import describe
 from baton.api.http.request_ids import RequestIds
+from baton.api.http.status import add_status_routes
 from baton.api.tokenize_call import detokenize_call, tokenize_call
 from baton.api.validate import ServedModel, chat_call, check_call_grammar, completion_call
 from baton.core.errors import BatonError, Cancelled, Unavailable, UnknownModel
@@ -38,6 +40,8 @@ def build_app(gateway: Gateway) -> FastAPI:
     _add_openai_routes(app, gateway)
     _add_text_routes(app, gateway)
     _add_own_routes(app, gateway)
+    add_status_routes(app, gateway)
+    add_console(app)
     return app
 
 

@@ -11,7 +11,9 @@ from baton.core.tenants import Caller
 
 _OPEN = frozenset({"/health"})
 """Paths for everybody: whoever watches over the process has no key."""
-_ADMIN = frozenset({"/metrics"})
+_CONSOLE = "/console"
+"""Open with all below it: its files hold no data, and its calls bring a key."""
+_ADMIN = frozenset({"/metrics", "/v1/status"})
 """Paths that tell of all tenants."""
 
 
@@ -47,7 +49,9 @@ class Edge:
             await self._app(scope, receive, send)
 
     def _is_open(self, path: str) -> bool:
-        return path in _OPEN or (path in _ADMIN and self._gateway.config.open_metrics)
+        if path in _OPEN or path == _CONSOLE or path.startswith(f"{_CONSOLE}/"):
+            return True
+        return path == "/metrics" and self._gateway.config.open_metrics
 
     def _caller(self, scope: Scope) -> Caller:
         values = [value for name, value in scope["headers"] if name == b"authorization"]

@@ -1,8 +1,9 @@
-// Lines over the last minutes, in SVG; series differ by dash as well as by colour.
+// Lines over the last five minutes at most, in SVG; series differ by dash as well as by colour.
 
 import { h, show, svg } from "./dom.js";
 
-const SPAN_S = 180;
+const SHORTEST_S = 60;
+const LONGEST_S = 300;
 const HEIGHT = 168;
 const PAD = { left: 44, right: 10, top: 10, bottom: 22 };
 const KINDS = 6;
@@ -28,7 +29,7 @@ export class Chart {
       this.points.get(name).push([time, value]);
     }
     for (const [name, points] of this.points) {
-      while (points.length && points[0][0] < time - SPAN_S) points.shift();
+      while (points.length && points[0][0] < time - LONGEST_S) points.shift();
       if (!points.length) this.points.delete(name);
       else if (!(name in values) && points.at(-1)[1] !== null) points.push([time, null]);
     }
@@ -43,10 +44,16 @@ export class Chart {
     return [1, 2, 4, 8, 10].map((n) => n * power).find((n) => n >= most);
   }
 
+  /** How long the axis is: it grows with what there is to show. */
+  span() {
+    const first = Math.min(this.now, ...[...this.points.values()].map((points) => points[0][0]));
+    return Math.min(Math.max(SHORTEST_S, Math.ceil((this.now - first) / 30) * 30), LONGEST_S);
+  }
+
   draw() {
     const width = Math.max(200, this.plot.clientWidth);
-    const top = this.top();
-    const x = (time) => width - PAD.right - ((this.now - time) / SPAN_S) * (width - PAD.left - PAD.right);
+    const top = this.top(), span = this.span();
+    const x = (time) => width - PAD.right - ((this.now - time) / span) * (width - PAD.left - PAD.right);
     const y = (value) => HEIGHT - PAD.bottom - (value / top) * (HEIGHT - PAD.top - PAD.bottom);
     const names = [...this.points.keys()].sort();
     const lines = names.map((name, i) => svg("path", { class: `line s${i % KINDS}`, d: path(this.points.get(name), x, y) }));
@@ -54,10 +61,10 @@ export class Chart {
       svg("line", { class: "grid", x1: PAD.left, x2: width - PAD.right, y1: y(value), y2: y(value) }),
       svg("text", { class: "tick", x: PAD.left - 7, y: y(value) + 4, "text-anchor": "end" }, this.format(value)),
     ]);
-    const times = [-180, -120, -60, 0].map((s) => svg("text", {
-      class: "tick", x: x(this.now + s), y: HEIGHT - 5, "text-anchor": s === 0 ? "end" : s === -180 ? "start" : "middle",
-    }, s === 0 ? "now" : `${s / 60}\u202fmin`));
-    const label = `${this.title}, last 3 minutes. ${names.map((name) => `${name}: ${this.last(name)}`).join("; ") || this.empty}`;
+    const times = [span, (2 * span) / 3, span / 3, 0].map((ago) => svg("text", {
+      class: "tick", x: x(this.now - ago), y: HEIGHT - 5, "text-anchor": ago === 0 ? "end" : ago === span ? "start" : "middle",
+    }, ago === 0 ? "now" : `−${ago % 60 === 0 ? `${ago / 60}\u202fmin` : `${ago}\u202fs`}`));
+    const label = `${this.title}. ${names.map((name) => `${name}: ${this.last(name)}`).join("; ") || this.empty}`;
     const none = names.length ? [] : [svg("text", { class: "none", x: (width + PAD.left) / 2, y: HEIGHT / 2 - 4, "text-anchor": "middle" }, this.empty)];
     show(this.plot, svg("svg", { width, height: HEIGHT, role: "img", "aria-label": label }, ...axis, ...times, ...lines, ...none));
     show(this.legend, names.map((name, i) => h("li", {},

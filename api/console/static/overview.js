@@ -17,7 +17,6 @@ export class Overview {
     this.kv = new Chart($("kv-chart"), { title: "KV in use", format: percent, most: 1, empty: "no instance has reported yet" });
     this.rate = new Chart($("rate-chart"), { title: "Tokens per second", format: rate, empty: "no figures yet" });
     this.tiles(null, null);
-    this.pools([], () => null);
   }
 
   /** Show a /v1/status. */
@@ -36,12 +35,13 @@ export class Overview {
     if (rates) this.rate.add(status.clock_s, rates);
     this.tiles(status, rates);
     this.pools(status.instances, stepRate);
+    $("about").textContent = `Baton ${status.version}, up ${duration(status.uptime_s)}. `;
   }
 
   tiles(status, rates) {
     const r = status?.requests;
     const rows = [
-      ["Open requests", r ? count(r.open) : NONE, r ? `of ${count(r.limit)} allowed` : ""],
+      ["Open requests", r ? count(r.open) : NONE, r ? (r.waiting_for_decode ? `${count(r.waiting_for_decode)} wait for an instance` : `of ${count(r.limit)} allowed`) : ""],
       ["Output tokens/s", rates ? rate(rates.output) : NONE, status ? `${count(status.tokens.output)} in all` : ""],
       ["Prompt tokens/s", rates ? rate(rates.prompt) : NONE, status ? `${count(status.tokens.prompt)} in all` : ""],
       ["TTFT p90", r ? seconds(r.ttft_p90_s) : NONE, "last minute"],
@@ -58,7 +58,7 @@ export class Overview {
       show($("pools"), h("p", { class: "card empty" }, h("b", {}, "No instances."), " Those that start are listed here as soon as they are ready."));
       return;
     }
-    show($("pools"), pools.map(([title, rows]) => h("section", { class: "pool" },
+    show($("pools"), pools.map(([title, rows]) => h("section", { class: "pool", style: { "flex-grow": rows.length } },
       h("h3", {}, title, h("span", { class: "sub" }, poolText(rows))),
       h("ul", {}, rows.map((row) => card(row, stepRate(row.incarnation)))))));
   }
@@ -97,5 +97,5 @@ function card(i, steps) {
 
 /** Return what the pill in the header says of a status. */
 export function healthOf(status) {
-  return status.reasons.length ? ["bad", status.reasons.join("; ")] : ["good", `Healthy, up ${duration(status.uptime_s)}`];
+  return status.reasons.length ? ["bad", status.reasons.join("; ")] : ["good", "Healthy"];
 }

@@ -83,7 +83,7 @@ export class Playground {
   }
 
   say(text, bad = false) {
-    $("play-state").textContent = text;
+    if ($("play-state").textContent !== text) $("play-state").textContent = text;
     $("play-state").classList.toggle("bad-text", bad);
   }
 

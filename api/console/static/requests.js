@@ -13,7 +13,7 @@ export class Requests {
     this.chosen = null;
     this.data = null;
     this.detail(null);
-    show($("rows"), h("p", { class: "empty" }, "Loading…"));
+    $("rows").addEventListener("keydown", (event) => this.step(event));
   }
 
   async refresh() {
@@ -41,12 +41,23 @@ export class Requests {
     return h("tr", { class: id === this.chosen ? "chosen" : "", onclick: choose },
       h("td", { class: "when" }, clockTime(trace.ended_at)),
       h("td", {},
-        h("div", { class: "name" }, h("button", { type: "button", class: "link", "data-focus": id, "aria-pressed": String(id === this.chosen), "aria-label": `Request ${id}` }, shortened(id)), outcome(trace)),
+        h("div", { class: "name" }, h("button", { type: "button", class: "link", "data-focus": id, "aria-pressed": String(id === this.chosen), "aria-label": `Request ${id}` }, shortened(id)), outcome(trace, true)),
         h("div", { class: "mini", "aria-hidden": "true" }, ORDER.filter((who) => shares[who]).map((who) =>
           h("i", { class: `w-${who}`, style: { width: `${((100 * shares[who]) / longest).toFixed(2)}%` } })))),
       h("td", { class: "num" }, `${count(trace.prompt_tokens)} → ${count(trace.output_tokens)}`),
       h("td", { class: "num" }, trace.ttft_s ? seconds(trace.ttft_s) : "–"),
       h("td", { class: "num" }, seconds(trace.e2e_s)));
+  }
+
+  /** Arrow keys go from request to request. */
+  step(event) {
+    const by = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    const buttons = [...$("rows").querySelectorAll("button")];
+    const next = buttons[buttons.indexOf(document.activeElement) + by];
+    if (!next) return;
+    event.preventDefault();
+    next.focus();
+    this.choose(next.dataset.focus);
   }
 
   async choose(id) {
@@ -66,4 +77,4 @@ export class Requests {
   }
 }
 
-const shortened = (id) => (id.length > 21 ? `${id.slice(0, 13)}…${id.slice(-6)}` : id);
+const shortened = (id) => (id.length > 24 ? `${id.slice(0, 13)}…${id.slice(-6)}` : id);

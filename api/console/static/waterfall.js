@@ -5,7 +5,7 @@ import { bytes, clockTime, count, percent, plural, seconds } from "./format.js";
 import { rowsOf } from "./spans.js";
 
 const WHO = { gateway: "Gateway", network: "Network", prefill: "Prefill", transfer: "Transfer", decode: "Decode" };
-const MOST_TICKS = 400;
+const MOST_TICKS = 120;
 
 /** Return the elements that tell all of a trace. */
 export function detailOf(trace) {
@@ -19,17 +19,18 @@ export function detailOf(trace) {
     h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Waterfall" },
       h("table", { class: "waterfall" },
         h("caption", { class: "sr" }, `Where ${seconds(total)} went`),
-        h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Span"), h("th", { scope: "col", class: "axis" }, axis(total)), h("th", { scope: "col", class: "num" }, "Time"))),
+        h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Span"), h("th", { scope: "col", class: "axis" }, h("span", { class: "sr" }, "Timeline"), axis(total)), h("th", { scope: "col", class: "num" }, "Time"))),
         h("tbody", {}, rowsOf(trace).map((row) => line(row, total, trace.ttft_s))))),
     h("ul", { class: "who", "aria-label": "Colours" }, Object.entries(WHO).map(([who, name]) => h("li", {}, h("i", { class: `w-${who}`, "aria-hidden": "true" }), name))),
     ...handovers(trace), ...migrations(trace),
   ];
 }
 
-export function outcome(trace) {
+/** Return how it ended, as a badge; a `small` one says so without words to look at. */
+export function outcome(trace, small = false) {
   const bad = Boolean(trace.error) && trace.finish !== "cancelled";
   const [mark, state] = bad ? ["✕", "bad"] : trace.finish === "cancelled" ? ["◼", "warn"] : ["✓", "good"];
-  return h("span", { class: `badge ${state}` }, h("i", { "aria-hidden": "true" }, mark), bad ? trace.error : trace.finish);
+  return h("span", { class: `badge ${state}` }, h("i", { "aria-hidden": "true" }, mark), h("span", { class: small ? "sr" : "" }, bad ? trace.error : trace.finish));
 }
 
 function facts(trace) {

@@ -88,11 +88,11 @@ def _instance(view: InstanceView) -> dict[str, Any]:
 
 
 def _state(view: InstanceView) -> str:
+    if view.usable:
+        return "ready"
     if view.report is None:
         return "silent"
-    if view.report.draining:
-        return "draining"
-    return "ready" if view.usable else "connecting"
+    return "draining" if view.report.draining else "connecting"
 
 
 def _row(kept: KeptTrace) -> dict[str, Any]:

@@ -5,8 +5,8 @@ import { $, h, show } from "./dom.js";
 import { plural, seconds } from "./format.js";
 import { detailOf } from "./waterfall.js";
 
-const TRIES = 8;
-const PAUSE_MS = 150;
+const TRIES = 80;
+const PAUSE_MS = 250;
 
 export class Playground {
   /** `model()` names the model; `onDenied` hears that a key is needed. */

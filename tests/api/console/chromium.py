@@ -2,11 +2,14 @@
 
 import asyncio
 import base64
-import contextlib
+import fcntl
+import itertools
 import json
 import os
 import shutil
-from collections.abc import AsyncIterator
+import subprocess
+import threading
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -35,48 +38,94 @@ def find_chromium() -> str | None:
 
 
 class Browser:
-    """One process; messages are JSON, each ended by a zero byte."""
+    """One process, of any event loop; messages are JSON, each ended by a zero byte."""
 
-    def __init__(self, reader: asyncio.StreamReader, to_browser: int) -> None:
-        self._reader = reader
-        self._to_browser = to_browser
-        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+    def __init__(self, path: str, folder: Path) -> None:
+        """Start the Chromium at `path`; its profile is in `folder`. Close it at the end."""
+        # It expects its pipes as files 3 and 4, which a shell arranges; none of ours is that low.
+        self._from_browser, to_us = _pipe()
+        from_us, self._to_browser = _pipe()
+        shell = f'exec "$0" "$@" 3<&{from_us} 4>&{to_us}'
+        self._process = subprocess.Popen(
+            ["/bin/bash", "-c", shell, path, *_FLAGS, f"--user-data-dir={folder}"],
+            pass_fds=(from_us, to_us),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"HOME": str(folder)},
+        )
+        os.close(from_us)
+        os.close(to_us)
+        self._numbers = itertools.count(1)
+        self._answers: dict[int, Future[dict[str, Any]]] = {}
+        self._gone = False
+        self._lock = threading.Lock()
+        """Over the three above."""
         self.events: list[dict[str, Any]] = []
+        self._reading = threading.Thread(target=self._read, name="chromium", daemon=True)
+        self._reading.start()
 
-    async def ask(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
-        """Call a method of the protocol and return its result."""
-        number = len(self._answers) + 1
+    async def call(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
+        """Call a method of the protocol and return its answer, be it a result or an error."""
+        answer: Future[dict[str, Any]] = Future()
+        with self._lock:
+            number = next(self._numbers)
+            if self._gone:
+                raise ConnectionError("the browser has gone")
+            self._answers[number] = answer
         message: dict[str, Any] = {"id": number, "method": method, "params": params}
         if session:
             message["sessionId"] = session
-        answer = self._answers[number] = asyncio.get_running_loop().create_future()
         await asyncio.to_thread(_write_all, self._to_browser, json.dumps(message).encode() + b"\0")
         async with asyncio.timeout(PATIENCE_S):
-            told = await answer
+            return await asyncio.wrap_future(answer)
+
+    async def ask(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
+        """Call a method of the protocol and return its result."""
+        told = await self.call(method, session, **params)
         assert "error" not in told, f"{method}: {told['error']}"
         return told["result"]
 
-    async def read(self) -> None:
+    def _read(self) -> None:
         """Take what the browser says, until it closes."""
-        with contextlib.suppress(asyncio.IncompleteReadError):
-            while True:
-                message = json.loads((await self._reader.readuntil(b"\0"))[:-1])
+        text = b""
+        while some := os.read(self._from_browser, 1 << 20):
+            *messages, text = (text + some).split(b"\0")
+            for message in map(json.loads, messages):
                 if "id" in message:
-                    self._answers[message["id"]].set_result(message)
+                    with self._lock:
+                        answer = self._answers.pop(message["id"])
+                    if answer.set_running_or_notify_cancel():
+                        answer.set_result(message)
                 else:
                     self.events.append(message)
-        for answer in self._answers.values():
-            if not answer.done():
-                answer.set_exception(ConnectionError("the browser has gone"))
+        with self._lock:
+            self._gone = True
+            for answer in self._answers.values():
+                if answer.set_running_or_notify_cancel():
+                    answer.set_exception(ConnectionError("the browser has gone"))
+
+    def close(self) -> None:
+        """End the process and wait for it; it ends by itself once its pipe is closed."""
+        os.close(self._to_browser)
+        try:
+            self._process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reading.join(PATIENCE_S)
+        assert not self._reading.is_alive(), "the browser has ended, but its pipe is open"
+        os.close(self._from_browser)
 
     async def page(self, *, width: int = 1280, height: int = 900, dark: bool = False) -> "Page":
         """Open an empty page, with nothing stored from those before."""
         context = await self.ask("Target.createBrowserContext")
         target = await self.ask("Target.createTarget", url="about:blank", **context)
         attached = await self.ask("Target.attachToTarget", flatten=True, **target)
-        page = Page(self, attached["sessionId"])
+        page = Page(self, attached["sessionId"], context["browserContextId"])
         for domain in ("Page", "Runtime", "Log", "Network"):
             await page.ask(f"{domain}.enable")
+        await page.ask("Emulation.setFocusEmulationEnabled", enabled=True)
         await page.look(width=width, height=height, dark=dark)
         return page
 
@@ -84,9 +133,14 @@ class Browser:
 class Page:
     """One tab."""
 
-    def __init__(self, browser: Browser, session: str) -> None:
+    def __init__(self, browser: Browser, session: str, context: str) -> None:
         self._browser = browser
         self._session = session
+        self._context = context
+
+    async def close(self) -> None:
+        """Close the tab, and forget what it stored."""
+        await self._browser.ask("Target.disposeBrowserContext", browserContextId=self._context)
 
     async def ask(self, method: str, **params: Any) -> dict[str, Any]:
         """Call a method of the protocol for this tab."""
@@ -104,10 +158,15 @@ class Page:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         await self.ask("Emulation.setEmulatedMedia", features=[scheme])
 
+    async def go_offline(self, offline: bool) -> None:
+        """Cut the tab off from the network, or connect it again."""
+        rates = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        await self.ask("Network.emulateNetworkConditions", offline=offline, **rates)
+
     async def go(self, url: str) -> None:
         """Load `url`."""
         await self.ask("Page.navigate", url=url)
-        await self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
+        await self.until(f"document.readyState === 'complete' && location.href === {url!r}")
 
     async def run(self, script: str) -> Any:
         """Return what an expression comes to; promises are awaited."""
@@ -118,16 +177,28 @@ class Page:
         return told["result"].get("value")
 
     async def until(self, script: str) -> None:
-        """Wait until an expression is true; the page looks at each of its frames."""
+        """Wait until an expression is true; the page itself looks again and again."""
         wait = f"""new Promise((done) => {{
-            const look = () => {{ if ({script}) done(true); else setTimeout(look, 20); }};
+            const look = () => {{
+                try {{ if ({script}) return done(true); }} catch {{ /* not there yet */ }}
+                setTimeout(look, 20);
+            }};
             look();
         }})"""
         try:
-            await self.run(wait)
+            async with asyncio.timeout(PATIENCE_S):
+                while not await self._came_true(wait):
+                    pass  # the page was left for another
         except TimeoutError:
             text = await self.run("document.body.innerText")
-            raise AssertionError(f"never came true: {script}\n{text}\n{self.complaints()}") from None
+            raise AssertionError(f"never true: {script}\n{text}\n{self.complaints()}") from None
+
+    async def _came_true(self, promise: str) -> bool:
+        """Return whether it did; it never does if the page that made it is left."""
+        told = await self._browser.call(
+            "Runtime.evaluate", self._session, expression=promise, awaitPromise=True
+        )
+        return "error" not in told
 
     async def press(self, key: str, *, code: int = 0, modifiers: int = 0) -> None:
         """Press and let go of a key."""
@@ -150,73 +221,43 @@ class Page:
     async def picture(self, path: Path) -> None:
         """Write a PNG of the whole page."""
         told = await self.ask("Page.captureScreenshot", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(told["data"]))
+        await asyncio.to_thread(path.write_bytes, base64.b64decode(told["data"]))
 
     def complaints(self) -> list[str]:
-        """Return errors of scripts, and what the browser logged as one, such as by the CSP."""
+        """Return errors of scripts, and what the browser logged as one, such as by the CSP.
+
+        But no answers of 4xx: that one is asked for too early, or in vain, is no error of the page.
+        """
         found = []
-        for event in self._browser.events:
+        for event in list(self._browser.events):
             params = event["params"]
             if event.get("sessionId") != self._session:
                 continue
             if event["method"] == "Runtime.exceptionThrown":
                 found.append(json.dumps(params["exceptionDetails"])[:2000])
-            elif event["method"] == "Log.entryAdded" and params["entry"]["level"] == "error":
-                found.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
+            elif event["method"] == "Log.entryAdded":
+                entry = params["entry"]
+                if entry["level"] == "error" and entry["source"] != "network":
+                    found.append(f"{entry['text']} {entry.get('url', '')}")
         return found
 
     def urls(self) -> list[str]:
         """Return all that the tab has asked the network for."""
         return [
             event["params"]["request"]["url"]
-            for event in self._browser.events
+            for event in list(self._browser.events)
             if event["method"] == "Network.requestWillBeSent"
             and event.get("sessionId") == self._session
         ]
 
 
-@contextlib.asynccontextmanager
-async def browser(path: str, folder: Path) -> AsyncIterator[Browser]:
-    """Run a Chromium whose profile is in `folder`."""
-    from_us, to_browser = os.pipe()
-    from_browser, to_us = os.pipe()
-    # It expects its pipes as files 3 and 4, which only a shell can promise it here.
-    command = f'exec "$0" "$@" 3<&{from_us} 4>&{to_us}'
-    process = await asyncio.create_subprocess_exec(
-        "/bin/bash",
-        "-c",
-        command,
-        path,
-        *_FLAGS,
-        f"--user-data-dir={folder}",
-        pass_fds=(from_us, to_us),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
-        env=os.environ | {"HOME": str(folder)},
-    )
-    os.close(from_us)
-    os.close(to_us)
-    reader = asyncio.StreamReader(limit=64 << 20)
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(from_browser, "rb", 0)
-    )
-    it = Browser(reader, to_browser)
-    reading = asyncio.create_task(it.read())
-    try:
-        yield it
-    finally:
-        with contextlib.suppress(OSError, ConnectionError, TimeoutError):
-            await it.ask("Browser.close")
-        os.close(to_browser)
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-        await reading
-        transport.close()
+def _pipe() -> tuple[int, int]:
+    """Return the ends of a pipe, as numbers of at least 10."""
+    low = os.pipe()
+    reading, writing = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in low)
+    for end in low:
+        os.close(end)
+    return reading, writing
 
 
 def _write_all(file: int, data: bytes) -> None:

@@ -21,7 +21,12 @@ async def test_status_tells_instances_load_and_totals(http, front_door, leader, 
     assert status["tokens"]["output"] == 5
     assert status["tokens"]["prompt"] > 0
     [row] = status["instances"]
-    assert (row["id"], row["role"], row["state"], row["ranks"]) == ("decode-0", "decode", "ready", 1)
+    assert (row["id"], row["role"], row["state"], row["ranks"]) == (
+        "decode-0",
+        "decode",
+        "ready",
+        1,
+    )
     assert row["incarnation"] == f"{leader.incarnation:016x}"
     assert row["gateway"] == {"requests": 0, "tokens": 0}
 

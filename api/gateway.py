@@ -7,9 +7,11 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Self
+from random import Random
+from typing import Any, Self
 
 from baton.api.decode_session import SessionStats
+from baton.api.event_follower import EventFollower
 from baton.api.identity import Identity
 from baton.api.journey import Journey, JourneyHost
 from baton.api.latency import RecentLatency
@@ -30,7 +32,8 @@ from baton.core.topology import InstanceInfo, MembershipBoard, Role
 from baton.core.trace import RequestTrace
 from baton.models.tokenizer import Tokenizer
 from baton.router.load import Load, key_of
-from baton.router.router import Router, RouterStats
+from baton.router.router import Hint, Router, RouterStats
+from baton.router.state import RouterState
 
 _RETRY_S = 5.0
 """For whoever finds too many waiting for an instance to start."""
@@ -83,13 +86,16 @@ class Gateway:
         *,
         expects_prefill: bool,
         may_be_empty: bool = False,
+        beside_others: bool = False,
         tls: ClusterTlsConfig | None = None,
         clock: Clock = monotonic,
     ) -> None:
         """`expects_prefill`: the cluster was started with prefill instances (see `health`).
 
         `may_be_empty`: with nothing to do there is no decode instance; one comes if a request waits
-        for it, for `migration_wait_s` at most. `tls`: for the way to instances.
+        for it, for `migration_wait_s` at most. `beside_others`: other gateways send requests to
+        the same instances; among equals it draws lots, so that not all choose the same. `tls`: for
+        the way to instances.
 
         Raises InvalidConfig if the file of API keys is not as it should be.
         """
@@ -105,7 +111,16 @@ class Gateway:
         self._expects_prefill = expects_prefill
         self._may_be_empty = may_be_empty
         self._clock = clock
-        self._router = Router(max_open_requests=config.max_open_requests, clock=clock)
+        state = RouterState(config.index_blocks)
+        self._follower = EventFollower(board, state, tls)
+        self._router = Router(
+            max_open_requests=config.max_open_requests,
+            clock=clock,
+            state=state,
+            salt=secrets.token_hex(8) if beside_others else "",
+            rng=Random() if beside_others else None,
+            decisions_kept=config.traces_kept,
+        )
         self._leases = LeaseKeeper(
             board,
             Terms(
@@ -145,6 +160,7 @@ class Gateway:
         """Connect to the decode instances that are listed; those that come later follow."""
         self._tasks.start(self._leases.run())
         self._tasks.start(self._sessions.run())
+        self._tasks.start(self._follower.run())
         await self._sessions.settled.wait()
 
     async def drain(self, timeout_s: float) -> None:
@@ -264,6 +280,7 @@ class Gateway:
             self._sessions.usable(),
             prompt_tokens=len(generate.prompt),
             max_tokens=generate.max_tokens,
+            hint=Hint(generate.request_id, generate.prompt, generate.tenant, request.session),
         )
         opened = OpenRequest(
             request,
@@ -290,6 +307,7 @@ class Gateway:
         self._output_tokens += opened.received
         self._traces.add(trace)
         self._latency.add(trace)
+        self._router.ended(trace)
         self.metrics.closed(trace)
         if not self._open:
             self._idle.set()
@@ -306,8 +324,8 @@ class Gateway:
     def instances(self) -> tuple[InstanceView, ...]:
         """Return every instance that the membership lists."""
         usable = {key_of(i) for i in self._sessions.usable().instances}
-        router = self._router.stats()
-        loads = router.decode | router.prefill
+        stats = self._router.stats()
+        loads = stats.decode | stats.prefill
         return tuple(
             InstanceView(
                 info,
@@ -317,6 +335,14 @@ class Gateway:
             )
             for info in self._board.current.instances
         )
+
+    def explain(self, request_id: str, caller: Caller = ANYBODY) -> dict[str, Any] | None:
+        """Return why a request went where it did, ready for JSON.
+
+        None if that is forgotten, or if it is another tenant's.
+        """
+        told = self._router.explain(request_id)
+        return told if told is not None and caller.sees(told["tenant"]) else None
 
     def health(self) -> list[str]:
         """Return the reasons why requests cannot be served as they should; none: healthy."""

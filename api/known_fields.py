@@ -9,6 +9,7 @@ Allowed = dict[str, tuple[object, ...]]
 """The values, by field, with which a field may be there."""
 
 IGNORED = (
+    "session",
     "user",
     "safety_identifier",
     "metadata",

@@ -39,6 +39,9 @@ _LAST_TOKENS = 16
 DEFAULT_MAX_TOKENS = 16
 """Of completions, as OpenAI has it; a chat may go on to the limit."""
 
+_SESSION = ("session", "prompt_cache_key", "user")
+"""Of these labels, the first that is a text says which requests belong together."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
@@ -65,6 +68,9 @@ class TextRequest:
     """The prompt's text, if it is to stand before the output."""
     skip_special_tokens: bool = True
     """Such as <|endoftext|>: they are not shown."""
+
+    session: str = ""
+    """Requests of the same one would rather go where the others went; "": of none."""
 
     def detokenizer(self, tokenizer: Tokenizer) -> Detokenizer:
         """Return what makes text of its output."""
@@ -93,6 +99,12 @@ class Call:
     constrained_by: str = ""
     """The field that says of which grammar the output is to be; "" if it may be anything."""
 
+    def of_session(self, session: str) -> "Call":
+        """Return this call as one of a session; as it is if there is none."""
+        if not session:
+            return self
+        return replace(self, requests=tuple(replace(r, session=session) for r in self.requests))
+
 
 @dataclass(frozen=True, slots=True)
 class _Common:
@@ -103,6 +115,7 @@ class _Common:
     stream: bool
     include_usage: bool
     priority: int
+    session: str
     skip_special_tokens: bool
     constrained_by: str
     """The field that constrains the output; "" if none does."""
@@ -201,8 +214,7 @@ def _common(
     fields: Fields, model: ServedModel, read_logprobs: Callable[[Fields], int | None]
 ) -> _Common:
     check_model(fields, model)
-    for label in known_fields.IGNORED:
-        fields.take(label)
+    labels = {label: fields.take(label) for label in known_fields.IGNORED}
     stream = fields.flag("stream", False)
     constrained_by, grammar = read_grammar(fields) or ("", None)
     return _Common(
@@ -215,6 +227,7 @@ def _common(
         priority=_priority(fields, model.tenant),
         skip_special_tokens=fields.flag("skip_special_tokens", True),
         constrained_by=constrained_by,
+        session=next((v for n in _SESSION if isinstance(v := labels[n], str) and v), ""),
     )
 
 
@@ -331,7 +344,13 @@ def _call(
                 priority=common.priority,
             )
             requests.append(
-                TextRequest(generate, common.stop, prompt.echo, common.skip_special_tokens)
+                TextRequest(
+                    generate,
+                    common.stop,
+                    prompt.echo,
+                    common.skip_special_tokens,
+                    common.session,
+                )
             )
     return Call(
         call_id,

@@ -214,6 +214,22 @@ def generate(
 
 
 @app.command()
+def explain(
+    request_id: str,
+    *,
+    url: Annotated[str, typer.Option(help="Of the gateway's HTTP API.")] = "http://127.0.0.1:8000",
+) -> None:
+    """Say why a request went where it did: candidates, predictions, and what came of it.
+
+    An API key is taken from the environment: BATON_API_KEY.
+    """
+    from baton.cli.explain import explain as run
+
+    with errors_shown():
+        run(url, request_id, make_console())
+
+
+@app.command()
 def demo() -> None:
     """Watch five requests go from a prefill process to a decode process; takes about 20 seconds."""
     from baton.cli.demo.run import demo as run

@@ -66,6 +66,7 @@ class GatewayHost:
             self._board,
             GatewayMetrics(),
             expects_prefill=plan.expects_prefill,
+            beside_others=True,
             may_be_empty=plan.may_be_empty,
             tls=plan.tls,
         )

@@ -329,6 +329,8 @@ class GatewayConfig(Config):
     lease_s: float = Field(default=3.0, ge=1, le=60)
     """An instance that does not answer for so long is given up, and gives itself up if nobody else
     renews its lease."""
+    index_blocks: int = Field(default=1 << 21, ge=1 << 10, le=1 << 28)
+    """KV blocks, of all instances together, of which it is known who has them: 21 bytes each."""
     sse_keep_alive_s: float = Field(default=15.0, gt=0)
     """A stream that has been silent for so long sends a comment, so that no proxy cuts it off."""
     tool_parser: Literal["auto", "hermes", "llama3_json", "mistral"] = "auto"

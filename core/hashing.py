@@ -43,6 +43,11 @@ DIGESTS: dict[str, Digest] = {"xxh3_128": hash_bytes, "sha256": sha256_bytes}
 """By the names that EngineConfig.prefix_hash allows."""
 
 
+def prefix_root(tenant: str, digest: Digest = hash_bytes) -> bytes:
+    """Return the hash that a tenant's prefixes begin with: other tenants never hit them."""
+    return digest(b"baton prefix\0", tenant.encode())
+
+
 def chain_hashes(
     tokens: Sequence[int], block_size: int, root: bytes, digest: Digest = hash_bytes
 ) -> list[bytes]:

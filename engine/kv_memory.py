@@ -11,6 +11,7 @@ already there takes over the block that holds it and gives its own back: so a se
 a block of the cache also holds all blocks before it, and ends are always evicted first.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from baton.core.config import EngineConfig
@@ -226,6 +227,10 @@ class KVMemory:
         if self._cache is None:
             return KVEvents(0, complete=True, events=())
         return self._cache.drain_events()
+
+    def cached_hashes(self) -> Iterable[bytes]:
+        """Return the hashes of all prefixes that the cache has now."""
+        return () if self._cache is None else self._cache.hashes_there()
 
     def stats(self) -> MemoryStats:
         """Return a snapshot."""

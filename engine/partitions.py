@@ -150,6 +150,10 @@ class Partitions:
         """Return what each partition's cache gained and lost; see engine/kv_events.py."""
         return tuple(part.drain_events() for part in self._parts)
 
+    def cached_hashes(self) -> tuple[Iterable[bytes], ...]:
+        """Return the hashes of all prefixes that each partition's cache has now."""
+        return tuple(part.cached_hashes() for part in self._parts)
+
     def stats(self) -> MemoryStats:
         """Return a snapshot, summed up over the partitions."""
         found = [part.stats() for part in self._parts]

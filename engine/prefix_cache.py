@@ -8,11 +8,11 @@ Equal hashes mean equal prefixes, from the first token on, of the same tenant. A
 has no hash, so nobody shares a block that is still written, and copy-on-write has nothing to copy.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from baton.core.handover import BlockRef
-from baton.core.hashing import DIGESTS, chain_hashes
+from baton.core.hashing import DIGESTS, chain_hashes, prefix_root
 from baton.core.ids import BlockId
 from baton.engine.kv_events import BlockRemoved, BlockStored, KVEventLog, KVEvents
 
@@ -46,7 +46,7 @@ class PrefixCache:
 
     def root(self, tenant: str) -> bytes:
         """Return the hash that a tenant's prefixes begin with: other tenants never hit them."""
-        return self._digest(b"baton prefix\0", tenant.encode())
+        return prefix_root(tenant, self._digest)
 
     def hashes(self, tokens: Sequence[int], parent: bytes) -> list[bytes]:
         """Return the chained hashes of `tokens`, whole blocks that follow on `parent`."""
@@ -82,6 +82,10 @@ class PrefixCache:
     def drain_events(self) -> KVEvents:
         """Return what was stored and removed since the last call; see engine/kv_events.py."""
         return self._log.drain(self._contents)
+
+    def hashes_there(self) -> Iterable[bytes]:
+        """Return the hashes of all prefixes that can be found now."""
+        return self._by_hash
 
     def check(self, eviction_order: Sequence[BlockId]) -> None:
         """Assert that the index is whole, and that children go before their parents."""

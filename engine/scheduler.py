@@ -28,13 +28,14 @@ back when no step writes them any more.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from baton.core.config import EngineConfig
 from baton.core.errors import InvalidConfig
 from baton.core.handover import BlockRef
 from baton.core.ids import SeqId
+from baton.core.instance_events import InstanceLoad
 from baton.core.request import GenerateRequest, TokenLogprobs
 from baton.engine.kv_events import KVEvents
 from baton.engine.partitions import Partitions
@@ -304,6 +305,23 @@ class Scheduler:
         router.
         """
         return self._memory.drain_events()
+
+    def cached_hashes(self) -> tuple[Iterable[bytes], ...]:
+        """Return the hashes of all prefixes that each partition's prefix cache has now."""
+        return self._memory.cached_hashes()
+
+    def load(self) -> InstanceLoad:
+        """Return what there is to do; for the router."""
+        running = list(self._roster.running)
+        left = [len(seq.tokens) - seq.computed for seq in running]
+        queued = [seq for seq in self._roster.waiting if seq.phase is Phase.QUEUED]
+        decoding = [len(seq.tokens) for seq, n in zip(running, left, strict=True) if n <= 1]
+        return InstanceLoad(
+            queued_tokens=sum(len(seq.tokens) for seq in queued) + sum(n for n in left if n > 1),
+            running=len(decoding),
+            context_tokens=sum(decoding),
+            free_tokens=self._memory.stats().pool.available * self._block_size,
+        )
 
     @property
     def has_work(self) -> bool:

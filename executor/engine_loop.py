@@ -13,7 +13,7 @@ ahead of the host: its thread has the next step at hand when one ends.
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -22,7 +22,9 @@ from baton.core.clock import Clock, monotonic
 from baton.core.errors import DeadlineExceeded, InternalError
 from baton.core.handover import BlockRef
 from baton.core.ids import SeqId
+from baton.core.instance_events import InstanceLoad
 from baton.core.request import GenerateRequest
+from baton.engine.kv_events import KVEvents
 from baton.engine.scheduler import Scheduler, SchedulerStats
 from baton.engine.step import (
     EngineEvent,
@@ -121,6 +123,8 @@ class EngineLoop:
         self._clock = clock
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._wake = asyncio.Event()
+        self.moved = asyncio.Event()
+        """Set after every turn; for one who waits for news, and clears it."""
         self._idle = asyncio.Event()
         self._ended = asyncio.Event()
         self._ended.set()
@@ -205,6 +209,18 @@ class EngineLoop:
         """Return the block table of a sequence that has not ended (else KeyError)."""
         return self._scheduler.blocks(seq_id)
 
+    def drain_kv_events(self) -> tuple[KVEvents, ...]:
+        """Return what each partition's prefix cache gained and lost since the last call."""
+        return self._scheduler.drain_kv_events()
+
+    def cached_hashes(self) -> tuple[Iterable[bytes], ...]:
+        """Return the hashes of all prefixes that each partition's prefix cache has now."""
+        return self._scheduler.cached_hashes()
+
+    def load(self) -> InstanceLoad:
+        """Return what there is to do; for the router."""
+        return self._scheduler.load()
+
     # Life
 
     async def run(self) -> None:
@@ -274,6 +290,7 @@ class EngineLoop:
         self._tell_layers()
         while len(self._under_way) < self.depth and not self._closing and self._begin_step():
             pass
+        self.moved.set()
         if not self._under_way and not self._wake.is_set():
             self._idle.set()
 

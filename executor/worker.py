@@ -10,18 +10,21 @@ from typing import Any, Generic, Self, TypeVar
 
 from baton.core.clock import monotonic
 from baton.core.config import WorkerConfig
+from baton.core.instance_events import CacheTerms
 from baton.core.lease import Report, Standing
 from baton.core.log import get_logger
 from baton.core.queue_age import QueueAge
-from baton.core.topology import InstanceInfo
+from baton.core.topology import InstanceInfo, Role
 from baton.executor.admission import Admission
 from baton.executor.device import Device
 from baton.executor.engine_loop import Listener
+from baton.executor.event_feed import EventFeed
 from baton.executor.gpu_start import Gpu
 from baton.executor.instance import Instance
 from baton.executor.leased import Leased
 from baton.executor.rank_group import OnListening, nobody
 from baton.kv_transfer.choose import OpenTransport, open_transport
+from baton.proto.events_service import add_events_service
 from baton.proto.grpc_runtime import WorkerServer
 from baton.proto.lease_service import add_lease_service
 
@@ -52,6 +55,8 @@ class Worker(ABC, Generic[L]):
             stall_s=instance.config.parallel.step_timeout_s,
         )
         self._lease_watch: asyncio.Task[None] | None = None
+        self._feed = EventFeed(instance.incarnation, _terms(instance.config), instance.engine)
+        self._feeding: asyncio.Task[None] | None = None
 
     @classmethod
     @abstractmethod
@@ -122,6 +127,7 @@ class Worker(ABC, Generic[L]):
         worker._health = asyncio.create_task(worker._watch_health(worker._server))
         worker._lease_watch = asyncio.create_task(worker._leased.watch())
         worker._lease_watch.add_done_callback(_lease_watched)
+        worker._feeding = asyncio.create_task(worker._feed.run())
         on_progress(f"{config.role} instance ready at {worker._server.address}")
         return worker
 
@@ -151,6 +157,7 @@ class Worker(ABC, Generic[L]):
     def _register(self, server: Any) -> None:
         self.register(server)
         add_lease_service(server, self._leased)
+        add_events_service(server, self._feed)
 
     async def close(self) -> None:
         """End open work, give everything back, and check that nothing is left."""
@@ -158,6 +165,10 @@ class Worker(ABC, Generic[L]):
         if self._lease_watch is not None:
             self._lease_watch.cancel()
             await asyncio.wait({self._lease_watch})
+        self._feed.close()
+        if self._feeding is not None:
+            self._feeding.cancel()
+            await asyncio.wait({self._feeding})
         if self._health is not None:
             await self._health
         if self._server is not None:
@@ -190,6 +201,13 @@ class Worker(ABC, Generic[L]):
         trace: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+def _terms(config: WorkerConfig) -> CacheTerms:
+    engine = config.engine
+    hash_name = engine.prefix_hash if engine.prefix_cache else ""
+    may = config.role is not Role.PREFILL and config.handover.local_prefill == "auto"
+    return CacheTerms(engine.block_size, hash_name, local_prefill=may)
 
 
 def _lease_watched(task: "asyncio.Task[None]") -> None:

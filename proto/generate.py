@@ -6,7 +6,7 @@ from pathlib import Path
 from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
-PROTOS = ("inference", "lease", "worker")
+PROTOS = ("events", "inference", "lease", "worker")
 
 
 def generate(out: Path) -> None:

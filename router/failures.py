@@ -40,6 +40,7 @@ class RecentFailures:
             self._until = {k: until for k, until in self._until.items() if until > now}
             self._until[key] = now + AVOIDED_S
 
-    def failing(self, key: InstanceKey) -> bool:
-        """Return whether the last attempt failed, less than AVOIDED_S seconds ago."""
-        return self._clock() < self._until.get(key, 0.0)
+    def failing(self) -> set[InstanceKey]:
+        """Return those whose last attempt failed, less than AVOIDED_S seconds ago."""
+        now = self._clock()
+        return {key for key, until in self._until.items() if now < until}

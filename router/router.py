@@ -1,16 +1,42 @@
-"""Choose the pair of instances for a request, or refuse it: bounded, and least loaded first."""
+"""Choose the pair of instances for a request, or refuse it: bounded, and each choice explained."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from random import Random
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from baton.core.clock import Clock, monotonic
 from baton.core.errors import Overloaded, Unavailable
 from baton.core.topology import InstanceInfo, Membership, Role
-from baton.core.trace import HandoverTrace
+from baton.core.trace import HandoverTrace, RequestTrace
+from baton.router.affinity import mark_of
+from baton.router.costs import Costs
+from baton.router.decisions import Decision, DecisionLog
 from baton.router.failures import RecentFailures
+from baton.router.fleet import Fleets
 from baton.router.load import CompletionRate, InstanceKey, Load, LoadTable, key_of
+from baton.router.policy import Ask, Choice, Policy
+from baton.router.state import RouterState
+
+_SMALL_INDEX = 1 << 10
+"""Blocks, for a router that nobody tells of any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What helps to choose a pair for a request."""
+
+    request_id: str = ""
+    """Under which the decision can be asked for; "": it cannot."""
+    prompt: Sequence[int] = ()
+    """Its tokens; none: no cache is thought to have any."""
+    tenant: str = ""
+    session: str = ""
+    """Requests of the same session would rather go to the same instances; "": of none."""
+
+
+_NO_HINT = Hint()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +67,23 @@ class Lease:
     """One admitted request's place in the system: a context manager that gives it back once."""
 
     def __init__(
-        self, router: "Router", route: Route, *, prompt_tokens: int, max_tokens: int
+        self,
+        router: "Router",
+        route: Route,
+        *,
+        prompt_tokens: int,
+        max_tokens: int,
+        hint: Hint = _NO_HINT,
     ) -> None:
         self.route = route
+        self.hint = hint
         self.prompt_tokens = prompt_tokens
         self.max_tokens = max_tokens
         self.output_tokens = 0
         self.computing = 0
         """Tokens that the first prefill instance of the route has yet to compute."""
+        self.missing = 0.0
+        """Of these, what it is thought not to have cached."""
         self.closed = False
         self._router = router
 
@@ -97,20 +132,47 @@ class Lease:
 
 
 class Router:
-    """Decides from a membership and its own count of open work; knows no network and no task."""
+    """Decides from a membership, its own open work and what is told; no network and no task."""
 
-    def __init__(self, *, max_open_requests: int, clock: Clock = monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        max_open_requests: int,
+        clock: Clock = monotonic,
+        state: RouterState | None = None,
+        salt: str = "",
+        rng: Random | None = None,
+        decisions_kept: int = 1024,
+    ) -> None:
+        """`state` is where somebody tells what instances say of themselves.
+
+        `salt`, another at each gateway, is the order in which ties are broken; "" is by name. `rng`
+        draws two of those that say nothing. A gateway that is alone needs neither: its own counts
+        are all there is.
+        """
         self._max_open_requests = max_open_requests
         self._leases: set[Lease] = set()
         self._decode = LoadTable()
         self._prefill = LoadTable()
+        self._state = RouterState(_SMALL_INDEX) if state is None else state
+        self._costs = Costs()
+        self._policy = Policy(self._state, self._costs, rng)
+        self._fleets = Fleets(self._state, salt)
+        self._decisions = DecisionLog(decisions_kept)
         self._failures = RecentFailures(clock)
         self._rate = CompletionRate(clock)
         self._admitted = 0
         self._overloaded = 0
         self._unavailable = 0
 
-    def admit(self, membership: Membership, *, prompt_tokens: int, max_tokens: int) -> Lease:
+    def admit(
+        self,
+        membership: Membership,
+        *,
+        prompt_tokens: int,
+        max_tokens: int,
+        hint: Hint = _NO_HINT,
+    ) -> Lease:
         """Let a request in and choose its instances.
 
         Raises Overloaded if as many requests as allowed are open, and Unavailable if no decode
@@ -120,16 +182,27 @@ class Router:
             self._overloaded += 1
             message = f"{len(self._leases)} requests are open, which is the most that is allowed"
             raise Overloaded(message, self._rate.seconds_to_next())
+        most = prompt_tokens + max_tokens
         try:
-            route = self._route(membership, prompt_tokens, prompt_tokens + max_tokens)
+            route, computing = self._route(membership, prompt_tokens, most, hint)
         except Unavailable:
             self._unavailable += 1
             raise
-        lease = Lease(self, route, prompt_tokens=prompt_tokens, max_tokens=max_tokens)
+        lease = Lease(self, route, prompt_tokens=prompt_tokens, max_tokens=max_tokens, hint=hint)
         self._leases.add(lease)
         self._admitted += 1
-        self._count(lease)
+        self._count(lease, computing)
         return lease
+
+    def ended(self, trace: RequestTrace) -> None:
+        """Learn from how a request went whose lease is closed."""
+        decision = self._decisions.ended(trace)
+        if decision is not None:
+            decision.learn(self._costs, trace)
+
+    def explain(self, request_id: str) -> dict[str, Any] | None:
+        """Return why a request went where it did, ready for JSON; None if that is forgotten."""
+        return self._decisions.explain(request_id, self._costs)
 
     def _move(
         self,
@@ -140,82 +213,86 @@ class Router:
     ) -> None:
         assert not lease.closed
         most = lease.prompt_tokens + lease.max_tokens
-        route = self._route(membership, lease.held_tokens, most, avoided, preferred)
+        route, computing = self._route(
+            membership, lease.held_tokens, most, lease.hint, avoided, preferred
+        )
         self._uncount(lease)
         lease.route = route
-        self._count(lease)
+        self._count(lease, computing)
 
     def _route(
         self,
         membership: Membership,
         tokens: int,
         most: int,
+        hint: Hint,
         avoided: Collection[InstanceKey] = (),
         preferred: InstanceKey | None = None,
-    ) -> Route:
-        """Choose a pair to compute `tokens` tokens, which may become as many as `most`."""
-        ranked = self._ranked_decode(membership, most, avoided, preferred)
-        if not ranked:
-            raise Unavailable("no decode instance is ready to take the request")
-        decode = ranked[0]
-        return Route(
-            decode, self._ranked_prefill(membership, decode, tokens), _backup_of(decode, ranked)
-        )
+    ) -> tuple[Route, float]:
+        """Choose a pair to compute `tokens` tokens, which may become as many as `most`.
 
-    def _count(self, lease: Lease) -> None:
-        """Add a request that is yet to be computed to the loads of its route."""
-        tokens = lease.held_tokens
-        self._decode.add(key_of(lease.route.decode), requests=1, tokens=tokens)
+        Returns with it how many of them the first prefill instance is thought to lack.
+        """
+        fleet = self._fleets.of(membership.instances)
+        ask = Ask(
+            tokens=tokens,
+            most=most,
+            max_tokens=most - tokens,
+            known=self._state.known_tokens(hint.prompt, hint.tenant),
+            session=mark_of(f"{hint.tenant}\0{hint.session}") if hint.session else None,
+            avoided=avoided,
+            preferred=preferred,
+            failing=self._failures.failing(),
+        )
+        choice = self._policy.choose(fleet, ask)
+        if choice is None:
+            raise Unavailable("no decode instance is ready to take the request")
+        self._note(choice, ask, hint, membership.version)
+        ranked = choice.ranked_decode()
+        decode = next(ranked)
+        route = Route(decode, choice.ranked_prefill(), _backup_of(decode, ranked))
+        return route, choice.missing()
+
+    def _note(self, choice: Choice, ask: Ask, hint: Hint, membership: int) -> None:
+        if hint.request_id:
+            decision = Decision.of(
+                choice,
+                self._costs,
+                tenant=hint.tenant,
+                max_tokens=ask.max_tokens,
+                membership=membership,
+                state=self._state.version,
+            )
+            self._decisions.decided(hint.request_id, decision)
+
+    def _count(self, lease: Lease, computing: float) -> None:
+        """Add a request that is yet to be computed to the loads of its route.
+
+        Of its tokens, the first prefill instance is thought to lack `computing`.
+        """
+        tokens, decode = lease.held_tokens, key_of(lease.route.decode)
+        self._add_decode(decode, requests=1, tokens=tokens)
         if lease.route.prefill:
+            prefill = key_of(lease.route.prefill[0])
             lease.computing = tokens
-            self._prefill.add(key_of(lease.route.prefill[0]), requests=1, tokens=tokens)
+            self._add_prefill(prefill, requests=1, tokens=tokens)
+            lease.missing = computing
+            self._state.sent(prefill, tokens=computing)
+        self._state.sent(decode, requests=1, context=tokens)
 
     def _uncount(self, lease: Lease) -> None:
         self._end_prefill(lease)
-        self._decode.add(key_of(lease.route.decode), requests=-1, tokens=-lease.held_tokens)
+        decode, held = key_of(lease.route.decode), lease.held_tokens
+        self._add_decode(decode, requests=-1, tokens=-held)
+        self._state.sent(decode, requests=-1, context=-held)
 
-    def _ranked_decode(
-        self,
-        membership: Membership,
-        tokens: int,
-        avoided: Collection[InstanceKey],
-        preferred: InstanceKey | None,
-    ) -> list[InstanceInfo]:
-        """Return those that can take the request, by how much our open ones fill their pools.
+    def _add_decode(self, key: InstanceKey, *, requests: int = 0, tokens: int = 0) -> None:
+        self._decode.add(key, requests=requests, tokens=tokens)
+        self._state.own(key, requests=requests, context=tokens)
 
-        But `preferred` comes first, and `avoided` ones last. KV held, unlike max_tokens, is
-        what a decode step costs; it grows with every token.
-        """
-
-        def order(instance: InstanceInfo) -> tuple[bool, bool, float, int, str]:
-            load, key = self._decode.of(instance), key_of(instance)
-            share = load.tokens / instance.kv_tokens
-            return key in avoided, key != preferred, share, load.requests, instance.instance_id
-
-        candidates = membership.of(Role.DECODE, Role.MIXED)
-        return sorted((i for i in candidates if tokens <= i.max_model_len), key=order)
-
-    def _ranked_prefill(
-        self, membership: Membership, decode: InstanceInfo, tokens: int
-    ) -> tuple[InstanceInfo, ...]:
-        """Return the prefill instances that can hand over to `decode`, least loaded first.
-
-        Those whose last attempt has just failed come after all others.
-        """
-        if decode.role is Role.MIXED:
-            return ()
-        candidates = [
-            i
-            for i in membership.of(Role.PREFILL)
-            if i.compatibility == decode.compatibility and tokens <= i.max_model_len
-        ]
-
-        def failing_then_load(instance: InstanceInfo) -> tuple[bool, int, int, str]:
-            load = self._prefill.of(instance)
-            failing = self._failures.failing(key_of(instance))
-            return failing, load.tokens, load.requests, instance.instance_id
-
-        return tuple(sorted(candidates, key=failing_then_load))
+    def _add_prefill(self, key: InstanceKey, *, requests: int, tokens: int) -> None:
+        self._prefill.add(key, requests=requests, tokens=tokens)
+        self._state.own(key, requests=requests, queued=tokens)
 
     def _handed_over(self, lease: Lease, handovers: Sequence[HandoverTrace]) -> None:
         keys = {str(i.instance_id): key_of(i) for i in lease.route.prefill}
@@ -226,13 +303,14 @@ class Router:
     def _generated(self, lease: Lease, tokens: int) -> None:
         assert not lease.closed
         lease.output_tokens += tokens
-        self._decode.add(key_of(lease.route.decode), tokens=tokens)
+        self._add_decode(key_of(lease.route.decode), tokens=tokens)
         self._end_prefill(lease)
 
     def _end_prefill(self, lease: Lease) -> None:
         if lease.computing:
             key = key_of(lease.route.prefill[0])
-            self._prefill.add(key, requests=-1, tokens=-lease.computing)
+            self._add_prefill(key, requests=-1, tokens=-lease.computing)
+            self._state.sent(key, tokens=-lease.missing)
             lease.computing = 0
 
     def _close(self, lease: Lease) -> None:
@@ -254,6 +332,7 @@ class Router:
         assert decode.rows() == self._decode.rows(), (decode.rows(), self._decode.rows())
         assert prefill.rows() == self._prefill.rows(), (prefill.rows(), self._prefill.rows())
         assert len(self._leases) <= self._max_open_requests
+        self._state.check_own(decode.rows(), prefill.rows())
 
     def stats(self) -> RouterStats:
         """Return a snapshot."""
@@ -270,10 +349,10 @@ class Router:
         return f"Router(open={len(self._leases)}, max={self._max_open_requests})"
 
 
-def _backup_of(decode: InstanceInfo, ranked: Sequence[InstanceInfo]) -> InstanceInfo | None:
+def _backup_of(decode: InstanceInfo, others: Iterable[InstanceInfo]) -> InstanceInfo | None:
     """Return the first of the others that can read the KV of `decode`; mixed ones never can."""
-    for other in ranked:
+    for other in others:
         same = other.compatibility == decode.compatibility
-        if other is not decode and same and decode.role == other.role == Role.DECODE:
+        if same and decode.role == other.role == Role.DECODE:
             return other
     return None

@@ -52,7 +52,7 @@ HOMES = {
     "libucx": {"kv_transfer"},
     "triton": {"kernels"},
     "torch": _TORCH_HOMES,
-    "numpy": {"core", "kv_transfer"} | _TORCH_HOMES,
+    "numpy": {"core", "kv_transfer", "router"} | _TORCH_HOMES,
     "safetensors": {"models"},
     "tokenizers": {"models"},
     "transformers": {"models"},

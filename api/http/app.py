@@ -97,6 +97,13 @@ def _add_own_routes(app: FastAPI, gateway: Gateway) -> None:
     async def metrics() -> Response:
         return Response(gateway.metrics.render(), media_type=CONTENT_TYPE)
 
+    @app.get("/v1/requests/{request_id}/explain")
+    async def explain(request: Request, request_id: str) -> JSONResponse:
+        explanation = gateway.explain(request_id, request.state.caller)
+        if explanation is None:
+            raise HTTPException(404, "no such request, or its decision is forgotten")
+        return JSONResponse(explanation)
+
     @app.get("/v1/requests/{request_id}")
     async def request_trace(request: Request, request_id: str) -> JSONResponse:
         trace = gateway.trace(request_id, request.state.caller)
@@ -114,6 +121,7 @@ async def _answer(request: Request, gateway: Gateway, *, chat: bool) -> Response
         call = await _checked(request, gateway, chat_call if chat else completion_call)
         if call.constrained_by:
             await asyncio.to_thread(check_call_grammar, call, gateway.model(request.state.caller))
+        call = call.of_session(request.headers.get("x-session", ""))
     except ClientDisconnect:
         gateway.metrics.refused(Cancelled.code)
         return Response(status_code=Cancelled.http_status)

@@ -1,6 +1,7 @@
 """What the console and `baton top` show: instances, load, and the requests that ended lately."""
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -10,10 +11,13 @@ from baton import __version__
 from baton.api.gateway import Gateway, InstanceView
 from baton.api.traces import KeptTrace
 from baton.core.errors import InvalidRequest
+from baton.core.topology import Role
 
 _ROWS = 50
 _MOST_ROWS = 200
 """Traces in one answer."""
+_MOST_INSTANCES = 1024
+"""Of one pool, in one answer."""
 
 
 def add_status_routes(app: FastAPI, gateway: Gateway) -> None:
@@ -31,68 +35,61 @@ def add_status_routes(app: FastAPI, gateway: Gateway) -> None:
 
 
 def status_of(gateway: Gateway) -> dict[str, Any]:
-    """Return a snapshot: one row per instance, and totals from which rates can be told.
+    """Return a snapshot: pools with a row per instance, and totals from which rates can be told.
 
     Times are in seconds. `clock_s` is monotonic: differences of totals over differences of it are
     rates, whatever becomes of the answers in between.
     """
-    stats, reasons = gateway.stats(), gateway.health()
+    stats, views = gateway.stats(), gateway.instances()
+    pools = ((role, [v for v in views if v.info.role is role]) for role in Role)
     return {
         "version": __version__,
         "model": gateway.model_name,
         "clock_s": gateway.now(),
         "uptime_s": max(0.0, time.time() - gateway.created),
-        "reasons": reasons,
+        "problems": gateway.health(),
         "requests": {
             "open": stats.open_requests,
             "limit": gateway.config.max_open_requests,
-            "waiting_for_decode": stats.waiting,
+            "waiting": stats.waiting,
             "admitted": stats.router.admitted,
             "refused": stats.router.overloaded + stats.router.unavailable,
-            "ttft_p90_s": stats.ttft_s,
-            "tpot_p90_s": stats.tpot_s,
+            "prompt_tokens": stats.prompt_tokens,
+            "output_tokens": stats.output_tokens,
         },
-        "tokens": {"prompt": stats.prompt_tokens, "output": stats.output_tokens},
-        "instances": [_instance(view) for view in gateway.instances()],
+        "last_minute": {"ttft_s": _p90(stats.ttft_s), "tpot_s": _p90(stats.tpot_s)},
+        "pools": [
+            {
+                "role": role,
+                "size": len(members),
+                "instances": [_instance(view) for view in members[:_MOST_INSTANCES]],
+            }
+            for role, members in pools
+            if members
+        ],
     }
+
+
+def _p90(seconds: float | None) -> dict[str, float]:
+    return {} if seconds is None else {"p90": seconds}
 
 
 def _instance(view: InstanceView) -> dict[str, Any]:
+    """Return a row; with what the instance says of itself only if it answers."""
     info, report = view.info, view.report
     row: dict[str, Any] = {
-        "id": info.instance_id,
-        "role": info.role,
+        "instance_id": info.instance_id,
+        "incarnation": str(info.incarnation),  # as text: JSON readers round numbers of 64 bits
         "ranks": info.ranks,
-        "incarnation": f"{info.incarnation:016x}",  # as text: JavaScript's numbers have 53 bits
-        "state": _state(view),
-        "max_model_len": info.max_model_len,
-        "max_sequences": info.max_sequences,
         "kv_tokens": info.kv_tokens,
-        "load_s": info.load_s,
-        "gateway": {"requests": view.load.requests, "tokens": view.load.tokens},
-        "report": None,
+        "max_sequences": info.max_sequences,
+        "up": report is not None,
+        "usable": view.usable,
+        "our_requests": view.load.requests,
     }
     if report is not None:
-        row["report"] = {
-            "lease": report.standing,
-            "problems": list(report.problems),
-            "steps": report.steps,
-            "waiting": report.waiting,
-            "waited_s": report.waited_s,
-            "running": report.running,
-            "open_requests": report.open_requests,
-            "kv_blocks_used": report.blocks_used,
-            "kv_blocks_total": report.blocks_total,
-        }
+        row |= asdict(report)
     return row
-
-
-def _state(view: InstanceView) -> str:
-    if view.usable:
-        return "ready"
-    if view.report is None:
-        return "silent"
-    return "draining" if view.report.draining else "connecting"
 
 
 def _row(kept: KeptTrace) -> dict[str, Any]:

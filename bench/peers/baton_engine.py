@@ -24,6 +24,9 @@ from baton.executor.instance import Instance
 
 GREEDY = SamplingParams(temperature=0.0)
 KV_MEMORY_MIB = 2048
+BATCH_TOKENS = 2048
+"""A whole prompt in one step, as vLLM takes it; in steps of 512, which is Baton's default, a prompt
+of 2,048 takes a tenth longer."""
 DEADLINE_S = 600.0
 
 
@@ -98,6 +101,7 @@ def _config(job: Job) -> WorkerConfig:
     engine = EngineConfig(
         dtype=_dtype(job),
         kv_memory_mib=KV_MEMORY_MIB,
+        max_batch_tokens=BATCH_TOKENS,
         max_sequences=job.most_sequences,
         prefix_cache=False,
     )

@@ -90,6 +90,7 @@ async def test_the_openai_client_with_its_key_and_with_a_wrong_one(keys, make_fr
         ("GET", "/openapi.json"),
         ("GET", "/version"),
         ("GET", "/v1/requests/x"),
+        ("GET", "/v1/requests/x/explain"),
         ("GET", "/metrics"),
         ("GET", "/no/such/path"),
         ("GET", "//health"),
@@ -122,21 +123,22 @@ async def test_two_authorization_headers_are_none(keys, make_front_door):
         assert (await http.send(request)).status_code == 401
 
 
-async def test_tenants_cannot_see_each_others_requests(keys, make_front_door):
+@pytest.mark.parametrize("about", ["", "/explain"])
+async def test_tenants_cannot_see_each_others_requests(keys, make_front_door, about):
     acme, other, admin = keys.add("acme"), keys.add("other"), keys.add("ops", admin=True)
     door = await make_front_door(api_keys=keys.path)
     async with with_key(door, acme) as http:
         request_id = (await http.post("/v1/completions", json=COMPLETION)).json()["id"]
         await door.gateway.idle()
-        seen = await http.get(f"/v1/requests/{request_id}")
+        seen = await http.get(f"/v1/requests/{request_id}{about}")
         assert seen.json()["tenant"] == "acme"
     async with with_key(door, other) as http:
-        hidden = await http.get(f"/v1/requests/{request_id}")
-        nothing = await http.get(f"/v1/requests/{request_id[:-1]}x")
+        hidden = await http.get(f"/v1/requests/{request_id}{about}")
+        nothing = await http.get(f"/v1/requests/{request_id[:-1]}x{about}")
     assert hidden.status_code == nothing.status_code == 404
     assert hidden.text == nothing.text.replace(f"{request_id[:-1]}x", request_id)
     async with with_key(door, admin) as http:
-        assert (await http.get(f"/v1/requests/{request_id}")).status_code == 200
+        assert (await http.get(f"/v1/requests/{request_id}{about}")).status_code == 200
 
 
 async def test_metrics_are_for_admins_unless_they_are_open(keys, make_front_door):

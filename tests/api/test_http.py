@@ -379,3 +379,35 @@ async def test_the_official_client_that_closes_a_stream_cancels(front_door, lead
         async with asyncio.timeout(SOON):
             await leader.cancelled.get()
             await front_door.gateway.idle()
+
+
+@pytest.mark.parametrize(
+    ("fields", "headers", "session"),
+    [
+        ({}, {}, ""),
+        ({"user": "u"}, {}, "u"),
+        ({"user": "u", "prompt_cache_key": "k"}, {}, "k"),
+        ({"user": "u", "session": "s"}, {}, "s"),
+        ({"user": 7, "session": "\ud800"}, {}, "\ud800"),
+        ({"session": "s"}, {"x-session": "h"}, "h"),
+    ],
+)
+async def test_the_session_of_a_request(http, front_door, monkeypatch, fields, headers, session):
+    hints, router = [], front_door.gateway._router
+    admit = router.admit
+
+    def heard(membership, *, hint, **numbers):
+        hints.append(hint)
+        return admit(membership, hint=hint, **numbers)
+
+    monkeypatch.setattr(router, "admit", heard)
+    body = json.dumps({"prompt": "one", "max_tokens": 4, **fields})
+    kind = {"content-type": "application/json"}
+    answer = await http.post("/v1/completions", content=body, headers=headers | kind)
+    assert answer.status_code == 200, answer.text
+    assert [hint.session for hint in hints] == [session]
+    await front_door.gateway.idle()
+    told = await http.get(f"/v1/requests/{hints[0].request_id}/explain")
+    assert told.json()["measured"]["finish"] in ("length", "stop")
+    missing = await http.get("/v1/requests/nobody/explain")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")

@@ -6,8 +6,9 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Any
 
 from baton.api import gateway as product
 from baton.api.validate import TextRequest
@@ -16,11 +17,11 @@ from baton.core.errors import BatonError
 from baton.core.ids import RequestId
 from baton.core.metrics import GatewayMetrics
 from baton.core.request import FinishReason, GenerateRequest, SamplingParams
-from baton.core.topology import InstanceInfo, Membership, MembershipBoard
+from baton.core.topology import InstanceInfo, MembershipBoard
 from baton.models.tokenizer import Tokenizer, load_tokenizer
 from baton.proto import worker_pb2 as pb
 from baton.proto.convert import error_proto, trace_proto
-from baton.router.router import Router
+from baton.router.router import Route, Router
 
 from .process import PATIENCE_S
 from .schedule import MODEL_DIR, Entry
@@ -119,13 +120,10 @@ _asked_for: ContextVar[tuple[InstanceInfo, ...] | None] = ContextVar("asked_for"
 class _ObedientRouter(Router):
     """Ranks prefill instances as the schedule has it; for requests that move, as it thinks best."""
 
-    def _ranked_prefill(
-        self, membership: Membership, decode: InstanceInfo, tokens: int
-    ) -> tuple[InstanceInfo, ...]:
+    def _route(self, *arguments: Any, **options: Any) -> tuple[Route, float]:
+        route, computing = super()._route(*arguments, **options)
         asked_for = _asked_for.get()
-        if asked_for is None:
-            return super()._ranked_prefill(membership, decode, tokens)
-        return asked_for
+        return (route if asked_for is None else replace(route, prefill=asked_for)), computing
 
 
 @cache

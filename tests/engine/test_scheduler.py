@@ -6,6 +6,7 @@ import pytest
 
 from baton.core.config import EngineConfig
 from baton.core.errors import InvalidConfig, InvalidRequest, Overloaded
+from baton.core.instance_events import InstanceLoad
 from baton.core.request import FinishReason
 from baton.engine.scheduler import Scheduler
 from baton.engine.step import ChunkComputed, Reserved, StepResult, TokenSampled
@@ -83,6 +84,19 @@ def test_entries_into_the_queue_are_numbered_and_the_oldest_is_told(bench, reque
 
 
 # Batches
+
+
+def test_the_load_is_what_waits_what_decodes_and_what_is_free(bench, request_of):
+    world = bench(20, max_batch_tokens=16, max_sequences=2, prefix_cache=False)
+    assert world.scheduler.load() == InstanceLoad(free_tokens=160)
+    world.submit(request_of(8, 9))
+    world.step()
+    world.submit(request_of(30, 3))
+    world.submit(request_of(7, 3))
+    assert world.scheduler.load() == InstanceLoad(37, 1, 9, 144)
+    world.step()  # one decodes, and 8 tokens of the next prompt fit beside it
+    load = world.scheduler.load()
+    assert (load.queued_tokens, load.running, load.context_tokens) == (29, 1, 10)
 
 
 def test_decodes_come_first_and_prompts_share_the_rest(bench, request_of):

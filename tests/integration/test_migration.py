@@ -294,27 +294,30 @@ async def two(
 async def test_what_is_open_at_the_deadline_of_a_drain_goes_on_elsewhere(
     house: House, two: tuple[Any, DecodeWorker]
 ) -> None:
-    pair, _ = two
+    workers = {"decode-0": two[0].decode, "decode-1": two[1]}
     call = house.call(CODE, max_tokens=300, logprobs=1)
     [right] = await house.read(call)
     drains: list[asyncio.Task[int]] = []
+    left: list[str] = []
 
     def seen(tokens: int) -> None:
         if tokens and not drains:
-            drains.append(asyncio.create_task(pair.decode.drain(0.0)))
+            left.extend(name for name, worker in workers.items() if worker.admission.open)
+            drains.append(asyncio.create_task(workers[left[0]].drain(0.0)))
 
     [shown] = await house.read(call, seen)
     shown.expect(right)
     assert [await drain for drain in drains] == [1]
     trace = house.gateway.trace(call.requests[0].generate.request_id)
     assert trace is not None
-    assert [(m.instance, m.error) for m in trace.migrations] == [("decode-0", "draining")]
+    [gone] = left
+    assert [(m.instance, m.error) for m in trace.migrations] == [(gone, "draining")]
     # From now on the gateway itself knows better than to ask.
-    assert house.connected == {"decode-1"}
+    assert house.connected == workers.keys() - {gone}
     [again] = await house.read(call)
     again.expect(right)
-    assert pair.decode.stats()["finished_error"] == 1
-    assert pair.decode.stats()["open_requests"] == 0
+    assert workers[gone].stats()["finished_error"] == 1
+    assert workers[gone].stats()["open_requests"] == 0
 
 
 async def test_a_drain_waits_for_what_is_open_and_admits_nothing_more(

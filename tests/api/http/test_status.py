@@ -15,20 +15,18 @@ async def test_status_tells_instances_load_and_totals(http, front_door, leader, 
     await front_door.gateway.idle()
     status = (await http.get("/v1/status")).json()
     assert status["model"] == "demo"
-    assert status["reasons"] == []
+    assert status["problems"] == []
     assert status["requests"]["open"] == 0
     assert status["requests"]["admitted"] == 1
-    assert status["tokens"]["output"] == 5
-    assert status["tokens"]["prompt"] > 0
-    [row] = status["instances"]
-    assert (row["id"], row["role"], row["state"], row["ranks"]) == (
-        "decode-0",
-        "decode",
-        "ready",
-        1,
-    )
-    assert row["incarnation"] == f"{leader.incarnation:016x}"
-    assert row["gateway"] == {"requests": 0, "tokens": 0}
+    assert status["requests"]["output_tokens"] == 5
+    assert status["requests"]["prompt_tokens"] > 0
+    assert status["last_minute"]["ttft_s"]["p90"] > 0
+    [pool] = status["pools"]
+    assert (pool["role"], pool["size"]) == ("decode", 1)
+    [row] = pool["instances"]
+    assert (row["instance_id"], row["ranks"], row["usable"]) == ("decode-0", 1, True)
+    assert row["incarnation"] == str(leader.incarnation)
+    assert row["our_requests"] == 0
 
 
 async def test_status_counts_tokens_of_open_requests(http, front_door, leader, text_script, until):
@@ -37,12 +35,12 @@ async def test_status_counts_tokens_of_open_requests(http, front_door, leader, t
         await until(lambda: front_door.gateway.stats().output_tokens == 2)
         status = (await http.get("/v1/status")).json()
         assert status["requests"]["open"] == 1
-        assert status["tokens"]["output"] == 2
-        assert status["instances"][0]["gateway"]["requests"] == 1
+        assert status["requests"]["output_tokens"] == 2
+        assert status["pools"][0]["instances"][0]["our_requests"] == 1
         leader.resume()
         await held.aread()
     await front_door.gateway.idle()
-    assert (await http.get("/v1/status")).json()["tokens"]["output"] == 5
+    assert (await http.get("/v1/status")).json()["requests"]["output_tokens"] == 5
 
 
 async def test_requests_are_listed_newest_first(http, front_door):

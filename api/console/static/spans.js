@@ -42,19 +42,17 @@ export function rowsOf(trace) {
 /** Of a trace without spans: what its handover tells, and one row for all that it does not. */
 function roughly(trace, landed) {
   if (!trace.ttft_s) return [["gateway", "No token came", trace.e2e_s]];
-  const parts = landed ? [
-    ["network", "Handshake", landed.handshake_s],
+  const after = landed ? [
     ["prefill", "Prefill queue", landed.queue_s],
     ["prefill", "Prefill compute", landed.compute_s],
     ["decode", "Wait for KV room", landed.allocation_wait_s],
     ["transfer", "KV reads, exposed", landed.exposed_s],
-    ["decode", "Admit to batch", landed.admission_wait_s],
-  ].filter(([, , length]) => length > 0) : [];
-  const known = parts.reduce((sum, [, , length]) => sum + length, 0);
-  // Prefill queues while its answer to the handshake is on its way: they may overlap.
-  const scale = Math.min(1, trace.ttft_s / (known || 1));
-  const rest = ["network", trace.local_prefill ? "Prefill on decode, queues, network" : "Gateway, network, other", Math.max(0, trace.ttft_s - known)];
-  return [...(rest[2] > 0 ? [rest] : []), ...parts.map(([who, name, length]) => [who, name, length * scale])];
+  ] : [];
+  const left = Math.max(0, trace.ttft_s - after.reduce((sum, [, , length]) => sum + length, 0));
+  // Prefill queues while its answer to the handshake is on its way: of that counts what is left.
+  const handshake = Math.min(landed?.handshake_s ?? 0, left);
+  const rest = trace.local_prefill ? "Prefill on decode, queues, network" : "Gateway, network, other";
+  return [["network", rest, left - handshake], ["network", "Handshake", handshake], ...after].filter(([, , length]) => length > 0);
 }
 
 /** Reads that went on while prefill still computed: they end where the exposed ones begin. */

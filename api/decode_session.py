@@ -24,10 +24,11 @@ from baton.core.errors import (
 )
 from baton.core.log import get_logger
 from baton.core.request import FinishReason, GenerateRequest, TokenLogprobs
+from baton.core.spans import DecodeSpans
 from baton.core.topology import InstanceInfo
 from baton.core.trace import HandoverTrace
 from baton.proto import worker_pb2 as pb
-from baton.proto.convert import error_core, request_proto, trace_core
+from baton.proto.convert import error_core, request_proto, spans_core, trace_core
 from baton.proto.convert_sampling import logprobs_core
 from baton.proto.errors import from_rpc_error
 from baton.proto.grpc_runtime import open_channel
@@ -70,6 +71,10 @@ class Listener(Protocol):
 
     def backed_up(self, tokens: int) -> None:
         """Hear how many tokens, from the first, the request's backup instance has by now."""
+        ...
+
+    def first_token(self, spans: DecodeSpans) -> None:
+        """Hear, before the first tokens, where the instance's time until then went."""
         ...
 
     def ended(self, ended: Ended) -> None:
@@ -262,6 +267,8 @@ class DecodeSession:
                 continue
             if update.cached_tokens:
                 entry.listener.cached(update.cached_tokens)
+            if update.HasField("first_token"):
+                entry.listener.first_token(spans_core(update.first_token))
             if update.backed_up_tokens:
                 entry.listener.backed_up(update.backed_up_tokens)
             try:

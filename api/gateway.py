@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
+import itertools
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from random import Random
@@ -18,22 +19,25 @@ from baton.api.latency import RecentLatency
 from baton.api.lease_keeper import LeaseKeeper, Terms
 from baton.api.open_request import OpenRequest
 from baton.api.sessions import Sessions
+from baton.api.status import StatusView, status_of
 from baton.api.text_stream import Piece, TextStream
 from baton.api.traces import KeptTrace, TraceLog
 from baton.api.validate import ServedModel, TextRequest, tool_format
+from baton.core import log
 from baton.core.clock import Clock, monotonic
 from baton.core.config import ClusterTlsConfig, GatewayConfig
 from baton.core.errors import BatonError, InstanceLost, Overloaded, Unavailable, UnknownModel
-from baton.core.lease import Report
-from baton.core.metrics import GatewayMetrics
+from baton.core.metrics import GatewayMetrics, GatewayReading, InstanceReading
 from baton.core.tasks import TaskSet
 from baton.core.tenants import ANYBODY, Caller
 from baton.core.topology import InstanceInfo, MembershipBoard, Role
 from baton.core.trace import RequestTrace
+from baton.core.tracing import open_tracing
 from baton.models.tokenizer import Tokenizer
-from baton.router.load import Load, key_of
 from baton.router.router import Hint, Router, RouterStats
 from baton.router.state import RouterState
+
+_log = log.get_logger("gateway")
 
 _RETRY_S = 5.0
 """For whoever finds too many waiting for an instance to start."""
@@ -58,19 +62,6 @@ class GatewayStats:
     traces: int
     router: RouterStats
     sessions: tuple[SessionStats, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class InstanceView:
-    """An instance that the membership lists, as this gateway knows it."""
-
-    info: InstanceInfo
-    usable: bool
-    """New requests may go there: it is connected, not lost, and does not drain."""
-    report: Report | None
-    """What it said last of itself, about a second ago; None if it does not answer."""
-    load: Load
-    """What this gateway has open there."""
 
 
 class Gateway:
@@ -155,6 +146,8 @@ class Gateway:
         self._prompt_tokens = 0
         self._output_tokens = 0
         """Of requests that are over."""
+        metrics.watch(self.reading)
+        self._tracing = open_tracing(config.otlp_endpoint)
 
     async def start(self) -> None:
         """Connect to the decode instances that are listed; those that come later follow."""
@@ -177,6 +170,8 @@ class Gateway:
         await self._tasks.drain(0)
         await self._leases.close()
         await self.drain(timeout_s)
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -250,6 +245,7 @@ class Gateway:
         request goes on at its next token on another (see api/journey.py). Raises Overloaded,
         Unavailable, DeadlineExceeded, or what the decode instance tells.
         """
+        log.tag(request=request.generate.request_id)
         try:
             await self.some_decode()
             opened = self._admit(request)
@@ -309,6 +305,9 @@ class Gateway:
         self._latency.add(trace)
         self._router.ended(trace)
         self.metrics.closed(trace)
+        _log_end(trace)
+        if self._tracing is not None:
+            self._tracing.ended(trace, time.time_ns())
         if not self._open:
             self._idle.set()
 
@@ -320,21 +319,6 @@ class Gateway:
     def newest_traces(self, caller: Caller, limit: int) -> Iterator[KeptTrace]:
         """Yield traces of requests that ended lately and that `caller` may see, newest first."""
         return self._traces.newest(caller.sees, limit)
-
-    def instances(self) -> tuple[InstanceView, ...]:
-        """Return every instance that the membership lists."""
-        usable = {key_of(i) for i in self._sessions.usable().instances}
-        stats = self._router.stats()
-        loads = stats.decode | stats.prefill
-        return tuple(
-            InstanceView(
-                info,
-                usable=key_of(info) in usable,
-                report=self._leases.report(info),
-                load=loads.get(key_of(info), Load()),
-            )
-            for info in self._board.current.instances
-        )
 
     def explain(self, request_id: str, caller: Caller = ANYBODY) -> dict[str, Any] | None:
         """Return why a request went where it did, ready for JSON.
@@ -374,6 +358,44 @@ class Gateway:
         if self._closing:
             self._tasks.check()
 
+    def reading(self) -> GatewayReading:
+        """Return what is so now, of what metrics do not count as it happens."""
+        membership, has_decode = self._board.current, self._has_decode()
+        return GatewayReading(
+            waiting=self._waiting + (0 if has_decode else len(self._open)),
+            membership_version=membership.version,
+            instances=tuple(
+                InstanceReading(i.instance_id, i.role, self._leases.report(i))
+                for i in membership.instances
+            ),
+        )
+
+    def status(self, *, recent: int, sees: Callable[[RequestTrace], bool]) -> dict[str, Any]:
+        """Return how everything is, for GET /v1/status; with requests that the caller may see."""
+        reading, stats = self.reading(), self.stats()
+        view = StatusView(
+            clock_s=self._clock(),
+            uptime_s=max(0.0, time.time() - self.created),
+            model=self.model_name,
+            membership=self._board.current,
+            open_requests=len(self._open),
+            waiting=reading.waiting,
+            sessions=self._sessions.stats(),
+            last_minute=self._latency.summary(),
+            reports={i.instance_id: i.report for i in reading.instances},
+            problems=self.health(),
+            usable={i.instance_id for i in self._sessions.usable().instances},
+            totals={
+                "limit": self.config.max_open_requests,
+                "admitted": stats.router.admitted,
+                "refused": stats.router.overloaded + stats.router.unavailable,
+                "prompt_tokens": stats.prompt_tokens,
+                "output_tokens": stats.output_tokens,
+            },
+        )
+        traces = (trace for trace in self._traces.latest() if sees(trace))
+        return status_of(view, list(itertools.islice(traces, recent)))
+
     def stats(self) -> GatewayStats:
         """Return a snapshot."""
         return GatewayStats(
@@ -390,3 +412,16 @@ class Gateway:
 
     def __repr__(self) -> str:
         return f"Gateway({self.model_name}, open={len(self._open)})"
+
+
+def _log_end(trace: RequestTrace) -> None:
+    _log.info(
+        "request ended",
+        request=trace.request_id,
+        outcome=trace.error or trace.finish,
+        decode=trace.decode_instance,
+        prompt_tokens=trace.prompt_tokens,
+        output_tokens=trace.output_tokens,
+        ttft_s=trace.ttft_s,
+        e2e_s=trace.e2e_s,
+    )

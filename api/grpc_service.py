@@ -11,6 +11,7 @@ from grpc_reflection.v1alpha import reflection
 from baton.api.choices import choice_pieces
 from baton.api.gateway import Gateway
 from baton.api.validate import INLINE_BYTES, Call, ServedModel, completion_call
+from baton.core.clock import monotonic
 from baton.core.config import EdgeLimits
 from baton.core.errors import (
     BatonError,
@@ -21,6 +22,7 @@ from baton.core.errors import (
 )
 from baton.core.log import get_logger
 from baton.core.request import TokenLogprobs
+from baton.core.spans import Arrival
 from baton.core.tenants import Caller
 from baton.proto import inference_pb2 as pb
 from baton.proto import inference_pb2_grpc as pb_grpc
@@ -65,7 +67,8 @@ class InferenceService(pb_grpc.InferenceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Stream) -> None:
         """Stream the text of one prompt; see proto/inference.proto."""
         try:
-            valid = await self._validate(request, self._caller(context))
+            caller = self._caller(context)
+            valid = await self._validate(request, caller, _traceparent(context))
             limit_s = self._gateway.config.request_timeout_s + SLOW_READER_S
             async with asyncio.timeout(limit_s):
                 await self._stream(valid, context)
@@ -91,13 +94,20 @@ class InferenceService(pb_grpc.InferenceServicer):
             self._gateway.metrics.refused(error.code)
             raise
 
-    async def _validate(self, request: pb.GenerateRequest, caller: Caller) -> Call:
+    async def _validate(
+        self, request: pb.GenerateRequest, caller: Caller, traceparent: str
+    ) -> Call:
         try:
+            came_at = monotonic()
             await self._gateway.some_decode()
+            found_at = monotonic()
             model = self._gateway.model(caller)
             if request.ByteSize() <= INLINE_BYTES:
-                return _call(request, model)
-            return await asyncio.to_thread(_call, request, model)
+                call = _call(request, model)
+            else:
+                call = await asyncio.to_thread(_call, request, model)
+            spent_s = (found_at - came_at, monotonic() - found_at)
+            return call.arrived(Arrival(*spent_s, self._gateway.now(), traceparent))
         except BatonError as error:
             self._gateway.metrics.refused(error.code)
             raise
@@ -170,6 +180,11 @@ _OPTIONAL = (
     "n",
     "logprobs",
 )
+
+
+def _traceparent(context: Stream) -> str:
+    metadata = dict(context.invocation_metadata() or ())
+    return str(metadata.get("traceparent", ""))
 
 
 def _call(request: pb.GenerateRequest, model: ServedModel) -> Call:

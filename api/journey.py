@@ -28,6 +28,7 @@ from baton.core.errors import (
 )
 from baton.core.log import get_logger
 from baton.core.request import FinishReason, TokenLogprobs
+from baton.core.spans import DecodeSpans
 from baton.core.tasks import TaskSet
 from baton.core.topology import Membership, Role
 from baton.core.trace import HandoverTrace, MigrationTrace
@@ -101,6 +102,10 @@ class Journey:
         """Take how many tokens a prefix cache had of what was to be computed."""
         self._opened.cached(prompt_tokens)
 
+    def first_token(self, spans: DecodeSpans) -> None:
+        """Take where the time to the first token went, as the decode instance says."""
+        self._opened.first_token(spans)
+
     def backed_up(self, tokens: int) -> None:
         """Take how many tokens the backup instance has: it goes on with the request, if need be."""
         self._backed_up = tokens
@@ -133,6 +138,7 @@ class Journey:
         route, opened = self._opened.lease.route, self._opened
         try:
             self._session = self._host.sessions.session(route.decode)
+            opened.sent()
             self._key = self._session.submit(
                 opened.remaining(),
                 route.prefill,
@@ -141,7 +147,11 @@ class Journey:
                 backup=route.backup,
             )
         except Exception as bug:
-            _log.exception("bug while a request was submitted", request=repr(opened))
+            _log.exception(
+                "bug while a request was submitted",
+                request=opened.request.generate.request_id,
+                opened=repr(opened),
+            )
             error = InternalError(f"not submitted: {bug!r}")
             self._end(Ended(FinishReason.ERROR, error))
 

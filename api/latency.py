@@ -35,6 +35,13 @@ class RecentLatency:
         """Return the 90th percentile of time per later token; None likewise."""
         return _percentile(t.tpot_s for t in self._recent() if t.output_tokens > 1)
 
+    def summary(self) -> dict[str, dict[str, float] | int]:
+        """Return how many requests ended in the last minute, and percentiles of their times."""
+        recent = list(self._recent())
+        ttft = [t.ttft_s for t in recent if t.output_tokens > 0]
+        tpot = [t.tpot_s for t in recent if t.output_tokens > 1]
+        return {"requests": len(recent), "ttft_s": _spread(ttft), "tpot_s": _spread(tpot)}
+
     def _recent(self) -> Iterable[RequestTrace]:
         begin = self._clock() - _WINDOW_S
         while self._ended and self._ended[0][0] < begin:
@@ -42,7 +49,13 @@ class RecentLatency:
         return (trace for _, trace in self._ended)
 
 
-def _percentile(values: Iterable[float]) -> float | None:
+def _percentile(values: Iterable[float], share: float = _SHARE) -> float | None:
     """Return the value at nearest rank."""
     ordered = sorted(values)
-    return ordered[math.ceil(_SHARE * len(ordered)) - 1] if ordered else None
+    return ordered[math.ceil(share * len(ordered)) - 1] if ordered else None
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    """Return the percentiles that are shown, by name; none if there are no values."""
+    shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+    return {n: v for n, s in shares.items() if (v := _percentile(values, s)) is not None}

@@ -10,6 +10,7 @@ from baton.api.validate import TextRequest
 from baton.core.clock import Clock
 from baton.core.errors import BatonError, Cancelled, DeadlineExceeded, InternalError
 from baton.core.request import FinishReason, GenerateRequest, TokenLogprobs
+from baton.core.spans import DecodeSpans, TtftSpans
 from baton.core.trace import MigrationTrace, RequestTrace
 from baton.engine.stop import finish_reason
 from baton.router.router import Lease
@@ -45,7 +46,17 @@ class OpenRequest:
         self._clock = clock
         self._timeout_s = timeout_s
         self._on_over = on_over
-        self._started = clock()
+        arrival = request.arrival
+        self._started = clock() if arrival is None else arrival.valid_at
+        self._traceparent = "" if arrival is None else arrival.traceparent
+        self._spans = TtftSpans()
+        if arrival is not None:
+            self._spans = TtftSpans(wake_s=arrival.wake_s, tokenize_s=arrival.tokenize_s)
+        self._before_s = self._spans.total_s
+        """Of the time to first token, what had passed when it was found valid."""
+        self._sent_at: float | None = None
+        """When it was sent to the decode instance that has it now."""
+        self._decode_spans = DecodeSpans()
         self._first_at = 0.0
         self._last_at = 0.0
         self._gaps: list[float] = []
@@ -72,6 +83,8 @@ class OpenRequest:
             return
         if not self._tokens:
             self._first_at = at
+            wait_s = at - (self._started if self._sent_at is None else self._sent_at)
+            self._spans = self._spans.answered(wait_s, self._decode_spans)
         else:
             self._gaps.append(at - self._last_at)
         self._last_at = at
@@ -95,6 +108,22 @@ class OpenRequest:
             self._cached_tokens = prompt_tokens
         if self._migrations:
             self._migrations[-1] = replace(self._migrations[-1], cached_tokens=prompt_tokens)
+
+    def sent(self) -> None:
+        """Note that it is sent to a decode instance now, perhaps for the second time."""
+        now, before = self._clock(), self._sent_at
+        self._sent_at = now
+        if self._tokens:
+            return
+        if before is None:
+            self._spans = replace(self._spans, gateway_queue_s=now - self._started)
+        else:
+            self._spans = replace(self._spans, lost_s=self._spans.lost_s + now - before)
+
+    def first_token(self, spans: DecodeSpans) -> None:
+        """Take where the time went in the decode instance; its first tokens follow."""
+        if not self._tokens:
+            self._decode_spans = spans
 
     def moved(self, migration: MigrationTrace) -> None:
         """Note that another decode instance goes on with it."""
@@ -156,7 +185,7 @@ class OpenRequest:
         self._shown_tokens += len(piece.tokens)
         self._finish = piece.finish
         if self._finish is not None:
-            piece = replace(piece, cached_tokens=self._cached_tokens)
+            piece = replace(piece, cached_tokens=self._cached_tokens, ttft=self._spans)
         if self._finish is None and ended is not None and self._error is None:
             self._error = ended.error or Cancelled("the request was cancelled")
         return piece
@@ -193,13 +222,17 @@ class OpenRequest:
             finish=finish,
             error="" if error is None else error.code,
             tenant=self.request.generate.tenant,
+            traceparent=self._traceparent,
             local_prefill=ended.local_prefill,
             cached_tokens=self._cached_tokens,
             handovers=ended.handovers,
             migrations=tuple(self._migrations),
-            ttft_s=self._first_at - self._started if self._tokens else 0.0,
+            ttft_s=self._before_s + self._first_at - self._started if self._tokens else 0.0,
+            ttft_spans=self._spans if self._tokens else TtftSpans(),
             tpot_s=span / later if later > 0 else 0.0,
-            e2e_s=(self._last_at if self._finish else self._clock()) - self._started,
+            e2e_s=(self._last_at if self._finish else self._clock())
+            - self._started
+            + self._before_s,
             itl_s=tuple(self._gaps),
         )
 

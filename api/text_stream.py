@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from baton.api.detokenize import Detokenizer
 from baton.api.stop_strings import StopStrings
 from baton.core.request import FinishReason, TokenLogprobs
+from baton.core.spans import TtftSpans
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,8 @@ class Piece:
     """One for each of `tokens`, if they were asked for."""
     cached_tokens: int = 0
     """Prompt tokens that a prefix cache had; set in the last piece only."""
+    ttft: TtftSpans | None = None
+    """Where the time to first token went; set in the last piece only."""
 
 
 class TextStream:

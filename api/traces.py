@@ -47,5 +47,9 @@ class TraceLog:
         seen = (kept for kept in reversed(self._traces.values()) if sees(kept.trace.tenant))
         return islice(seen, limit)
 
+    def latest(self) -> Iterator[RequestTrace]:
+        """Yield all that are kept, the last one first."""
+        return (kept.trace for kept in reversed(self._traces.values()))
+
     def __len__(self) -> int:
         return len(self._traces)

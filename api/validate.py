@@ -23,6 +23,7 @@ from baton.api.tool_fields import Tools, read_tools
 from baton.core.errors import InvalidRequest, UnknownModel
 from baton.core.ids import RequestId
 from baton.core.request import GenerateRequest, SamplingParams
+from baton.core.spans import Arrival
 from baton.core.tenants import ANONYMOUS, Tenant
 from baton.models.grammar import check_grammar
 from baton.models.tokenizer import Tokenizer
@@ -71,6 +72,8 @@ class TextRequest:
 
     session: str = ""
     """Requests of the same one would rather go where the others went; "": of none."""
+    arrival: Arrival | None = None
+    """When it was found valid, and what that took."""
 
     def detokenizer(self, tokenizer: Tokenizer) -> Detokenizer:
         """Return what makes text of its output."""
@@ -98,6 +101,13 @@ class Call:
     """How the answers may call tools."""
     constrained_by: str = ""
     """The field that says of which grammar the output is to be; "" if it may be anything."""
+    tell_timing: bool = False
+    """The answer says where the time to first token went."""
+
+    def arrived(self, arrival: Arrival, *, tell_timing: bool = False) -> "Call":
+        """Return this call as one that arrived so."""
+        requests = tuple(replace(request, arrival=arrival) for request in self.requests)
+        return replace(self, requests=requests, tell_timing=tell_timing)
 
     def of_session(self, session: str) -> "Call":
         """Return this call as one of a session; as it is if there is none."""

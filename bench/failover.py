@@ -34,6 +34,7 @@ from baton.core.config import EngineConfig, GatewayConfig, HandoverConfig, Worke
 from baton.core.ids import RequestId
 from baton.core.metrics import GatewayMetrics
 from baton.core.request import GenerateRequest, SamplingParams, TokenLogprobs
+from baton.core.spans import DecodeSpans
 from baton.core.topology import InstanceInfo, Membership, MembershipBoard, Role
 from baton.decode_worker.worker import DecodeWorker
 from baton.models.tokenizer import load_tokenizer
@@ -154,6 +155,9 @@ class Answer:
 
     def cached(self, prompt_tokens: int) -> None:
         """Not wanted."""
+
+    def first_token(self, spans: DecodeSpans) -> None:
+        """See Listener."""
 
     def backed_up(self, tokens: int) -> None:
         """Note how far it got."""

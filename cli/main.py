@@ -123,11 +123,21 @@ def serve(
         Path | None,
         typer.Option(help="Folder with certificates between processes: see `baton certs`."),
     ] = None,
+    otlp_endpoint: Annotated[
+        str, typer.Option(help="http://host:port of an OpenTelemetry collector, for spans.")
+    ] = "",
+    log_format: Annotated[
+        str, typer.Option(help="Of log lines: json, text, or auto: text on a terminal.")
+    ] = "auto",
+    log_level: Annotated[
+        str, typer.Option(help="Log lines to show: debug, info, warning or error, and above.")
+    ] = "info",
 ) -> None:
     """Serve a model by the OpenAI HTTP API and by gRPC, until Ctrl-C."""
     from baton.cli.serve import serve as run
     from baton.cli.stopping import Stopping
     from baton.cli.tls import cluster_tls, tls_of
+    from baton.core import log
     from baton.core.config import (
         ClusterConfig,
         EngineConfig,
@@ -137,6 +147,8 @@ def serve(
     )
 
     with errors_shown():
+        log.choose(form=log_format, level=log_level)
+        log.configure()
         config = ClusterConfig.checked(
             model_dir=model,
             model_name=name or name_of(model),
@@ -177,6 +189,7 @@ def serve(
                 api_keys=api_keys,
                 open_metrics=open_metrics,
                 tls=tls_of(tls_cert, tls_key, tls_client_ca),
+                otlp_endpoint=otlp_endpoint,
             ),
             tls=cluster_tls(cluster_certs),
         )
@@ -230,12 +243,31 @@ def explain(
 
 
 @app.command()
+def top(
+    *,
+    url: Annotated[str, typer.Option(help="Of the gateway's HTTP API.")] = "http://127.0.0.1:8000",
+    once: Annotated[bool, typer.Option("--once", help="Show it once, and end.")] = False,
+) -> None:
+    """Watch a running gateway: pools, KV, queues, tokens per second, and latency.
+
+    An API key is taken from the environment: BATON_API_KEY.
+    """
+    from baton.cli.top import top as run
+
+    with errors_shown():
+        run(url, make_console(), once=once)
+
+
+@app.command()
 def demo() -> None:
     """Watch five requests go from a prefill process to a decode process; takes about 20 seconds."""
     from baton.cli.demo.run import demo as run
     from baton.cli.stopping import Stopping
+    from baton.core import log
 
     with errors_shown():
+        log.choose(form="auto", level="warning")  # the screen tells the rest
+        log.configure()
         console = make_console()
         stopping = Stopping(console.print)
         status = stopping.run(run(console, stopping))

@@ -346,6 +346,8 @@ class GatewayConfig(Config):
     """For both APIs; None: without TLS."""
     limits: EdgeLimits = EdgeLimits()
     """What one client may ask of the sockets."""
+    otlp_endpoint: str = Field(default="", pattern=r"^(https?://[^/\s]+)?$")
+    """http://host:port of an OpenTelemetry collector, to which spans are sent; empty: none are."""
 
 
 class ClusterConfig(Config):

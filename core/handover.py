@@ -118,6 +118,8 @@ class FirstToken:
     """Prompt tokens that the prefix cache had."""
     logprobs: TokenLogprobs | None = None
     """Set if the request asked for them."""
+    offer_s: float = 0.0
+    """From the first token until the last offer was ready to be sent."""
 
 
 @dataclass(frozen=True, slots=True)

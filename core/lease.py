@@ -11,7 +11,8 @@ controller is away, and one that reaches nobody fences itself. An instance that 
 spoken to is free: a worker that is started by hand, or by a test. See docs/decisions/0020.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -70,6 +71,8 @@ class Report:
     blocks_used: int = 0
     """KV blocks that somebody holds."""
     blocks_total: int = 0
+    stats: Mapping[str, float] = field(default_factory=dict)
+    """What else is measured, by name: see core.metric_table.REPORTED."""
 
 
 class Progress:

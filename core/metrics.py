@@ -1,20 +1,42 @@
-"""What a gateway measures, for Prometheus; there is no global registry."""
+"""What a gateway measures, for Prometheus; there is no global registry. See metric_table.py."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
 
+from baton.core import metric_table as table
+from baton.core.lease import Report
+from baton.core.metric_table import Metric
 from baton.core.trace import HandoverTrace, RequestTrace
 
-_FIRST_TOKEN = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_EACH_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2.5)
-_WHOLE = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-_TRANSFER = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
-
-_TENANTS = 256
-"""That have metrics of their own: as many as were seen first."""
+Kept = Counter | Gauge | Histogram
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 """Of what `render` returns."""
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceReading:
+    """One member, as the gateway knows it."""
+
+    instance_id: str
+    role: str
+    report: Report | None
+    """Its last; None if it has not answered lately."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayReading:
+    """What is read when somebody asks, and not counted as it happens."""
+
+    waiting: int
+    membership_version: int
+    instances: tuple[InstanceReading, ...]
 
 
 class GatewayMetrics:
@@ -22,108 +44,195 @@ class GatewayMetrics:
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         """`registry` is where they are kept; by default one of their own."""
-        registry = registry or CollectorRegistry()
-        self._registry = registry
+        self._registry = registry or CollectorRegistry()
+        self._kept = {m.name: self._new(m) for m in table.METRICS if m not in _READ}
+        self._found: dict[tuple[str, ...], Kept] = {}
+        """Series by metric and values of labels; as many as there are."""
+        self._seen: dict[str, set[str]] = {}
+        """Values of labels, by label: they are capped."""
+        self._tokens = {"prompt_tokens": 0, "output_tokens": 0}
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"baton_{name}", text, labels, registry=registry)
+    def _new(self, metric: Metric) -> Kept:
+        name, text, labels, registry = metric.full_name, metric.text, metric.labels, self._registry
+        if metric.kind == "histogram":
+            return Histogram(name, text, labels, registry=registry, buckets=metric.buckets)
+        kind = Counter if metric.kind == "counter" else Gauge
+        return kind(name, text, labels, registry=registry)
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            return Histogram(f"baton_{name}", text, labels, registry=registry, buckets=buckets)
-
-        self._requests = counter(
-            "requests_total", "Requests by finish reason or error code", "outcome"
-        )
-        self._open = Gauge("baton_open_requests", "Requests in the system now", registry=registry)
-        self._tokens_in = counter("prompt_tokens_total", "Prompt tokens of admitted requests")
-        self._cached = counter(
-            "cached_prompt_tokens_total", "Prompt tokens of ended requests found in a prefix cache"
-        )
-        self._tokens_out = counter("output_tokens_total", "Tokens generated for users")
-        self._ttft = histogram("ttft_seconds", "Time to first token", _FIRST_TOKEN)
-        self._tpot = histogram("tpot_seconds", "Mean time per later token", _EACH_TOKEN)
-        self._itl = histogram("itl_seconds", "Gap between messages with tokens", _EACH_TOKEN)
-        self._e2e = histogram("e2e_seconds", "From arrival to the last token", _WHOLE)
-        self._handovers = counter("handovers_total", "Handover attempts by outcome", "outcome")
-        self._bytes = counter("handover_bytes_total", "KV bytes by transport", "transport")
-        self._transfer = histogram(
-            "handover_transfer_seconds", "Time with reads under way", _TRANSFER, "transport"
-        )
-        self._exposed = histogram(
-            "handover_exposed_seconds", "Transfer not hidden by compute", _TRANSFER, "transport"
-        )
-        self._migrations = counter(
-            "migrations_total", "Requests that went on on another decode instance, by why", "reason"
-        )
-        self._local = counter("local_prefills_total", "Prompts computed by the decode instance")
-        self._cut = counter("connections_cut_total", "HTTP connections that were cut", "reason")
-        self._reload_failures = counter(
-            "reload_failures_total", "Changed files that were not taken over", "file"
-        )
-        self._tenant_requests = counter(
-            "tenant_requests_total", "Ended requests by tenant", "tenant"
-        )
-        self._tenant_tokens = counter(
-            "tenant_tokens_total", "Tokens of ended requests by tenant", "tenant", "kind"
-        )
-        self._tenants: set[str] = set()
+    def watch(self, read: Callable[[], GatewayReading]) -> None:
+        """From now on read the members, and what waits, whenever somebody scrapes."""
+        self._registry.register(_Reader(read))
 
     def opened(self, prompt_tokens: int) -> None:
         """Count an admitted request."""
-        self._open.inc()
-        self._tokens_in.inc(prompt_tokens)
+        open_ = self._kept[table.OPEN.name]
+        assert isinstance(open_, Gauge)
+        open_.inc()
+        self._count(table.PROMPT_TOKENS, prompt_tokens)
+        self._tokens["prompt_tokens"] += prompt_tokens
 
     def refused(self, code: str) -> None:
         """Count a request that was not admitted."""
-        self._requests.labels(code).inc()
+        self._count(table.REQUESTS, 1, code)
 
     def cut(self, reason: str) -> None:
         """Count a connection that was cut because of what its client did, or did not."""
-        self._cut.labels(reason).inc()
+        self._count(table.CUT, 1, reason)
 
     def reload_failed(self, file: str) -> None:
         """Count a changed file that was not taken over."""
-        self._reload_failures.labels(file).inc()
+        self._count(table.RELOAD_FAILURES, 1, file)
 
     def closed(self, trace: RequestTrace) -> None:
         """Count an admitted request that has ended."""
-        self._open.dec()
-        self._requests.labels(trace.error or trace.finish).inc()
-        self._tokens_out.inc(trace.output_tokens)
-        self._cached.inc(trace.cached_tokens)
-        self._e2e.observe(trace.e2e_s)
-        if trace.output_tokens > 0:
-            self._ttft.observe(trace.ttft_s)
-        if trace.output_tokens > 1:
-            self._tpot.observe(trace.tpot_s)
-        self._closed_for(self._tenant_label(trace.tenant), trace)
-        for gap in trace.itl_s:
-            self._itl.observe(gap)
+        open_ = self._kept[table.OPEN.name]
+        assert isinstance(open_, Gauge)
+        open_.dec()
+        self._count(table.REQUESTS, 1, trace.error or trace.finish)
+        self._count(table.OUTPUT_TOKENS, trace.output_tokens)
+        self._tokens["output_tokens"] += trace.output_tokens
+        self._count(table.CACHED_TOKENS, trace.cached_tokens)
+        self._closed_for(trace)
+        self._times(trace)
         if trace.local_prefill:
-            self._local.inc()
+            self._count(table.LOCAL_PREFILLS, 1)
         for migration in trace.migrations:
-            self._migrations.labels(migration.error).inc()
+            self._count(table.MIGRATIONS, 1, migration.error)
         for handover in trace.handovers:
             self._handed_over(handover)
 
-    def _closed_for(self, tenant: str, trace: RequestTrace) -> None:
-        self._tenant_requests.labels(tenant).inc()
-        self._tenant_tokens.labels(tenant, "prompt").inc(trace.prompt_tokens)
-        self._tenant_tokens.labels(tenant, "output").inc(trace.output_tokens)
+    def _closed_for(self, trace: RequestTrace) -> None:
+        self._count(table.TENANT_REQUESTS, 1, trace.tenant)
+        self._count(table.TENANT_TOKENS, trace.prompt_tokens, trace.tenant, "prompt")
+        self._count(table.TENANT_TOKENS, trace.output_tokens, trace.tenant, "output")
 
-    def _tenant_label(self, tenant: str) -> str:
-        """Return the tenant's name, or `(other)` once there are too many of them."""
-        if len(self._tenants) < _TENANTS:
-            self._tenants.add(tenant)
-        return tenant if tenant in self._tenants else "(other)"
+    def _times(self, trace: RequestTrace) -> None:
+        self._observe(table.E2E, trace.e2e_s)
+        if trace.output_tokens > 0:
+            self._observe(table.TTFT, trace.ttft_s)
+            for name, seconds in trace.ttft_spans.items():
+                if seconds > 0:
+                    self._observe(table.TTFT_SPAN, seconds, name)
+        if trace.output_tokens > 1:
+            self._observe(table.TPOT, trace.tpot_s)
+        for gap in trace.itl_s:
+            self._observe(table.ITL, gap)
 
     def _handed_over(self, trace: HandoverTrace) -> None:
-        self._handovers.labels(trace.outcome).inc()
+        self._count(table.HANDOVERS, 1, trace.outcome)
+        self._count(table.BLOCKS, trace.blocks)
+        self._count(table.BLOCKS_SAVED, trace.blocks_saved)
         if trace.transport:
-            self._bytes.labels(trace.transport).inc(trace.bytes)
-            self._transfer.labels(trace.transport).observe(trace.transfer_s)
-            self._exposed.labels(trace.transport).observe(trace.exposed_s)
+            self._count(table.BYTES, trace.bytes, trace.transport)
+            self._observe(table.TRANSFER, trace.transfer_s, trace.transport)
+            self._observe(table.EXPOSED, trace.exposed_s, trace.transport)
+        if trace.outcome == "ok":
+            for phase in table.PHASES:
+                self._observe(table.PHASE, getattr(trace, f"{phase}_s"), phase)
+
+    def _count(self, metric: Metric, amount: float, *values: str) -> None:
+        counter = self._series(metric, values)
+        assert isinstance(counter, Counter), metric
+        counter.inc(amount)
+
+    def _observe(self, metric: Metric, seconds: float, *values: str) -> None:
+        histogram = self._series(metric, values)
+        assert isinstance(histogram, Histogram), metric
+        histogram.observe(seconds)
+
+    def _series(self, metric: Metric, values: tuple[str, ...]) -> Kept:
+        """Return one metric with these values of its labels; `labels` takes long to find it."""
+        if not values:
+            return self._kept[metric.name]
+        key = (metric.name, *values)
+        found = self._found.get(key)
+        if found is None:
+            capped = self._capped(metric, values)
+            found = self._kept[metric.name].labels(*capped)
+            if table.OTHER not in capped:  # of those there is no end
+                self._found[key] = found
+        return found
+
+    def _capped(self, metric: Metric, values: tuple[str, ...]) -> list[str]:
+        """Return the labels' values, or `(other)` for one that came after too many others."""
+        capped = []
+        for label, value in zip(metric.labels, values, strict=True):
+            seen = self._seen.setdefault(label, set())
+            if len(seen) < (table.TENANTS if label == "tenant" else table.LABEL_VALUES):
+                seen.add(value)
+            capped.append(value if value in seen else table.OTHER)
+        return capped
+
+    def totals(self) -> dict[str, int]:
+        """Return how many tokens came in and went out since the gateway began."""
+        return dict(self._tokens)
 
     def render(self) -> bytes:
         """Return everything in the registry in Prometheus' text format."""
         return generate_latest(self._registry)
+
+
+Row = tuple[list[str], float]
+"""Values of the labels, and the value."""
+_INSTANCE_GAUGES: Mapping[Metric, Callable[[Report], float]] = {
+    table.DRAINING: lambda report: float(report.draining),
+    table.PROBLEMS: lambda report: float(len(report.problems)),
+    table.INSTANCE_OPEN: lambda report: float(report.open_requests),
+    table.QUEUED: lambda report: float(report.waiting),
+    table.OLDEST: lambda report: report.waited_s,
+    table.RUNNING: lambda report: float(report.running),
+}
+_READ = {
+    table.WAITING,
+    table.MEMBERSHIP,
+    table.UP,
+    table.KV_BLOCKS,
+    *_INSTANCE_GAUGES,
+    *(counter.metric for counter in table.INSTANCE_COUNTERS),
+}
+"""Metrics that are read when somebody scrapes."""
+
+
+class _Reader(Collector):
+    def __init__(self, read: Callable[[], GatewayReading]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Family]:
+        """Yield what is so now: an instance that is a member no more has no series any more."""
+        now = self._read()
+        yield _family(table.WAITING, [([], now.waiting)])
+        yield _family(table.MEMBERSHIP, [([], now.membership_version)])
+        members = now.instances[: table.INSTANCES]
+        yield _family(table.UP, [(_of(m), float(m.report is not None)) for m in members])
+        reports = [(_of(m), m.report) for m in members if m.report is not None]
+        for metric, value in _INSTANCE_GAUGES.items():
+            yield _family(metric, [(of, value(report)) for of, report in reports])
+        yield _family(table.KV_BLOCKS, _kv_blocks(reports))
+        for counter in table.INSTANCE_COUNTERS:
+            yield _family(
+                counter.metric,
+                [(of, sum(r.stats.get(s, 0.0) for s in counter.stats)) for of, r in reports],
+            )
+
+
+def _of(member: InstanceReading) -> list[str]:
+    return [member.instance_id, member.role]
+
+
+def _kv_blocks(reports: Iterable[tuple[list[str], Report]]) -> list[Row]:
+    return [
+        ([*of, state], report.stats.get(f"blocks_{state}", 0.0))
+        for of, report in reports
+        for state in table.KV_STATES
+    ]
+
+
+def _family(metric: Metric, rows: Iterable[Row]) -> Family:
+    family: CounterMetricFamily | GaugeMetricFamily
+    if metric.kind == "counter":
+        family = CounterMetricFamily(metric.full_name, metric.text, labels=metric.labels)
+    else:
+        family = GaugeMetricFamily(metric.full_name, metric.text, labels=metric.labels)
+    for labels, value in rows:
+        family.add_metric(labels, value)
+    return family

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from baton.core.spans import TtftSpans
+
 
 @dataclass(frozen=True, slots=True)
 class HandoverTrace:
@@ -76,6 +78,8 @@ class RequestTrace:
     """The code of the error that ended it, if one did."""
     tenant: str = ""
     """Whose it is; empty: of anybody."""
+    traceparent: str = ""
+    """The caller's span, as W3C Trace Context writes it."""
     local_prefill: bool = False
     """The decode instance computed the prompt itself."""
     cached_tokens: int = 0
@@ -85,7 +89,12 @@ class RequestTrace:
     migrations: tuple[MigrationTrace, ...] = ()
     """From decode instance to decode instance, in order."""
     ttft_s: float = 0.0
-    """From the valid request to its first token in the gateway."""
+    """From the request's arrival to its first token in the gateway.
+
+    Without the time that its client took to send the body.
+    """
+    ttft_spans: TtftSpans = field(default_factory=TtftSpans)
+    """Where that time went: these add up to it."""
     tpot_s: float = 0.0
     """Mean time per output token after the first."""
     e2e_s: float = 0.0
@@ -97,4 +106,5 @@ class RequestTrace:
         data = asdict(self)
         for row, trace in zip(data["handovers"], self.handovers, strict=True):
             row["overlapped"] = trace.overlapped
+        data["ttft_spans"] = dict(self.ttft_spans.items())
         return data

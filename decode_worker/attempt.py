@@ -28,6 +28,7 @@ from baton.core.ids import Attempt, InstanceId, SeqId, new_ticket
 from baton.core.log import get_logger
 from baton.core.moving_average import MovingAverage
 from baton.core.request import GenerateRequest
+from baton.core.spans import HandoverWait
 from baton.core.tasks import TaskSet
 from baton.core.trace import HandoverTrace
 from baton.decode_worker.backup import Backups
@@ -104,6 +105,7 @@ class HandoverAttempt:
         self._instance = instance
         self._host = host
         self._clock = host.clock
+        self._began = host.clock()
         self._open = Open(
             version=PROTOCOL_VERSION,
             compatibility=instance.compatibility,
@@ -141,6 +143,11 @@ class HandoverAttempt:
     def trace(self) -> HandoverTrace:
         """Where the time went so far."""
         return self._machine.trace(self.prefill.instance_id, self._outcome)
+
+    @property
+    def wait(self) -> HandoverWait:
+        """How it was waited for; it must have landed."""
+        return self._machine.wait(self._began)
 
     @property
     def reading_since(self) -> float:

@@ -2,8 +2,12 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
+from baton.core.clock import Clock, monotonic
+from baton.core.spans import DecodeSpans
 from baton.proto import worker_pb2 as pb
+from baton.proto.convert import spans_proto
 
 
 class Outbox:
@@ -13,7 +17,9 @@ class Outbox:
     tokens of its open requests.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock = monotonic) -> None:
+        self._clock = clock
+        self._first_tokens: dict[int, tuple[float, DecodeSpans]] = {}
         self._tokens: dict[int, list[int]] = {}
         self._logprobs: dict[int, list[pb.TokenLogprobs]] = {}
         self._finished: dict[int, pb.Finish] = {}
@@ -33,6 +39,10 @@ class Outbox:
     def cached(self, key: int, tokens: int) -> None:
         """Say how much of request `key`'s prompt was cached; goes out with its first token."""
         self._cached[key] = tokens
+
+    def first_token(self, key: int, spans: DecodeSpans) -> None:
+        """Say where request `key`'s time to first token went; goes out with that token."""
+        self._first_tokens[key] = (self._clock(), spans)
 
     def backed_up(self, key: int, tokens: int) -> None:
         """Say how much of request `key` its peer has; goes out with its next token.
@@ -55,6 +65,7 @@ class Outbox:
         """Wait for a flush and return everything gathered by then."""
         await self._filled.wait()
         self._filled.clear()
+        now = self._clock()
         updates: Sequence[pb.Update] = [
             pb.Update(
                 key=key,
@@ -63,6 +74,7 @@ class Outbox:
                 logprobs=self._logprobs.get(key),
                 cached_tokens=self._cached.pop(key, 0),
                 backed_up_tokens=self._backed_up.pop(key, 0),
+                first_token=self._left_at(key, now),
             )
             for key, tokens in self._tokens.items()
         ]
@@ -70,3 +82,9 @@ class Outbox:
         self._logprobs.clear()
         self._finished.clear()
         return pb.DecodeFrame(updates=updates)
+
+    def _left_at(self, key: int, now: float) -> pb.DecodeSpans | None:
+        if key not in self._first_tokens:
+            return None
+        since, spans = self._first_tokens.pop(key)
+        return spans_proto(replace(spans, outbox_s=max(0.0, now - since)))

@@ -11,11 +11,12 @@ from baton.core.errors import (
     InternalError,
     InvalidRequest,
 )
-from baton.core.ids import Attempt, SeqId
-from baton.core.log import get_logger
+from baton.core.ids import Attempt, RequestId, SeqId
+from baton.core.log import get_logger, tag
 from baton.core.request import FinishReason, GenerateRequest
 from baton.core.trace import HandoverTrace
 from baton.decode_worker.attempt import AttemptHost, HandoverAttempt
+from baton.decode_worker.first_token import FirstTokenWatch
 from baton.decode_worker.outbox import Outbox
 from baton.decode_worker.peer_channels import PeerRef
 from baton.decode_worker.placement import Verdict
@@ -62,10 +63,17 @@ class RequestOwner:
         self._admitted_at: float | None = None
         self._admission_wait_s = 0.0
         self._arrived_at = 0.0
+        self._watch: FirstTokenWatch | None = FirstTokenWatch(host.clock)
+        """Until the first token."""
         self._verdict: Verdict | None = None
         self._local_prefill = False
         self._started = False
         self._ended = asyncio.Event()
+
+    @property
+    def request_id(self) -> RequestId:
+        """The request that is served."""
+        return self._submission.request.request_id
 
     def __repr__(self) -> str:
         return f"RequestOwner({self._submission.request.request_id}, seq={self._seq_id})"
@@ -73,12 +81,14 @@ class RequestOwner:
     async def run(self) -> None:
         """Serve the request; ends with its last update in the outbox, or cancelled."""
         self._arrived_at = self._host.clock()
+        tag(request=self._submission.request.request_id)
         try:
             async with asyncio.timeout(self._submission.timeout_s):
                 # Before any prefill instance computes a prompt that could never be taken.
                 self._host.instance.engine.expect_fits(self._submission.request)
                 await self._host.instance.prepare(self._submission.request)
                 self._verdict = self._decide()
+                self._watch_is().decided()
                 if self._verdict.here or not await self._hand_over():
                     self._prefill_here()
                 await self._ended.wait()
@@ -131,10 +141,12 @@ class RequestOwner:
                     code=error.code,
                     reason=error.message,
                 )
+                self._watch_is().failed()
                 continue
             assert attempt.seq_id is not None, "landed without a sequence"
             self._own(attempt.seq_id)
             self._admitted_at = self._host.clock()
+            self._watch_is().landed(attempt.wait)
             self.outbox.cached(self._submission.key, first.cached_tokens)
             event = self._host.instance.engine.admit(attempt.seq_id, first.token)
             self.sampled(replace(event, logprobs=first.logprobs))
@@ -161,6 +173,7 @@ class RequestOwner:
         """A step is about to run with this sequence's tokens from position `start` on."""
         if self._local_prefill and not self._started and not self._ended.is_set():
             self.outbox.cached(self._submission.key, start)
+            self._watch_is().computing()
         self._started = True
         if self._admitted_at is not None:
             self._admission_wait_s = self._host.clock() - self._admitted_at
@@ -173,8 +186,23 @@ class RequestOwner:
             self._host.backups.grew(self._seq_id)
         logprobs = None if event.logprobs is None else logprobs_proto(event.logprobs)
         self.outbox.token(self._submission.key, event.token, logprobs)
+        self._tell_spans()
         if event.finish is not None:
             self._finish(pb.Finish(reason=event.finish))
+
+    def _watch_is(self) -> FirstTokenWatch:
+        assert self._watch is not None, "the first token has come already"
+        return self._watch
+
+    def _tell_spans(self) -> None:
+        """With the first token of all, tell where the time until then went."""
+        watch, self._watch = self._watch, None
+        if watch is None:
+            return
+        if self._local_prefill:
+            watch.computed()
+        if not self._submission.request.resumed:
+            self.outbox.first_token(self._submission.key, watch.ready())
 
     def _see_first_token(self) -> None:
         """Log once what was decided, why, and how long it took then."""
@@ -269,7 +297,8 @@ class OwnerTable(dict[SeqId, RequestOwner]):
             lost = error
         else:
             lost = InternalError(f"the model failed in a step: {error!r}")
-            _log.error("a step failed", exc_info=error)
+            requests = [self[seq].request_id for seq in seq_ids if seq in self]
+            _log.error("a step failed", requests=requests, exc_info=error)
         for seq_id in seq_ids:
             if seq_id in self:
                 self[seq_id].fail(lost)

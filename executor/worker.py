@@ -13,6 +13,7 @@ from baton.core.config import WorkerConfig
 from baton.core.instance_events import CacheTerms
 from baton.core.lease import Report, Standing
 from baton.core.log import get_logger
+from baton.core.metric_table import REPORTED
 from baton.core.queue_age import QueueAge
 from baton.core.topology import InstanceInfo, Role
 from baton.executor.admission import Admission
@@ -93,6 +94,10 @@ class Worker(ABC, Generic[L]):
         """Return what is beyond its budget, in words; none: healthy."""
 
     @abstractmethod
+    def stats(self) -> dict[str, float | int | str]:
+        """Return the instance's counters by name."""
+
+    @abstractmethod
     def check(self) -> None:
         """Assert that the books balance and, with nothing open, that nothing is held."""
 
@@ -152,6 +157,7 @@ class Worker(ABC, Generic[L]):
             open_requests=self.admission.open,
             blocks_used=pool.used,
             blocks_total=pool.total,
+            stats=_reported(self.stats()),
         )
 
     def _register(self, server: Any) -> None:
@@ -201,6 +207,11 @@ class Worker(ABC, Generic[L]):
         trace: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+def _reported(stats: dict[str, float | int | str]) -> dict[str, float]:
+    """Return of a worker's counters those that are metrics."""
+    return {name: float(stats[name]) for name in REPORTED if name in stats}
 
 
 def _terms(config: WorkerConfig) -> CacheTerms:

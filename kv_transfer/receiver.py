@@ -36,6 +36,7 @@ from baton.core.handover import (
     ToDecode,
     Want,
 )
+from baton.core.spans import HandoverWait
 from baton.core.trace import HandoverTrace
 from baton.kv_transfer.landing import Landing, landing_plan
 from baton.kv_transfer.plan import TokenRange
@@ -139,6 +140,11 @@ class Receiver:
         """Return where the time went."""
         return self._times.trace(prefill_instance, self._open.attempt, outcome, self._first)
 
+    def wait(self, began: float) -> HandoverWait:
+        """Return how it was waited for since the attempt began; it must have landed."""
+        assert self._first is not None, "not landed"
+        return self._times.wait(began, self._first)
+
     def handle(self, event: ReceiverEvent, now: float) -> list[ReceiverAction]:
         """Take one event at time `now` (seconds) and return what to do, in order."""
         if isinstance(event, ReadEnded):
@@ -203,6 +209,7 @@ class Receiver:
         if error is not None:
             return self._fail(error, now)
         self._connected = True
+        self._times.connected(now)
         return self._go_on(now)
 
     def _offered(self, offer: Offer, now: float) -> list[ReceiverAction]:
@@ -275,6 +282,7 @@ class Receiver:
             self._times.reading(now)
         if self._first is not None and not self._reading:
             self.state = ReceiverState.LANDED
+            self._times.landed(now)
             self.deadline = float("inf")
             return [Send(Received(self._open.attempt)), Land(self._first)]
         limit = self._config.read_timeout_s if self._reading else self._config.offer_timeout_s

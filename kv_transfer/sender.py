@@ -113,7 +113,7 @@ class Sender:
         self._wanted_blocks = range(0)
         self._attempt = Attempt(0)
         self._prompt_tokens = 0
-        self._opened_at = self._started_at = now
+        self._opened_at = self._started_at = self.sampled_at = now
         self._offers = 0
         self._offered_blocks = 0
         """With all their layers."""
@@ -313,6 +313,7 @@ class Sender:
     ) -> list[SenderAction]:
         assert self.state is SenderState.COMPUTING, f"a token in state {self.state}"
         self.state = SenderState.OFFERED
+        self.sampled_at = now
         if self._pages or not self._staged:
             self._await_received(now)
         first = FirstToken(

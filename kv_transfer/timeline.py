@@ -1,6 +1,7 @@
 """When things happened in one handover, and what that makes of the time."""
 
 from baton.core.handover import FirstToken
+from baton.core.spans import HandoverWait
 from baton.core.trace import HandoverTrace
 
 
@@ -15,6 +16,7 @@ class Timeline:
 
     def __init__(self) -> None:
         self._opened = self._handshake = 0.0
+        self._granted = self._connected = self._landed = 0.0
         self._first_offer: float | None = None
         self._last_offer: float | None = None
         self._active_since: float | None = None
@@ -44,8 +46,17 @@ class Timeline:
     def granted(self, now: float, cached: int) -> None:
         """Decode's pool had room, and its prefix cache the first `cached` blocks."""
         self._saved = cached
+        self._granted = now
         if self._first_offer is not None:
             self._room = now - self._first_offer
+
+    def connected(self, now: float) -> None:
+        """The transport is connected."""
+        self._connected = now
+
+    def landed(self, now: float) -> None:
+        """Everything has been read and verified."""
+        self._landed = now
 
     def reading(self, now: float) -> None:
         """At least one read was posted."""
@@ -70,6 +81,23 @@ class Timeline:
         if self._last_offer is not None:
             self._exposed += now - self._active_since
         self._active_since = now
+
+    def wait(self, began: float, first: FirstToken) -> HandoverWait:
+        """Return how a handover that landed was waited for since its attempt began."""
+        assert self._last_offer is not None, "landed without a last offer"
+        room = max(self._last_offer, self._granted)
+        connected = max(room, self._connected)
+        return HandoverWait(
+            before_open_s=self._opened - began,
+            handshake_s=self._handshake,
+            offered_s=self._last_offer - self._opened,
+            room_s=room - self._last_offer,
+            connect_s=connected - room,
+            transfer_s=self._landed - connected,
+            queue_s=first.queue_s,
+            compute_s=first.compute_s,
+            offer_s=first.offer_s,
+        )
 
     def trace(
         self, prefill_instance: str, attempt: int, outcome: str, first: FirstToken | None

@@ -58,7 +58,12 @@ class PrefillService(pb_grpc.PrefillServicer):
             self.admission.leave()
             self.outcomes[session.outcome] += 1
             if session.outcome not in ("ok", "cancelled"):
-                _log.warning("handover ended", outcome=session.outcome, session=repr(session))
+                _log.warning(
+                    "handover ended",
+                    request=session.request_id,
+                    outcome=session.outcome,
+                    session=repr(session),
+                )
 
     async def Drain(
         self,

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 
 from baton.core.clock import Clock
 from baton.core.errors import (
@@ -13,7 +14,7 @@ from baton.core.errors import (
 )
 from baton.core.handover import Abort, Offer, OfferedBlock, Open, Received, ToDecode, ToPrefill
 from baton.core.ids import SeqId
-from baton.core.log import get_logger
+from baton.core.log import get_logger, tag
 from baton.core.moving_average import MovingAverage
 from baton.core.tasks import TaskSet
 from baton.engine.step import ChunkComputed, EngineEvent, Reserved, StepPlan, TokenSampled
@@ -67,6 +68,11 @@ class HandoverSession:
 
     def __repr__(self) -> str:
         return f"HandoverSession(seq={self._seq_id}, {self._sender!r})"
+
+    @property
+    def request_id(self) -> str:
+        """Whose prompt it is; empty before the stream's first message."""
+        return "" if self._open is None else self._open.request.request_id
 
     @property
     def min_offer_bytes(self) -> float:
@@ -152,6 +158,7 @@ class HandoverSession:
 
     async def _submit(self, action: machine.Submit) -> None:
         message = action.message
+        tag(request=message.request.request_id)
         try:
             await self._instance.prepare(message.request)
         except BatonError as error:
@@ -199,6 +206,9 @@ class HandoverSession:
         # Pages are being written until the thread is done, whatever becomes of this session.
         self._copying = self._table.tasks.start(self._digest(action))
         offered = await asyncio.shield(self._copying)
+        first = action.first
+        if first is not None:
+            first = replace(first, offer_s=max(0.0, self._clock() - self._sender.sampled_at))
         await self._send(
             Offer(
                 attempt=action.attempt,
@@ -206,7 +216,7 @@ class HandoverSession:
                 layers=action.layers,
                 first_block=action.first_block,
                 blocks=offered,
-                first=action.first,
+                first=first,
             )
         )
 
@@ -301,7 +311,8 @@ class SessionTable(dict[SeqId, HandoverSession]):
             lost = error
         else:
             lost = InternalError(f"the model failed in a step: {error!r}")
-            _log.error("a step failed", exc_info=error)
+            requests = [self[seq].request_id for seq in seq_ids if seq in self]
+            _log.error("a step failed", requests=requests, exc_info=error)
         for seq_id in seq_ids:
             if seq_id in self:
                 self[seq_id].post(machine.Failed(lost))

@@ -36,6 +36,7 @@ from baton.core.hashing import HASH_BYTES
 from baton.core.ids import Attempt, BlockId, Epoch, Incarnation, InstanceId, RequestId, Ticket
 from baton.core.kv_layout import LayerRange
 from baton.core.request import PRIORITY_LEVELS, GenerateRequest
+from baton.core.spans import DECODE_SPANS, DecodeSpans
 from baton.core.trace import HandoverTrace
 from baton.proto import worker_pb2 as pb
 from baton.proto.convert_layout import layout_core, layout_proto
@@ -99,6 +100,17 @@ def trace_proto(trace: HandoverTrace) -> pb.HandoverTrace:
 def trace_core(message: pb.HandoverTrace) -> HandoverTrace:
     """Take a trace off the wire."""
     return HandoverTrace(**{name: getattr(message, name) for name in _TRACE_FIELDS})
+
+
+def spans_proto(spans: DecodeSpans) -> pb.DecodeSpans:
+    """Put spans on the wire; both have the same fields."""
+    return pb.DecodeSpans(**{name: getattr(spans, name) for name in DECODE_SPANS})
+
+
+def spans_core(message: pb.DecodeSpans) -> DecodeSpans:
+    """Take spans off the wire; what is no duration counts as none."""
+    told = {name: getattr(message, name) for name in DECODE_SPANS}
+    return DecodeSpans(**{name: s if 0 < s < math.inf else 0.0 for name, s in told.items()})
 
 
 def error_proto(error: BatonError) -> pb.Error:
@@ -269,6 +281,7 @@ def _first_proto(first: FirstToken) -> pb.FirstToken:
         compute_s=first.compute_s,
         chunks=first.chunks,
         cached_tokens=first.cached_tokens,
+        offer_s=first.offer_s,
         logprobs=None if first.logprobs is None else logprobs_proto(first.logprobs),
     )
 
@@ -295,6 +308,7 @@ def _first_core(first: pb.FirstToken) -> FirstToken:
         compute_s=first.compute_s,
         chunks=first.chunks,
         cached_tokens=first.cached_tokens,
+        offer_s=first.offer_s,
         logprobs=logprobs,
     )
 

@@ -2,6 +2,7 @@
 
 from baton.core.errors import HandoverError
 from baton.core.lease import Beat, Leave, Report, Standing
+from baton.core.metric_table import REPORTED
 from baton.proto import lease_pb2 as pb
 
 _LEAVES = {
@@ -47,6 +48,7 @@ def report_proto(report: Report) -> pb.Report:
         blocks_used=report.blocks_used,
         blocks_total=report.blocks_total,
         waited_s=report.waited_s,
+        stats=report.stats,
     )
 
 
@@ -68,4 +70,5 @@ def report_core(message: pb.Report) -> Report:
         blocks_used=message.blocks_used,
         blocks_total=message.blocks_total,
         waited_s=message.waited_s,
+        stats={name: message.stats[name] for name in REPORTED if name in message.stats},
     )

@@ -24,19 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x62\x61ton/proto/lease.proto\x12\x11\x62\x61ton.internal.v1\"\x87\x01\n\x04\x42\x65\x61t\x12\x0f\n\x07granter\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07lease_s\x18\x03 \x01(\x01\x12\x13\n\x0bincarnation\x18\x04 \x01(\x06\x12\x10\n\x08\x63ontrols\x18\x05 \x01(\x08\x12\'\n\x05leave\x18\x06 \x01(\x0e\x32\x18.baton.internal.v1.Leave\"\xd2\x01\n\x06Report\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08standing\x18\x02 \x01(\t\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12\x10\n\x08problems\x18\x04 \x03(\t\x12\r\n\x05steps\x18\x05 \x01(\x04\x12\x0f\n\x07waiting\x18\x06 \x01(\r\x12\x0f\n\x07running\x18\x07 \x01(\r\x12\x15\n\ropen_requests\x18\x08 \x01(\r\x12\x13\n\x0b\x62locks_used\x18\t \x01(\x04\x12\x14\n\x0c\x62locks_total\x18\n \x01(\x04\x12\x10\n\x08waited_s\x18\x0b \x01(\x01*8\n\x05Leave\x12\x08\n\x04STAY\x10\x00\x12\x0b\n\x07GOODBYE\x10\x01\x12\x0c\n\x08WITHDRAW\x10\x02\x12\n\n\x06REVOKE\x10\x03\x32G\n\x05Lease\x12>\n\x04Hold\x12\x17.baton.internal.v1.Beat\x1a\x19.baton.internal.v1.Report(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x62\x61ton/proto/lease.proto\x12\x11\x62\x61ton.internal.v1\"\x87\x01\n\x04\x42\x65\x61t\x12\x0f\n\x07granter\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07lease_s\x18\x03 \x01(\x01\x12\x13\n\x0bincarnation\x18\x04 \x01(\x06\x12\x10\n\x08\x63ontrols\x18\x05 \x01(\x08\x12\'\n\x05leave\x18\x06 \x01(\x0e\x32\x18.baton.internal.v1.Leave\"\xb5\x02\n\x06Report\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08standing\x18\x02 \x01(\t\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12\x10\n\x08problems\x18\x04 \x03(\t\x12\r\n\x05steps\x18\x05 \x01(\x04\x12\x0f\n\x07waiting\x18\x06 \x01(\r\x12\x0f\n\x07running\x18\x07 \x01(\r\x12\x15\n\ropen_requests\x18\x08 \x01(\r\x12\x13\n\x0b\x62locks_used\x18\t \x01(\x04\x12\x14\n\x0c\x62locks_total\x18\n \x01(\x04\x12\x10\n\x08waited_s\x18\x0b \x01(\x01\x12\x33\n\x05stats\x18\x0c \x03(\x0b\x32$.baton.internal.v1.Report.StatsEntry\x1a,\n\nStatsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*8\n\x05Leave\x12\x08\n\x04STAY\x10\x00\x12\x0b\n\x07GOODBYE\x10\x01\x12\x0c\n\x08WITHDRAW\x10\x02\x12\n\n\x06REVOKE\x10\x03\x32G\n\x05Lease\x12>\n\x04Hold\x12\x17.baton.internal.v1.Beat\x1a\x19.baton.internal.v1.Report(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton.proto.lease_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LEAVE']._serialized_start=397
-  _globals['_LEAVE']._serialized_end=453
+  _globals['_REPORT_STATSENTRY']._loaded_options = None
+  _globals['_REPORT_STATSENTRY']._serialized_options = b'8\001'
+  _globals['_LEAVE']._serialized_start=496
+  _globals['_LEAVE']._serialized_end=552
   _globals['_BEAT']._serialized_start=47
   _globals['_BEAT']._serialized_end=182
   _globals['_REPORT']._serialized_start=185
-  _globals['_REPORT']._serialized_end=395
-  _globals['_LEASE']._serialized_start=455
-  _globals['_LEASE']._serialized_end=526
+  _globals['_REPORT']._serialized_end=494
+  _globals['_REPORT_STATSENTRY']._serialized_start=450
+  _globals['_REPORT_STATSENTRY']._serialized_end=494
+  _globals['_LEASE']._serialized_start=554
+  _globals['_LEASE']._serialized_end=625
 # @@protoc_insertion_point(module_scope)

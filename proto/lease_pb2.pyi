@@ -2,7 +2,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -35,7 +35,14 @@ class Beat(_message.Message):
     def __init__(self, granter: _Optional[str] = ..., epoch: _Optional[int] = ..., lease_s: _Optional[float] = ..., incarnation: _Optional[int] = ..., controls: _Optional[bool] = ..., leave: _Optional[_Union[Leave, str]] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("epoch", "standing", "draining", "problems", "steps", "waiting", "running", "open_requests", "blocks_used", "blocks_total", "waited_s")
+    __slots__ = ("epoch", "standing", "draining", "problems", "steps", "waiting", "running", "open_requests", "blocks_used", "blocks_total", "waited_s", "stats")
+    class StatsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STANDING_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
@@ -47,6 +54,7 @@ class Report(_message.Message):
     BLOCKS_USED_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     WAITED_S_FIELD_NUMBER: _ClassVar[int]
+    STATS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     standing: str
     draining: bool
@@ -58,4 +66,5 @@ class Report(_message.Message):
     blocks_used: int
     blocks_total: int
     waited_s: float
-    def __init__(self, epoch: _Optional[int] = ..., standing: _Optional[str] = ..., draining: _Optional[bool] = ..., problems: _Optional[_Iterable[str]] = ..., steps: _Optional[int] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., open_requests: _Optional[int] = ..., blocks_used: _Optional[int] = ..., blocks_total: _Optional[int] = ..., waited_s: _Optional[float] = ...) -> None: ...
+    stats: _containers.ScalarMap[str, float]
+    def __init__(self, epoch: _Optional[int] = ..., standing: _Optional[str] = ..., draining: _Optional[bool] = ..., problems: _Optional[_Iterable[str]] = ..., steps: _Optional[int] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., open_requests: _Optional[int] = ..., blocks_used: _Optional[int] = ..., blocks_total: _Optional[int] = ..., waited_s: _Optional[float] = ..., stats: _Optional[_Mapping[str, float]] = ...) -> None: ...

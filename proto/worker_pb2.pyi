@@ -165,20 +165,54 @@ class Hello(_message.Message):
     def __init__(self, instance_id: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class Update(_message.Message):
-    __slots__ = ("key", "tokens", "finish", "cached_tokens", "backed_up_tokens", "logprobs")
+    __slots__ = ("key", "tokens", "finish", "cached_tokens", "backed_up_tokens", "first_token", "logprobs")
     KEY_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     BACKED_UP_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     key: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
     finish: Finish
     cached_tokens: int
     backed_up_tokens: int
+    first_token: DecodeSpans
     logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprobs]
-    def __init__(self, key: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., cached_tokens: _Optional[int] = ..., backed_up_tokens: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ...) -> None: ...
+    def __init__(self, key: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., cached_tokens: _Optional[int] = ..., backed_up_tokens: _Optional[int] = ..., first_token: _Optional[_Union[DecodeSpans, _Mapping]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ...) -> None: ...
+
+class DecodeSpans(_message.Message):
+    __slots__ = ("decide_s", "failed_handovers_s", "handshake_s", "prefill_network_s", "prefill_queue_s", "prefill_compute_s", "prefill_offer_s", "room_s", "connect_s", "transfer_s", "local_queue_s", "local_compute_s", "admit_s", "outbox_s")
+    DECIDE_S_FIELD_NUMBER: _ClassVar[int]
+    FAILED_HANDOVERS_S_FIELD_NUMBER: _ClassVar[int]
+    HANDSHAKE_S_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_NETWORK_S_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_QUEUE_S_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_COMPUTE_S_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_OFFER_S_FIELD_NUMBER: _ClassVar[int]
+    ROOM_S_FIELD_NUMBER: _ClassVar[int]
+    CONNECT_S_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_S_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_QUEUE_S_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_COMPUTE_S_FIELD_NUMBER: _ClassVar[int]
+    ADMIT_S_FIELD_NUMBER: _ClassVar[int]
+    OUTBOX_S_FIELD_NUMBER: _ClassVar[int]
+    decide_s: float
+    failed_handovers_s: float
+    handshake_s: float
+    prefill_network_s: float
+    prefill_queue_s: float
+    prefill_compute_s: float
+    prefill_offer_s: float
+    room_s: float
+    connect_s: float
+    transfer_s: float
+    local_queue_s: float
+    local_compute_s: float
+    admit_s: float
+    outbox_s: float
+    def __init__(self, decide_s: _Optional[float] = ..., failed_handovers_s: _Optional[float] = ..., handshake_s: _Optional[float] = ..., prefill_network_s: _Optional[float] = ..., prefill_queue_s: _Optional[float] = ..., prefill_compute_s: _Optional[float] = ..., prefill_offer_s: _Optional[float] = ..., room_s: _Optional[float] = ..., connect_s: _Optional[float] = ..., transfer_s: _Optional[float] = ..., local_queue_s: _Optional[float] = ..., local_compute_s: _Optional[float] = ..., admit_s: _Optional[float] = ..., outbox_s: _Optional[float] = ...) -> None: ...
 
 class Finish(_message.Message):
     __slots__ = ("reason", "error", "local_prefill", "handovers")
@@ -357,20 +391,22 @@ class OfferedBlock(_message.Message):
     def __init__(self, block: _Optional[int] = ..., epoch: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class FirstToken(_message.Message):
-    __slots__ = ("token", "queue_s", "compute_s", "chunks", "cached_tokens", "logprobs")
+    __slots__ = ("token", "queue_s", "compute_s", "chunks", "cached_tokens", "offer_s", "logprobs")
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_S_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OFFER_S_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     token: int
     queue_s: float
     compute_s: float
     chunks: int
     cached_tokens: int
+    offer_s: float
     logprobs: TokenLogprobs
-    def __init__(self, token: _Optional[int] = ..., queue_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., chunks: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., logprobs: _Optional[_Union[TokenLogprobs, _Mapping]] = ...) -> None: ...
+    def __init__(self, token: _Optional[int] = ..., queue_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., chunks: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., offer_s: _Optional[float] = ..., logprobs: _Optional[_Union[TokenLogprobs, _Mapping]] = ...) -> None: ...
 
 class Want(_message.Message):
     __slots__ = ("attempt", "first_block", "end_block")

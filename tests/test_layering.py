@@ -41,6 +41,7 @@ HOMES = {
     "pydantic": {"core", "api"},
     "structlog": {"core"},
     "prometheus_client": {"core", "api"},
+    "opentelemetry": {"core"},
     "xxhash": {"core"},
     "yaml": {"core"},
     "google": {"proto"},

@@ -14,10 +14,12 @@ from baton.api.http.errors import error_response
 from baton.api.http.event_stream import DONE, EventStream, send_whole, sse_event
 from baton.api.http.logprobs import Json
 from baton.api.http.openai_format import Choice, Format
+from baton.api.http.timing import timing
 from baton.api.text_stream import Piece
 from baton.api.tool_calls import Text
 from baton.api.validate import Call
 from baton.core.errors import BatonError
+from baton.core.spans import TtftSpans
 
 _SLOW_READER_S = 30.0
 """How much longer than the request itself may take its client may take to read the answer."""
@@ -31,6 +33,8 @@ class Answer(Response):
         self._gateway = gateway
         self._call = call
         self._form = form
+        self._ttft: dict[int, TtftSpans] = {}
+        """By choice, of those that have ended."""
         self._choices = [
             Choice(
                 index,
@@ -66,7 +70,8 @@ class Answer(Response):
                     choice.keep(choice.read(piece))
                     if (logprobs := choice.writer.of(piece)) is not None:
                         choice.logprobs.append(logprobs)
-            response = JSONResponse(self._form.whole(self._choices), headers=self._extra_headers())
+            body = self._form.whole(self._choices) | self._timing()
+            response = JSONResponse(body, headers=self._extra_headers())
         except BatonError as error:
             response = error_response(error)
         await send_whole(send, response)
@@ -88,8 +93,8 @@ class Answer(Response):
             async for choice, piece in pieces:
                 for chunk in self._chunks(choice, piece, opened):
                     yield sse_event(chunk)
-        if self._call.include_usage:
-            yield sse_event(self._form.usage_chunk(self._choices))
+        if self._call.include_usage or self._call.tell_timing:
+            yield sse_event(self._form.usage_chunk(self._choices) | self._timing())
         yield DONE
 
     def _chunks(self, choice: Choice, piece: Piece, opened: set[int]) -> list[Json]:
@@ -115,9 +120,14 @@ class Answer(Response):
             async for index, piece in pieces:
                 choice = self._choices[index]
                 choice.output_tokens += len(piece.tokens)
+                if piece.ttft is not None:
+                    self._ttft[index] = piece.ttft
                 if choice.prompt_tokens:
                     choice.cached_tokens += piece.cached_tokens
                 yield choice, piece
+
+    def _timing(self) -> Json:
+        return {"baton": timing(self._call, self._ttft)} if self._call.tell_timing else {}
 
     def _extra_headers(self) -> dict[str, str]:
         return {"x-request-id": self._call.call_id, "cache-control": "no-cache"}

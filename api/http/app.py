@@ -19,9 +19,12 @@ from baton.api.http.edge import Edge
 from baton.api.http.openai_format import ChatFormat, CompletionFormat
 from baton.api.http.openapi import describe
 from baton.api.http.request_ids import RequestIds
-from baton.api.http.status import add_status_routes
+from baton.api.http.requests_list import add_requests_route
+from baton.api.http.timing import arrived
+from baton.api.status import RECENT
 from baton.api.tokenize_call import detokenize_call, tokenize_call
 from baton.api.validate import ServedModel, chat_call, check_call_grammar, completion_call
+from baton.core.clock import monotonic
 from baton.core.errors import BatonError, Cancelled, Unavailable, UnknownModel
 from baton.core.metrics import CONTENT_TYPE
 from baton.core.tenants import Caller
@@ -40,7 +43,7 @@ def build_app(gateway: Gateway) -> FastAPI:
     _add_openai_routes(app, gateway)
     _add_text_routes(app, gateway)
     _add_own_routes(app, gateway)
-    add_status_routes(app, gateway)
+    add_requests_route(app, gateway)
     add_console(app)
     return app
 
@@ -104,6 +107,11 @@ def _add_own_routes(app: FastAPI, gateway: Gateway) -> None:
             raise HTTPException(404, "no such request, or its decision is forgotten")
         return JSONResponse(explanation)
 
+    @app.get("/v1/status")
+    async def status(request: Request) -> JSONResponse:
+        caller = request.state.caller
+        return JSONResponse(gateway.status(recent=RECENT, sees=lambda t: caller.sees(t.tenant)))
+
     @app.get("/v1/requests/{request_id}")
     async def request_trace(request: Request, request_id: str) -> JSONResponse:
         trace = gateway.trace(request_id, request.state.caller)
@@ -117,11 +125,14 @@ Result = TypeVar("Result")
 
 async def _answer(request: Request, gateway: Gateway, *, chat: bool) -> Response:
     try:
+        came_at = monotonic()
         await gateway.some_decode()
+        wake_s = monotonic() - came_at
         call = await _checked(request, gateway, chat_call if chat else completion_call)
         if call.constrained_by:
             await asyncio.to_thread(check_call_grammar, call, gateway.model(request.state.caller))
         call = call.of_session(request.headers.get("x-session", ""))
+        call = arrived(call, request, wake_s=wake_s, now=gateway.now())
     except ClientDisconnect:
         gateway.metrics.refused(Cancelled.code)
         return Response(status_code=Cancelled.http_status)

@@ -9,6 +9,7 @@ from fastapi import Request
 from starlette.exceptions import HTTPException
 
 from baton.api.validate import INLINE_BYTES, ServedModel
+from baton.core.clock import monotonic
 from baton.core.config import EdgeLimits
 from baton.core.errors import InvalidRequest
 
@@ -26,6 +27,7 @@ async def read_call(
     if kind != "application/json":
         raise HTTPException(415, f"content-type: {kind[:80]!r}; allowed: application/json")
     raw = await _read(request, limits)
+    request.state.read_at = monotonic()
 
     def parse_and_check() -> Result:
         return check(_parse(raw), model)

@@ -13,7 +13,8 @@ _OPEN = frozenset({"/health"})
 """Paths for everybody: whoever watches over the process has no key."""
 _CONSOLE = "/console"
 """Open with all below it: its files hold no data, and its calls bring a key."""
-_ADMIN = frozenset({"/metrics", "/v1/status"})
+_METRICS = "/metrics"
+_ADMIN = frozenset({_METRICS, "/v1/status"})
 """Paths that tell of all tenants."""
 
 
@@ -51,7 +52,7 @@ class Edge:
     def _is_open(self, path: str) -> bool:
         if path in _OPEN or path == _CONSOLE or path.startswith(f"{_CONSOLE}/"):
             return True
-        return path == "/metrics" and self._gateway.config.open_metrics
+        return path == _METRICS and self._gateway.config.open_metrics
 
     def _caller(self, scope: Scope) -> Caller:
         values = [value for name, value in scope["headers"] if name == b"authorization"]

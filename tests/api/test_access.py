@@ -92,6 +92,7 @@ async def test_the_openai_client_with_its_key_and_with_a_wrong_one(keys, make_fr
         ("GET", "/v1/requests/x"),
         ("GET", "/v1/requests/x/explain"),
         ("GET", "/metrics"),
+        ("GET", "/v1/status"),
         ("GET", "/no/such/path"),
         ("GET", "//health"),
         ("GET", "/health/"),
@@ -158,6 +159,19 @@ async def test_metrics_are_for_admins_unless_they_are_open(keys, make_front_door
     open_door = await make_front_door(api_keys=keys.path, open_metrics=True)
     async with httpx.AsyncClient(base_url=open_door.http_url, timeout=SOON) as http:
         assert (await http.get("/metrics")).status_code == 200
+        assert (await http.get("/v1/status")).status_code == 401
+
+
+async def test_the_status_is_for_admins(keys, make_front_door):
+    acme, admin = keys.add("acme"), keys.add("ops", admin=True)
+    door = await make_front_door(api_keys=keys.path)
+    async with with_key(door, acme) as http:
+        await http.post("/v1/completions", json=COMPLETION)
+        await door.gateway.idle()
+        assert (await http.get("/v1/status")).status_code == 403
+    async with with_key(door, admin) as http:
+        told = (await http.get("/v1/status")).json()
+    assert [request["tenant"] for request in told["recent"]] == ["acme"]
 
 
 async def test_a_model_that_a_tenant_may_not_use_is_not_there(keys, make_front_door):

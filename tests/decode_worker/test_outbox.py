@@ -2,6 +2,7 @@ import asyncio
 
 import pytest
 
+from baton.core.spans import DecodeSpans
 from baton.decode_worker.outbox import Outbox
 from baton.proto import worker_pb2 as pb
 
@@ -65,3 +66,18 @@ async def test_logprobs_stay_beside_their_tokens() -> None:
     outbox.flush()
     [update] = (await outbox.next_frame()).updates
     assert list(update.logprobs) == told[:1]
+
+
+async def test_where_the_time_went_is_told_once_with_the_wait_in_the_outbox() -> None:
+    now = 5.0
+    outbox = Outbox(lambda: now)
+    outbox.token(7, 1)
+    outbox.first_token(7, DecodeSpans(decide_s=1.0))
+    now = 5.5
+    outbox.flush()
+    [update] = (await outbox.next_frame()).updates
+    assert (update.first_token.decide_s, update.first_token.outbox_s) == (1.0, 0.5)
+    outbox.token(7, 2)
+    outbox.flush()
+    [update] = (await outbox.next_frame()).updates
+    assert not update.HasField("first_token")

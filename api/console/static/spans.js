@@ -34,7 +34,8 @@ export function rowsOf(trace) {
     rows.push({ who, name, start: at, length, note: noteOf(name, trace, landed) });
     at += length;
   }
-  if (landed && landed.transfer_s > landed.exposed_s) rows.splice(rows.findLastIndex((row) => row.who === "prefill") + 1, 0, hidden(landed, rows));
+  const compute = rows.find((row) => row.name === "Prefill compute");
+  if (compute && landed && landed.transfer_s > landed.exposed_s) rows.splice(rows.findLastIndex((row) => row.who === "prefill") + 1, 0, hidden(landed, compute));
   if (trace.output_tokens > 0 && trace.e2e_s > trace.ttft_s) rows.push(decode(trace));
   return rows;
 }
@@ -56,9 +57,8 @@ function roughly(trace, landed) {
 }
 
 /** Reads that went on while prefill still computed: they end where the exposed ones begin. */
-function hidden(landed, rows) {
-  const compute = rows.find((row) => row.name === "Prefill compute");
-  const end = compute ? compute.start + compute.length : 0;
+function hidden(landed, compute) {
+  const end = compute.start + compute.length;
   const length = Math.min(landed.transfer_s - landed.exposed_s, end);
   return { who: "transfer", name: "KV reads, hidden", start: end - length, length, overlaps: true, note: "while prefill computed" };
 }

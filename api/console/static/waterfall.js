@@ -66,7 +66,7 @@ function line(row, total, ttft) {
 function handovers(trace) {
   if (!trace.handovers.length) return [h("p", { class: "sub" }, trace.local_prefill ? "No handover: the decode instance computed the prompt itself." : "No handover.")];
   const texts = trace.handovers.map((x) => {
-    const moved = x.transport ? `${bytes(x.bytes)} in ${plural(x.blocks - x.blocks_saved, "block")} by ${x.transport}, ${seconds(x.transfer_s)} reading, ${percent(x.overlapped)} of it hidden` : "nothing read";
+    const moved = x.transport ? `${bytes(x.bytes)} in ${plural(x.blocks - x.blocks_saved, "block")} of ${plural(x.chunks, "chunk")} by ${x.transport}, ${seconds(x.transfer_s)} reading, ${percent(x.overlapped)} of it hidden` : "nothing read";
     const saved = x.blocks_saved ? `; ${plural(x.blocks_saved, "block")} already in decode’s cache` : "";
     return h("li", {}, h("b", {}, `Attempt ${x.attempt} · ${x.prefill_instance} · ${x.outcome}`), ` — ${moved}${saved}.`);
   });

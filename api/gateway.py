@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from random import Random
@@ -22,7 +22,7 @@ from baton.api.planner import Planner
 from baton.api.sessions import Sessions
 from baton.api.status import StatusView, status_of
 from baton.api.text_stream import Piece, TextStream
-from baton.api.traces import TraceLog
+from baton.api.traces import KeptTrace, TraceLog
 from baton.api.validate import ServedModel, TextRequest, tool_format
 from baton.api.waiting_room import Place, WaitingRoom
 from baton.core import log
@@ -53,6 +53,10 @@ class GatewayStats:
 
     open_requests: int
     """Admitted, and not over on both sides: decode instance and consumer."""
+    prompt_tokens: int
+    """Of all requests admitted since the gateway began."""
+    output_tokens: int
+    """Generated since the gateway began, for requests that are open too."""
     waiting: int
     """Requests that can go on only once there is a decode instance."""
     queued: int
@@ -157,6 +161,9 @@ class Gateway:
         self._waiting = 0
         """Requests that are not admitted yet: there is no decode instance."""
         self._max_model_len = 0
+        self._prompt_tokens = 0
+        self._output_tokens = 0
+        """Of requests that are over."""
         metrics.watch(self.reading)
         self._tracing = open_tracing(config.otlp_endpoint)
 
@@ -326,6 +333,7 @@ class Gateway:
         )
         self._open[opened] = place
         self._idle.clear()
+        self._prompt_tokens += len(generate.prompt)
         self.metrics.opened(len(generate.prompt), waited_s)
         return opened
 
@@ -344,6 +352,7 @@ class Gateway:
     def _over(self, opened: OpenRequest, trace: RequestTrace) -> None:
         place = self._open.pop(opened)
         self._room.left(place.turn, opened.received)
+        self._output_tokens += opened.received
         self._traces.add(trace)
         self._latency.add(trace)
         self._router.ended(trace)
@@ -358,6 +367,10 @@ class Gateway:
         """Return the trace of a request that ended lately; of others' requests there is none."""
         trace = self._traces.get(request_id)
         return trace if trace is not None and caller.sees(trace.tenant) else None
+
+    def newest_traces(self, caller: Caller, limit: int) -> Iterator[KeptTrace]:
+        """Yield traces of requests that ended lately and that `caller` may see, newest first."""
+        return self._traces.newest(caller.sees, limit)
 
     def explain(self, request_id: str, caller: Caller = ANYBODY) -> dict[str, Any] | None:
         """Return why a request went where it did, ready for JSON.
@@ -412,8 +425,10 @@ class Gateway:
 
     def status(self, *, recent: int, sees: Callable[[RequestTrace], bool]) -> dict[str, Any]:
         """Return how everything is, for GET /v1/status; with requests that the caller may see."""
-        reading = self.reading()
+        reading, stats = self.reading(), self.stats()
         view = StatusView(
+            clock_s=self._clock(),
+            uptime_s=max(0.0, time.time() - self.created),
             model=self.model_name,
             membership=self._board.current,
             open_requests=len(self._open),
@@ -422,7 +437,14 @@ class Gateway:
             last_minute=self._latency.summary(),
             reports={i.instance_id: i.report for i in reading.instances},
             problems=self.health(),
-            totals=self.metrics.totals(),
+            usable={i.instance_id for i in self._sessions.usable().instances},
+            totals={
+                "limit": self.config.max_open_requests,
+                "admitted": stats.router.admitted,
+                "refused": stats.router.overloaded + stats.router.unavailable,
+                "prompt_tokens": stats.prompt_tokens,
+                "output_tokens": stats.output_tokens,
+            },
         )
         traces = (trace for trace in self._traces.latest() if sees(trace))
         return status_of(view, list(itertools.islice(traces, recent)))
@@ -431,6 +453,8 @@ class Gateway:
         """Return a snapshot."""
         return GatewayStats(
             open_requests=len(self._open),
+            prompt_tokens=self._prompt_tokens,
+            output_tokens=self._output_tokens + sum(o.received for o in self._open),
             waiting=self._waiting + (0 if self._has_decode() else len(self._open)),
             ttft_s=self._latency.ttft_s(),
             tpot_s=self._latency.tpot_s(),

@@ -6,12 +6,12 @@
      "pools": [{"role": "decode", "instances": [{"instance_id": "decode-0", "up": true, …}]}],
      "recent": [{"request_id": "…", "ttft_s": …, "ttft_spans": {…}, "handovers": […], …}]}
 
-`prompt_tokens` and `output_tokens` only grow: of requests that were admitted, and that have ended.
+`prompt_tokens` and `output_tokens` only grow: of all requests that were admitted, open ones too.
 What is listed is bounded: at most `INSTANCES` instances of a pool, and `RECENT` requests, the last
 one first, without the gaps between their tokens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,6 +43,11 @@ class StatusView:
     """By instance: what each said last; None if it has not answered lately."""
     problems: Sequence[str]
     totals: Mapping[str, int]
+    usable: Set[str]
+    """Instances to which new requests may go."""
+    clock_s: float
+    """Monotonic: differences of totals over differences of it are rates."""
+    uptime_s: float
 
 
 def status_of(view: StatusView, recent: Sequence[RequestTrace]) -> Json:
@@ -51,6 +56,8 @@ def status_of(view: StatusView, recent: Sequence[RequestTrace]) -> Json:
     return {
         "version": __version__,
         "model": view.model,
+        "clock_s": view.clock_s,
+        "uptime_s": view.uptime_s,
         "membership_version": view.membership.version,
         "problems": list(view.problems),
         "requests": load | dict(view.totals),
@@ -65,6 +72,7 @@ def _pool(view: StatusView, role: Role) -> Json:
     members = view.membership.of(role)
     rows = [
         _instance(i, view.reports.get(i.instance_id), sessions.get(i.instance_id))
+        | {"usable": i.instance_id in view.usable}
         for i in members[:INSTANCES]
     ]
     return {"role": str(role), "size": len(members), "instances": rows}
@@ -78,12 +86,12 @@ def _instance(instance: InstanceInfo, report: Report | None, session: SessionSta
         "incarnation": str(instance.incarnation),
         "kv_tokens": instance.kv_tokens,
         "max_sequences": instance.max_sequences,
+        "ranks": instance.ranks,
         "up": report is not None,
         "our_requests": None if session is None else session.open_requests,
     }
     if report is not None:
-        told = asdict(report)
-        row |= {name: told[name] for name in told if name != "standing"}
+        row |= asdict(report)
     return row
 
 

@@ -27,6 +27,7 @@ async def serve(config: ClusterConfig, console: Console, stopping: Stopping) -> 
         door = system.door
         console.print(f"\n  OpenAI HTTP API  {door.http_url}/v1", markup=False)
         console.print(f"  gRPC API         {door.grpc_address}", markup=False)
+        console.print(f"  Console          {door.http_url}/console", markup=False)
         console.print(f"  logs             {system.cluster.temp_dir}/*.log", markup=False)
         console.print(f"\nTry it:\n\n{curl(door.http_url, config)}\n", markup=False)
         console.print("Ctrl-C stops everything.\n")

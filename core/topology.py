@@ -36,6 +36,8 @@ class InstanceInfo:
     """Sequences in one step at most."""
     load_s: float
     """Seconds that loading took."""
+    ranks: int = 1
+    """Processes over which it is sharded."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,6 +190,7 @@ class Instance:
             kv_tokens=config.parallel.places * self.kv.num_blocks * self.layout.block_size,
             max_sequences=config.engine.max_sequences,
             load_s=facts.load_s,
+            ranks=config.parallel.size,
         )
 
     def stats(self) -> dict[str, float | int | str]:

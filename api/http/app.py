@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from baton import __version__
+from baton.api.console.route import add_console
 from baton.api.gateway import Gateway
 from baton.api.http import errors
 from baton.api.http.answer import Answer
@@ -18,6 +19,7 @@ from baton.api.http.edge import Edge
 from baton.api.http.openai_format import ChatFormat, CompletionFormat
 from baton.api.http.openapi import describe
 from baton.api.http.request_ids import RequestIds
+from baton.api.http.requests_list import add_requests_route
 from baton.api.http.timing import arrived
 from baton.api.status import RECENT
 from baton.api.tokenize_call import detokenize_call, tokenize_call
@@ -47,6 +49,8 @@ def build_app(gateway: Gateway) -> FastAPI:
     _add_openai_routes(app, gateway)
     _add_text_routes(app, gateway)
     _add_own_routes(app, gateway)
+    add_requests_route(app, gateway)
+    add_console(app)
     return app
 
 

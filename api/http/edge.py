@@ -11,6 +11,8 @@ from baton.core.tenants import Caller
 
 _OPEN = frozenset({"/health"})
 """Paths for everybody: whoever watches over the process has no key."""
+_CONSOLE = "/console"
+"""Open with all below it: its files hold no data, and its calls bring a key."""
 _METRICS = "/metrics"
 _ADMIN = frozenset({_METRICS, "/v1/status"})
 """Paths that tell of all tenants."""
@@ -48,7 +50,9 @@ class Edge:
             await self._app(scope, receive, send)
 
     def _is_open(self, path: str) -> bool:
-        return path in _OPEN or (path == _METRICS and self._gateway.config.open_metrics)
+        if path in _OPEN or path == _CONSOLE or path.startswith(f"{_CONSOLE}/"):
+            return True
+        return path == _METRICS and self._gateway.config.open_metrics
 
     def _caller(self, scope: Scope) -> Caller:
         values = [value for name, value in scope["headers"] if name == b"authorization"]

@@ -44,6 +44,8 @@ def describe(model: ServedModel) -> dict[str, Any]:
             "/detokenize": _post("Return the text of tokens.", "Detokenize"),
             "/v1/models": _get("List the models."),
             "/v1/models/{name}": _get("Return one model.", "name"),
+            "/v1/requests": _get("List where the time of the last requests went."),
+            "/v1/status": _get("Tell how instances and load are; for admins."),
             "/v1/requests/{request_id}": _get("Tell where a request's time went.", "request_id"),
             "/version": _get("Return the version."),
             "/health": _get("Say whether requests can be served.", unhealthy=True),

@@ -62,7 +62,8 @@ def configure(*, level: int | None = None) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(
             LEVELS[name] if level is None else level
         ),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        # Asked for at each line: whoever exchanges stderr, as tests do, closes what it was.
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
         cache_logger_on_first_use=False,
     )
 

@@ -277,6 +277,10 @@ def test_what_makes_no_sense_is_refused(values: Document, words: str) -> None:
 
 
 def test_schema_and_readme_are_fresh() -> None:
-    command = [sys.executable, str(ROOT / "deploy" / "helm" / "generate.py"), "--check"]
+    command = [
+        sys.executable,
+        str(ROOT / "deploy" / "helm" / "generate" / "generate.py"),
+        "--check",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.returncode == 0, done.stderr

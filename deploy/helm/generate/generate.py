@@ -1,7 +1,7 @@
 """Write what follows from values.yaml and from Baton's configs: the chart's schema and its README.
 
-python deploy/helm/generate.py            # write
-python deploy/helm/generate.py --check    # say what is not fresh
+python deploy/helm/generate/generate.py            # write
+python deploy/helm/generate/generate.py --check    # say what is not fresh
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 from values_doc import documented
 from values_schema import values_schema
 
-CHART = Path(__file__).parent / "baton"
+CHART = Path(__file__).parent.parent / "baton"
 
 
 def rendered() -> dict[Path, str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-VALUES = Path(__file__).parent / "baton" / "values.yaml"
+VALUES = Path(__file__).parent.parent / "baton" / "values.yaml"
 _KEY = re.compile(r"^( *)([A-Za-z]+):")
 _DEFAULT = "@default -- "
 

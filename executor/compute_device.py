@@ -3,11 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from baton.core.config import ParallelConfig, WorkerConfig
 from baton.core.errors import InvalidConfig
+
+if TYPE_CHECKING:  # what only computes on a device, as bench/gpu does, needs no configs
+    from baton.core.config import ParallelConfig, WorkerConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +22,7 @@ class StepsUnderWay:
     """Whether they may have the same sequences: see engine/scheduler.py."""
 
 
-def compute_device(config: WorkerConfig) -> torch.device:
+def compute_device(config: "WorkerConfig") -> torch.device:
     """Return the device that this rank computes on.
 
     Raises InvalidConfig if what is asked for cannot be had.
@@ -45,7 +48,7 @@ def compute_device(config: WorkerConfig) -> torch.device:
     return torch.device("cuda", _own_gpu(config.rank))
 
 
-def led_by_host(parallel: ParallelConfig) -> bool:
+def led_by_host(parallel: "ParallelConfig") -> bool:
     """Return whether on GPUs the host leads steps kernel by kernel, as on CPUs, and waits for each.
 
     Streams and tokens pass between stages, the exchange of experts must know on the host how many
@@ -73,7 +76,7 @@ def current_device(device: torch.device) -> Iterator[None]:
         yield
 
 
-def steps_under_way(config: WorkerConfig, *, on_gpu: bool) -> StepsUnderWay:
+def steps_under_way(config: "WorkerConfig", *, on_gpu: bool) -> StepsUnderWay:
     """Return it; raises InvalidConfig if `run_ahead` is asked for and cannot be had."""
     parallel, wanted = config.parallel, config.engine.run_ahead
     possible = parallel.pp == parallel.cp == 1
@@ -84,7 +87,7 @@ def steps_under_way(config: WorkerConfig, *, on_gpu: bool) -> StepsUnderWay:
     return StepsUnderWay(2 if ahead else parallel.pp, ahead)
 
 
-def _gpu_suits(config: WorkerConfig) -> bool:
+def _gpu_suits(config: "WorkerConfig") -> bool:
     engine = config.engine
     suits = engine.executor != "native" and not engine.batch_invariant
     return suits and torch.cuda.is_available()

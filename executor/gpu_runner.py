@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from baton.core.errors import DeadlineExceeded
 from baton.core.ids import SeqId
@@ -28,7 +29,9 @@ from baton.executor.kv_cache import KVCache, copy_blocks
 from baton.executor.last_tokens import LastTokens
 from baton.executor.runner import RunnerStats
 from baton.executor.sampler import Sampler
-from baton.models.grammar import GrammarCompiler
+
+if TYPE_CHECKING:  # at run time only who has a grammar needs its library
+    from baton.models.grammar import GrammarCompiler
 
 
 class GpuRunner:
@@ -43,7 +46,7 @@ class GpuRunner:
         *,
         depth: int,
         limit_s: float = 60.0,
-        compiler: Callable[[], GrammarCompiler] | None = None,
+        compiler: "Callable[[], GrammarCompiler] | None" = None,
     ) -> None:
         """`host` has the KV of preempted sequences; without it no plan may copy.
 

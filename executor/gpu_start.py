@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -25,8 +26,10 @@ from baton.executor.kv_cache import KVCache
 from baton.executor.room import Room
 from baton.kernels.backend import Backend, choose_backend
 from baton.models.decoder import Decoder
-from baton.models.grammar import GrammarCompiler
 from baton.models.loader import Model
+
+if TYPE_CHECKING:  # at run time only who has a grammar needs its library
+    from baton.models.grammar import GrammarCompiler
 
 Say = Callable[[str], None]
 
@@ -148,7 +151,7 @@ def start_runner(
     room: Room,
     say: Say,
     limit_s: float,
-    compiler: Callable[[], GrammarCompiler] | None = None,
+    compiler: "Callable[[], GrammarCompiler] | None" = None,
 ) -> GpuRunner:
     """Capture the steps that all ranks have `room` for, and return what runs plans.
 

@@ -8,14 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baton.core.ids import SeqId
-from baton.models.grammar import Bits
 
 
 @dataclass(frozen=True, slots=True)
 class GrammarMask:
     """What may come next in one output."""
 
-    bits: Bits
+    bits: NDArray[np.int32]
     """[words]: the tokens that the grammar allows; see models/grammar.py."""
     accepts: bool
     """Whether the output may end here."""

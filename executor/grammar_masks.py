@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from baton.core.errors import InvalidRequest
 from baton.core.grammar import Grammar
@@ -18,7 +19,9 @@ from baton.core.ids import SeqId
 from baton.engine.step import SamplingContext, ScheduledSequence
 from baton.executor.batch import SampledRow
 from baton.executor.grammar_mask import GrammarMask
-from baton.models.grammar import GrammarCompiler, Matcher
+
+if TYPE_CHECKING:  # at run time only who has a grammar needs its library
+    from baton.models.grammar import GrammarCompiler, Matcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class StepMasks:
 class GrammarMasks:
     """The matchers of the sequences of the last steps; used from one thread."""
 
-    def __init__(self, compiler: Callable[[], GrammarCompiler], depth: int = 1) -> None:
+    def __init__(self, compiler: "Callable[[], GrammarCompiler]", depth: int = 1) -> None:
         """`compiler` is asked in the thread here, once there is a grammar.
 
         `depth` is how many steps may be under way at once.
@@ -67,11 +70,11 @@ class GrammarMasks:
         self._kept.appendleft(found)
         failed = {i: found_ for i, found_ in found.items() if isinstance(found_, InvalidRequest)}
         step = StepMasks(failed=failed)
-        if matchers := {i: m for i, m in found.items() if isinstance(m, Matcher)}:
+        if matchers := {i: m for i, m in found.items() if not isinstance(m, InvalidRequest)}:
             self._allow(matchers, step)
         return step
 
-    def _allow(self, matchers: dict[SeqId, Matcher], step: StepMasks) -> None:
+    def _allow(self, matchers: "dict[SeqId, Matcher]", step: StepMasks) -> None:
         compiler = self._compiler()
         table = compiler.masks(list(matchers.values()))
         for (seq_id, matcher), bits in zip(matchers.items(), table, strict=True):
@@ -84,7 +87,7 @@ class GrammarMasks:
                 bits, matcher.accepts, compiler.eos_token_ids, compiler.vocabulary
             )
 
-    def _advanced(self, row: SampledRow) -> Matcher | InvalidRequest:
+    def _advanced(self, row: SampledRow) -> "Matcher | InvalidRequest":
         """Return the row's matcher at its position, or why there is none."""
         grammar, context = row.sampling.grammar, row.context
         assert grammar is not None, row
@@ -99,7 +102,7 @@ class GrammarMasks:
 
     def _matcher(
         self, seq_id: SeqId, grammar: Grammar, context: SamplingContext, before: int
-    ) -> Matcher:
+    ) -> "Matcher":
         """Return the matcher of a sequence's first `before` tokens: the one that is kept, or new.
 
         Raises the InvalidRequest that it has led to.

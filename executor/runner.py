@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,10 +22,12 @@ from baton.executor.own_part import own_part
 from baton.executor.sampler import Sampler
 from baton.executor.sharded_sampler import ShardedSampler
 from baton.executor.torch_pass import TorchPass
-from baton.models.grammar import GrammarCompiler
 from baton.models.loader import Model
 from baton.models.native import NativeDecoder
 from baton.models.share import Share
+
+if TYPE_CHECKING:  # at run time only who has a grammar needs its library
+    from baton.models.grammar import GrammarCompiler
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class ModelRunner:
         *,
         depth: int = 1,
         balancer: ExpertBalancer | None = None,
-        compiler: Callable[[], GrammarCompiler] | None = None,
+        compiler: "Callable[[], GrammarCompiler] | None" = None,
     ) -> None:
         """`host` has the KV of preempted sequences; without it no plan may copy.
 

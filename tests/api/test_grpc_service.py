@@ -125,7 +125,7 @@ async def test_the_deadline_of_a_call_is_that_of_its_request(stub, leader, text_
     leader.script = text_script("one two three", hold_after=1)
     call = stub.Generate(pb.GenerateRequest(text="hi"), timeout=SOON)
     await until(lambda: len(leader.submits) == 1)
-    assert 0 < leader.submits[0].timeout_s <= SOON
+    assert 0 < leader.submits[0].timeout_s < 1.1 * SOON  # gRPC rounds it up on its way
     call.cancel()
 
 

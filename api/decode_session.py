@@ -2,7 +2,8 @@
 
 A request is submitted under a key, and ends with exactly one Finish under that key, also after it
 was cancelled. If the stream is lost, every request on it ends as InstanceLost at once. An instance
-that ends one as `draining` is sent no more.
+that ends one as `draining` is sent no more; one that says `instance_lost` is fenced, and is sent
+more on another stream, which it opens once it serves again.
 """
 
 import asyncio
@@ -284,8 +285,10 @@ class DecodeSession:
                 self._finish(update.key, _ended(update.finish))
 
     def _finish(self, key: int, ended: Ended) -> None:
-        """End a request as the instance says, which may say by it that it is about to leave."""
-        if isinstance(ended.error, Draining) and not self._draining:
+        """End a request as the instance says, which may say by it that it takes no more."""
+        if isinstance(ended.error, InstanceLost):
+            self.break_off(ended.error)
+        elif isinstance(ended.error, Draining) and not self._draining:
             self._draining = True
             _log.info("a decode instance drains", instance=self.instance.instance_id)
         self._end(key, ended)

@@ -30,7 +30,6 @@ from baton.core.log import get_logger
 from baton.core.request import FinishReason, TokenLogprobs
 from baton.core.spans import DecodeSpans
 from baton.core.tasks import TaskSet
-from baton.core.topology import Membership, Role
 from baton.core.trace import HandoverTrace, MigrationTrace
 from baton.router.load import key_of
 from baton.router.migration import Migrations
@@ -63,8 +62,6 @@ class Journey:
         self._session: DecodeSession | None = None
         """The one that serves it, or did so last."""
         self._key = 0
-        self._left: set[DecodeSession] = set()
-        """Sessions on which it was lost: such an instance may live, and break again at once."""
         self._backed_up = 0
         """Tokens, from the first, that the backup instance of the route has."""
         self._looking: asyncio.Task[None] | None = None
@@ -157,8 +154,6 @@ class Journey:
 
     def _look(self, error: BatonError, lost_at: float) -> None:
         """Look for another instance, in a task."""
-        if self._session is not None and not isinstance(error, Overloaded):
-            self._left.add(self._session)
         task = self._looking = self._host.tasks.start(self._go_on(error, lost_at))
         task.add_done_callback(self._looked)
 
@@ -210,21 +205,11 @@ class Journey:
                     await sessions.changed()
         while True:
             try:
-                lease.move(
-                    self._candidates(), avoided=self._migrations.avoided, preferred=preferred
-                )
+                lease.move(sessions.usable(), avoided=self._migrations.avoided, preferred=preferred)
             except Unavailable:
                 await sessions.changed()
             else:
                 return
-
-    def _candidates(self) -> Membership:
-        """Return what is usable, without instances whose session has lost this request."""
-        usable, session = self._host.sessions.usable(), self._host.sessions.session
-        instances = tuple(
-            i for i in usable.instances if i.role is Role.PREFILL or session(i) not in self._left
-        )
-        return Membership(usable.version, instances)
 
     def _end(self, ended: Ended) -> None:
         if not self._over:

@@ -51,7 +51,11 @@ class DecodeService(pb_grpc.DecodeServicer):
     async def Session(
         self, request_iterator: AsyncIterator[pb.GatewayFrame], context: Stream
     ) -> None:
-        """Serve one gateway until its stream ends; see proto/worker.proto."""
+        """Serve one gateway until its stream ends; see proto/worker.proto.
+
+        While the instance is fenced, it does not greet: how long to wait for that is the gateway's.
+        """
+        await self.admission.until_unfenced()
         instance = self._host.instance
         hello = pb.Hello(instance_id=instance.config.instance_id, incarnation=instance.incarnation)
         await context.write(pb.DecodeFrame(hello=hello))

@@ -24,17 +24,22 @@ class Admission:
         """`owner` is who drains or is full, in messages; `limit` is how much may be open."""
         self.open = 0
         self.draining = False
-        self.fenced = False
-        """Its lease has ended: see executor/leased.py."""
         self.handed_over = 0
         """How much was open when a drain came to its deadline."""
         self._owner = owner
         self._limit = limit
         self._empty = asyncio.Event()
         self._empty.set()
+        self._unfenced = asyncio.Event()
+        self._unfenced.set()
 
     def __repr__(self) -> str:
         return f"Admission({self._owner}, open={self.open}, draining={self.draining})"
+
+    @property
+    def fenced(self) -> bool:
+        """Whether its lease has ended: see executor/leased.py."""
+        return not self._unfenced.is_set()
 
     def refusal(self) -> BatonError:
         """Return the error that sends a request elsewhere."""
@@ -83,14 +88,18 @@ class Admission:
 
         Raises DeadlineExceeded if something that was ended does not leave; it stays fenced.
         """
-        self.fenced = True
+        self._unfenced.clear()
         if self.open:
             hand_over()
         await self._until_empty(_LEAVE_S)
 
     def unfence(self) -> None:
         """Let in again."""
-        self.fenced = False
+        self._unfenced.set()
+
+    async def until_unfenced(self) -> None:
+        """Wait until it is not fenced, for as long as the caller likes."""
+        await self._unfenced.wait()
 
     async def _until_empty(self, limit_s: float) -> None:
         try:

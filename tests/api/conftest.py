@@ -100,6 +100,9 @@ class ScriptedLeader(pb_grpc.DecodeServicer):
         self.claimed_incarnation = self.incarnation
         """What Hello says; changed to play an instance that was restarted unnoticed."""
         self.script = script
+        self.greeting = asyncio.Event()
+        """Cleared: it is fenced, and greets nobody."""
+        self.greeting.set()
         self.go = asyncio.Event()
         self.submits: list[pb.Submit] = []
         self.cancelled: asyncio.Queue[int] = asyncio.Queue()
@@ -153,6 +156,7 @@ class ScriptedLeader(pb_grpc.DecodeServicer):
         request_iterator: AsyncIterator[pb.GatewayFrame],
         context: grpc.aio.ServicerContext[pb.GatewayFrame, pb.DecodeFrame],
     ) -> None:
+        await self.greeting.wait()
         hello = pb.Hello(instance_id=self.name, incarnation=self.claimed_incarnation)
         await context.write(pb.DecodeFrame(hello=hello))
         stream = _Stream()

@@ -7,7 +7,7 @@ import pytest
 from baton.api import decode_session
 from baton.api.open_request import OpenRequest
 from baton.api.validate import completion_call
-from baton.core.errors import InternalError
+from baton.core.errors import InstanceLost, InternalError
 from baton.core.topology import Membership
 from baton.proto import worker_pb2 as pb
 
@@ -40,6 +40,24 @@ async def test_a_lost_session_is_opened_again_while_the_instance_is_listed(
     assert [submit.request.resumed for submit in leader.submits] == [0, 1]
     assert await text_of(gateway, request_for()) == "one two three"
     assert [s.key for s in leader.submits] == [1, 1, 2], "keys are counted anew on a new stream"
+
+
+async def test_an_instance_that_was_fenced_is_used_again_once_it_greets(
+    gateway, leader, request_for, text_script, until
+):
+    """It is the only one: a request that came a moment too early goes on there."""
+    right = leader.script
+    leader.script = text_script("", error=InstanceLost("decode-0 is fenced"))
+    leader.greeting.clear()
+    task = asyncio.create_task(text_of(gateway, request_for()))
+    await until(lambda: len(leader.submits) == 1)
+    await until(lambda: not gateway.stats().sessions[0].ready)
+    leader.script = right
+    assert len(leader.submits) == 1, "it is asked no more while it does not greet"
+    leader.greeting.set()
+    async with asyncio.timeout(SOON):
+        await task
+    assert [submit.key for submit in leader.submits] == [1, 1]
 
 
 async def test_a_cancel_that_is_never_answered_is_given_up(

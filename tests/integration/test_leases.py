@@ -13,6 +13,7 @@ from baton.core.lease import Beat, Leave, Report, Standing
 from baton.core.topology import InstanceInfo
 from baton.proto.convert_lease import beat_proto, report_core
 from baton.proto.lease_pb2_grpc import LeaseStub
+from baton.proto.worker_pb2_grpc import DecodeStub
 
 PATIENCE_S = 60.0
 FOR_EVER_S = 3600.0
@@ -74,6 +75,22 @@ async def test_decode_ends_its_requests_when_its_lease_ends(
         pair.decode.check()
         [again] = await pair.session.run([tools.prompt(prompt.tokens, 8)], [pair.ref])
         assert len(again.tokens) == 8
+
+
+async def test_decode_greets_no_gateway_while_it_is_fenced(
+    start_pair: Any, demo_model_dir: Path
+) -> None:
+    pair = await start_pair(demo_model_dir)
+    async with granting(pair.decode.info) as granter:
+        await granter.until(Standing.FENCED, 0.0)
+        async with grpc.aio.insecure_channel(pair.decode.info.address) as channel:
+            hello = asyncio.create_task(DecodeStub(channel).Session().read())
+            for _ in range(50):  # as many answers, and none of them is a greeting
+                assert (await granter.beat(0.0)).standing is Standing.FENCED
+            assert not hello.done()
+            await granter.until(Standing.HELD, FOR_EVER_S)
+            frame = await asyncio.wait_for(hello, PATIENCE_S)
+            assert frame.hello.instance_id == pair.decode.info.instance_id
 
 
 async def test_prefill_that_is_fenced_costs_no_request(

@@ -135,6 +135,49 @@ async def test_logs_on_a_disk_that_stands_still_keep_nobody_from_their_work(
         await control.ask("down")
 
 
+@pytest.mark.slow  # one more Ray
+@pytest.mark.timeout(400)
+async def test_who_hangs_is_replaced_and_one_that_was_replaced_does_nothing_more(
+    cluster: Callable[[], Any], demo_model_dir: Path
+) -> None:
+    async with cluster() as control:
+        with_gateway = {"dir": demo_model_dir, "gateways": {"http_port": 0, "grpc_port": 0}}
+        assert await control.ask("apply", spec(**with_gateway))
+        first, gateway = await control.instances(), await control.gateway(not_=0)
+        async with hung(gateway):
+            await control.gateway(not_=gateway)
+        await control.until("gateway-0", "lost")
+
+        before, epoch = await control.pid(), control.epoch
+        async with hung(before):
+            second = await control.instances()
+            after = await control.pid()
+        assert after != before
+        assert control.epoch > epoch
+        assert incarnations(second) == incarnations(first), "they have served all the time"
+        assert await control.whats("decode-0") == ["adopt"]
+
+        # One that hung where no watchdog saw it finds another owner of the state when it goes on.
+        await store.claim()
+        while await control.pid() == after:
+            await asyncio.sleep(0.1)
+        assert incarnations(await control.instances()) == incarnations(first)
+        await control.ask("down")
+
+
+@asynccontextmanager
+async def hung(pid: int) -> AsyncIterator[None]:
+    """Stop a process, until another has its place; then it is to have been ended, not stopped."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+    assert not running(pid)
+
+
 @pytest.fixture
 def stuck() -> Iterator[Callable[[Path], None]]:
     """Return a function that makes a file of which writers wait for ever: a full pipe."""
@@ -179,14 +222,18 @@ async def test_a_gateway_that_ends_for_good_is_looked_for_again_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("baton.cluster.controller._GATEWAYS_EVERY_S", 0.001)
-    looked = asyncio.Event()
+    ensured, looked = asyncio.Event(), asyncio.Event()
     troubles = iter(["Ray does not answer", "Ray does not answer", ""])
 
     class Keeper:
         async def ensure(self) -> None:
             if trouble := next(troubles, ""):
                 raise Unavailable(trouble)
-            looked.set()
+            ensured.set()
+
+        async def look(self) -> None:
+            if ensured.is_set():
+                looked.set()
 
     controller = Controller(tmp_path, {})
     controller._control = Control(

@@ -73,9 +73,14 @@ class Cluster:
         self.epoch = status.epoch
         return {i.name: i for pool in status.pools for i in pool.instances}
 
-    async def pid(self) -> int:
-        status: Status = await self.ask("status")
-        return status.controller_pid
+    async def pid(self, *, not_: int = 0) -> int:
+        """Return the controller's pid, once it is another than that."""
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                status: Status = await self.ask("status")
+                if status.controller_pid != not_:
+                    return status.controller_pid
+                await asyncio.sleep(0.1)
 
     async def gateway(self, *, not_: int) -> int:
         """Return the pid of the first gateway, once it answers and has another one than that."""

@@ -6,6 +6,12 @@ import subprocess
 import sys
 
 from baton.cluster import watchdog
+from baton.core.log import get_logger
+
+_SETTLES_S = 2.0
+"""For a new watchdog, so that one which cannot run here is not started twice a second."""
+
+_log = get_logger("watchdog")
 
 
 class Watched:
@@ -41,11 +47,17 @@ class Watched:
         self._loop.call_later(watchdog.SLICE_S, self._beat)
 
     def _start_again(self) -> None:
-        assert self._dog.stdin is not None
-        self._dog.stdin.close()
-        self._dog.wait()
-        self._dog = _start()
-        self._loop.call_soon_threadsafe(self._beat)
+        before = self._dog
+        assert before.stdin is not None
+        try:
+            self._dog = _start()
+        except OSError as error:  # the next beat breaks the same pipe, and comes back here
+            _log.error("no watchdog can be started", reason=str(error))
+        else:
+            _log.warning("the watchdog had ended; there is another", pid=self.pid)
+            before.stdin.close()
+            before.wait()
+        self._loop.call_soon_threadsafe(self._loop.call_later, _SETTLES_S, self._beat)
 
 
 def _start() -> "subprocess.Popen[bytes]":

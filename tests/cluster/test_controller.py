@@ -48,6 +48,10 @@ def cluster(monkeypatch: pytest.MonkeyPatch, short_temp_dir: Path) -> Callable[[
     return running
 
 
+def with_gateway(model_dir: Path) -> dict[str, Any]:
+    return {"dir": model_dir, "gateways": {"http_port": 0, "grpc_port": 0}}
+
+
 def incarnations(instances: dict[str, InstanceStatus]) -> dict[str, int | None]:
     return {name: instance.incarnation for name, instance in instances.items()}
 
@@ -116,12 +120,13 @@ async def test_a_controller_keeps_what_is_wanted_and_outlives_its_own_death(
 @pytest.mark.slow  # one more Ray
 @pytest.mark.timeout(400)
 async def test_logs_on_a_disk_that_stands_still_keep_nobody_from_their_work(
-    cluster: Callable[[], Any], stuck: Callable[[Path], None]
+    cluster: Callable[[], Any], stuck: Callable[[Path], None], demo_model_dir: Path
 ) -> None:
     async with cluster() as control:
-        stuck(control.log_dir / "decode-0.log")
-        assert await control.ask("apply", spec())
-        first = await control.instances()
+        for name in ("decode-0", "gateway-0"):
+            stuck(control.log_dir / f"{name}.log")
+        assert await control.ask("apply", spec(**with_gateway(demo_model_dir)))
+        first, gateway = await control.instances(), await control.gateway(not_=0)
         stuck(control.log_dir / "controller.log")
         before = await control.pid()
         os.kill(before, signal.SIGKILL)
@@ -132,6 +137,7 @@ async def test_logs_on_a_disk_that_stands_still_keep_nobody_from_their_work(
         await control.until("decode-0", "lost")
         third = await control.instances()
         assert third["decode-0"].incarnation != first["decode-0"].incarnation
+        assert await control.gateway(not_=0) == gateway
         await control.ask("down")
 
 
@@ -141,8 +147,7 @@ async def test_who_hangs_is_replaced_and_one_that_was_replaced_does_nothing_more
     cluster: Callable[[], Any], demo_model_dir: Path
 ) -> None:
     async with cluster() as control:
-        with_gateway = {"dir": demo_model_dir, "gateways": {"http_port": 0, "grpc_port": 0}}
-        assert await control.ask("apply", spec(**with_gateway))
+        assert await control.ask("apply", spec(**with_gateway(demo_model_dir)))
         first, gateway = await control.instances(), await control.gateway(not_=0)
         async with hung(gateway):
             await control.gateway(not_=gateway)

@@ -11,6 +11,8 @@ PATIENCE_S = 120.0
 WATCHED = """
 import sys, threading
 from baton.cluster.actor_process import LoopThread
+from baton.core import log
+log.configure()
 loop = LoopThread("loop")
 loop.end_process_if_it_stands_still()
 for line in sys.stdin:
@@ -76,4 +78,5 @@ async def test_a_watchdog_that_is_ended_has_a_successor_and_goes_with_its_proces
             pass
         watched.process.kill()
         _, said = await watched.process.communicate()  # to its end: the second one has it as well
+    assert b"there is another" in said
     assert b"ended process" not in said

@@ -16,7 +16,7 @@ from baton.core.topology import Role
 
 _CREATE_TIMEOUT_S = 10.0
 _INFO_TIMEOUT_S = 5.0
-_MOST_SILENT = 3
+_MOST_SILENT = 6
 """So many questions in a row without an answer, each of `_INFO_TIMEOUT_S`, are a gateway's end."""
 _MARGIN_S = 8.0
 """For a gateway to close, once it has drained."""
@@ -170,6 +170,8 @@ class GatewayKeeper:
             except BatonError as error:
                 self._control.journal.add("trouble", name, f"not closed in order: {error}")
             await ray_calls.end(actor)
+        self._pids.pop(name, None)
+        self._silent.pop(name, None)
         await self._control.change(lambda state: _with_gateway(state, name, None))
         self._control.journal.add("gone", name, "closed")
 

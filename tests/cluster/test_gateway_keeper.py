@@ -104,9 +104,9 @@ async def test_a_gateway_that_hangs_is_started_again_and_told_of(
 ) -> None:
     silence = DeadlineExceeded("it hangs")
     busy = InvalidConfig("http_port", 80, "a port that is free")
-    answers: list[int | Exception] = [silence] * 5  # it may still be starting
-    answers += [7, silence, busy, silence, 7]  # not so often
-    answers += [silence] * 3 + [InstanceLost("its process ended")] + [silence] * 5 + [8, 9]
+    answers: list[int | Exception] = [silence] * 9  # it may still be starting
+    answers += [7, silence, busy, *[silence] * 4, 7]  # not so often
+    answers += [silence] * 6 + [InstanceLost("its process ended")] + [silence] * 9 + [8, 9]
     started: list[str] = []
 
     async def find_actor(name: str, timeout_s: float) -> str:
@@ -132,7 +132,7 @@ async def test_a_gateway_that_hangs_is_started_again_and_told_of(
         await keeper.look()
     assert started == ["gateway-0.1"]
     assert [(event.what, event.reason) for event in control.journal.after(0)] == [
-        ("lost", "pid 7 has not answered 3 times, and is ended"),
+        ("lost", "pid 7 has not answered 6 times, and is ended"),
         ("trouble", "not ended: Ray did not answer"),
         ("ready", "pid 8 at http://g"),
         ("lost", "pid 8 has ended"),

@@ -69,9 +69,7 @@ def for_site(page: str, text: str) -> str:
 
 def linked_files(pages: dict[str, str]) -> set[str]:
     """Return the files outside docs/, pages left out, that these pages (by path) link to."""
-    found = {
-        target_of(page, link) for page, text in pages.items() for link, _ in links(text)
-    }
+    found = {target_of(page, link) for page, text in pages.items() for link, _ in links(text)}
     return {
         path
         for path in found

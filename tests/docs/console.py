@@ -1,11 +1,11 @@
 """The commands that the pages tell: fenced `console` blocks, and what stands before them.
 
-    <!-- not run: why -->        before a block that no test runs
-    ```console
-    $ command                    continued after \\ or |, or on lines that are indented
-    # command                    the same, as root
-    what it prints               … stands for anything
-    ```
+<!-- not run: why -->        before a block that no test runs
+```console
+$ command                    continued after \\ or |, or on lines that are indented
+# command                    the same, as root
+what it prints               … stands for anything
+```
 """
 
 import re

@@ -6,7 +6,6 @@ What a change of each value does is in test_values.py.
 import copy
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 

@@ -9,7 +9,7 @@ from typing import Any
 from tests.deploy.chart import Document
 
 _STATEFUL_SET = ("replicas", "template", "updateStrategy", "minReadySeconds", "ordinals")
-"""Of its spec, what may change (Kubernetes: `updates to statefulset spec for fields other than`)."""
+"""Of its spec, what may change."""
 
 
 def frozen(document: Document) -> Any:

@@ -112,7 +112,10 @@ RULES: tuple[tuple[str, Schema], ...] = (
     (r".*([lL]abels|[aA]nnotations|nodeSelector|ucxOptions)", _LABELS),
     (r".*\.env", _ENV),
     (r".*\.pdb\.maxUnavailable", {"anyOf": [_POSITIVE, {"pattern": "^[1-9][0-9]?%$"}]}),
-    (r".*\.(pauseSeconds|pollingIntervalSeconds|\w+TimeoutSeconds|count|failureThreshold|\w+Ms)", _POSITIVE),
+    (
+        r".*\.(pauseSeconds|pollingIntervalSeconds|\w+TimeoutSeconds|count|failureThreshold|\w+Ms)",
+        _POSITIVE,
+    ),
 )
 """What the value at a path may be; the first that matches the whole path counts."""
 _TYPES: tuple[tuple[type, Schema], ...] = (

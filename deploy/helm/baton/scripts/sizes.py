@@ -80,9 +80,7 @@ def bundles(spec: Path, sizes: Mapping[str, int]) -> list[Resources]:
     return found
 
 
-async def look(
-    cluster: Attached, api: Kubernetes, prefix: str
-) -> tuple[dict[str, int], bool]:
+async def look(cluster: Attached, api: Kubernetes, prefix: str) -> tuple[dict[str, int], bool]:
     """Bring each pool to what is asked; return all sizes as asked, and whether room is lacking."""
     lacking = False
     sizes: dict[str, int] = {}

@@ -1,6 +1,5 @@
 """What an HPA or KEDA asks of a BatonPool comes to the controller, and what came of it back."""
 
-import http.server
 import importlib.util
 import json
 import threading
@@ -19,6 +18,7 @@ from baton.cluster.status import InstanceStatus, PoolStatus, Status
 from baton.core.autoscale import AutoscaleConfig
 from baton.core.errors import InvalidRequest, Unavailable
 from baton.core.metric_table import INSTANCE_OPEN
+from tests.deploy.api_server import ApiServer
 from tests.deploy.chart import (
     CHART,
     EVERYTHING,
@@ -48,48 +48,11 @@ def sizes() -> ModuleType:
     return module
 
 
-class ApiServer(http.server.ThreadingHTTPServer):
-    """The part of Kubernetes' API that the script speaks to, on a real socket."""
-
-    def __init__(self, pools: dict[str, dict[str, Any]]) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.pools = pools
-        self.tokens: list[str | None] = []
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    server: ApiServer
-
-    def do_GET(self) -> None:
-        self._answer(self._pool(""))
-
-    def do_PATCH(self) -> None:
-        assert self.headers["Content-Type"] == "application/merge-patch+json"
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        pool = self._pool("/status")
-        if pool is not None:
-            pool["status"] = body["status"]
-        self._answer(pool)
-
-    def _pool(self, suffix: str) -> dict[str, Any] | None:
-        self.server.tokens.append(self.headers["Authorization"])
-        base = f"/apis/baton-serve.io/v1alpha1/namespaces/{NAMESPACE}/batonpools/"
-        return self.server.pools.get(self.path.removeprefix(base).removesuffix(suffix))
-
-    def _answer(self, found: dict[str, Any] | None) -> None:
-        text = json.dumps(found).encode()
-        self.send_response(200 if found is not None else 404)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, *_: Any) -> None: ...
-
-
 @pytest.fixture
-def server() -> Iterator[ApiServer]:
-    names = ("demo-prefill", "demo-decode")
-    with ApiServer({f"{NAME}-{name}": {"spec": {"pool": name}} for name in names}) as server:
+def server(tmp_path: Path) -> Iterator[ApiServer]:
+    with ApiServer(0, tmp_path, NAMESPACE) as server:
+        for name in ("demo-prefill", "demo-decode"):
+            server.write(f"{NAME}-{name}", {"spec": {"pool": name}})
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server
@@ -138,10 +101,15 @@ class Cluster:
         return tuple(InstanceStatus(f"i{k}", phases[k], 0, 1) for k in range(count))
 
 
-def ask(server: ApiServer, replicas: int) -> dict[str, Any]:
-    pool = server.pools[f"{NAME}-demo-decode"]
-    pool["spec"]["replicas"] = replicas
-    return pool
+DECODE = f"{NAME}-demo-decode"
+
+
+def ask(server: ApiServer, replicas: int) -> None:
+    server.write(DECODE, {"spec": {"pool": "demo-decode", "replicas": replicas}})
+
+
+def told(server: ApiServer) -> Any:
+    return server.read(DECODE)["status"]
 
 
 async def test_what_is_asked_is_done_and_told(
@@ -149,16 +117,15 @@ async def test_what_is_asked_is_done_and_told(
 ) -> None:
     cluster = Cluster()
     assert await sizes.look(cluster, api, NAME) == (cluster.counts, False)
-    told = server.pools[f"{NAME}-demo-decode"]["status"]
-    assert told == {
+    assert told(server) == {
         "replicas": 2,
         "readyReplicas": 1,
         "selector": f"ray.io/cluster={NAME},ray.io/group=decode",
         "problem": "",
     }
-    pool = ask(server, 3)
+    ask(server, 3)
     await sizes.look(cluster, api, NAME)
-    assert (cluster.counts["demo-decode"], pool["status"]["replicas"]) == (3, 3)
+    assert (cluster.counts["demo-decode"], told(server)["replicas"]) == (3, 3)
     assert cluster.counts["demo-prefill"] == 1, "nobody has asked"
     assert set(server.tokens) == {"Bearer secret"}
 
@@ -166,10 +133,11 @@ async def test_what_is_asked_is_done_and_told(
 async def test_without_room_it_is_said_and_ray_is_to_be_asked(
     sizes: ModuleType, server: ApiServer, api: Any
 ) -> None:
-    cluster, pool = Cluster(), ask(server, 6)
+    cluster = Cluster()
+    ask(server, 6)
     assert await sizes.look(cluster, api, NAME) == ({"demo-prefill": 1, "demo-decode": 6}, True)
-    assert (cluster.counts["demo-decode"], pool["status"]["replicas"]) == (2, 2)
-    assert "baton-decode 4" in pool["status"]["problem"]
+    assert (cluster.counts["demo-decode"], told(server)["replicas"]) == (2, 2)
+    assert "baton-decode 4" in told(server)["problem"]
     cluster.most = 8  # Ray's autoscaler has brought nodes
     sized, lacking = await sizes.look(cluster, api, NAME)
     assert (sized["demo-decode"], lacking, cluster.counts["demo-decode"]) == (6, False, 6)
@@ -178,17 +146,18 @@ async def test_without_room_it_is_said_and_ray_is_to_be_asked(
 async def test_what_the_spec_does_not_allow_is_said_and_asks_for_no_nodes(
     sizes: ModuleType, server: ApiServer, api: Any
 ) -> None:
-    cluster, pool = Cluster(), ask(server, 9)
+    cluster = Cluster()
+    ask(server, 9)
     _, lacking = await sizes.look(cluster, api, NAME)
     assert not lacking
-    assert "1 to 8" in pool["status"]["problem"]
+    assert "1 to 8" in told(server)["problem"]
     assert cluster.counts["demo-decode"] == 2
 
 
 async def test_a_pool_that_is_not_there_is_an_error(
     sizes: ModuleType, server: ApiServer, api: Any
 ) -> None:
-    server.pools.clear()
+    (server.folder / f"{DECODE}.json").unlink()
     with pytest.raises(OSError, match="404"):
         await sizes.look(Cluster(), api, NAME)
 

@@ -11,6 +11,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from baton.api import anywhere
 from baton.api.choices import choice_pieces
 from baton.api.gateway import Gateway
 from baton.api.grpc_batch import Batch
@@ -194,7 +195,8 @@ class InferenceService(pb_grpc.InferenceServicer):
             model = self._gateway.model(caller)
             call = await _inline_or_not(request.ByteSize(), lambda: call_of(request, model))
             spent_s = (found_at - came_at, monotonic() - found_at)
-            return call.arrived(Arrival(*spent_s, self._gateway.now(), traceparent))
+            arrival = Arrival(*spent_s, self._gateway.now(), traceparent)
+            return call.arrived(arrival, tell_timing=request.timing)
         except BatonError as error:
             self._gateway.metrics.refused(error.code)
             raise
@@ -217,16 +219,17 @@ class InferenceService(pb_grpc.InferenceServicer):
 
     @_errors_told
     async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:
-        """End a request of the caller's tenant, if it is open here."""
+        """End a request of the caller's tenant, if it is open here or at another gateway."""
         caller = self._caller(context)
         if not request.request_id:
             raise InvalidRequest("request_id", "", "the id of a request")
-        return pb.CancelResponse(cancelled=self._gateway.cancel(request.request_id, caller))
+        ended = await anywhere.cancel(self._gateway, request.request_id, caller)
+        return pb.CancelResponse(cancelled=ended.requests, waiting=ended.waiting)
 
     @_errors_told
     async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:
         """Say why a request of the caller's tenant went where it did."""
-        told = self._gateway.explain(request.request_id, self._caller(context))
+        told = await anywhere.explain(self._gateway, request.request_id, self._caller(context))
         return pb.ExplainResponse(json=None if told is None else json.dumps(told))
 
     @_errors_told

@@ -30,6 +30,11 @@ class Planner:
     def __repr__(self) -> str:
         return f"Planner({self._hint.request_id})"
 
+    @property
+    def request_id(self) -> str:
+        """Whose pair it finds."""
+        return self._hint.request_id
+
     def plan(self, *, with_room: bool) -> Plan | None:
         """Return where it would go, to instances with room or wherever; None: there is no room.
 

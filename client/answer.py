@@ -1,12 +1,22 @@
 """What comes back, and when it came."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from baton.core.clock import Clock
 from baton.core.errors import Unavailable
 from baton.core.request import TokenLogprobs
 from baton.proto import inference_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTiming:
+    """Where the time to the first token of a choice went, as the server measured it."""
+
+    ttft_s: float
+    """From the request's arrival there."""
+    spans_s: Mapping[str, float]
+    """Seconds by name (see docs/metrics.md), in the order of time; they add up to `ttft_s`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +36,8 @@ class Chunk:
     """Of the choice: with `n` over 1 the choices come interleaved."""
     logprobs: tuple[TokenLogprobs, ...] = ()
     """One for each of `token_ids`, if they were asked for."""
+    timing: ServerTiming | None = None
+    """In the last chunk of a choice, if it was asked for."""
 
 
 def chunk_of(response: pb.GenerateResponse) -> Chunk:
@@ -43,7 +55,12 @@ def chunk_of(response: pb.GenerateResponse) -> Chunk:
             TokenLogprobs(told.logprob, tuple((top.token_id, top.logprob) for top in told.top))
             for told in response.logprobs
         ),
+        timing=_timing(response.timing) if response.HasField("timing") else None,
     )
+
+
+def _timing(told: pb.Timing) -> ServerTiming:
+    return ServerTiming(told.ttft_s, {span.name: span.seconds for span in told.spans})
 
 
 class Resumed:

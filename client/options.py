@@ -45,6 +45,8 @@ class Options:
     n: int | None = None
     logprobs: int | None = None
     priority: int = 0
+    timing: bool = False
+    """Let the server tell where the time to the first token went: see Chunk.timing."""
 
 
 def request_of(prompt: Prompt, options: Options) -> pb.GenerateRequest:

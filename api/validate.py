@@ -9,6 +9,7 @@ from baton.api.detokenize import Detokenizer, WithSpecialTokens
 from baton.api.fields import Fields, check_text
 from baton.api.grammar_fields import read_grammar
 from baton.api.message_fields import read_chat_options, read_messages
+from baton.api.request_names import new_call_id
 from baton.api.sampling_fields import (
     check_token,
     of_choice,
@@ -17,7 +18,6 @@ from baton.api.sampling_fields import (
     read_sampling,
     read_stop_tokens,
 )
-from baton.api.request_names import new_call_id
 from baton.api.tool_calls import ToolFormat, ToolUse, format_of
 from baton.api.tool_fields import Tools, read_tools
 from baton.core.errors import InvalidRequest, UnknownModel

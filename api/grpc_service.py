@@ -16,6 +16,7 @@ from baton.api.choices import choice_pieces
 from baton.api.gateway import Gateway
 from baton.api.grpc_batch import Batch
 from baton.api.grpc_requests import Responses, call_of, fingerprint
+from baton.api.grpc_senders import SlowSenders
 from baton.api.idempotency import Answer, Runs
 from baton.api.sampling_fields import check_token
 from baton.api.validate import INLINE_BYTES, Call, ServedModel
@@ -55,6 +56,7 @@ def _options(limits: EdgeLimits) -> tuple[tuple[str, int], ...]:
         # Up to the first it is always taken, beyond the second never; between them by chance.
         ("grpc.max_metadata_size", limits.max_header_bytes),
         ("grpc.absolute_max_metadata_size", limits.max_header_bytes),
+        ("grpc.max_allowed_incoming_connections", limits.max_connections),
         ("grpc.max_concurrent_streams", limits.streams_per_connection),
         ("grpc.server_handshake_timeout_ms", int(1000 * limits.header_timeout_s)),
     )
@@ -213,6 +215,7 @@ class InferenceService(pb_grpc.InferenceServicer):
             async with asyncio.timeout(self._gateway.config.limits.reader_timeout_s):
                 await context.write(response)
         except TimeoutError:
+            self._gateway.metrics.cut("slow_reader")
             limit_s = self._gateway.config.limits.reader_timeout_s
             late = DeadlineExceeded(f"nothing of the answer was read for {limit_s:g} s")
             raise late from None
@@ -295,7 +298,9 @@ class InferenceServer:
     async def start(cls, gateway: Gateway) -> "InferenceServer":
         """Listen where the gateway's config says; raises InvalidConfig if the port is in use."""
         host, port = gateway.config.host, gateway.config.grpc_port
-        server = grpc.aio.server(options=_options(gateway.config.limits))
+        limits = gateway.config.limits
+        senders = SlowSenders(limits.body_timeout_s, gateway.metrics)
+        server = grpc.aio.server(interceptors=(senders,), options=_options(limits))
         service = InferenceService(gateway)
         pb_grpc.add_InferenceServicer_to_server(service, server)
         servicer = health.aio.HealthServicer()

@@ -325,8 +325,9 @@ class Gateway:
             deadline=came + timeout_s,
             priority=generate.priority,
         )
+        usable, slo_s = self._sessions.usable, want.tenant.tpot_slo_s
         place = await self._room.enter(
-            want, Planner(self._router, self._sessions.usable, self._room_limits, request)
+            want, Planner(self._router, usable, self._room_limits, request, slo_s)
         )
         waited_s = self._clock() - came
         opened = OpenRequest(  # nothing may fail from here on: somebody must give the place back

@@ -18,6 +18,7 @@ class Planner:
         usable: Callable[[], Membership],
         limits: RoomLimits,
         request: TextRequest,
+        tpot_slo_s: float | None = None,
     ) -> None:
         self._router = router
         self._usable = usable
@@ -25,7 +26,9 @@ class Planner:
         generate = request.generate
         self._prompt_tokens = len(generate.prompt)
         self._max_tokens = generate.max_tokens
-        self._hint = Hint(generate.request_id, generate.prompt, generate.tenant, request.session)
+        self._hint = Hint(
+            generate.request_id, generate.prompt, generate.tenant, request.session, tpot_slo_s
+        )
 
     def __repr__(self) -> str:
         return f"Planner({self._hint.request_id})"

@@ -178,7 +178,7 @@ class World:
         """A request comes."""
         try:
             if not self.fair:
-                hint = Hint(str(request.number))
+                hint = Hint(str(request.number), tpot_slo_s=TPOT_S)
                 self.send(request, self.router.admit(self.membership, hint=hint, **_size(request)))
                 return
             want = Want(TENANTS[request.tenant], request.prompt, MAX_TOKENS, request.came + 600.0)
@@ -196,7 +196,7 @@ class World:
 
     def plan(self, request: Request, room: RoomLimits | None) -> Plan | None:
         """Ask the router."""
-        hint = Hint(str(request.number))
+        hint = Hint(str(request.number), tpot_slo_s=TPOT_S)
         return self.router.plan(self.membership, hint=hint, room=room, **_size(request))
 
     def pump(self) -> None:
@@ -211,7 +211,7 @@ class World:
             except Overloaded as error:
                 self.refuse(turn, error.reason)
                 continue
-            hint = Hint(str(request.number))
+            hint = Hint(str(request.number), tpot_slo_s=TPOT_S)
             lease = self.router.open(plan, hint=hint, **_size(request))
             self.admission.start(turn)
             del self.waiting[turn]

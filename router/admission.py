@@ -5,6 +5,7 @@ A request is refused, with the reason and when to come back, before anything was
     tokens_per_minute   its tenant's rate is used up
     queue_full          its tenant has more waiting, for its weight, than anybody else
     ttft                its first token would come later than its tenant's SLO
+    tpot                … or its later tokens more slowly, wherever it went
     deadline            its answer would not be complete in time
     queue_timeout       no place came free in the time for which it may wait
 
@@ -187,6 +188,7 @@ class Admission:
         self, want: Want, came: float, outlook: Outlook | None, wait_s: float
     ) -> None:
         """Raise Overloaded if, after `wait_s` more in the queue, it would be too late."""
+        self._check_tpot(want, outlook)
         waited_s = self._clock() - came + wait_s
         ttft_s = 0.0 if outlook is None else outlook.ttft_s
         e2e_s = 0.0 if outlook is None else outlook.e2e_s
@@ -205,6 +207,15 @@ class Admission:
             limit = f"{self._queue_timeout_s:g}"
             text = f"a place is expected after {waited_s:.3g} s; nobody waits longer than {limit}"
             raise Overloaded(text, _bounded(late_s), "queue_timeout")
+
+    def _check_tpot(self, want: Want, outlook: Outlook | None) -> None:
+        """Raise Overloaded if its tokens would come too slowly: the batches are too large now."""
+        slo_s = want.tenant.tpot_slo_s
+        tpot_s = None if outlook is None or want.max_tokens == 1 else outlook.tpot_s
+        if slo_s is not None and tpot_s is not None and tpot_s > slo_s:
+            text = f"each later token is expected to take {1000 * tpot_s:.3g} ms"
+            retry_s = self._completions.seconds_to_next()
+            raise Overloaded(f"{text}, of {1000 * slo_s:g} promised", retry_s, "tpot")
 
     def _wait_s(self, request: Waiting) -> float:
         """Return how long a request would wait, as far as is known."""

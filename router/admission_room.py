@@ -19,7 +19,7 @@ from baton.router import state as columns
 from baton.router.costs import Costs
 from baton.router.fleet import Fleet, Pool
 from baton.router.load import InstanceKey
-from baton.router.policy import Choice
+from baton.router.policy import Ask, Choice, decode_features
 from baton.router.regression import Vector
 from baton.router.state import RouterState
 
@@ -48,12 +48,12 @@ class Room:
     @property
     def full_decode(self) -> Collection[InstanceKey]:
         """Return the keys of decode instances that cannot take it."""
-        return _keys(self.fleet.decode, ~self.decode)
+        return keys_of(self.fleet.decode, ~self.decode)
 
     @property
     def full_prefill(self) -> Collection[InstanceKey]:
         """Return the keys of prefill instances that cannot take it."""
-        return _keys(self.fleet.prefill, ~self.prefill)
+        return keys_of(self.fleet.prefill, ~self.prefill)
 
     def allows(self, choice: Choice) -> bool:
         """Return whether the first pair of a choice has room."""
@@ -98,6 +98,27 @@ def look_for_room(
     )
 
 
+def too_slow(
+    fleet: Fleet, state: RouterState, costs: Costs, ask: Ask, tpot_slo_s: float | None
+) -> Flags:
+    """Return which decode instances would take longer per token than is promised, as measured.
+
+    None of them if nothing is promised, or if there is no other that the request fits: it is then
+    for admission to say no.
+    """
+    slow = np.zeros(len(fleet.decode), bool)
+    if tpot_slo_s is None:
+        return slow
+    loads, known = state.loads(fleet.decode.rows), np.zeros(len(fleet.decode))
+    features = decode_features(fleet.decode, loads, known, ask.tokens)
+    for kind, members in fleet.decode.kinds.items():
+        pool = costs.decode(kind)
+        if pool.step_measured:
+            slow[members] = (pool.tpot_s(features) > tpot_slo_s)[members]
+    fits = ask.most <= fleet.decode.max_model_len
+    return slow & bool((fits & ~slow).any())
+
+
 @dataclass(frozen=True, slots=True)
 class Outlook:
     """How a request would fare if it started now; in seconds."""
@@ -105,7 +126,8 @@ class Outlook:
     ttft_s: float
     e2e_s: float
     """For as long an answer as is usual."""
-    tpot_s: float
+    tpot_s: float | None
+    """None while it is only a guess."""
 
 
 def outlook_of(choice: Choice, costs: Costs, max_tokens: int) -> Outlook | None:
@@ -123,7 +145,8 @@ def outlook_of(choice: Choice, costs: Costs, max_tokens: int) -> Outlook | None:
             return None
         ttft_s = float(choice.seen.prefill_s[first] + prices.handover_s[place])
     tpot_s = float(prices.tpot_s[place])
-    return Outlook(ttft_s, ttft_s + (costs.expected_output(max_tokens) - 1) * tpot_s, tpot_s)
+    e2e_s = ttft_s + (costs.expected_output(max_tokens) - 1) * tpot_s
+    return Outlook(ttft_s, e2e_s, tpot_s if measured.step_measured else None)
 
 
 def _kind(pool: Pool, place: int) -> str:
@@ -131,5 +154,6 @@ def _kind(pool: Pool, place: int) -> str:
     return instance.compatibility
 
 
-def _keys(pool: Pool, flags: Flags) -> tuple[InstanceKey, ...]:
+def keys_of(pool: Pool, flags: Flags) -> tuple[InstanceKey, ...]:
+    """Return the keys of those that are flagged."""
     return tuple(pool.keys[place] for place in np.flatnonzero(flags).tolist())

@@ -128,6 +128,11 @@ class DecodeCosts:
         return self._local.count >= _MEASURED
 
     @property
+    def step_measured(self) -> bool:
+        """Whether the time per token is."""
+        return self._step.count >= _MEASURED
+
+    @property
     def bytes_per_token(self) -> float:
         """Return the KV that a missing token brings over the link."""
         return self._bytes.value or float(_BYTES_PER_TOKEN)

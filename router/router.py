@@ -10,7 +10,7 @@ from baton.core.clock import Clock, monotonic
 from baton.core.errors import Overloaded, Unavailable
 from baton.core.topology import InstanceInfo, Membership, Role
 from baton.core.trace import HandoverTrace, RequestTrace
-from baton.router.admission_room import RoomLimits, look_for_room, outlook_of
+from baton.router.admission_room import RoomLimits, keys_of, look_for_room, outlook_of, too_slow
 from baton.router.affinity import mark_of
 from baton.router.costs import Costs
 from baton.router.decisions import Decision, DecisionLog
@@ -186,17 +186,21 @@ class Router:
     ) -> Plan | None:
         """Return where a request would go, and how it would fare; nothing is held for it.
 
-        With `room` only a pair that has room is chosen; None: there is none now. Raises Unavailable
-        as `admit` does.
+        With `room` only a pair that has room is chosen; None: there is none now. Decode instances
+        that would miss the TPOT of `hint` are chosen only where all would. Raises Unavailable as
+        `admit` does.
         """
         fleet = self._fleets.of(membership.instances)
         ask = self._ask(prompt_tokens, max_tokens, hint)
+        slow = too_slow(fleet, self._state, self._costs, ask, hint.tpot_slo_s)
         if room is None:
+            ask = replace(ask, avoided=keys_of(fleet.decode, slow))
             return self._new_plan(fleet, ask, membership)
         if len(self._leases) >= self._max_open_requests:
             return None
         tokens = prompt_tokens + self._costs.expected_output(max_tokens)
         found = look_for_room(fleet, self._state, self._costs, tokens, room)
+        found = replace(found, decode=found.decode & ~slow)
         if len(fleet.decode) and not found.decode.any():
             return None
         failing = (*ask.failing, *found.full_prefill)

@@ -97,6 +97,28 @@ def test_who_is_late_when_its_turn_comes_is_refused_then(admission, clock):
         admission.check_start(turn, Outlook(0.6, 0.6, 0.0))
 
 
+def test_who_would_get_its_tokens_too_slowly_is_refused(admission):
+    quick = Tenant(name="quick", tpot_slo_s=0.05)
+    slow = Outlook(ttft_s=0.1, e2e_s=1.0, tpot_s=0.06)
+    turn = admission.arrive(want(quick), 10, slow)
+    admission.check_start(turn, slow)  # nothing is at the instances: it is tried
+    admission.start(turn)
+    waiting = admission.arrive(want(quick), 10)
+    with pytest.raises(Overloaded, match="take 60 ms, of 50 promised") as refused:
+        admission.check_start(waiting, slow)
+    assert (refused.value.reason, refused.value.retry_after_s) == ("tpot", 1.0)
+    with pytest.raises(Overloaded, match="take 60 ms"):
+        admission.arrive(want(quick), 10, slow)
+    for fine in (None, Outlook(0.1, 1.0, 0.05), Outlook(0.1, 1.0, None)):
+        admission.check_start(waiting, fine)
+    others = (
+        admission.arrive(want(), 10, slow),
+        admission.arrive(want(quick, max_tokens=1), 1, slow),
+    )
+    for each in (turn, waiting, *others):
+        admission.left(each)
+
+
 def test_nobody_waits_for_longer_than_anything_allows(admission, clock):
     patient = admission.arrive(want(), 10)
     hurried = admission.arrive(want(Tenant(name="a", ttft_slo_s=3.0)), 10)

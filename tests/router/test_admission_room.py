@@ -2,9 +2,12 @@ import pytest
 
 from baton.core.errors import Unavailable
 from baton.core.instance_events import CacheTerms, InstanceLoad
+from baton.core.request import FinishReason
 from baton.core.topology import Membership, Role
+from baton.core.trace import RequestTrace
 from baton.router.admission_room import RoomLimits
 from baton.router.load import key_of
+from baton.router.route import Hint
 from baton.router.router import Router
 from baton.router.state import RouterState
 
@@ -107,3 +110,63 @@ def test_whoever_waits_is_told_of_room(clock, pool):
     assert len(told) > 2
     first.close()
     router.check()
+
+
+def serve(router: Router, clock, instance, *, running: int, tpot_s: float) -> None:
+    """Let a request end that took so long per token beside `running` others."""
+    membership = Membership(1, (instance,))
+    hint = Hint(f"{instance.instance_id}-{running}-{clock()}")
+    leases = [router.admit(membership, prompt_tokens=10, max_tokens=2) for _ in range(running)]
+    lease = router.admit(membership, prompt_tokens=10, max_tokens=20, hint=hint)
+    for each in (lease, *leases):
+        each.close()
+    router.ended(
+        RequestTrace(
+            request_id=hint.request_id,
+            decode_instance=str(instance.instance_id),
+            prompt_tokens=10,
+            output_tokens=10,
+            finish=FinishReason.LENGTH,
+            local_prefill=True,
+            ttft_s=0.01,
+            tpot_s=tpot_s,
+        )
+    )
+
+
+@pytest.fixture
+def measured(router, clock, make_instance):
+    """Two decode instances that take 10 ms a token, and 10 ms more for each further sequence."""
+    instances = make_instance("decode-0"), make_instance("decode-1")
+    for _ in range(20):
+        for instance in instances:
+            for running in range(6):
+                serve(router, clock, instance, running=running, tpot_s=0.01 * (running + 1))
+    return instances
+
+
+def plan_for(router: Router, instances, tpot_slo_s: float | None, room: RoomLimits | None):
+    hint = Hint(tpot_slo_s=tpot_slo_s)
+    size = {"prompt_tokens": 10, "max_tokens": 20, "hint": hint}
+    return router.plan(Membership(1, instances), room=room, **size)
+
+
+def test_who_is_promised_quick_tokens_goes_where_they_are_quick(router, measured):
+    first, second = measured
+    size = {"prompt_tokens": 10, "max_tokens": 20}
+    busy = [router.admit(Membership(1, (second,)), **size) for _ in range(6)]
+    few = [router.admit(Membership(1, (first,)), **size) for _ in range(3)]
+    for room in (None, RoomLimits(decode_fill=4)):
+        plan = plan_for(router, measured, 0.05, room)
+        assert plan.route.decode == first
+        assert plan.outlook.tpot_s < 0.05
+    full = RoomLimits(decode_fill=0.25)  # the quick one has as many as it may have
+    assert plan_for(router, measured, 0.05, full) is None
+    assert plan_for(router, measured, 0.02, RoomLimits(decode_fill=4)).outlook.tpot_s > 0.02
+    for lease in (*busy, *few):
+        lease.close()
+
+
+def test_nobody_looks_away_because_of_a_guess(router, pool):
+    assert plan_for(router, pool[1:], 1e-9, RoomLimits()) is not None
+    assert plan_for(router, pool, 1e-9, None).outlook is None

@@ -5,7 +5,7 @@ A request is refused, with the reason and when to come back, before anything was
     tokens_per_minute   its tenant's rate is used up
     queue_full          its tenant has more waiting, for its weight, than anybody else
     ttft                its first token would come later than its tenant's SLO
-    tpot                … or its later tokens more slowly, wherever it went
+    tpot                … or its later tokens more slowly, even with nobody beside it
     deadline            its answer would not be complete in time
     queue_timeout       no place came free in the time for which it may wait
 
@@ -209,13 +209,15 @@ class Admission:
             raise Overloaded(text, _bounded(late_s), "queue_timeout")
 
     def _check_tpot(self, want: Want, outlook: Outlook | None) -> None:
-        """Raise Overloaded if its tokens would come too slowly: the batches are too large now."""
+        """Raise Overloaded if its tokens would come too slowly even from an idle instance.
+
+        While that is only because of others it waits for batches to become smaller.
+        """
         slo_s = want.tenant.tpot_slo_s
         tpot_s = None if outlook is None or want.max_tokens == 1 else outlook.tpot_s
         if slo_s is not None and tpot_s is not None and tpot_s > slo_s:
-            text = f"each later token is expected to take {1000 * tpot_s:.3g} ms"
-            retry_s = self._completions.seconds_to_next()
-            raise Overloaded(f"{text}, of {1000 * slo_s:g} promised", retry_s, "tpot")
+            text = f"each later token is expected to take {1000 * tpot_s:.3g} ms, alone"
+            raise Overloaded(f"{text}; {1000 * slo_s:g} are promised", _LATEST_S, "tpot")
 
     def _wait_s(self, request: Waiting) -> float:
         """Return how long a request would wait, as far as is known."""

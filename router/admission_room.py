@@ -19,7 +19,7 @@ from baton.router import state as columns
 from baton.router.costs import Costs
 from baton.router.fleet import Fleet, Pool
 from baton.router.load import InstanceKey
-from baton.router.policy import Ask, Choice, decode_features
+from baton.router.policy import Choice, decode_features
 from baton.router.regression import Vector
 from baton.router.state import RouterState
 
@@ -44,16 +44,18 @@ class Room:
     fleet: Fleet
     decode: Flags
     prefill: Flags
+    idle: Flags
+    """Decode instances that do nothing."""
 
     @property
     def full_decode(self) -> Collection[InstanceKey]:
         """Return the keys of decode instances that cannot take it."""
-        return keys_of(self.fleet.decode, ~self.decode)
+        return _keys(self.fleet.decode, ~self.decode)
 
     @property
     def full_prefill(self) -> Collection[InstanceKey]:
         """Return the keys of prefill instances that cannot take it."""
-        return keys_of(self.fleet.prefill, ~self.prefill)
+        return _keys(self.fleet.prefill, ~self.prefill)
 
     def allows(self, choice: Choice) -> bool:
         """Return whether the first pair of a choice has room."""
@@ -95,28 +97,26 @@ def look_for_room(
         fleet,
         has_place | (open_requests <= 0),
         (wait_s <= limits.prefill_ahead_s) | (queue <= 0),
+        open_requests <= 0,
     )
 
 
-def too_slow(
-    fleet: Fleet, state: RouterState, costs: Costs, ask: Ask, tpot_slo_s: float | None
+def keeps_promises(
+    fleet: Fleet, state: RouterState, costs: Costs, tokens: int, promised_s: Vector
 ) -> Flags:
-    """Return which decode instances would take longer per token than is promised, as measured.
+    """Return where a request could join without making tokens slower than is promised there.
 
-    None of them if nothing is promised, or if there is no other that the request fits: it is then
-    for admission to say no.
+    `promised_s` is the tightest promise of each decode instance, with that of the request itself;
+    `tokens` are those of its prompt. What was not measured is trusted.
     """
-    slow = np.zeros(len(fleet.decode), bool)
-    if tpot_slo_s is None:
-        return slow
+    keeps = np.ones(len(fleet.decode), bool)
     loads, known = state.loads(fleet.decode.rows), np.zeros(len(fleet.decode))
-    features = decode_features(fleet.decode, loads, known, ask.tokens)
+    features = decode_features(fleet.decode, loads, known, tokens)
     for kind, members in fleet.decode.kinds.items():
         pool = costs.decode(kind)
         if pool.step_measured:
-            slow[members] = (pool.tpot_s(features) > tpot_slo_s)[members]
-    fits = ask.most <= fleet.decode.max_model_len
-    return slow & bool((fits & ~slow).any())
+            keeps[members] = (pool.tpot_s(features) <= promised_s)[members]
+    return keeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class Outlook:
     e2e_s: float
     """For as long an answer as is usual."""
     tpot_s: float | None
-    """None while it is only a guess."""
+    """With nobody else in the batch; None while it is only a guess."""
 
 
 def outlook_of(choice: Choice, costs: Costs, max_tokens: int) -> Outlook | None:
@@ -146,7 +146,7 @@ def outlook_of(choice: Choice, costs: Costs, max_tokens: int) -> Outlook | None:
         ttft_s = float(choice.seen.prefill_s[first] + prices.handover_s[place])
     tpot_s = float(prices.tpot_s[place])
     e2e_s = ttft_s + (costs.expected_output(max_tokens) - 1) * tpot_s
-    return Outlook(ttft_s, e2e_s, tpot_s if measured.step_measured else None)
+    return Outlook(ttft_s, e2e_s, measured.least_tpot_s(choice.seen.decode.tokens))
 
 
 def _kind(pool: Pool, place: int) -> str:
@@ -154,6 +154,5 @@ def _kind(pool: Pool, place: int) -> str:
     return instance.compatibility
 
 
-def keys_of(pool: Pool, flags: Flags) -> tuple[InstanceKey, ...]:
-    """Return the keys of those that are flagged."""
+def _keys(pool: Pool, flags: Flags) -> tuple[InstanceKey, ...]:
     return tuple(pool.keys[place] for place in np.flatnonzero(flags).tolist())

@@ -104,9 +104,9 @@ def test_who_would_get_its_tokens_too_slowly_is_refused(admission):
     admission.check_start(turn, slow)  # nothing is at the instances: it is tried
     admission.start(turn)
     waiting = admission.arrive(want(quick), 10)
-    with pytest.raises(Overloaded, match="take 60 ms, of 50 promised") as refused:
+    with pytest.raises(Overloaded, match="take 60 ms, alone; 50 are promised") as refused:
         admission.check_start(waiting, slow)
-    assert (refused.value.reason, refused.value.retry_after_s) == ("tpot", 1.0)
+    assert (refused.value.reason, refused.value.retry_after_s) == ("tpot", 60.0)
     with pytest.raises(Overloaded, match="take 60 ms"):
         admission.arrive(want(quick), 10, slow)
     for fine in (None, Outlook(0.1, 1.0, 0.05), Outlook(0.1, 1.0, None)):

@@ -145,28 +145,38 @@ def measured(router, clock, make_instance):
     return instances
 
 
-def plan_for(router: Router, instances, tpot_slo_s: float | None, room: RoomLimits | None):
-    hint = Hint(tpot_slo_s=tpot_slo_s)
-    size = {"prompt_tokens": 10, "max_tokens": 20, "hint": hint}
-    return router.plan(Membership(1, instances), room=room, **size)
+def join(router: Router, instances, tpot_slo_s: float | None, fill: float = 4):
+    size = {"prompt_tokens": 10, "max_tokens": 20, "hint": Hint(tpot_slo_s=tpot_slo_s)}
+    plan = router.plan(Membership(1, instances), room=RoomLimits(decode_fill=fill), **size)
+    return None if plan is None else router.open(plan, **size)
 
 
-def test_who_is_promised_quick_tokens_goes_where_they_are_quick(router, measured):
+def test_who_is_promised_quick_tokens_goes_where_they_are_quick_or_waits(router, measured):
     first, second = measured
     size = {"prompt_tokens": 10, "max_tokens": 20}
     busy = [router.admit(Membership(1, (second,)), **size) for _ in range(6)]
     few = [router.admit(Membership(1, (first,)), **size) for _ in range(3)]
-    for room in (None, RoomLimits(decode_fill=4)):
-        plan = plan_for(router, measured, 0.05, room)
-        assert plan.route.decode == first
-        assert plan.outlook.tpot_s < 0.05
-    full = RoomLimits(decode_fill=0.25)  # the quick one has as many as it may have
-    assert plan_for(router, measured, 0.05, full) is None
-    assert plan_for(router, measured, 0.02, RoomLimits(decode_fill=4)).outlook.tpot_s > 0.02
-    for lease in (*busy, *few):
+    assert join(router, measured, 0.025) is None, "both are too busy"
+    few.pop().close()
+    assert join(router, measured, 0.045, fill=0.25) is None, "the quick one has no place"
+    quick = join(router, measured, 0.035)
+    assert quick.route.decode == first
+    assert names([join(router, measured, None)]) == ["decode-1"], "it would make it slower"
+    quick.instances_done()
+    assert names([join(router, measured, None)]) == ["decode-0"]
+    for lease in (quick, *busy, *few):
+        lease.close()
+
+
+def test_with_nobody_beside_it_a_promise_is_tried(router, measured):
+    tight = [join(router, measured, 1e-9) for _ in range(2)]
+    assert names(tight) == ["decode-0", "decode-1"]
+    assert join(router, measured, None) is None
+    for lease in tight:
         lease.close()
 
 
 def test_nobody_looks_away_because_of_a_guess(router, pool):
-    assert plan_for(router, pool[1:], 1e-9, RoomLimits()) is not None
-    assert plan_for(router, pool, 1e-9, None).outlook is None
+    assert join(router, pool[1:], 1e-9) is not None
+    assert join(router, pool[1:2], 1e-9) is not None
+    assert router.plan(Membership(1, pool), prompt_tokens=1, max_tokens=1).outlook is None

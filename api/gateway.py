@@ -63,6 +63,10 @@ class GatewayStats:
     """Requests that can go on only once there is a decode instance."""
     queued: int
     """Requests that wait for their turn: the instances have no room."""
+    queue_s: float
+    """How long the first of them has waited, beside those that wait for their tenant's limits."""
+    queue_for: Role | None
+    """Whose pool has no room for it; None: the gateway itself has as many open as it may."""
     ttft_s: float | None
     """90th percentile, over the requests of the last minute."""
     tpot_s: float | None
@@ -468,6 +472,8 @@ class Gateway:
             tpot_s=self._latency.tpot_s(),
             traces=len(self._traces),
             queued=len(self._room),
+            queue_s=self._room.waited_s(),
+            queue_for=self._router.lacking,
             router=self._router.stats(),
             sessions=self._sessions.stats(),
         )

@@ -59,6 +59,10 @@ class WaitingRoom:
         """Return how many wait."""
         return len(self._admission)
 
+    def waited_s(self) -> float:
+        """Return for how long the first of those has waited that instances have no room for."""
+        return self._admission.waited_s()
+
     def __repr__(self) -> str:
         return f"WaitingRoom({self._admission!r})"
 

@@ -121,6 +121,8 @@ class GatewayHost:
             open_requests=stats.open_requests,
             epoch=self._board.current.version,
             waiting=stats.waiting,
+            queue_s=stats.queue_s,
+            queue_for=stats.queue_for,
             ttft_s=stats.ttft_s,
             tpot_s=stats.tpot_s,
         )

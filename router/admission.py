@@ -117,6 +117,11 @@ class Admission:
         request = self._queue.next(self._limits.may_start)
         return None if request is None else request.turn
 
+    def waited_s(self) -> float:
+        """Return for how long the one has waited that has waited longest, and may start; or 0."""
+        came = self._queue.first_arrival(self._limits.may_start)
+        return 0.0 if came is None else self._clock() - came
+
     def want(self, turn: Turn) -> Want:
         """Return what a turn is for."""
         return self._entries[turn].want

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from baton.core.topology import InstanceInfo
+from baton.core.topology import InstanceInfo, Role
 from baton.router import state as columns
 from baton.router.costs import Costs
 from baton.router.fleet import Fleet, Pool
@@ -57,13 +57,12 @@ class Room:
         """Return the keys of prefill instances that cannot take it."""
         return _keys(self.fleet.prefill, ~self.prefill)
 
-    def allows(self, choice: Choice) -> bool:
-        """Return whether the first pair of a choice has room."""
+    def lacking(self, choice: Choice) -> Role | None:
+        """Return the role of who has no room, of the first pair of a choice; None: both have."""
         if not self.decode[choice.decode_order[0]]:
-            return False
-        if choice.local or not len(choice.prefill_order):
-            return True
-        return bool(self.prefill[choice.prefill_order[0]])
+            return Role.DECODE
+        alone = choice.local or not len(choice.prefill_order)
+        return None if alone or self.prefill[choice.prefill_order[0]] else Role.PREFILL
 
 
 def look_for_room(

@@ -153,6 +153,7 @@ class Router:
         self._decisions = DecisionLog(decisions_kept)
         self._failures = RecentFailures(clock)
         self._promises = Promises()
+        self._lacking: Role | None = None
         self._rate = CompletionRate(clock)
         self._admitted = 0
         self._overloaded = 0
@@ -198,6 +199,7 @@ class Router:
         ask = self._ask(prompt_tokens, max_tokens, hint)
         if room is None:
             return self._new_plan(fleet, ask, membership)
+        self._lacking = None
         if len(self._leases) >= self._max_open_requests:
             return None
         tokens = prompt_tokens + self._costs.expected_output(max_tokens)
@@ -205,12 +207,19 @@ class Router:
         if self._promises or hint.tpot_slo_s is not None:
             found = self._keeping_promises(found, prompt_tokens, hint.tpot_slo_s)
         if len(fleet.decode) and not found.decode.any():
+            self._lacking = Role.DECODE
             return None
         failing = (*ask.failing, *found.full_prefill)
         plan = self._new_plan(
             fleet, replace(ask, avoided=found.full_decode, failing=failing), membership
         )
-        return plan if found.allows(plan.choice) else None
+        self._lacking = found.lacking(plan.choice)
+        return plan if self._lacking is None else None
+
+    @property
+    def lacking(self) -> Role | None:
+        """Whose pool had no room for the request that was last planned with room; None: it had."""
+        return self._lacking
 
     def _keeping_promises(self, room: Room, tokens: int, tpot_slo_s: float | None) -> Room:
         fleet = room.fleet

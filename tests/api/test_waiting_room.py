@@ -9,7 +9,7 @@ from baton.api.peers import Ended
 from baton.api.validate import TextRequest, completion_call
 from baton.core.errors import Cancelled, Overloaded, Unavailable
 from baton.core.tenants import ANYBODY, Caller, Tenant
-from baton.core.topology import Membership
+from baton.core.topology import Membership, Role
 
 SOON = 60
 
@@ -132,6 +132,9 @@ async def test_no_more_is_sent_to_an_instance_than_keeps_it_busy(
     async with make_gateway(decode_fill=0.25) as gateway:
         tasks = [asyncio.create_task(collect(gateway, request_for())) for _ in range(6)]
         await until(lambda: gateway.stats().queued == 2 and held.running == 4)
+        stats = gateway.stats()
+        assert stats.queue_for is Role.DECODE
+        assert stats.queue_s > 0
         held.resume()
         assert await asyncio.gather(*tasks) == ["one two three"] * 6
     gateway.check()

@@ -128,6 +128,23 @@ def test_nobody_waits_for_longer_than_anything_allows(admission, clock):
     assert admission.gave_up(patient).reason == "queue_timeout"
 
 
+def test_how_long_somebody_has_waited_leaves_out_who_waits_for_its_own_limit(admission, clock):
+    one = Tenant(name="one", max_concurrent=1)
+    turn = admission.arrive(want(one), 10)
+    admission.start(turn)
+    own = admission.arrive(want(one), 10)
+    clock.advance(3.0)
+    assert admission.waited_s() == 0
+    other = admission.arrive(want(), 10)
+    clock.advance(2.0)
+    assert admission.waited_s() == 2.0
+    admission.left(turn)
+    assert admission.waited_s() == 5.0
+    for each in (own, other):
+        admission.left(each)
+    assert admission.waited_s() == 0
+
+
 def test_what_a_tenant_makes_wait_by_its_own_limit_keeps_nobody_else_out(admission, clock):
     narrow = Tenant(name="a", max_concurrent=1)
     admission.arrive(want(narrow), 10)

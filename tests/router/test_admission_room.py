@@ -59,6 +59,7 @@ def test_each_decode_instance_gets_what_keeps_it_busy(router, pool):
     lease = start(router, pool, limits)
     assert lease.route.decode == freed
     assert start(router, pool, limits) is None
+    assert router.lacking is Role.DECODE
 
 
 def test_a_prompt_that_does_not_fit_beside_the_others_waits(router, pool):
@@ -81,6 +82,7 @@ def test_prefill_gets_no_more_than_keeps_it_busy(router, state, pool):
     limits = RoomLimits(decode_fill=16, prefill_ahead_s=0.05)
     leases = fill(router, pool, limits, prompt=100)  # 0.1 ms a token, as long as none is measured
     assert len(leases) == 5
+    assert router.lacking is Role.PREFILL
     leases[0].generated(1)
     assert start(router, pool, limits, prompt=100) is not None
     assert start(router, pool, limits, prompt=100) is None
@@ -102,6 +104,7 @@ def test_whoever_waits_is_told_of_room(clock, pool):
     router = Router(max_open_requests=2, clock=clock, on_room=lambda: told.append(1))
     first, second = fill(router, pool, RoomLimits())
     assert not told
+    assert router.lacking is None, "it is the router that has no place"
     first.generated(1)
     assert len(told) == 1, "prefill has done its part"
     first.instances_done()

@@ -109,13 +109,17 @@ class Timing:
 
     def came(self, chunk: Chunk) -> None:
         """Note a chunk."""
-        if not chunk.token_ids:
+        if not (chunk.token_ids or chunk.text):
             return
         self._last_at = self._clock()
         if self._first_at is None:
             self._first_at = self._last_at
         else:
             self._later_tokens += len(chunk.token_ids)
+
+    def counted(self, tokens: int) -> None:
+        """Note how many tokens came in all, of an answer whose chunks do not tell it."""
+        self._later_tokens = max(0, tokens - 1)
 
     @property
     def ttft_s(self) -> float | None:

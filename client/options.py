@@ -49,6 +49,13 @@ class Options:
     """Let the server tell where the time to the first token went: see Chunk.timing."""
 
 
+def checked_chat(messages: Sequence[Message]) -> Sequence[Message]:
+    """Return what was said in a chat; raises InvalidRequest if that is nothing."""
+    if not messages:
+        raise InvalidRequest("messages", [], "at least one message")
+    return messages
+
+
 def request_of(prompt: Prompt, options: Options) -> pb.GenerateRequest:
     """Return the message to send; raises InvalidRequest for what no message can hold."""
     given = {option.name: getattr(options, option.name) for option in fields(options)}

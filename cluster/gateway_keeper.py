@@ -149,6 +149,7 @@ class GatewayKeeper:
             GatewayActor,
             plan,
             self._log_dir / f"{plan.name}.log",
+            actor,
             name=actor,
             concurrency=CALLS_AT_ONCE,
             restarts=-1,

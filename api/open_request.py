@@ -37,6 +37,7 @@ class OpenRequest:
         lease: Lease,
         text: TextStream,
         *,
+        model: str,
         clock: Clock,
         timeout_s: float,
         waited_s: float = 0.0,
@@ -45,6 +46,7 @@ class OpenRequest:
         """The request came `waited_s` seconds ago, and is given up `timeout_s` after it came."""
         self.request = request
         self.lease = lease
+        self._model = model
         self._text = text
         self._clock = clock
         self._timeout_s = timeout_s
@@ -243,6 +245,7 @@ class OpenRequest:
             finish=finish,
             error="" if error is None else error.code,
             tenant=self.request.generate.tenant,
+            model=self._model,
             traceparent=self._traceparent,
             local_prefill=ended.local_prefill,
             cached_tokens=self._cached_tokens,

@@ -40,16 +40,16 @@ def tables(found: Status) -> RenderableType:
 
 def _instances(found: Status) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("pool", "instance", "phase", "ranks", "pid", "address", "incarnation"):
+    for name in ("pool", "model", "instance", "phase", "ranks", "pid", "address", "incarnation"):
         table.add_column(name, no_wrap=True)
     for name in ("KV", "runs", "waits"):
         table.add_column(name, justify="right", no_wrap=True)
     for pool in found.pools:
         ready = sum(i.phase == "ready" for i in pool.instances)
-        title = f"{pool.name} {ready}/{pool.wanted}"
+        title, model = f"{pool.name} {ready}/{pool.wanted}", pool.model
         for instance in pool.instances or (None,):
-            table.add_row(title, *(_cells(instance) if instance else ()))
-            title = ""
+            table.add_row(title, model, *(_cells(instance) if instance else ()))
+            title = model = ""
     return table
 
 
@@ -74,7 +74,7 @@ def _text(value: object) -> str:
 
 def _gateways(found: Status) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("gateway", "model", "pid", "HTTP", "gRPC", "open", "epoch"):
+    for name in ("gateway", "models", "pid", "HTTP", "gRPC", "open", "epoch"):
         table.add_column(name, no_wrap=name != "HTTP")
     for gateway in found.gateways:
         info = gateway.info
@@ -83,5 +83,6 @@ def _gateways(found: Status) -> Table:
         else:
             numbers = str(info.open_requests), str(info.epoch)
             where = f"{info.http_url}/v1", info.grpc_address
-            table.add_row(gateway.name, info.model_name, str(info.pid), *where, *numbers)
+            models = ", ".join(info.models)
+            table.add_row(gateway.name, models, str(info.pid), *where, *numbers)
     return table

@@ -18,6 +18,7 @@ from baton.core.config import GatewayConfig
 from baton.core.errors import BatonError
 from baton.core.ids import InstanceId, new_incarnation
 from baton.core.metrics import GatewayMetrics
+from baton.core.served_model import FrontModel
 from baton.core.topology import InstanceInfo, Membership, MembershipBoard, Role
 from baton.core.trace import HandoverTrace
 from baton.models.tokenizer import Tokenizer, load_tokenizer
@@ -348,15 +349,8 @@ def make_gateway(tokenizer, board):
     ) -> Gateway:
         config = GatewayConfig.checked(**({"http_port": 0, "grpc_port": 0} | settings))
         metrics = GatewayMetrics(CollectorRegistry())
-        return Gateway(
-            config,
-            tokenizer,
-            MODEL,
-            board,
-            metrics,
-            expects_prefill=expects_prefill,
-            may_be_empty=may_be_empty,
-        )
+        front = FrontModel(name=MODEL, expects_prefill=expects_prefill, may_be_empty=may_be_empty)
+        return Gateway(config, {front: tokenizer}, board, metrics)
 
     return make
 

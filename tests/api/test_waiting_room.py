@@ -48,7 +48,7 @@ async def crowd(make_gateway, held, request_for, until):
 
 async def test_who_waits_is_served_when_another_ends(crowd, held):
     gateway, waiting = crowd
-    assert b"baton_queued_requests 1.0" in gateway.metrics.render()
+    assert b'baton_queued_requests{model="demo"} 1.0' in gateway.metrics.render()
     held.resume()
     assert await waiting == "one two three"
     request = held.submits[2].request.request_id
@@ -56,7 +56,7 @@ async def test_who_waits_is_served_when_another_ends(crowd, held):
     assert 0 < trace.queue_s <= trace.ttft_s <= trace.e2e_s
     assert trace.served_ttft_s == pytest.approx(trace.ttft_s - trace.queue_s)
     text = gateway.metrics.render()
-    assert b"baton_queued_requests 0.0" in text
+    assert b'baton_queued_requests{model="demo"} 0.0' in text
     assert b"baton_queue_seconds_count" in text
 
 
@@ -76,7 +76,10 @@ async def test_no_more_wait_than_may(crowd, request_for, until, held):
         await collect(gateway, request_for())
     assert refused.value.reason == "queue_full"
     assert refused.value.retry_after_s >= 1
-    assert b'baton_refused_requests_total{reason="queue_full"} 1.0' in gateway.metrics.render()
+    assert (
+        b'baton_refused_requests_total{model="demo",reason="queue_full"} 1.0'
+        in gateway.metrics.render()
+    )
     held.resume()
     assert await asyncio.gather(waiting, second) == ["one two three"] * 2
 
@@ -150,7 +153,7 @@ async def test_a_bug_in_front_of_an_instance_ends_that_request_alone(
         raise ValueError("a bug")
 
     with monkeypatch.context() as patched:
-        patched.setattr(gateway._router, "open", broken)
+        patched.setattr(gateway.models.by_name("demo")._router, "open", broken)
         with pytest.raises(Exception, match="a bug"):
             await collect(gateway, request_for())
     assert await collect(gateway, request_for()) == "def add(a, b):"

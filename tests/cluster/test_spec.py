@@ -108,7 +108,8 @@ def test_what_is_no_spec_at_all_is_refused(tmp_path: Path) -> None:
 def test_a_pool_of_two_models_is_refused(tmp_path: Path) -> None:
     more = TEXT + "  - {name: two, dir: x, pools: {decode: }}\n"
     assert "15: models.1.pools.decode: 'decode' is not allowed" in mistake(tmp_path, more)
-    other = TEXT + "  - {name: two, dir: x, pools: {two-mixed: {role: mixed}}}\n"
+    own = "gateways: {http_port: 0, grpc_port: 0}"
+    other = TEXT + f"  - {{name: two, dir: x, pools: {{two-mixed: {{role: mixed}}}}, {own}}}\n"
     assert list(load_spec(written(tmp_path, other)).pools()) == ["prefill", "decode", "two-mixed"]
 
 
@@ -131,7 +132,8 @@ def test_flags_make_the_same_kind_of_spec() -> None:
     assert pools == {"prefill": (Role.PREFILL, 2), "decode": (Role.DECODE, 1)}
     worker = worker_config(spec, "prefill", InstanceId("prefill-1"))
     assert (worker.parallel.tp, worker.threads, worker.host) == (2, 3, "127.0.0.1")
-    assert spec.models[0].gateways.of(0) == config.gateway
+    assert spec.gateways is not None
+    assert spec.gateways.of(0) == config.gateway
 
 
 def test_without_prefill_instances_decode_is_mixed() -> None:

@@ -22,6 +22,7 @@ from baton.api.gateway import Gateway
 from baton.api.serve import FrontDoor
 from baton.core.config import GatewayConfig
 from baton.core.metrics import GatewayMetrics
+from baton.core.served_model import FrontModel
 from baton.core.topology import InstanceInfo, Membership, MembershipBoard, Role
 from baton.models.tokenizer import Tokenizer, load_tokenizer
 from baton.proto import inference_pb2 as pb
@@ -59,11 +60,9 @@ async def build(start_pair: Any, demo_model_dir: Path) -> AsyncIterator[Build]:
             board = MembershipBoard(Membership(1, (*mine, *extra)))
             gateway = Gateway(
                 GatewayConfig(http_port=0, grpc_port=0, **options),
-                load_tokenizer(demo_model_dir),
-                "demo",
+                {FrontModel(name="demo", expects_prefill=True): load_tokenizer(demo_model_dir)},
                 board,
                 GatewayMetrics(),
-                expects_prefill=True,
             )
             await gateway.start()
             door = await FrontDoor.start(gateway)

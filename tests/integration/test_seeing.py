@@ -26,6 +26,7 @@ from baton.core.clock import monotonic
 from baton.core.config import GatewayConfig
 from baton.core.ids import InstanceId
 from baton.core.metrics import GatewayMetrics
+from baton.core.served_model import FrontModel
 from baton.core.spans import SPAN_NAMES
 from baton.core.topology import InstanceInfo, Membership, MembershipBoard, Role
 from baton.core.trace import RequestTrace
@@ -91,14 +92,12 @@ async def build(start_pair: Any, tools: Any, demo_model_dir: Path) -> AsyncItera
 
         async def make(**options: Any) -> House:
             board = MembershipBoard()
+            front = FrontModel(name="demo", expects_prefill=True, **options)
             gateway = Gateway(
                 GatewayConfig(http_port=0, grpc_port=0, lease_s=30),
-                load_tokenizer(demo_model_dir),
-                "demo",
+                {front: load_tokenizer(demo_model_dir)},
                 board,
                 GatewayMetrics(),
-                expects_prefill=True,
-                **options,
             )
             await gateway.start()
             door = await FrontDoor.start(gateway)

@@ -16,7 +16,8 @@ def models_of(values: Sequence[str], name: str) -> tuple[ModelFolder, ...]:
     models = tuple(_model(value) for value in values)
     if not models:
         models = (ModelFolder(dir=DEMO_MODEL, name=name_of(DEMO_MODEL)),)
-    if name and (len(models) > 1 or any("=" in value for value in values)):
+    named = any(model.name != name_of(model.dir) or model.aliases for model in models)
+    if name and (len(models) > 1 or named):
         raise InvalidConfig("--name", name, "nothing, where --model NAME=DIR says it")
     return (models[0].model_copy(update={"name": name}),) if name else models
 

@@ -65,7 +65,7 @@ async def _front_door(gateway: Gateway) -> AsyncIterator[FrontDoor]:
 def describe_instances(cluster: LocalCluster) -> list[str]:
     """Return a line for each instance: its name, pid, address and what it holds."""
     instances = cluster.board.current.instances
-    width = max((len(i.instance_id) for i in instances), default=0)
+    width = max(11, *(len(i.instance_id) for i in instances))
     several = len({i.model for i in instances}) > 1
     return [
         f"{i.instance_id:<{width}} pid {i.pid:<8} {i.address:<16} KV for {i.kv_tokens:,} tokens"

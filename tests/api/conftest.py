@@ -121,7 +121,7 @@ class ScriptedLeader(pb_grpc.DecodeServicer):
         assert self._server is not None
         await self._server.close(0)
 
-    def info(self, role: Role = Role.DECODE) -> InstanceInfo:
+    def info(self, role: Role = Role.DECODE, model: str = MODEL) -> InstanceInfo:
         assert self._server is not None
         return InstanceInfo(
             instance_id=InstanceId(self.name),
@@ -129,7 +129,7 @@ class ScriptedLeader(pb_grpc.DecodeServicer):
             address=self._server.address,
             incarnation=self.incarnation,
             pid=1,
-            model=MODEL,
+            model=model,
             compatibility="same",
             max_model_len=MAX_MODEL_LEN,
             kv_tokens=1 << 16,

@@ -179,9 +179,8 @@ async def test_usage_tells_what_a_prefix_cache_had(build: Build) -> None:
         messages = [message async for message in call]
     assert messages[-1].usage.cached_prompt_tokens == hit
     await house.gateway.idle()
-    assert (
-        f"baton_cached_prompt_tokens_total {3 * hit:.1f}" in house.gateway.metrics.render().decode()
-    )
+    told = f'baton_cached_prompt_tokens_total{{model="demo"}} {3 * hit:.1f}'
+    assert told in house.gateway.metrics.render().decode()
 
 
 async def test_grpc_stub(build: Build, reference: Callable[[str, int], str]) -> None:
@@ -311,7 +310,7 @@ async def test_metrics_and_the_trace_by_http(build: Build) -> None:
     }
     assert samples["baton_handover_bytes_total", "shm"] == moved
     assert samples["baton_handovers_total", "ok"] == 1
-    assert samples["baton_output_tokens_total",] == answer.usage.completion_tokens
+    assert samples["baton_output_tokens_total", "demo"] == answer.usage.completion_tokens
     assert trace["handovers"][0]["bytes"] == moved
 
 

@@ -287,7 +287,8 @@ async def test_status_and_top_show_what_is_there(
     assert decode["stats"]["blocks_cached"] > 0
     assert decode["blocks_total"] == 512
     text = house.gateway.metrics.render().decode()
-    assert 'baton_instance_up{instance_id="prefill-0",role="prefill"} 1.0' in text
+    told = 'baton_instance_up{instance_id="prefill-0",model="demo",role="prefill"} 1.0'
+    assert told in text
     console = Console(width=120, record=True, file=io.StringIO())
     await asyncio.to_thread(top, url, console, once=True)
     shown = console.export_text()

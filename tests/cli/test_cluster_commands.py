@@ -156,6 +156,7 @@ def other_weights(demo_model_dir: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_one_gateway_serves_two_models(
     baton: Start, spec: Path, tmp_path: Path, demo_model_dir: Path

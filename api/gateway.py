@@ -9,7 +9,6 @@ import contextlib
 import itertools
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,6 +17,7 @@ from baton.api.identity import Identity
 from baton.api.latency import RecentLatency
 from baton.api.model_lane import LaneHost, LaneStats, ModelLane
 from baton.api.model_names import ModelNames
+from baton.api.peers import ALONE, Ended, Peers
 from baton.api.status import ModelView, StatusView, status_of
 from baton.api.text_stream import Piece
 from baton.api.traces import KeptTrace, TraceLog
@@ -67,12 +67,14 @@ class Gateway:
         *,
         beside_others: bool = False,
         tls: ClusterTlsConfig | None = None,
+        peers: Peers = ALONE,
         clock: Clock = monotonic,
     ) -> None:
         """`models` are those that are served; `board` lists the instances of all of them.
 
         `beside_others`: other gateways send requests to the same instances; among equals it draws
-        lots, so that not all choose the same. `tls`: for the way to instances.
+        lots, so that not all choose the same. `tls`: for the way to instances. `peers`: the way to
+        other gateways, and what they call this one.
 
         Raises InvalidConfig if the file of API keys is not as it should be, or a name is of two.
         """
@@ -81,6 +83,7 @@ class Gateway:
         self.created = int(time.time())
         """Unix time at which serving began."""
         self.metrics = metrics
+        self.peers = peers
         self.identity = Identity(config.api_keys, lambda: metrics.reload_failed("api_keys"))
         self._board = board
         self._clock = clock
@@ -101,6 +104,7 @@ class Gateway:
             on_ended=self._ended,
             beside_others=beside_others,
             tls=tls,
+            name=peers.name,
         )
         self.models = ModelNames(
             ModelLane(front, tokenizer, board.serving(front.name), host)
@@ -155,7 +159,7 @@ class Gateway:
         """Return the time on the gateway's clock."""
         return self._clock()
 
-    async def generate(self, request: TextRequest) -> AsyncGenerator[Piece, None]:
+    def generate(self, request: TextRequest) -> AsyncGenerator[Piece, None]:
         """Yield a request's text as it becomes certain; the last piece has `finish` set.
 
         Close the generator (`contextlib.aclosing`) when the consumer goes away: the request is
@@ -163,18 +167,15 @@ class Gateway:
         request goes on at its next token on another (see api/journey.py). Raises Overloaded,
         Unavailable, DeadlineExceeded, or what the decode instance tells.
         """
-        log.tag(request=request.generate.request_id)
-        lane = self.models.by_name(request.model)
-        async with aclosing(lane.generate(request)) as pieces:
-            async for piece in pieces:
-                yield piece
+        return self.models.by_name(request.model).generate(request)
 
-    def cancel(self, request_id: str, caller: Caller) -> int:
+    def cancel(self, request_id: str, caller: Caller) -> Ended:
         """End the open requests of that id, or of the call of that id; return how many there are.
 
         Whoever reads them gets Cancelled. Those of other tenants do not exist for the caller.
         """
-        return sum(lane.cancel(request_id, caller) for lane in self.models.lanes)
+        ended = [lane.cancel(request_id, caller) for lane in self.models.lanes]
+        return Ended(sum(e.requests for e in ended), sum(e.waiting for e in ended))
 
     def _left(self) -> None:
         """Let those that wait for any model look again: their tenant may be free to start one."""

@@ -22,11 +22,14 @@ from baton.api.journey import Journey, JourneyHost
 from baton.api.latency import RecentLatency
 from baton.api.lease_keeper import LeaseKeeper, Terms
 from baton.api.open_request import OpenRequest
+from baton.api.peers import Ended
 from baton.api.planner import Planner
+from baton.api.request_names import is_named
 from baton.api.sessions import Sessions
 from baton.api.text_stream import Piece, TextStream
 from baton.api.validate import ServedModel, TextRequest, tool_format
 from baton.api.waiting_room import Place, WaitingRoom
+from baton.core import log
 from baton.core.clock import Clock
 from baton.core.config import ClusterTlsConfig, GatewayConfig
 from baton.core.errors import BatonError, InstanceLost, Overloaded, Unavailable
@@ -68,6 +71,8 @@ class LaneHost:
     """Other gateways send requests to the same instances."""
     tls: ClusterTlsConfig | None = None
     """For the way to instances."""
+    name: str = ""
+    """What other gateways call this one; "": there are no others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,10 @@ class LaneStats:
     """Requests that can go on only once there is a decode instance."""
     queued: int
     """Requests that wait for their turn: the instances have no room."""
+    queue_s: float
+    """How long the first of them has waited, beside those that wait for their tenant's limits."""
+    queue_for: Role | None
+    """Whose pool has no room for it; None: the gateway itself has as many open as it may."""
     ttft_s: float | None
     """90th percentile, over the requests of the last minute."""
     tpot_s: float | None
@@ -241,6 +250,7 @@ class ModelLane:
             self._max_model_len,
             self._tool_format,
             caller.tenant,
+            self._host.name,
             self.front.aliases,
             self.front.limits,
         )
@@ -272,6 +282,7 @@ class ModelLane:
 
     async def generate(self, request: TextRequest) -> AsyncGenerator[Piece, None]:
         """Yield a request's text as it becomes certain; see Gateway.generate."""
+        log.tag(request=request.generate.request_id)
         try:
             await self.some_decode()
             opened = await self._admit(request)
@@ -288,14 +299,16 @@ class ModelLane:
             if opened.leave():
                 journey.cancel()
 
-    def cancel(self, request_id: str, caller: Caller) -> int:
-        """End the open requests of that id that exist for the caller; return how many."""
-        found = [
-            opened
-            for opened in self._open
-            if opened.named(request_id) and caller.sees(opened.request.generate.tenant)
-        ]
-        return sum(opened.cancel() for opened in found)
+    def cancel(self, request_id: str, caller: Caller) -> Ended:
+        """End the requests of that id that exist for the caller; see Gateway.cancel."""
+
+        def wanted(own: str, tenant: str) -> bool:
+            return is_named(own, request_id) and caller.sees(tenant)
+
+        requests = ((opened, opened.request.generate) for opened in self._open)
+        found = [opened for opened, r in requests if wanted(r.request_id, r.tenant)]
+        waiting = self._room.cancel(wanted)
+        return Ended(sum(opened.cancel() for opened in found) + waiting, waiting)
 
     async def _admit(self, request: TextRequest) -> OpenRequest:
         if self._closing:
@@ -341,7 +354,8 @@ class ModelLane:
         )
         config = self._host.config
         limits = RoomLimits(config.decode_fill, config.prefill_ahead_s)
-        planner = Planner(self._router, self._sessions.usable, limits, request)
+        usable, slo_s = self._sessions.usable, want.tenant.tpot_slo_s
+        planner = Planner(self._router, usable, limits, request, slo_s)
         return await self._room.enter(want, planner)
 
     def _over(self, opened: OpenRequest, trace: RequestTrace) -> None:
@@ -398,6 +412,8 @@ class ModelLane:
             output_tokens=self._output_tokens + sum(o.received for o in self._open),
             waiting=self.waiting,
             queued=len(self._room),
+            queue_s=self._room.waited_s(),
+            queue_for=self._router.lacking,
             ttft_s=self._latency.ttft_s(),
             tpot_s=self._latency.tpot_s(),
             router=self._router.stats(),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from baton.core.config import ClusterTlsConfig, GatewayConfig
 from baton.core.served_model import FrontModel
+from baton.core.topology import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,10 @@ class ModelLoad:
     open_requests: int
     waiting: int = 0
     """Requests that need a decode instance, of which there is none."""
+    queue_s: float = 0.0
+    """How long the first has waited in its queue, because instances have no room."""
+    queue_for: Role | None = None
+    """Whose pool has none; decode stands for mixed instances too."""
     ttft_s: float | None = None
     """90th percentile, over the requests of the last minute."""
     tpot_s: float | None = None

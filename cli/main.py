@@ -218,6 +218,9 @@ def generate(
     prompt: str,
     *,
     address: Annotated[str, typer.Option(help="host:port of the gRPC API.")] = "127.0.0.1:8001",
+    model: Annotated[
+        str, typer.Option(help="Name of the model; by default the only one that is served.")
+    ] = "",
     max_tokens: Annotated[int, typer.Option(help="Tokens at most.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 (greedy) to 2.")] = 0.6,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
@@ -236,7 +239,7 @@ def generate(
     from baton.client import Options
 
     with errors_shown():
-        options = Options(max_tokens=max_tokens, temperature=temperature, seed=seed)
+        options = Options(model=model, max_tokens=max_tokens, temperature=temperature, seed=seed)
         run(address, prompt, options, client_tls(ca, cert, key))
 
 

@@ -135,7 +135,7 @@ async def test_no_more_is_sent_to_an_instance_than_keeps_it_busy(
     async with make_gateway(decode_fill=0.25) as gateway:
         tasks = [asyncio.create_task(collect(gateway, request_for())) for _ in range(6)]
         await until(lambda: gateway.stats().queued == 2 and held.running == 4)
-        stats = gateway.stats()
+        stats = gateway.stats().models["demo"]
         assert stats.queue_for is Role.DECODE
         assert stats.queue_s > 0
         held.resume()

@@ -36,6 +36,7 @@ class GatewayActor:
         """It listens, or was kept from it."""
         self._host = GatewayHost(plan, self._tried.set, GatewayPeers(actor))
         self._loop = LoopThread("gateway-loop")
+        self._loop.end_process_if_it_stands_still()
         self._serving = self._loop.run(or_exit(self._host.serve()))
         within_s = sigterm_drain_s()
         leave_on_sigterm(lambda: self.close(within_s), within_s + _CLOSE_S)

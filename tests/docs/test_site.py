@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from baton.cli.main import app
+from baton.cluster.spec import load_spec
 from baton.core.cluster_spec import ClusterSpec
 from baton.core.errors import all_errors
 from baton.proto import inference_pb2 as pb
@@ -48,6 +49,17 @@ def test_python_on_pages_is_python() -> None:
     for page in PAGES:
         for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
             ast.parse(block, page)
+
+
+def test_yaml_on_pages_is_yaml_and_the_spec_is_one(tmp_path: Path) -> None:
+    found = {}
+    for page in PAGES:
+        for block in re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
+            found.setdefault(page, []).append(block)
+            yaml.safe_load(block)
+    [spec] = found["docs/cluster.md"]
+    (tmp_path / "cluster.yaml").write_text(spec)
+    assert set(load_spec(tmp_path / "cluster.yaml").models[0].pools) == {"prefill", "decode"}
 
 
 def test_every_page_is_in_the_menu() -> None:

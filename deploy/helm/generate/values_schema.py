@@ -98,6 +98,9 @@ RULES: tuple[tuple[str, Schema], ...] = (
     (r"image\.pullPolicy", {"enum": ["Always", "IfNotPresent", "Never"]}),
     (r"gateway\.service\.type", {"enum": ["ClusterIP", "NodePort", "LoadBalancer"]}),
     (r"ray\.upgradeStrategy", {"enum": ["None", "Recreate"]}),
+    (r"scaling\.by", {"enum": ["baton", "hpa", "keda"]}),
+    (r"scaling\.(prefill|decode)\.\w+", _POSITIVE),
+    (r"scaling\.keda\.serverAddress", {"type": "string", "pattern": "^https?://[^ ]+$"}),
     (r"redis\.address", {"type": "string", "pattern": "^([^:/ ]+:[0-9]+)?$"}),
     (r"rdma\.resourceName", {"type": "string", "pattern": "^[a-z0-9.-]+/[A-Za-z0-9._-]+$"}),
     (r"tls\.certManager\.\w+Issuer", _ISSUER),
@@ -109,7 +112,10 @@ RULES: tuple[tuple[str, Schema], ...] = (
     (r".*([lL]abels|[aA]nnotations|nodeSelector|ucxOptions)", _LABELS),
     (r".*\.env", _ENV),
     (r".*\.pdb\.maxUnavailable", {"anyOf": [_POSITIVE, {"pattern": "^[1-9][0-9]?%$"}]}),
-    (r".*\.(pauseSeconds|\w+TimeoutSeconds|count|failureThreshold|\w+Ms)", _POSITIVE),
+    (
+        r".*\.(pauseSeconds|pollingIntervalSeconds|\w+TimeoutSeconds|count|failureThreshold|\w+Ms)",
+        _POSITIVE,
+    ),
 )
 """What the value at a path may be; the first that matches the whole path counts."""
 _TYPES: tuple[tuple[type, Schema], ...] = (

@@ -18,7 +18,9 @@ from baton.api.journey import Journey, JourneyHost
 from baton.api.latency import RecentLatency
 from baton.api.lease_keeper import LeaseKeeper, Terms
 from baton.api.open_request import OpenRequest
+from baton.api.peers import ALONE, Ended, Peers
 from baton.api.planner import Planner
+from baton.api.request_names import is_named
 from baton.api.sessions import Sessions
 from baton.api.status import StatusView, status_of
 from baton.api.text_stream import Piece, TextStream
@@ -61,6 +63,10 @@ class GatewayStats:
     """Requests that can go on only once there is a decode instance."""
     queued: int
     """Requests that wait for their turn: the instances have no room."""
+    queue_s: float
+    """How long the first of them has waited, beside those that wait for their tenant's limits."""
+    queue_for: Role | None
+    """Whose pool has no room for it; None: the gateway itself has as many open as it may."""
     ttft_s: float | None
     """90th percentile, over the requests of the last minute."""
     tpot_s: float | None
@@ -85,6 +91,7 @@ class Gateway:
         may_be_empty: bool = False,
         beside_others: bool = False,
         tls: ClusterTlsConfig | None = None,
+        peers: Peers = ALONE,
         clock: Clock = monotonic,
     ) -> None:
         """`expects_prefill`: the cluster was started with prefill instances (see `health`).
@@ -92,7 +99,7 @@ class Gateway:
         `may_be_empty`: with nothing to do there is no decode instance; one comes if a request waits
         for it, for `migration_wait_s` at most. `beside_others`: other gateways send requests to
         the same instances; among equals it draws lots, so that not all choose the same. `tls`: for
-        the way to instances.
+        the way to instances. `peers`: the way to other gateways, and what they call this one.
 
         Raises InvalidConfig if the file of API keys is not as it should be.
         """
@@ -101,6 +108,7 @@ class Gateway:
         self.created = int(time.time())
         """Unix time at which serving began."""
         self.metrics = metrics
+        self.peers = peers
         self.identity = Identity(config.api_keys, lambda: metrics.reload_failed("api_keys"))
         self._tokenizer = tokenizer
         self._tool_format = tool_format(config.tool_parser, tokenizer)
@@ -250,6 +258,7 @@ class Gateway:
             self._max_model_len,
             self._tool_format,
             caller.tenant,
+            self.peers.name,
         )
 
     def now(self) -> float:
@@ -285,17 +294,19 @@ class Gateway:
             if opened.leave():
                 journey.cancel()
 
-    def cancel(self, request_id: str, caller: Caller) -> int:
+    def cancel(self, request_id: str, caller: Caller) -> Ended:
         """End the open requests of that id, or of the call of that id; return how many there are.
 
         Whoever reads them gets Cancelled. Those of other tenants do not exist for the caller.
         """
-        found = [
-            opened
-            for opened in self._open
-            if opened.named(request_id) and caller.sees(opened.request.generate.tenant)
-        ]
-        return sum(opened.cancel() for opened in found)
+
+        def wanted(own: str, tenant: str) -> bool:
+            return is_named(own, request_id) and caller.sees(tenant)
+
+        requests = ((opened, opened.request.generate) for opened in self._open)
+        found = [opened for opened, r in requests if wanted(r.request_id, r.tenant)]
+        waiting = self._room.cancel(wanted)
+        return Ended(sum(opened.cancel() for opened in found) + waiting, waiting)
 
     async def _admit(self, request: TextRequest) -> OpenRequest:
         if self._closing:
@@ -318,8 +329,9 @@ class Gateway:
             deadline=came + timeout_s,
             priority=generate.priority,
         )
+        usable, slo_s = self._sessions.usable, want.tenant.tpot_slo_s
         place = await self._room.enter(
-            want, Planner(self._router, self._sessions.usable, self._room_limits, request)
+            want, Planner(self._router, usable, self._room_limits, request, slo_s)
         )
         waited_s = self._clock() - came
         opened = OpenRequest(  # nothing may fail from here on: somebody must give the place back
@@ -460,6 +472,8 @@ class Gateway:
             tpot_s=self._latency.tpot_s(),
             traces=len(self._traces),
             queued=len(self._room),
+            queue_s=self._room.waited_s(),
+            queue_for=self._router.lacking,
             router=self._router.stats(),
             sessions=self._sessions.stats(),
         )

@@ -16,8 +16,6 @@ from baton.engine.stop import finish_reason
 from baton.router.router import Lease
 
 _A_MOMENT_S = 0.1
-_CHOICE_DIGITS = 3
-"""Of the number that follows a call's id in the ids of its choices."""
 
 
 class OpenRequest:
@@ -199,13 +197,6 @@ class OpenRequest:
     def _expire(self) -> None:
         self._error = DeadlineExceeded(f"it took longer than {self._timeout_s:g} s")
         self._wake.set()
-
-    def named(self, request_id: str) -> bool:
-        """Return whether that is its id, or the id of the call that it is a choice of."""
-        own = self.request.generate.request_id
-        call, _, choice = own.rpartition("-")
-        of_call = choice.isdecimal() and len(choice) <= _CHOICE_DIGITS and request_id == call
-        return of_call or request_id == own
 
     def cancel(self) -> bool:
         """Let its consumer get Cancelled; return whether it was not over yet."""

@@ -1,6 +1,5 @@
 """User input becomes GenerateRequests here, or InvalidRequest: refused here or never."""
 
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import cast
@@ -10,6 +9,7 @@ from baton.api.detokenize import Detokenizer, WithSpecialTokens
 from baton.api.fields import Fields, check_text
 from baton.api.grammar_fields import read_grammar
 from baton.api.message_fields import read_chat_options, read_messages
+from baton.api.request_names import new_call_id
 from baton.api.sampling_fields import (
     check_token,
     of_choice,
@@ -58,6 +58,8 @@ class ServedModel:
     """How it writes tool calls of its own accord; None: unknown."""
     tenant: Tenant = ANONYMOUS
     """Who asks, and so within which limits."""
+    gateway: str = ""
+    """Whose the request is, by name; "": of the only one there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,7 @@ def completion_call(body: object, model: ServedModel, *, prefix: str = "cmpl") -
         allowed = f"at most {MAX_CHOICES // len(prompts)} for {len(prompts)} prompts"
         raise InvalidRequest("n", common.n, allowed)
     limits = _Limits("prompt", max_tokens, DEFAULT_MAX_TOKENS)
-    return _call(_new_id(prefix), prompts, limits, common, model)
+    return _call(new_call_id(prefix, model.gateway), prompts, limits, common, model)
 
 
 def chat_call(body: object, model: ServedModel) -> Call:
@@ -198,7 +200,7 @@ def chat_call(body: object, model: ServedModel) -> Call:
     prompt = read_chat(fields, model, tools)
     fields.done()
     limits = _Limits("messages", old if new is None else new, model.max_model_len)
-    call = _call(_new_id("chatcmpl"), [_Prompt(prompt)], limits, common, model)
+    call = _call(new_call_id("chatcmpl", model.gateway), [_Prompt(prompt)], limits, common, model)
     return replace(call, tools=tools.use)
 
 
@@ -427,7 +429,3 @@ def _allowed(prompt: list[int], limits: _Limits, tenant: Tenant) -> int | None:
     if limits.max_tokens is not None and most is not None and limits.max_tokens > most:
         raise InvalidRequest("max_tokens", limits.max_tokens, f"1 to {most} for {tenant.name}")
     return limits.max_tokens
-
-
-def _new_id(prefix: str) -> str:
-    return f"{prefix}-{secrets.token_hex(12)}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from baton.api.planner import Planner
 from baton.core.clock import Clock
-from baton.core.errors import BatonError, InternalError, Overloaded, Unavailable
+from baton.core.errors import BatonError, Cancelled, InternalError, Overloaded, Unavailable
 from baton.core.log import get_logger
 from baton.core.metrics import GatewayMetrics
 from baton.router.admission import Admission, Want
@@ -58,6 +58,10 @@ class WaitingRoom:
     def __len__(self) -> int:
         """Return how many wait."""
         return len(self._admission)
+
+    def waited_s(self) -> float:
+        """Return for how long the first of those has waited that instances have no room for."""
+        return self._admission.waited_s()
 
     def __repr__(self) -> str:
         return f"WaitingRoom({self._admission!r})"
@@ -166,6 +170,22 @@ class WaitingRoom:
         place = self._guests[turn].place
         if not place.done():
             place.set_exception(error)
+
+    def cancel(self, wanted: Callable[[str, str], bool]) -> int:
+        """Send away those who wait and are `wanted`; return how many there are.
+
+        `wanted` is asked with request id and tenant. Their requests end with Cancelled.
+        """
+        found = [
+            turn
+            for turn, guest in self._guests.items()
+            if not guest.place.done()
+            and wanted(guest.planner.request_id, self._admission.want(turn).tenant.name)
+        ]
+        for turn in found:
+            self._refuse(turn, Cancelled("the caller asked for it while it waited for its turn"))
+        self._metrics.queued(len(self._admission))
+        return len(found)
 
     def close(self) -> None:
         """Send all who wait away, and let nobody in any more."""

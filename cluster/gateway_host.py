@@ -8,15 +8,18 @@ import contextlib
 import os
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 from baton.api.gateway import Gateway
+from baton.api.peers import ALONE, Peers
 from baton.api.serve import FrontDoor
 from baton.cluster import ray_calls
 from baton.cluster.membership_feed import follow
 from baton.cluster.names import CONTROLLER
 from baton.cluster.status import GatewayInfo, GatewayPlan
-from baton.core.errors import BatonError
+from baton.core.errors import BatonError, InternalError
 from baton.core.metrics import GatewayMetrics
+from baton.core.tenants import Caller
 from baton.core.topology import Membership, MembershipBoard
 from baton.models.tokenizer import load_tokenizer
 
@@ -29,9 +32,12 @@ _TRY_AGAIN_S = 2.0
 class GatewayHost:
     """Serves from `serve` to `stop`. One event loop only."""
 
-    def __init__(self, plan: GatewayPlan, on_tried: Callable[[], None]) -> None:
+    def __init__(
+        self, plan: GatewayPlan, on_tried: Callable[[], None], peers: Peers = ALONE
+    ) -> None:
         """`on_tried` is called when it listens, or is kept from it."""
         self._plan = plan
+        self._peers = peers
         self._on_tried = on_tried
         self.door: FrontDoor | None = None
         """Once it listens."""
@@ -69,6 +75,7 @@ class GatewayHost:
             beside_others=True,
             may_be_empty=plan.may_be_empty,
             tls=plan.tls,
+            peers=self._peers,
         )
         async with gateway:
             self.door = await FrontDoor.start(gateway)
@@ -81,6 +88,23 @@ class GatewayHost:
         """Begin to close: no new requests, and `drain_s` seconds for those that are open."""
         self._drain_s = drain_s
         self._stop.set()
+
+    async def answer(self, question: str, request_id: str, caller: Caller) -> Any:
+        """Answer another gateway by what this one has itself: nothing is passed on twice.
+
+        `question` is a method of Peers, and so is the answer; None if nobody listens here now.
+        """
+        if self.door is None:
+            return None
+        gateway = self.door.gateway
+        match question:
+            case "cancel":
+                return gateway.cancel(request_id, caller)
+            case "explain":
+                return gateway.explain(request_id, caller)
+            case "trace":
+                return gateway.trace(request_id, caller)
+        raise InternalError(f"no question of a gateway's: {question!r}")
 
     async def info(self) -> GatewayInfo:
         """Return where it listens; raises what kept it from doing so."""
@@ -97,6 +121,8 @@ class GatewayHost:
             open_requests=stats.open_requests,
             epoch=self._board.current.version,
             waiting=stats.waiting,
+            queue_s=stats.queue_s,
+            queue_for=stats.queue_for,
             ttft_s=stats.ttft_s,
             tpot_s=stats.tpot_s,
         )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from baton.core.config import ClusterTlsConfig, GatewayConfig
+from baton.core.topology import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,10 @@ class GatewayInfo:
     """The version of the membership that it uses."""
     waiting: int = 0
     """Requests that need a decode instance, of which there is none."""
+    queue_s: float = 0.0
+    """How long the first has waited in its queue, because instances have no room."""
+    queue_for: Role | None = None
+    """Whose pool has none; decode stands for mixed instances too."""
     ttft_s: float | None = None
     """90th percentile, over the requests of the last minute."""
     tpot_s: float | None = None

@@ -267,11 +267,11 @@ class EdgeLimits(Config):
     """For all headers to arrive, and before them for TLS's handshake; for gRPC, for a connection to
     be set up."""
     body_timeout_s: float = Field(default=30.0, gt=0)
-    """For the whole body to arrive."""
+    """For the whole body, or the one request of a gRPC call, to arrive."""
     reader_timeout_s: float = Field(default=30.0, gt=0)
     """A client that takes nothing of what waits for it for so long is cut off."""
     max_connections: int = Field(default=4096, ge=1, le=1 << 20)
-    """Of the HTTP API at once; the next are told 503 and closed."""
+    """At once, of each API. The next are closed; by the HTTP API they are told 503."""
     streams_per_connection: int = Field(default=1024, ge=1, le=1 << 20)
     """gRPC calls on one connection at once; the client keeps more to itself. HTTP/1.1 has one."""
 

@@ -222,7 +222,9 @@ REPORTED = tuple(
 
 # The edge
 
-CUT = _counter("connections_cut", Group.EDGE, "HTTP connections that were cut", "reason")
+CUT = _counter(
+    "connections_cut", Group.EDGE, "HTTP connections and gRPC calls that were cut", "reason"
+)
 RELOAD_FAILURES = _counter(
     "reload_failures", Group.EDGE, "Changed files that were not taken over", "file"
 )

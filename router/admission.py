@@ -5,6 +5,7 @@ A request is refused, with the reason and when to come back, before anything was
     tokens_per_minute   its tenant's rate is used up
     queue_full          its tenant has more waiting, for its weight, than anybody else
     ttft                its first token would come later than its tenant's SLO
+    tpot                … or its later tokens more slowly, even with nobody beside it
     deadline            its answer would not be complete in time
     queue_timeout       no place came free in the time for which it may wait
 
@@ -116,6 +117,11 @@ class Admission:
         request = self._queue.next(self._limits.may_start)
         return None if request is None else request.turn
 
+    def waited_s(self) -> float:
+        """Return for how long the one has waited that has waited longest, and may start; or 0."""
+        came = self._queue.first_arrival(self._limits.may_start)
+        return 0.0 if came is None else self._clock() - came
+
     def want(self, turn: Turn) -> Want:
         """Return what a turn is for."""
         return self._entries[turn].want
@@ -187,6 +193,7 @@ class Admission:
         self, want: Want, came: float, outlook: Outlook | None, wait_s: float
     ) -> None:
         """Raise Overloaded if, after `wait_s` more in the queue, it would be too late."""
+        self._check_tpot(want, outlook)
         waited_s = self._clock() - came + wait_s
         ttft_s = 0.0 if outlook is None else outlook.ttft_s
         e2e_s = 0.0 if outlook is None else outlook.e2e_s
@@ -205,6 +212,17 @@ class Admission:
             limit = f"{self._queue_timeout_s:g}"
             text = f"a place is expected after {waited_s:.3g} s; nobody waits longer than {limit}"
             raise Overloaded(text, _bounded(late_s), "queue_timeout")
+
+    def _check_tpot(self, want: Want, outlook: Outlook | None) -> None:
+        """Raise Overloaded if its tokens would come too slowly even from an idle instance.
+
+        While that is only because of others it waits for batches to become smaller.
+        """
+        slo_s = want.tenant.tpot_slo_s
+        tpot_s = None if outlook is None or want.max_tokens == 1 else outlook.tpot_s
+        if slo_s is not None and tpot_s is not None and tpot_s > slo_s:
+            text = f"each later token is expected to take {1000 * tpot_s:.3g} ms, alone"
+            raise Overloaded(f"{text}; {1000 * slo_s:g} are promised", _LATEST_S, "tpot")
 
     def _wait_s(self, request: Waiting) -> float:
         """Return how long a request would wait, as far as is known."""

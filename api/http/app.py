@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from baton import __version__
+from baton.api import anywhere
 from baton.api.console.route import add_console
 from baton.api.gateway import Gateway
 from baton.api.http import errors
@@ -108,7 +109,7 @@ def _add_own_routes(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/v1/requests/{request_id}/explain")
     async def explain(request: Request, request_id: str) -> JSONResponse:
-        explanation = gateway.explain(request_id, request.state.caller)
+        explanation = await anywhere.explain(gateway, request_id, request.state.caller)
         if explanation is None:
             raise HTTPException(404, "no such request, or its decision is forgotten")
         return JSONResponse(explanation)
@@ -120,7 +121,7 @@ def _add_own_routes(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/v1/requests/{request_id}")
     async def request_trace(request: Request, request_id: str) -> JSONResponse:
-        trace = gateway.trace(request_id, request.state.caller)
+        trace = await anywhere.trace(gateway, request_id, request.state.caller)
         if trace is None:
             raise HTTPException(404, "no such request, or it is open, or its trace is forgotten")
         return JSONResponse(trace.as_dict())

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from baton.api.gateway import Gateway
+from baton.api.peers import ALONE, Peers
 from baton.api.serve import FrontDoor
 from baton.api.validate import ServedModel
 from baton.core.config import GatewayConfig
@@ -344,6 +345,7 @@ def make_gateway(tokenizer, board):
         expects_prefill: bool = False,
         may_be_empty: bool = False,
         board: MembershipBoard = board,
+        peers: Peers = ALONE,
         **settings: object,
     ) -> Gateway:
         config = GatewayConfig.checked(**({"http_port": 0, "grpc_port": 0} | settings))
@@ -356,6 +358,7 @@ def make_gateway(tokenizer, board):
             metrics,
             expects_prefill=expects_prefill,
             may_be_empty=may_be_empty,
+            peers=peers,
         )
 
     return make

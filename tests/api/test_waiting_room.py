@@ -5,9 +5,11 @@ from contextlib import aclosing
 
 import pytest
 
+from baton.api.peers import Ended
 from baton.api.validate import TextRequest, completion_call
-from baton.core.errors import Overloaded, Unavailable
-from baton.core.topology import Membership
+from baton.core.errors import Cancelled, Overloaded, Unavailable
+from baton.core.tenants import ANYBODY, Caller, Tenant
+from baton.core.topology import Membership, Role
 
 SOON = 60
 
@@ -68,6 +70,28 @@ async def test_who_is_cancelled_while_it_waits_leaves_nothing_behind(crowd, unti
         await waiting
 
 
+async def test_who_waits_can_be_cancelled_by_its_tenant_and_by_nobody_else(
+    make_gateway, held, request_for, until
+):
+    async with make_gateway(max_open_requests=1) as gateway:
+        first = asyncio.create_task(collect(gateway, request_for()))
+        await until(lambda: held.running == 1)
+        request = request_for()
+        waiting = asyncio.create_task(collect(gateway, request))
+        last = asyncio.create_task(collect(gateway, request_for()))
+        await until(lambda: gateway.stats().queued == 2)
+        name = request.generate.request_id
+        assert gateway.cancel(name, Caller(Tenant(name="stranger"))) == Ended(0, 0)
+        assert gateway.cancel(name, ANYBODY) == Ended(requests=1, waiting=1)
+        assert gateway.cancel(name, ANYBODY) == Ended(0, 0)
+        with pytest.raises(Cancelled, match="while it waited"):
+            await waiting
+        held.resume()
+        assert await asyncio.gather(first, last) == ["one two three"] * 2
+        assert len(held.submits) == 2, "nothing was computed for it"
+    gateway.check()
+
+
 async def test_no_more_wait_than_may(crowd, request_for, until, held):
     gateway, waiting = crowd
     second = asyncio.create_task(collect(gateway, request_for()))
@@ -108,6 +132,9 @@ async def test_no_more_is_sent_to_an_instance_than_keeps_it_busy(
     async with make_gateway(decode_fill=0.25) as gateway:
         tasks = [asyncio.create_task(collect(gateway, request_for())) for _ in range(6)]
         await until(lambda: gateway.stats().queued == 2 and held.running == 4)
+        stats = gateway.stats()
+        assert stats.queue_for is Role.DECODE
+        assert stats.queue_s > 0
         held.resume()
         assert await asyncio.gather(*tasks) == ["one two three"] * 6
     gateway.check()

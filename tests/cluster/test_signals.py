@@ -11,6 +11,7 @@ from baton.cluster.status import GatewayInfo
 from baton.core.cluster_spec import ClusterSpec
 from baton.core.ids import InstanceId
 from baton.core.lease import Report, Standing
+from baton.core.topology import Role
 from tests.cluster.worlds import World
 
 D0, D1 = InstanceId("decode-0"), InstanceId("decode-1")
@@ -41,6 +42,21 @@ def test_instances_are_added_up_and_the_slowest_gateway_counts() -> None:
     reports = {D0: ONE, D1: OTHER, InstanceId("prefill-0"): replace(ONE, open_requests=99)}
     found = signals_of(running(), "decode", reports, gateways)
     assert found == Signals(open_requests=7, queue_s=2.5, ttft_s=0.75, tpot_s=0.01, kv_use=0.3)
+
+
+def test_who_waits_at_a_gateway_counts_for_the_pool_that_has_no_room() -> None:
+    gateways = [
+        replace(GATEWAY, queue_s=3.5, queue_for=Role.DECODE),
+        replace(GATEWAY, queue_s=1.5, queue_for=Role.PREFILL),
+        replace(GATEWAY, queue_s=9.0),  # it has as many open as it may itself
+        replace(GATEWAY, model_name="other", queue_s=9.0, queue_for=Role.DECODE),
+    ]
+    reports = {D0: ONE, D1: OTHER, InstanceId("prefill-0"): ONE}
+    found = [signals_of(running(), pool, reports, gateways) for pool in ("decode", "prefill")]
+    assert [signals and signals.queue_s for signals in found] == [3.5, 1.5]
+    alone = signals_of(running(), "prefill", reports, gateways[:1])
+    assert alone is not None
+    assert alone.queue_s == ONE.waited_s
 
 
 def test_nothing_is_said_before_every_instance_has_told() -> None:

@@ -94,7 +94,7 @@ async def test_with_tls_and_ranks_it_serves_and_takes_the_size_that_others_say(
     )
     authority, pools, decode = make_secrets(tmp_path), tmp_path / "pools", f"{NAME}-demo-decode"
     pools.mkdir()
-    put(pools, f"{NAME}-demo-prefill", {"spec": {"pool": "demo-prefill"}})
+    put(pools, f"{NAME}-demo-prefill", {"spec": {"pool": "demo-prefill", "replicas": 1}})
     put(pools, decode, {"spec": {"pool": "demo-decode", "replicas": 2}})
     async with Pods(rendered(values), tmp_path) as pods:
         await pods.until_applied()

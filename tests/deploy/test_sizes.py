@@ -51,8 +51,8 @@ def sizes() -> ModuleType:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ApiServer]:
     with ApiServer(0, tmp_path, NAMESPACE) as server:
-        for name in ("demo-prefill", "demo-decode"):
-            server.write(f"{NAME}-{name}", {"spec": {"pool": name}})
+        for name, replicas in Cluster().counts.items():
+            server.write(f"{NAME}-{name}", {"spec": {"pool": name, "replicas": replicas}})
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server
@@ -97,8 +97,8 @@ class Cluster:
         )
 
     def _instances(self, count: int) -> tuple[InstanceStatus, ...]:
-        phases = ("ready", "starting", "ready", "ready")
-        return tuple(InstanceStatus(f"i{k}", phases[k], 0, 1) for k in range(count))
+        phase = {1: "starting"}
+        return tuple(InstanceStatus(f"i{k}", phase.get(k, "ready"), 0, 1) for k in range(count))
 
 
 DECODE = f"{NAME}-demo-decode"
@@ -126,7 +126,7 @@ async def test_what_is_asked_is_done_and_told(
     ask(server, 3)
     await sizes.look(cluster, api, NAME)
     assert (cluster.counts["demo-decode"], told(server)["replicas"]) == (3, 3)
-    assert cluster.counts["demo-prefill"] == 1, "nobody has asked"
+    assert cluster.counts["demo-prefill"] == 1
     assert set(server.tokens) == {"Bearer secret"}
 
 
@@ -136,11 +136,15 @@ async def test_without_room_it_is_said_and_ray_is_to_be_asked(
     cluster = Cluster()
     ask(server, 6)
     assert await sizes.look(cluster, api, NAME) == ({"demo-prefill": 1, "demo-decode": 6}, True)
-    assert (cluster.counts["demo-decode"], told(server)["replicas"]) == (2, 2)
+    assert (cluster.counts["demo-decode"], told(server)["replicas"]) == (4, 4), "as far as it goes"
     assert "baton-decode 4" in told(server)["problem"]
     cluster.most = 8  # Ray's autoscaler has brought nodes
     sized, lacking = await sizes.look(cluster, api, NAME)
     assert (sized["demo-decode"], lacking, cluster.counts["demo-decode"]) == (6, False, 6)
+    assert told(server)["problem"] == ""
+    ask(server, 1)
+    await sizes.look(cluster, api, NAME)
+    assert cluster.counts["demo-decode"] == 1
 
 
 async def test_what_the_spec_does_not_allow_is_said_and_asks_for_no_nodes(
@@ -158,7 +162,7 @@ async def test_a_pool_that_is_not_there_is_an_error(
     sizes: ModuleType, server: ApiServer, api: Any
 ) -> None:
     (server.folder / f"{DECODE}.json").unlink()
-    with pytest.raises(OSError, match="404"):
+    with pytest.raises(OSError, match=f"{NAME}-demo-decode: HTTP Error 404"):
         await sizes.look(Cluster(), api, NAME)
 
 

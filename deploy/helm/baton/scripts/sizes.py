@@ -47,9 +47,9 @@ class Kubernetes:
         authority = account / "ca.crt"
         self._context = ssl.create_default_context(cafile=authority) if authority.exists() else None
 
-    def asked(self, name: str) -> int | None:
-        """Return how many instances are asked for; None while nobody has asked."""
-        found: int | None = self._call("GET", name)["spec"].get("replicas")
+    def asked(self, name: str) -> int:
+        """Return how many instances are asked for."""
+        found: int = self._call("GET", name)["spec"]["replicas"]
         return found
 
     def tell(self, name: str, state: PoolState) -> None:
@@ -65,10 +65,13 @@ class Kubernetes:
         }
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self._base}/{path}", data, headers, method=method)
-        with urllib.request.urlopen(
-            request, timeout=_API_TIMEOUT_S, context=self._context
-        ) as answer:
-            return json.load(answer)
+        try:
+            with urllib.request.urlopen(
+                request, timeout=_API_TIMEOUT_S, context=self._context
+            ) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise OSError(f"{method} batonpool {path}: {error}") from None
 
 
 def bundles(spec: Path, sizes: Mapping[str, int]) -> list[Resources]:
@@ -80,6 +83,23 @@ def bundles(spec: Path, sizes: Mapping[str, int]) -> list[Resources]:
     return found
 
 
+async def resized(cluster: Attached, pool: str, wanted: int, asked: int) -> tuple[int, str, bool]:
+    """Bring a pool to `asked`, or as near as there is room.
+
+    Returns its size then, what is in the way, and whether that is room.
+    """
+    problem = ""
+    for target in range(asked, wanted, -1) if asked > wanted else (asked,):
+        try:
+            await cluster.call("scale", pool, target)
+            return target, problem, bool(problem)
+        except Unavailable as error:
+            problem = problem or str(error)
+        except InvalidRequest as error:
+            return wanted, str(error), False
+    return wanted, problem, True
+
+
 async def look(cluster: Attached, api: Kubernetes, prefix: str) -> tuple[dict[str, int], bool]:
     """Bring each pool to what is asked; return all sizes as asked, and whether room is lacking."""
     lacking = False
@@ -87,21 +107,14 @@ async def look(cluster: Attached, api: Kubernetes, prefix: str) -> tuple[dict[st
     for pool in (await cluster.call("status")).pools:
         name = f"{prefix}-{pool.name}"
         asked = await asyncio.to_thread(api.asked, name)
-        wanted, problem = pool.wanted, ""
-        if asked is not None and asked != wanted:
-            try:
-                await cluster.call("scale", pool.name, asked)
-                wanted = asked
-            except Unavailable as error:
-                problem, lacking = str(error), True
-            except InvalidRequest as error:
-                problem = str(error)
+        wanted, problem, short = pool.wanted, "", False
+        if asked != wanted:
+            wanted, problem, short = await resized(cluster, pool.name, wanted, asked)
+        lacking |= short
         ready = sum(instance.phase == "ready" for instance in pool.instances)
-        group = pool.name.rpartition("-")[2]
-        selector = f"ray.io/cluster={prefix},ray.io/group={group}"
-        state = PoolState(wanted, ready, selector, problem)
-        await asyncio.to_thread(api.tell, name, state)
-        sizes[pool.name] = wanted if asked is None else max(asked, wanted)
+        selector = f"ray.io/cluster={prefix},ray.io/group={pool.name.rpartition('-')[2]}"
+        await asyncio.to_thread(api.tell, name, PoolState(wanted, ready, selector, problem))
+        sizes[pool.name] = max(asked, wanted)
     return sizes, lacking
 
 

@@ -192,7 +192,7 @@ def chat(address: str, tls: ClientTls | None, conversation: Conversation) -> Non
     `address` is host:port of its gRPC API, or the URL of its HTTP API.
     """
     with closing(_client(address, tls)) as client:
-        models = ", ".join(client.models())
+        models = ", ".join(client.models())  # asked in any case: so it is known who is there
         model = conversation.options.model or models
         show(f"{model} at {address}; /help lists commands, Ctrl-D leaves\n")
         Chat(client, conversation, input, show).run()

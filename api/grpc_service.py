@@ -1,6 +1,7 @@
 """The public gRPC API: baton.v1.Inference, health and reflection."""
 
 import asyncio
+import contextlib
 import functools
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -28,7 +29,7 @@ from baton.core.errors import (
     InternalError,
     InvalidConfig,
     InvalidRequest,
-    UnknownModel,
+    Unavailable,
 )
 from baton.core.log import get_logger
 from baton.core.spans import Arrival
@@ -190,17 +191,20 @@ class InferenceService(pb_grpc.InferenceServicer):
     async def _validate(
         self, request: pb.GenerateRequest, caller: Caller, traceparent: str
     ) -> Call:
+        name = ""
         try:
+            lane = self._gateway.models.of(caller, request.model or None)
+            name = lane.front.name
             came_at = monotonic()
-            await self._gateway.some_decode()
+            await lane.some_decode()
             found_at = monotonic()
-            model = self._gateway.model(caller)
+            model = lane.served(caller)
             call = await _inline_or_not(request.ByteSize(), lambda: call_of(request, model))
             spent_s = (found_at - came_at, monotonic() - found_at)
             arrival = Arrival(*spent_s, self._gateway.now(), traceparent)
             return call.arrived(arrival, tell_timing=request.timing)
         except BatonError as error:
-            self._gateway.metrics.refused(error.code)
+            self._gateway.metrics.refused(error.code, name)
             raise
 
     async def _responses(self, call: Call) -> AsyncGenerator[pb.GenerateResponse, None]:
@@ -260,22 +264,21 @@ class InferenceService(pb_grpc.InferenceServicer):
 
     def _model(self, name: str, context: Context) -> ServedModel:
         """Return the model of that name, if the caller may use it; raises UnknownModel."""
-        model = self._gateway.model(self._caller(context))
-        if name and name != model.name:
-            raise UnknownModel("model", name, model.name)
-        return model
+        return self._gateway.model(self._caller(context), name or None)
 
     @_errors_told
     async def ListModels(
         self, request: pb.ListModelsRequest, context: Context
     ) -> pb.ListModelsResponse:
-        """List the one model, if the caller may use it."""
+        """List the models that the caller may use, by all of their names."""
         caller = self._caller(context)
-        if not self._gateway.serves(caller):
-            return pb.ListModelsResponse()
-        model = self._gateway.model(caller)
-        row = pb.Model(id=model.name, max_model_len=model.max_model_len)
-        return pb.ListModelsResponse(models=[row])
+        rows = []
+        for name, lane in self._gateway.models.listed(caller):
+            row = pb.Model(id=name, root=lane.front.name)
+            with contextlib.suppress(Unavailable):  # its first instance has yet to come
+                row.max_model_len = lane.served(caller).max_model_len
+            rows.append(row)
+        return pb.ListModelsResponse(models=rows)
 
 
 class InferenceServer:

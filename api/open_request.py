@@ -35,6 +35,7 @@ class OpenRequest:
         lease: Lease,
         text: TextStream,
         *,
+        model: str,
         clock: Clock,
         timeout_s: float,
         waited_s: float = 0.0,
@@ -43,6 +44,7 @@ class OpenRequest:
         """The request came `waited_s` seconds ago, and is given up `timeout_s` after it came."""
         self.request = request
         self.lease = lease
+        self._model = model
         self._text = text
         self._clock = clock
         self._timeout_s = timeout_s
@@ -234,6 +236,7 @@ class OpenRequest:
             finish=finish,
             error="" if error is None else error.code,
             tenant=self.request.generate.tenant,
+            model=self._model,
             traceparent=self._traceparent,
             local_prefill=ended.local_prefill,
             cached_tokens=self._cached_tokens,

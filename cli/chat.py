@@ -193,7 +193,9 @@ def chat(address: str, tls: ClientTls | None, conversation: Conversation) -> Non
     """
     with closing(_client(address, tls)) as client:
         models = ", ".join(client.models())
-        show(f"{models} at {address}; /help lists commands, Ctrl-D leaves\n")
+        show(
+            f"{conversation.options.model or models} at {address}; /help lists commands, Ctrl-D leaves\n"
+        )
         Chat(client, conversation, input, show).run()
 
 

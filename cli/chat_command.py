@@ -18,6 +18,9 @@ def chat(
     address: Annotated[
         str, typer.Option(help="host:port of the gRPC API, or the URL of the HTTP API.")
     ] = "127.0.0.1:8001",
+    model: Annotated[
+        str, typer.Option(help="Name of the model; by default the only one that is served.")
+    ] = "",
     system: Annotated[str, typer.Option(help="Tell the model who it is.")] = "",
     max_tokens: Annotated[int | None, typer.Option(help="Tokens of an answer at most.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 (greedy) to 2.")] = None,
@@ -38,5 +41,5 @@ def chat(
     from baton.client.options import Options
 
     with errors_shown():
-        options = Options(max_tokens=max_tokens, temperature=temperature, seed=seed)
+        options = Options(model=model, max_tokens=max_tokens, temperature=temperature, seed=seed)
         run(address, client_tls(ca, cert, key), Conversation(options, system))

@@ -1,4 +1,4 @@
-"""A gateway of its own: front door and router for one model, fed by the controller.
+"""A gateway of its own: front door and routers for its models, fed by the controller.
 
 It goes on with the last membership while there is no controller.
 """
@@ -11,12 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 from baton.api.gateway import Gateway
+from baton.api.model_lane import LaneStats
 from baton.api.peers import ALONE, Peers
 from baton.api.serve import FrontDoor
 from baton.cluster import ray_calls
 from baton.cluster.membership_feed import follow
 from baton.cluster.names import CONTROLLER
-from baton.cluster.status import GatewayInfo, GatewayPlan
+from baton.cluster.status import GatewayInfo, GatewayPlan, ModelLoad
 from baton.core.errors import BatonError, InternalError
 from baton.core.metrics import GatewayMetrics
 from baton.core.tenants import Caller
@@ -52,7 +53,7 @@ class GatewayHost:
         A bug ends it, also one in what follows the membership: see or_exit.
         """
         async with asyncio.TaskGroup() as group:
-            feed = group.create_task(follow(self._board, self._plan.model_name, _ask))
+            feed = group.create_task(follow(self._board, _ask))
             while not self._stop.is_set():
                 try:
                     await self._serve_once()
@@ -65,15 +66,15 @@ class GatewayHost:
 
     async def _serve_once(self) -> None:
         plan = self._plan
+        folders = plan.models.values()
+        loading = (asyncio.to_thread(load_tokenizer, folder) for folder in folders)
+        tokenizers = await asyncio.gather(*loading)
         gateway = Gateway(
             plan.config,
-            await asyncio.to_thread(load_tokenizer, plan.model_dir),
-            plan.model_name,
+            dict(zip(plan.models, tokenizers, strict=True)),
             self._board,
             GatewayMetrics(),
-            expects_prefill=plan.expects_prefill,
             beside_others=True,
-            may_be_empty=plan.may_be_empty,
             tls=plan.tls,
             peers=self._peers,
         )
@@ -111,21 +112,26 @@ class GatewayHost:
         if self._problem is not None:
             raise self._problem
         assert self.door is not None, "neither door nor problem"
-        stats = self.door.gateway.stats()
+        models = self.door.gateway.stats().models
         return GatewayInfo(
             name=self._plan.name,
-            model_name=self._plan.model_name,
             http_url=self.door.http_url,
             grpc_address=self.door.grpc_address,
             pid=os.getpid(),
-            open_requests=stats.open_requests,
             epoch=self._board.current.version,
-            waiting=stats.waiting,
-            queue_s=stats.queue_s,
-            queue_for=stats.queue_for,
-            ttft_s=stats.ttft_s,
-            tpot_s=stats.tpot_s,
+            models={name: _load(stats) for name, stats in models.items()},
         )
+
+
+def _load(stats: LaneStats) -> ModelLoad:
+    return ModelLoad(
+        open_requests=stats.open_requests,
+        waiting=stats.waiting,
+        queue_s=stats.queue_s,
+        queue_for=stats.queue_for,
+        ttft_s=stats.ttft_s,
+        tpot_s=stats.tpot_s,
+    )
 
 
 async def _set_within(event: asyncio.Event, timeout_s: float) -> None:

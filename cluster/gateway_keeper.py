@@ -10,9 +10,8 @@ from baton.cluster.control import Control
 from baton.cluster.gateway_actor import CALLS_AT_ONCE, GatewayActor
 from baton.cluster.state import ControlState, GatewayHandle
 from baton.cluster.status import GatewayInfo, GatewayPlan, GatewayStatus
-from baton.core.cluster_spec import ClusterSpec
+from baton.core.cluster_spec import ClusterSpec, GatewaySpec, ModelSpec
 from baton.core.errors import BatonError, DeadlineExceeded, InstanceLost
-from baton.core.topology import Role
 
 _CREATE_TIMEOUT_S = 10.0
 _INFO_TIMEOUT_S = 5.0
@@ -23,24 +22,24 @@ _MARGIN_S = 8.0
 
 
 def gateway_plans(spec: ClusterSpec) -> dict[str, GatewayPlan]:
-    """Return what each gateway of a spec is to be started with, by its name."""
+    """Return what each gateway of a spec is to be started with, by its name.
+
+    First those of all models, then those of one model alone.
+    """
+    doors: list[tuple[GatewaySpec, tuple[ModelSpec, ...]]] = []
+    if spec.shared_gateways is not None:
+        doors.append((spec.shared_gateways, spec.models))
+    doors += [(model.gateways, (model,)) for model in spec.models if model.gateways is not None]
     plans: dict[str, GatewayPlan] = {}
-    for model in spec.models:
-        pools = model.pools.values()
-        prefill = any(p.role is Role.PREFILL and p.never_empty for p in pools)
-        decode = any(p.role is not Role.PREFILL and p.never_empty for p in pools)
-        for number in range(model.gateways.count):
+    for door, models in doors:
+        for number in range(door.count):
             name = f"gateway-{len(plans)}"
-            config = model.gateways.of(number)
             plans[name] = GatewayPlan(
                 name=name,
-                model_name=model.name,
-                model_dir=model.dir,
-                config=config,
-                expects_prefill=prefill,
-                may_be_empty=not decode,
+                models={model.front(): model.dir for model in models},
+                config=door.of(number),
                 tls=spec.tls,
-                node_resource=model.gateways.node_resource,
+                node_resource=door.node_resource,
             )
     return plans
 
@@ -144,7 +143,8 @@ class GatewayKeeper:
         actor = f"{plan.name}.{self._control.state.serial + 1}"
         handle = GatewayHandle(actor, revision_of(plan))
         await self._control.change(lambda state: _with_gateway(state, plan.name, handle))
-        self._control.journal.add("start", plan.name, f"wanted for {plan.model_name}")
+        models = ", ".join(model.name for model in plan.models)
+        self._control.journal.add("start", plan.name, f"wanted for {models}")
         await ray_calls.create_service(
             GatewayActor,
             plan,

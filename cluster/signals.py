@@ -25,7 +25,7 @@ def signals_of(
     they are.
     """
     model, config = state.spec.pools()[pool]
-    own = [gateway for gateway in gateways if gateway.model_name == model.name]
+    own = [g.models[model.name] for g in gateways if model.name in g.models]
     wanted = state.counts[pool]
     seen = [s for s in state.fleet.values() if s.desired.pool == pool]
     ready = {s.desired.instance_id for s in seen if s.phase is Phase.READY}

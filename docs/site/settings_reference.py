@@ -28,6 +28,9 @@ line, field, value and what is allowed.
 """
 
 
+_NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+
+
 def command_reference() -> str:
     """Return the page about the `baton` command, in Markdown."""
     return _COMMANDS + "".join(_command("baton", get_command(app)))
@@ -59,7 +62,8 @@ def _option(param: Any) -> str:
 
 def spec_reference() -> str:
     """Return the page about the cluster spec, in Markdown."""
-    lines, waiting, done = [_SPEC], [ClusterSpec], set[type]()
+    lines, done = [_SPEC], set[type]()
+    waiting: list[type[BaseModel]] = [ClusterSpec]
     while waiting:
         kind = waiting.pop(0)
         if kind not in done:
@@ -103,9 +107,7 @@ def _type(annotation: Any) -> str:
         return f"mapping to {_type(parts[1])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
-    return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}.get(
-        annotation.__name__, annotation.__name__.lower()
-    )
+    return _NAMES.get(annotation, str(annotation.__name__).lower())
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

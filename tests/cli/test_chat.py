@@ -55,7 +55,7 @@ async def terminal(front_door, request) -> AsyncIterator[Terminal]:  # noqa: F81
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "baton.cli.main", "chat",
         "--address", getattr(front_door, getattr(request, "param", "grpc_address")),
-        "--seed", "1", "--max-tokens", "50",
+        "--model", "demo", "--seed", "1", "--max-tokens", "50",
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )  # fmt: skip

@@ -9,7 +9,7 @@ from baton.cluster import ray_calls
 from baton.cluster.control import Control
 from baton.cluster.gateway_keeper import GatewayKeeper, gateway_plans, revision_of
 from baton.cluster.state import ControlState, GatewayHandle
-from baton.cluster.status import GatewayInfo
+from baton.cluster.status import GatewayInfo, ModelLoad
 from baton.cluster.surroundings import Surroundings
 from baton.core.cluster_spec import ClusterSpec
 from baton.core.errors import DeadlineExceeded, InstanceLost, InvalidConfig, Unavailable
@@ -18,13 +18,17 @@ from baton.core.errors import DeadlineExceeded, InstanceLost, InvalidConfig, Una
 def spec(**gateways: int | str) -> ClusterSpec:
     pools = {"prefill": {}, "decode": {}}
     one = {"name": "one", "dir": Path("m"), "pools": pools, "gateways": gateways}
-    two = {"name": "two", "dir": Path("m"), "pools": {"mixed": {}}}
+    two = {"name": "two", "dir": Path("m"), "pools": {"mixed": {}}, "gateways": {}}
     return ClusterSpec.checked(models=[one, two])
 
 
-def test_each_model_has_its_own_with_ports_of_their_own() -> None:
+def test_each_model_may_have_its_own_with_ports_of_their_own() -> None:
     plans = gateway_plans(spec(count=2, http_port=80, grpc_port=81))
-    seen = {n: (p.model_name, p.config.http_port, p.expects_prefill) for n, p in plans.items()}
+    seen = {
+        name: (model.name, plan.config.http_port, model.expects_prefill)
+        for name, plan in plans.items()
+        for model in plan.models
+    }
     assert seen == {
         "gateway-0": ("one", 80, True),
         "gateway-1": ("one", 82, True),
@@ -42,7 +46,7 @@ def test_a_gateway_knows_which_pools_may_be_empty() -> None:
     def plan(**autoscale: int) -> tuple[bool, bool]:
         pools = {role: {"autoscale": {"max": 2, **autoscale}} for role in ("prefill", "decode")}
         model = {"name": "one", "dir": Path("m"), "pools": pools}
-        found = gateway_plans(ClusterSpec.checked(models=[model]))["gateway-0"]
+        (found,) = gateway_plans(ClusterSpec.checked(models=[model]))["gateway-0"].models
         return found.expects_prefill, found.may_be_empty
 
     assert plan(min=1) == (True, False)
@@ -116,7 +120,7 @@ async def test_a_gateway_that_hangs_is_started_again_and_told_of(
         answer = answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
-        return GatewayInfo("gateway-0", "one", "http://g", "g", answer, 0, 0)
+        return GatewayInfo("gateway-0", "http://g", "g", answer, 0, {"one": ModelLoad(0)})
 
     async def start_again(actor: str) -> None:
         started.append(actor)

@@ -13,6 +13,7 @@ from baton.cluster.gateway_peers import GatewayPeers
 from baton.cluster.status import GatewayPlan
 from baton.core.config import GatewayConfig
 from baton.core.errors import BatonError, DeadlineExceeded, InstanceLost, Overloaded, Unavailable
+from baton.core.served_model import FrontModel
 from baton.core.tenants import ANYBODY
 
 ASKED = ("cmpl-gateway-1.2-x", ANYBODY)
@@ -53,7 +54,7 @@ def actors(monkeypatch: pytest.MonkeyPatch) -> dict[str, GatewayHost | BatonErro
 
     monkeypatch.setattr(ray_calls, "find_actor", find)
     monkeypatch.setattr(ray_calls, "call", call)
-    plan = GatewayPlan("gateway-1", "m", Path("none"), GatewayConfig(), expects_prefill=False)
+    plan = GatewayPlan("gateway-1", {FrontModel(name="m"): Path("none")}, GatewayConfig())
     host = actors["gateway-1.2"] = GatewayHost(plan, lambda: None)
     host.door = Door()  # type: ignore[assignment]
     return actors

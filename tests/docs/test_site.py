@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from baton.cli.main import app
+from baton.cluster.spec import load_spec
 from baton.core.cluster_spec import ClusterSpec
 from baton.core.errors import all_errors
 from baton.proto import inference_pb2 as pb
@@ -37,7 +38,7 @@ def test_every_link_leads_somewhere(site) -> None:
     for page in PAGES:
         for link, anchor in repo_pages.links((ROOT / page).read_text()):
             target = ROOT / repo_pages.target_of(page, link)
-            if not target.exists():
+            if not target.is_file():  # a folder is nothing that a site could show
                 wrong.append(f"{page}: {link}")
             elif anchor and target.suffix == ".md" and anchor[1:] not in known(target):
                 wrong.append(f"{page}: {link}{anchor}")
@@ -48,6 +49,17 @@ def test_python_on_pages_is_python() -> None:
     for page in PAGES:
         for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
             ast.parse(block, page)
+
+
+def test_yaml_on_pages_is_yaml_and_the_spec_is_one(tmp_path: Path) -> None:
+    found = {}
+    for page in PAGES:
+        for block in re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
+            found.setdefault(page, []).append(block)
+            yaml.safe_load(block)
+    [spec] = found["docs/cluster.md"]
+    (tmp_path / "cluster.yaml").write_text(spec)
+    assert set(load_spec(tmp_path / "cluster.yaml").models[0].pools) == {"prefill", "decode"}
 
 
 def test_every_page_is_in_the_menu() -> None:

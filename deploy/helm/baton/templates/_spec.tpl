@@ -45,6 +45,11 @@ models:
 {{- range $model := .Values.models }}
   - name: {{ $model.name | quote }}
     dir: {{ include "baton.modelDir" (dict "root" $ "model" $model) | quote }}
+    {{- range $key := list "aliases" "limits" "tool_parser" }}
+    {{- with index $model $key }}
+    {{ $key }}: {{- toYaml . | nindent 6 }}
+    {{- end }}
+    {{- end }}
     {{- with $model.engine }}
     engine: {{- toYaml . | nindent 6 }}
     {{- end }}

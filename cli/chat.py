@@ -193,9 +193,8 @@ def chat(address: str, tls: ClientTls | None, conversation: Conversation) -> Non
     """
     with closing(_client(address, tls)) as client:
         models = ", ".join(client.models())
-        show(
-            f"{conversation.options.model or models} at {address}; /help lists commands, Ctrl-D leaves\n"
-        )
+        model = conversation.options.model or models
+        show(f"{model} at {address}; /help lists commands, Ctrl-D leaves\n")
         Chat(client, conversation, input, show).run()
 
 

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Self
 
@@ -33,7 +33,7 @@ from baton.core.metrics import GatewayMetrics, GatewayReading, InstanceReading
 from baton.core.tasks import TaskSet
 from baton.core.tenants import ANYBODY, Caller
 from baton.core.topology import InstanceInfo, MembershipBoard, Role
-from baton.core.trace import RequestTrace
+from baton.core.trace import RequestTrace, is_traceparent
 from baton.core.tracing import open_tracing
 from baton.models.tokenizer import Tokenizer
 from baton.router.admission import Admission, Want
@@ -268,7 +268,8 @@ class Gateway:
         request goes on at its next token on another (see api/journey.py). Raises Overloaded,
         Unavailable, DeadlineExceeded, or what the decode instance tells.
         """
-        log.tag(request=request.generate.request_id)
+        request = self._traced(request)
+        log.tag_request(request.generate.request_id, request.generate.traceparent)
         try:
             await self.some_decode()
             opened = await self._admit(request)
@@ -296,6 +297,15 @@ class Gateway:
             if opened.named(request_id) and caller.sees(opened.request.generate.tenant)
         ]
         return sum(opened.cancel() for opened in found)
+
+    def _traced(self, request: TextRequest) -> TextRequest:
+        """Return it with the span that the instances are to know: its own, or its caller's."""
+        span = "" if request.arrival is None else request.arrival.traceparent
+        if self._tracing is not None:
+            span = self._tracing.begun(span)
+        if not is_traceparent(span):  # the caller may have sent anything
+            return request
+        return replace(request, generate=replace(request.generate, traceparent=span))
 
     async def _admit(self, request: TextRequest) -> OpenRequest:
         if self._closing:

@@ -244,6 +244,7 @@ class OpenRequest:
             error="" if error is None else error.code,
             tenant=self.request.generate.tenant,
             traceparent=self._traceparent,
+            span=self.request.generate.traceparent,
             local_prefill=ended.local_prefill,
             cached_tokens=self._cached_tokens,
             handovers=ended.handovers,

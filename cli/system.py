@@ -38,12 +38,14 @@ async def running(
     cluster = LocalCluster(config, say)
     on_cluster(cluster)
     async with cluster:
+        metrics = GatewayMetrics()
+        metrics.watch_control(cluster.reading)
         gateway = Gateway(
             config.gateway,
             tokenizer,
             config.model_name,
             cluster.board,
-            GatewayMetrics(),
+            metrics,
             expects_prefill=config.prefill > 0,
             tls=config.tls,
         )

@@ -18,8 +18,8 @@ from baton.core.config import GatewayConfig
 from baton.core.errors import BatonError
 from baton.core.ids import InstanceId, new_incarnation
 from baton.core.metrics import GatewayMetrics
-from baton.core.topology import InstanceInfo, Membership, MembershipBoard, Role
 from baton.core.spans import DecodeSpans
+from baton.core.topology import InstanceInfo, Membership, MembershipBoard, Role
 from baton.core.trace import HandoverTrace
 from baton.models.tokenizer import Tokenizer, load_tokenizer
 from baton.proto import worker_pb2 as pb

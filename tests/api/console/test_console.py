@@ -125,7 +125,7 @@ async def test_each_chunk_and_each_read_of_a_layer_group_is_drawn(
     leader.script = text_script("def add(a, b):", handovers=(handover,), spans=spans)
     await answered(front_door)
     page = await open_page(front_door, "requests")
-    await page.until(has("#detail .waterfall", "Layers 3–4"))
+    await page.until(has("#detail .waterfall", "Layers 3\u20134"))
     rows = await page.run(
         "[...document.querySelectorAll('.waterfall tbody tr')].map((row) =>"
         " [row.querySelector('th').textContent, row.querySelectorAll('.part').length])"
@@ -133,12 +133,12 @@ async def test_each_chunk_and_each_read_of_a_layer_group_is_drawn(
     drawn = {name: bars for name, bars in rows if bars}
     assert drawn == {
         "Prefill computePrefill · 3 chunks on prefill-0": 3,
-        "Layers 1–2Transfer · 3 reads, 3.0\u202fMiB": 3,
-        "Layers 3–4Transfer · 3 reads, 3.0\u202fMiB": 3,
+        "Layers 1\u20132Transfer · 3 reads, 3.0\u202fMiB": 3,
+        "Layers 3\u20134Transfer · 3 reads, 3.0\u202fMiB": 3,
     }
     assert "rank 1 2.0\u202fMiB in 6.0\u202fms" in await page.run(text_of("#detail"))
     title = "document.querySelector('.w-transfer.part').title"
-    assert await page.run(title) == "Blocks 0–3, 1.0\u202fMiB, 2.0\u202fms"
+    assert await page.run(title) == "Blocks 0\u20133, 1.0\u202fMiB, 2.0\u202fms"
 
 
 async def test_no_requests_yet(open_page, front_door):

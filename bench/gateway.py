@@ -17,6 +17,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -68,16 +69,20 @@ class Server:
     """One process of gateway_servers.py."""
 
     def __init__(self, kind: str, *arguments: str) -> None:
+        # Its log goes to a file, as it does in earnest: a pipe that nobody reads would stop it.
+        log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (it lives as long as the process)
         self.process = subprocess.Popen(
             [sys.executable, str(SERVERS), kind, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=log,
             text=True,
         )
         assert self.process.stdout is not None
         self.addresses = self.process.stdout.readline().split()
         if not self.addresses:
-            raise RuntimeError(f"{kind} did not start")
+            log.seek(0)
+            raise RuntimeError(f"{kind} did not start: {log.read()}")
 
     def cpu_s(self) -> float:
         """CPU time so far."""

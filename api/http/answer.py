@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 from baton.api.choices import choice_pieces
 from baton.api.gateway import Gateway
 from baton.api.http.errors import error_response
-from baton.api.http.event_stream import DONE, EventStream, send_whole, sse_event
+from baton.api.http.event_stream import DONE, EventStream, TextEvents, send_whole, sse_event
 from baton.api.http.logprobs import Json
 from baton.api.http.openai_format import Choice, Format
 from baton.api.http.timing import timing
@@ -35,6 +35,8 @@ class Answer(Response):
         self._form = form
         self._ttft: dict[int, TtftSpans] = {}
         """By choice, of those that have ended."""
+        self._texts: dict[int, TextEvents] = {}
+        """By choice."""
         self._choices = [
             Choice(
                 index,
@@ -91,28 +93,39 @@ class Answer(Response):
         opened: set[int] = set()
         async with aclosing(self._pieces()) as pieces:
             async for choice, piece in pieces:
-                for chunk in self._chunks(choice, piece, opened):
-                    yield sse_event(chunk)
+                for event in self._told(choice, piece, opened):
+                    yield event
         if self._call.include_usage or self._call.tell_timing:
             yield sse_event(self._form.usage_chunk(self._choices) | self._timing())
         yield DONE
 
-    def _chunks(self, choice: Choice, piece: Piece, opened: set[int]) -> list[Json]:
-        chunks: list[Json] = []
+    def _told(self, choice: Choice, piece: Piece, opened: set[int]) -> list[bytes]:
+        """Return the events that tell what a piece brought."""
+        told: list[bytes] = []
         if choice.index not in opened:
             opened.add(choice.index)
             opening = self._form.opening(choice)
-            chunks += [] if opening is None else [opening]
+            told += [] if opening is None else [sse_event(opening)]
         events = choice.read(piece)
         logprobs = choice.writer.of(piece)
         if logprobs and not events:
             events = [Text("")]
         for event in events:
-            chunks.append(self._form.delta(choice, event, logprobs))
+            if logprobs is None and isinstance(event, Text):
+                told.append(self._text_events(choice).event(event.text))
+            else:
+                told.append(sse_event(self._form.delta(choice, event, logprobs)))
             logprobs = None
         if piece.finish is not None:
-            chunks.append(self._form.closing(choice))
-        return chunks
+            told.append(sse_event(self._form.closing(choice)))
+        return told
+
+    def _text_events(self, choice: Choice) -> TextEvents:
+        found = self._texts.get(choice.index)
+        if found is None:
+            found = TextEvents(lambda text: self._form.delta(choice, Text(text)))
+            self._texts[choice.index] = found
+        return found
 
     async def _pieces(self) -> AsyncGenerator[tuple[Choice, Piece], None]:
         """Yield the pieces of all choices as they come; the first error ends them all."""

@@ -243,8 +243,21 @@ async def compare(found: dict[str, Server], rounds: int) -> None:
                     ours.append(await measured(ask, case, found["gateway"]))
                 async with client(kind, bare.addresses[0]) as ask:
                     limit.append(await measured(ask, case, bare))
-            print(_row(case.name, ours))
-            print(_row("… bare", limit))
+            print(_row(case.name, ours), flush=True)
+            print(_row("… bare", limit), flush=True)
+            print(_added(ours, limit), flush=True)
+
+
+def _added(ours: list[Figures], limit: list[Figures]) -> str:
+    """What the gateway adds to the bare server's."""
+
+    def added(of: Callable[[Figures], float]) -> float:
+        return statistics.median(map(of, ours)) - statistics.median(map(of, limit))
+
+    return (
+        f"| … added | | | {added(lambda f: f.p50_ms):.1f}, {added(lambda f: f.p99_ms):.1f} "
+        f"| {added(lambda f: f.cpu_us):,.0f} |"
+    )
 
 
 def _row(name: str, figures: list[Figures]) -> str:

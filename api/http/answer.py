@@ -90,14 +90,24 @@ class Answer(Response):
             await stream.end()
 
     async def _events(self) -> AsyncGenerator[bytes, None]:
+        """Yield the events of each piece together, the end with the last: a write costs more."""
         opened: set[int] = set()
+        open_choices = len(self._choices)
         async with aclosing(self._pieces()) as pieces:
             async for choice, piece in pieces:
-                for event in self._told(choice, piece, opened):
-                    yield event
+                told = self._told(choice, piece, opened)
+                open_choices -= piece.finish is not None
+                if not open_choices:
+                    told += self._end()
+                if told:
+                    yield b"".join(told)
+
+    def _end(self) -> list[bytes]:
+        """Return the events that end the stream."""
         if self._call.include_usage or self._call.tell_timing:
-            yield sse_event(self._form.usage_chunk(self._choices) | self._timing())
-        yield DONE
+            usage = self._form.usage_chunk(self._choices) | self._timing()
+            return [sse_event(usage), DONE]
+        return [DONE]
 
     def _told(self, choice: Choice, piece: Piece, opened: set[int]) -> list[bytes]:
         """Return the events that tell what a piece brought."""

@@ -47,7 +47,7 @@ class EventStream:
         self._one_at_a_time = asyncio.Lock()
 
     async def send(self, event: bytes) -> None:
-        """Send one event; waits while its reader is slow."""
+        """Send one event, or several end to end; waits while its reader is slow."""
         async with self._one_at_a_time:
             await self._put(event)
 

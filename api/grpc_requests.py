@@ -7,6 +7,7 @@ from baton.api.text_stream import Piece
 from baton.api.validate import Call, ServedModel, chat_call, completion_call
 from baton.core.errors import InvalidRequest
 from baton.core.request import TokenLogprobs
+from baton.core.spans import TtftSpans
 from baton.proto import inference_pb2 as pb
 
 _OPTIONAL = (
@@ -99,7 +100,14 @@ class Responses:
             response.usage.prompt_tokens = len(generate.prompt)
             response.usage.completion_tokens = self._output_tokens[index]
             response.usage.cached_prompt_tokens = piece.cached_tokens
+            if self._call.tell_timing and piece.ttft is not None:
+                response.timing.CopyFrom(_timing(piece.ttft))
         return response
+
+
+def _timing(ttft: TtftSpans) -> pb.Timing:
+    spans = [pb.Span(name=name, seconds=seconds) for name, seconds in ttft.items() if seconds > 0]
+    return pb.Timing(ttft_s=ttft.total_s, spans=spans)
 
 
 def _logprobs(told: TokenLogprobs) -> pb.TokenLogprobs:

@@ -1,6 +1,7 @@
 """The public gRPC API: baton.v1.Inference, health and reflection."""
 
 import asyncio
+import contextlib
 import functools
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -11,10 +12,12 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from baton.api import anywhere
 from baton.api.choices import choice_pieces
 from baton.api.gateway import Gateway
 from baton.api.grpc_batch import Batch
 from baton.api.grpc_requests import Responses, call_of, fingerprint
+from baton.api.grpc_senders import SlowSenders
 from baton.api.idempotency import Answer, Runs
 from baton.api.sampling_fields import check_token
 from baton.api.validate import INLINE_BYTES, Call, ServedModel
@@ -26,7 +29,7 @@ from baton.core.errors import (
     InternalError,
     InvalidConfig,
     InvalidRequest,
-    UnknownModel,
+    Unavailable,
 )
 from baton.core.log import get_logger
 from baton.core.spans import Arrival
@@ -54,6 +57,7 @@ def _options(limits: EdgeLimits) -> tuple[tuple[str, int], ...]:
         # Up to the first it is always taken, beyond the second never; between them by chance.
         ("grpc.max_metadata_size", limits.max_header_bytes),
         ("grpc.absolute_max_metadata_size", limits.max_header_bytes),
+        ("grpc.max_allowed_incoming_connections", limits.max_connections),
         ("grpc.max_concurrent_streams", limits.streams_per_connection),
         ("grpc.server_handshake_timeout_ms", int(1000 * limits.header_timeout_s)),
     )
@@ -187,16 +191,20 @@ class InferenceService(pb_grpc.InferenceServicer):
     async def _validate(
         self, request: pb.GenerateRequest, caller: Caller, traceparent: str
     ) -> Call:
+        name = ""
         try:
+            lane = self._gateway.models.of(caller, request.model or None)
+            name = lane.front.name
             came_at = monotonic()
-            await self._gateway.some_decode()
+            await lane.some_decode()
             found_at = monotonic()
-            model = self._gateway.model(caller)
+            model = lane.served(caller)
             call = await _inline_or_not(request.ByteSize(), lambda: call_of(request, model))
             spent_s = (found_at - came_at, monotonic() - found_at)
-            return call.arrived(Arrival(*spent_s, self._gateway.now(), traceparent))
+            arrival = Arrival(*spent_s, self._gateway.now(), traceparent)
+            return call.arrived(arrival, tell_timing=request.timing)
         except BatonError as error:
-            self._gateway.metrics.refused(error.code)
+            self._gateway.metrics.refused(error.code, name)
             raise
 
     async def _responses(self, call: Call) -> AsyncGenerator[pb.GenerateResponse, None]:
@@ -211,22 +219,24 @@ class InferenceService(pb_grpc.InferenceServicer):
             async with asyncio.timeout(self._gateway.config.limits.reader_timeout_s):
                 await context.write(response)
         except TimeoutError:
+            self._gateway.metrics.cut("slow_reader")
             limit_s = self._gateway.config.limits.reader_timeout_s
             late = DeadlineExceeded(f"nothing of the answer was read for {limit_s:g} s")
             raise late from None
 
     @_errors_told
     async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:
-        """End a request of the caller's tenant, if it is open here."""
+        """End a request of the caller's tenant, if it is open here or at another gateway."""
         caller = self._caller(context)
         if not request.request_id:
             raise InvalidRequest("request_id", "", "the id of a request")
-        return pb.CancelResponse(cancelled=self._gateway.cancel(request.request_id, caller))
+        ended = await anywhere.cancel(self._gateway, request.request_id, caller)
+        return pb.CancelResponse(cancelled=ended.requests, waiting=ended.waiting)
 
     @_errors_told
     async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:
         """Say why a request of the caller's tenant went where it did."""
-        told = self._gateway.explain(request.request_id, self._caller(context))
+        told = await anywhere.explain(self._gateway, request.request_id, self._caller(context))
         return pb.ExplainResponse(json=None if told is None else json.dumps(told))
 
     @_errors_told
@@ -254,22 +264,21 @@ class InferenceService(pb_grpc.InferenceServicer):
 
     def _model(self, name: str, context: Context) -> ServedModel:
         """Return the model of that name, if the caller may use it; raises UnknownModel."""
-        model = self._gateway.model(self._caller(context))
-        if name and name != model.name:
-            raise UnknownModel("model", name, model.name)
-        return model
+        return self._gateway.model(self._caller(context), name or None)
 
     @_errors_told
     async def ListModels(
         self, request: pb.ListModelsRequest, context: Context
     ) -> pb.ListModelsResponse:
-        """List the one model, if the caller may use it."""
+        """List the models that the caller may use, by all of their names."""
         caller = self._caller(context)
-        if not self._gateway.serves(caller):
-            return pb.ListModelsResponse()
-        model = self._gateway.model(caller)
-        row = pb.Model(id=model.name, max_model_len=model.max_model_len)
-        return pb.ListModelsResponse(models=[row])
+        rows = []
+        for name, lane in self._gateway.models.listed(caller):
+            row = pb.Model(id=name, root=lane.front.name)
+            with contextlib.suppress(Unavailable):  # its first instance has yet to come
+                row.max_model_len = lane.served(caller).max_model_len
+            rows.append(row)
+        return pb.ListModelsResponse(models=rows)
 
 
 class InferenceServer:
@@ -292,7 +301,9 @@ class InferenceServer:
     async def start(cls, gateway: Gateway) -> "InferenceServer":
         """Listen where the gateway's config says; raises InvalidConfig if the port is in use."""
         host, port = gateway.config.host, gateway.config.grpc_port
-        server = grpc.aio.server(options=_options(gateway.config.limits))
+        limits = gateway.config.limits
+        senders = SlowSenders(limits.body_timeout_s, gateway.metrics)
+        server = grpc.aio.server(interceptors=(senders,), options=_options(limits))
         service = InferenceService(gateway)
         pb_grpc.add_InferenceServicer_to_server(service, server)
         servicer = health.aio.HealthServicer()

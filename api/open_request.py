@@ -16,8 +16,6 @@ from baton.engine.stop import finish_reason
 from baton.router.router import Lease
 
 _A_MOMENT_S = 0.1
-_CHOICE_DIGITS = 3
-"""Of the number that follows a call's id in the ids of its choices."""
 
 
 class OpenRequest:
@@ -37,6 +35,7 @@ class OpenRequest:
         lease: Lease,
         text: TextStream,
         *,
+        model: str,
         clock: Clock,
         timeout_s: float,
         waited_s: float = 0.0,
@@ -45,6 +44,7 @@ class OpenRequest:
         """The request came `waited_s` seconds ago, and is given up `timeout_s` after it came."""
         self.request = request
         self.lease = lease
+        self._model = model
         self._text = text
         self._clock = clock
         self._timeout_s = timeout_s
@@ -200,13 +200,6 @@ class OpenRequest:
         self._error = DeadlineExceeded(f"it took longer than {self._timeout_s:g} s")
         self._wake.set()
 
-    def named(self, request_id: str) -> bool:
-        """Return whether that is its id, or the id of the call that it is a choice of."""
-        own = self.request.generate.request_id
-        call, _, choice = own.rpartition("-")
-        of_call = choice.isdecimal() and len(choice) <= _CHOICE_DIGITS and request_id == call
-        return of_call or request_id == own
-
     def cancel(self) -> bool:
         """Let its consumer get Cancelled; return whether it was not over yet."""
         if self._left or self._finish is not None or self._error is not None:
@@ -243,6 +236,7 @@ class OpenRequest:
             finish=finish,
             error="" if error is None else error.code,
             tenant=self.request.generate.tenant,
+            model=self._model,
             traceparent=self._traceparent,
             span=self.request.generate.traceparent,
             local_prefill=ended.local_prefill,

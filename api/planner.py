@@ -18,6 +18,7 @@ class Planner:
         usable: Callable[[], Membership],
         limits: RoomLimits,
         request: TextRequest,
+        tpot_slo_s: float | None = None,
     ) -> None:
         self._router = router
         self._usable = usable
@@ -25,10 +26,17 @@ class Planner:
         generate = request.generate
         self._prompt_tokens = len(generate.prompt)
         self._max_tokens = generate.max_tokens
-        self._hint = Hint(generate.request_id, generate.prompt, generate.tenant, request.session)
+        self._hint = Hint(
+            generate.request_id, generate.prompt, generate.tenant, request.session, tpot_slo_s
+        )
 
     def __repr__(self) -> str:
         return f"Planner({self._hint.request_id})"
+
+    @property
+    def request_id(self) -> str:
+        """Whose pair it finds."""
+        return self._hint.request_id
 
     def plan(self, *, with_room: bool) -> Plan | None:
         """Return where it would go, to instances with room or wherever; None: there is no room.

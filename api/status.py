@@ -1,9 +1,10 @@
 """How everything is, as GET /v1/status tells it: pools, instances, load, and the last requests.
 
-    {"version": "…", "model": "demo", "membership_version": 3, "problems": ["…"],
+    {"version": "…", "membership_version": 3, "problems": ["…"],
+     "models": [{"name": "demo", "aliases": ["…"], "open": 2, "waiting": 0, "problems": [], …}],
      "requests": {"open": 2, "waiting": 0, "prompt_tokens": 910, "output_tokens": 204},
      "last_minute": {"requests": 12, "ttft_s": {"p50": …, "p90": …, "p99": …}, "tpot_s": {…}},
-     "pools": [{"role": "decode", "instances": [{"instance_id": "decode-0", "up": true, …}]}],
+     "pools": [{"model": "demo", "role": "decode", "instances": [{"instance_id": "d-0", …}]}],
      "recent": [{"request_id": "…", "ttft_s": …, "ttft_spans": {…}, "handovers": […], …}]}
 
 `prompt_tokens` and `output_tokens` only grow: of all requests that were admitted, open ones too.
@@ -17,7 +18,9 @@ from typing import Any
 
 from baton import __version__
 from baton.api.decode_session import SessionStats
+from baton.api.model_lane import LaneStats
 from baton.core.lease import Report
+from baton.core.served_model import FrontModel
 from baton.core.topology import InstanceInfo, Membership, Role
 from baton.core.trace import RequestTrace
 
@@ -30,14 +33,22 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
+class ModelView:
+    """What a gateway knows of one model."""
+
+    front: FrontModel
+    membership: Membership
+    """Its instances."""
+    problems: Sequence[str]
+    stats: LaneStats
+
+
+@dataclass(frozen=True, slots=True)
 class StatusView:
     """What a gateway knows of everything."""
 
-    model: str
-    membership: Membership
-    open_requests: int
-    waiting: int
-    sessions: Sequence[SessionStats]
+    models: Sequence[ModelView]
+    membership_version: int
     last_minute: Mapping[str, object]
     reports: Mapping[str, Report | None]
     """By instance: what each said last; None if it has not answered lately."""
@@ -52,30 +63,49 @@ class StatusView:
 
 def status_of(view: StatusView, recent: Sequence[RequestTrace]) -> Json:
     """Return the body of the answer."""
-    load = {"open": view.open_requests, "waiting": view.waiting}
     return {
         "version": __version__,
-        "model": view.model,
+        "models": [_model(model) for model in view.models],
         "clock_s": view.clock_s,
         "uptime_s": view.uptime_s,
-        "membership_version": view.membership.version,
+        "membership_version": view.membership_version,
         "problems": list(view.problems),
-        "requests": load | dict(view.totals),
+        "requests": dict(view.totals),
         "last_minute": dict(view.last_minute),
-        "pools": [_pool(view, role) for role in Role if view.membership.of(role)],
+        "pools": [
+            _pool(view, model, role)
+            for model in view.models
+            for role in Role
+            if model.membership.of(role)
+        ],
         "recent": [_request(trace) for trace in recent[:RECENT]],
     }
 
 
-def _pool(view: StatusView, role: Role) -> Json:
-    sessions = {session.instance_id: session for session in view.sessions}
-    members = view.membership.of(role)
+def _model(model: ModelView) -> Json:
+    stats = model.stats
+    return {
+        "name": model.front.name,
+        "aliases": list(model.front.aliases),
+        "open": stats.open_requests,
+        "queued": stats.queued,
+        "waiting": stats.waiting,
+        "ttft_p90_s": stats.ttft_s,
+        "tpot_p90_s": stats.tpot_s,
+        "problems": list(model.problems),
+    }
+
+
+def _pool(view: StatusView, model: ModelView, role: Role) -> Json:
+    sessions = {session.instance_id: session for session in model.stats.sessions}
+    members = model.membership.of(role)
     rows = [
         _instance(i, view.reports.get(i.instance_id), sessions.get(i.instance_id))
         | {"usable": i.instance_id in view.usable}
         for i in members[:INSTANCES]
     ]
-    return {"role": str(role), "size": len(members), "instances": rows}
+    name = model.front.name
+    return {"model": name, "role": str(role), "size": len(members), "instances": rows}
 
 
 def _instance(instance: InstanceInfo, report: Report | None, session: SessionStats | None) -> Json:

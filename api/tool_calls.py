@@ -5,9 +5,10 @@ of a call is shown as text once it is certain that it is none.
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from baton.api.json_call import JsonCall, JsonValue
 from baton.api.stop_strings import overlap
@@ -58,7 +59,7 @@ class Arguments:
 Event = Text | CallBegins | Arguments
 
 
-class ToolParser:
+class ToolParser(ABC):
     """What all formats share: input that is not understood yet, calls, and their events.
 
     `_step` is the state: it takes what it can from `_input`, and returns whether another step may
@@ -70,11 +71,14 @@ class ToolParser:
         self._input = ""
         self._raw = ""
         """What has been taken of a call whose name is not known: it may turn out to be text."""
-        self._call = JsonCall()
         self._begun = False
         self._calls = 0
         self._events: list[Event] = []
-        self._step: Callable[[], bool] = self._show_all
+        self._step: Callable[[], bool] = self._start
+
+    @abstractmethod
+    def _start(self) -> bool:
+        """Take the beginning of the text: the first step."""
 
     def push(self, text: str) -> list[Event]:
         """Return what became certain with `text`."""
@@ -119,6 +123,14 @@ class ToolParser:
         self._input = ""
         return False
 
+
+class _ObjectParser(ToolParser):
+    """Formats in which a call is a JSON object."""
+
+    def __init__(self, use: ToolUse) -> None:
+        super().__init__(use)
+        self._call = JsonCall()
+
     def _expect_object(self) -> None:
         self._call, self._begun = JsonCall(), False
         self._step = self._object
@@ -144,8 +156,9 @@ class ToolParser:
     def _is_known(self, name: str) -> bool:
         return True
 
+    @abstractmethod
     def _after_object(self) -> bool:
-        raise NotImplementedError
+        """Take what follows a call."""
 
     def _no_object(self) -> bool:
         """Show what looked like a call, and all that follows."""
@@ -176,14 +189,14 @@ class ToolParser:
         return self._expect_another(",", then)
 
 
-class _Tagged(ToolParser):
+class _Tagged(_ObjectParser):
     """Formats in which a tag opens each call; there may be text before, between and after."""
 
-    tag = ""
+    tag: ClassVar[str]
 
-    def __init__(self, use: ToolUse) -> None:
-        super().__init__(use)
+    def _start(self) -> bool:
         self._step = self._find_tag
+        return self._find_tag()
 
     def _find_tag(self) -> bool:
         before, tag, after = self._input.partition(self.tag)
@@ -201,8 +214,9 @@ class _Tagged(ToolParser):
         self._open()
         return True
 
+    @abstractmethod
     def _open(self) -> None:
-        raise NotImplementedError
+        """Set the step that follows a tag."""
 
     def _no_object(self) -> bool:
         """Show the tag, and look for another one in what came after it."""
@@ -287,14 +301,10 @@ class MistralParser(_Tagged):
         return self._end_list(self._find_tag)
 
 
-class ListParser(ToolParser):
+class ListParser(_ObjectParser):
     """`[{"name": …, "parameters": {…}}, …]`: what the grammar of `required` makes."""
 
-    def __init__(self, use: ToolUse) -> None:
-        super().__init__(use)
-        self._step = self._list
-
-    def _list(self) -> bool:
+    def _start(self) -> bool:
         inner = self._input.lstrip()
         if not inner:
             return False
@@ -310,7 +320,7 @@ class ListParser(ToolParser):
         return self._end_list(self._show_all)
 
 
-class Llama3Parser(ToolParser):
+class Llama3Parser(_ObjectParser):
     """`{"name": …, "parameters": {…}}`, several with `;` between: Llama 3.1 to 3.3.
 
     The text is either calls or for the user. As any JSON object looks like a call at first, only
@@ -319,11 +329,7 @@ class Llama3Parser(ToolParser):
 
     tag = "<|python_tag|>"
 
-    def __init__(self, use: ToolUse) -> None:
-        super().__init__(use)
-        self._step = self._begin_text
-
-    def _begin_text(self) -> bool:
+    def _start(self) -> bool:
         inner = self._input.lstrip()
         if not inner or (inner != self.tag and self.tag.startswith(inner)):
             return False
@@ -348,11 +354,7 @@ class Llama3Parser(ToolParser):
 class NamedParser(ToolParser):
     """All of the text is the arguments of one tool: what the grammar of a named tool makes."""
 
-    def __init__(self, use: ToolUse) -> None:
-        super().__init__(use)
-        self._step = self._all
-
-    def _all(self) -> bool:
+    def _start(self) -> bool:
         if not self._begun:
             self._begin(self._use.named)
         self._argue(self._input)

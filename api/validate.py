@@ -1,6 +1,5 @@
 """User input becomes GenerateRequests here, or InvalidRequest: refused here or never."""
 
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import cast
@@ -10,6 +9,7 @@ from baton.api.detokenize import Detokenizer, WithSpecialTokens
 from baton.api.fields import Fields, check_text
 from baton.api.grammar_fields import read_grammar
 from baton.api.message_fields import read_chat_options, read_messages
+from baton.api.request_names import new_call_id
 from baton.api.sampling_fields import (
     check_token,
     of_choice,
@@ -23,6 +23,7 @@ from baton.api.tool_fields import Tools, read_tools
 from baton.core.errors import InvalidRequest, UnknownModel
 from baton.core.ids import RequestId
 from baton.core.request import GenerateRequest, SamplingParams
+from baton.core.served_model import ModelLimits
 from baton.core.spans import Arrival
 from baton.core.tenants import ANONYMOUS, Tenant
 from baton.models.grammar import check_grammar
@@ -58,6 +59,28 @@ class ServedModel:
     """How it writes tool calls of its own accord; None: unknown."""
     tenant: Tenant = ANONYMOUS
     """Who asks, and so within which limits."""
+    gateway: str = ""
+    """Whose the request is, by name; "": of the only one there is."""
+    aliases: tuple[str, ...] = ()
+    """Other names by which it may be asked for."""
+    limits: ModelLimits = ModelLimits()  # noqa: RUF009  (frozen)
+    """Its own."""
+
+    @property
+    def most_prompt(self) -> tuple[int, str]:
+        """Tokens of a prompt at most, and for whom that holds: the tenant or the model."""
+        return self._least(self.tenant.max_prompt_tokens, self.limits.max_prompt_tokens)
+
+    @property
+    def most_output(self) -> tuple[int, str]:
+        """Tokens of one choice at most, and for whom that holds: the tenant or the model."""
+        return self._least(self.tenant.max_output_tokens, self.limits.max_output_tokens)
+
+    def _least(self, tenants: int | None, own: int | None) -> tuple[int, str]:
+        limits = [(self.max_model_len, self.name)]
+        limits += [] if tenants is None else [(tenants, self.tenant.name)]
+        limits += [] if own is None else [(own, self.name)]
+        return min(limits, key=lambda limit: limit[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +88,8 @@ class TextRequest:
     """A valid request, and what only api/ knows of it."""
 
     generate: GenerateRequest
+    model: str = ""
+    """Whose it is, by the model's own name; "": of the first that is served."""
     stop: tuple[str, ...] = ()
     """Strings that end the text."""
     echo: str | None = None
@@ -182,7 +207,7 @@ def completion_call(body: object, model: ServedModel, *, prefix: str = "cmpl") -
         allowed = f"at most {MAX_CHOICES // len(prompts)} for {len(prompts)} prompts"
         raise InvalidRequest("n", common.n, allowed)
     limits = _Limits("prompt", max_tokens, DEFAULT_MAX_TOKENS)
-    return _call(_new_id(prefix), prompts, limits, common, model)
+    return _call(new_call_id(prefix, model.gateway), prompts, limits, common, model)
 
 
 def chat_call(body: object, model: ServedModel) -> Call:
@@ -198,7 +223,7 @@ def chat_call(body: object, model: ServedModel) -> Call:
     prompt = read_chat(fields, model, tools)
     fields.done()
     limits = _Limits("messages", old if new is None else new, model.max_model_len)
-    call = _call(_new_id("chatcmpl"), [_Prompt(prompt)], limits, common, model)
+    call = _call(new_call_id("chatcmpl", model.gateway), [_Prompt(prompt)], limits, common, model)
     return replace(call, tools=tools.use)
 
 
@@ -212,11 +237,16 @@ def read_chat(fields: Fields, model: ServedModel, tools: Tools) -> list[int]:
     return tokenizer.apply_chat_template(messages, options, add_special_tokens=special)
 
 
+def model_named(body: object) -> str | None:
+    """Return the name of the model that a body asks for; None if it names none."""
+    return Fields(body).text("model")
+
+
 def check_model(fields: Fields, model: ServedModel) -> None:
-    """Refuse the name of a model that is not there; none at all means the one that is."""
+    """Refuse the name of another model; none at all means this one."""
     name = fields.text("model")
-    if name is not None and name != model.name:
-        raise UnknownModel("model", name, model.name)
+    if name is not None and name != model.name and name not in model.aliases:
+        raise UnknownModel("model", name, ", ".join((model.name, *model.aliases)))
 
 
 def check_call_grammar(call: Call, model: ServedModel) -> None:
@@ -380,6 +410,7 @@ def _call(
             requests.append(
                 TextRequest(
                     generate,
+                    model.name,
                     common.stop,
                     prompt.echo,
                     common.skip_special_tokens,
@@ -405,10 +436,9 @@ def _fitting(prompt: list[int], limits: _Limits, common: _Common, model: ServedM
     if room < 1:
         tokens = f"{len(prompt)} tokens"
         raise InvalidRequest(limits.field, tokens, f"at most {model.max_model_len - 1} tokens")
-    max_tokens = _allowed(prompt, limits, model.tenant)
+    max_tokens = _allowed(prompt, limits, model)
     if max_tokens is None:
-        most = model.tenant.max_output_tokens
-        max_tokens = min(limits.default, room if most is None else min(room, most))
+        max_tokens = min(limits.default, room, model.most_output[0])
     if max_tokens > room:
         both = f"the prompt has {len(prompt)} tokens, the limit for both is {model.max_model_len}"
         raise InvalidRequest("max_tokens", max_tokens, f"1 to {room}: {both}")
@@ -418,16 +448,13 @@ def _fitting(prompt: list[int], limits: _Limits, common: _Common, model: ServedM
     return max_tokens
 
 
-def _allowed(prompt: list[int], limits: _Limits, tenant: Tenant) -> int | None:
-    """Return the limit that was asked for; refuse what the tenant's own limits do not allow."""
-    longest, most = tenant.max_prompt_tokens, tenant.max_output_tokens
-    if longest is not None and len(prompt) > longest:
-        allowed = f"at most {longest} tokens for {tenant.name}"
+def _allowed(prompt: list[int], limits: _Limits, model: ServedModel) -> int | None:
+    """Return the limit that was asked for; refuse what tenant or model do not allow."""
+    longest, whose = model.most_prompt
+    if len(prompt) > longest:
+        allowed = f"at most {longest} tokens for {whose}"
         raise InvalidRequest(limits.field, f"{len(prompt)} tokens", allowed)
-    if limits.max_tokens is not None and most is not None and limits.max_tokens > most:
-        raise InvalidRequest("max_tokens", limits.max_tokens, f"1 to {most} for {tenant.name}")
+    most, whose = model.most_output
+    if limits.max_tokens is not None and limits.max_tokens > most:
+        raise InvalidRequest("max_tokens", limits.max_tokens, f"1 to {most} for {whose}")
     return limits.max_tokens
-
-
-def _new_id(prefix: str) -> str:
-    return f"{prefix}-{secrets.token_hex(12)}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from baton.api.planner import Planner
 from baton.core.clock import Clock
-from baton.core.errors import BatonError, InternalError, Overloaded, Unavailable
+from baton.core.errors import BatonError, Cancelled, InternalError, Overloaded, Unavailable
 from baton.core.log import get_logger
 from baton.core.metrics import GatewayMetrics
 from baton.router.admission import Admission, Want
@@ -41,12 +41,19 @@ class WaitingRoom:
         self,
         admission: Admission,
         *,
+        model: str,
         is_served: Callable[[], bool],
+        on_left: Callable[[], None],
         metrics: GatewayMetrics,
         clock: Clock,
     ) -> None:
-        """`is_served` says whether there is a decode instance at all; without one all wait."""
+        """`is_served` says whether there is a decode instance of the model at all.
+
+        Without one all wait. `on_left` is called when a turn is given back, and pokes this room.
+        """
         self._admission = admission
+        self._model = model
+        self._on_left = on_left
         self._is_served = is_served
         self._metrics = metrics
         self._clock = clock
@@ -58,6 +65,10 @@ class WaitingRoom:
     def __len__(self) -> int:
         """Return how many wait."""
         return len(self._admission)
+
+    def waited_s(self) -> float:
+        """Return for how long the first of those has waited that instances have no room for."""
+        return self._admission.waited_s()
 
     def __repr__(self) -> str:
         return f"WaitingRoom({self._admission!r})"
@@ -72,7 +83,7 @@ class WaitingRoom:
             turn = self._arrive(want, planner)
             return await self._called(turn)
         except Overloaded as error:
-            self._metrics.turned_away(error.reason)
+            self._metrics.turned_away(error.reason, self._model)
             raise
 
     def _arrive(self, want: Want, planner: Planner) -> Turn:
@@ -88,7 +99,8 @@ class WaitingRoom:
     def _outlook(self, want: Want, planner: Planner) -> Outlook | None:
         """Return how a request would fare once it starts; only of one that will have to wait."""
         if not self._is_served():
-            raise Unavailable("no decode instance is ready to take the request")
+            text = f"no decode instance is ready for model {self._model!r}"
+            raise Unavailable(text)
         if self._admission.next() is None:
             return None
         plan = planner.plan(with_room=False)
@@ -119,7 +131,7 @@ class WaitingRoom:
     def left(self, turn: Turn, output_tokens: int = 0) -> None:
         """Take a turn back: its request is over."""
         self._admission.left(turn, output_tokens)
-        self.poke()
+        self._on_left()
 
     # ---- whose turn it is -------------------------------------------------------------------
 
@@ -143,7 +155,7 @@ class WaitingRoom:
                 self._refuse(turn, InternalError(f"not let in: {bug!r}"))
         while (turn := self._admission.settle()) is not None:
             self._refuse(turn, self._admission.crowded_out(turn))
-        self._metrics.queued(len(self._admission))
+        self._metrics.queued(len(self._admission), self._model)
 
     def _start(self, turn: Turn) -> bool:
         """Start whose turn it is; False: there is no room."""
@@ -167,12 +179,28 @@ class WaitingRoom:
         if not place.done():
             place.set_exception(error)
 
+    def cancel(self, wanted: Callable[[str, str], bool]) -> int:
+        """Send away those who wait and are `wanted`; return how many there are.
+
+        `wanted` is asked with request id and tenant. Their requests end with Cancelled.
+        """
+        found = [
+            turn
+            for turn, guest in self._guests.items()
+            if not guest.place.done()
+            and wanted(guest.planner.request_id, self._admission.want(turn).tenant.name)
+        ]
+        for turn in found:
+            self._refuse(turn, Cancelled("the caller asked for it while it waited for its turn"))
+        self._metrics.queued(len(self._admission), self._model)
+        return len(found)
+
     def close(self) -> None:
         """Send all who wait away, and let nobody in any more."""
         self._closed = True
         for turn in [t for t, guest in self._guests.items() if not guest.place.done()]:
             self._refuse(turn, Unavailable("the gateway is shutting down"))
-        self._metrics.queued(len(self._admission))
+        self._metrics.queued(len(self._admission), self._model)
 
     def check(self) -> None:
         """Assert that nobody is here, and that the books agree."""

@@ -34,6 +34,7 @@ from baton.core.config import EngineConfig, GatewayConfig, HandoverConfig, Worke
 from baton.core.ids import RequestId
 from baton.core.metrics import GatewayMetrics
 from baton.core.request import GenerateRequest, SamplingParams, TokenLogprobs
+from baton.core.served_model import FrontModel
 from baton.core.spans import DecodeSpans
 from baton.core.topology import InstanceInfo, Membership, MembershipBoard, Role
 from baton.decode_worker.worker import DecodeWorker
@@ -113,11 +114,9 @@ async def recover(model: Path, context: int, backup: str, draw: random.Random) -
     board = MembershipBoard(Membership(1, (doomed.info, peer.info)))
     gateway = Gateway(
         GatewayConfig(http_port=0, grpc_port=0, request_timeout_s=PATIENCE_S, lease_s=60),
-        load_tokenizer(TOKENIZER_FROM),
-        "bench",
+        {FrontModel(name="bench"): load_tokenizer(TOKENIZER_FROM)},
         board,
         GatewayMetrics(),
-        expects_prefill=False,
     )
     request = request_of(context - KILLED_AFTER, OUTPUT, draw)
     last, gap, tokens = 0.0, 0.0, 0

@@ -27,6 +27,7 @@ from baton.core import log
 from baton.core.config import GatewayConfig
 from baton.core.ids import Incarnation, InstanceId
 from baton.core.metrics import GatewayMetrics
+from baton.core.served_model import FrontModel
 from baton.core.topology import InstanceInfo, Membership, MembershipBoard, Role
 from baton.models.tokenizer import load_tokenizer
 from baton.proto import inference_pb2 as public
@@ -101,11 +102,9 @@ async def gateway(address: str) -> str:
     )
     served = Gateway(
         GatewayConfig(http_port=0, grpc_port=0, max_open_requests=4096),
-        load_tokenizer(MODEL_DIR),
-        "bench",
+        {FrontModel(name="bench"): load_tokenizer(MODEL_DIR)},
         MembershipBoard(Membership(1, (info,))),
         GatewayMetrics(),
-        expects_prefill=False,
     )
     await served.start()
     door = await FrontDoor.start(served)

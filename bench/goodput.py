@@ -178,8 +178,8 @@ class World:
         """A request comes."""
         try:
             if not self.fair:
-                hint = Hint(str(request.number))
-                self.send(request, self.router.admit(self.membership, hint=hint, **_size(request)))
+                lease = self.router.admit(self.membership, hint=_hint(request), **_size(request))
+                self.send(request, lease)
                 return
             want = Want(TENANTS[request.tenant], request.prompt, MAX_TOKENS, request.came + 600.0)
             waits = self.admission.next() is not None
@@ -196,7 +196,7 @@ class World:
 
     def plan(self, request: Request, room: RoomLimits | None) -> Plan | None:
         """Ask the router."""
-        hint = Hint(str(request.number))
+        hint = _hint(request)
         return self.router.plan(self.membership, hint=hint, room=room, **_size(request))
 
     def pump(self) -> None:
@@ -211,8 +211,7 @@ class World:
             except Overloaded as error:
                 self.refuse(turn, error.reason)
                 continue
-            hint = Hint(str(request.number))
-            lease = self.router.open(plan, hint=hint, **_size(request))
+            lease = self.router.open(plan, hint=_hint(request), **_size(request))
             self.admission.start(turn)
             del self.waiting[turn]
             self.send(request, lease)
@@ -301,6 +300,10 @@ class World:
         if request.turn is not None:
             self.admission.left(request.turn, request.output)
         self.router.ended(request.trace())
+
+
+def _hint(request: Request) -> Hint:
+    return Hint(str(request.number), tpot_slo_s=TENANTS[request.tenant].tpot_slo_s)
 
 
 def _size(request: Request) -> dict[str, int]:

@@ -23,6 +23,7 @@ from baton.api.gateway import Gateway
 from baton.api.serve import FrontDoor
 from baton.core.config import EngineConfig, GatewayConfig, WorkerConfig
 from baton.core.metrics import GatewayMetrics
+from baton.core.served_model import FrontModel
 from baton.core.topology import Membership, MembershipBoard, Role
 from baton.decode_worker.worker import DecodeWorker
 from baton.models.tokenizer import load_tokenizer
@@ -64,11 +65,9 @@ async def start(stack: AsyncExitStack) -> tuple[PrefillWorker, DecodeWorker, Fro
     await stack.enter_async_context(decode)
     gateway = Gateway(
         GatewayConfig(http_port=0, grpc_port=0),
-        load_tokenizer(DEMO_MODEL),
-        "demo",
+        {FrontModel(name="demo", expects_prefill=True): load_tokenizer(DEMO_MODEL)},
         MembershipBoard(Membership(1, (prefill.info, decode.info))),
         GatewayMetrics(),
-        expects_prefill=True,
     )
     await gateway.start()
     door = await FrontDoor.start(gateway)

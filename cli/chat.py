@@ -5,14 +5,15 @@ and keeps what there is of it; Ctrl-D leaves.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from baton.client.answer import Timing
 from baton.client.channel import ClientTls
 from baton.client.options import Message, Options
-from baton.client.sync_client import Client
+from baton.client.sync_client import Client, Stream
 from baton.core.errors import BatonError
 
 Write = Callable[[str], None]
@@ -78,10 +79,26 @@ class Conversation:
         return f"{name}: {'as by default' if number is None else number}"
 
 
+class Server(Protocol):
+    """Who answers: a client over gRPC or HTTP."""
+
+    def chat(self, messages: Sequence[Message], options: Options) -> Stream:
+        """See Client.chat."""
+        ...
+
+    def models(self) -> dict[str, int]:
+        """See Client.models."""
+        ...
+
+    def close(self) -> None:
+        """See Client.close."""
+        ...
+
+
 class Chat:
     """One session in the terminal."""
 
-    def __init__(self, client: Client, conversation: Conversation, read: Read, write: Write):
+    def __init__(self, client: Server, conversation: Conversation, read: Read, write: Write):
         """`read` shows a prompt and returns a line; it raises EOFError at the end."""
         self._client = client
         self._conversation = conversation
@@ -137,7 +154,7 @@ class Chat:
         """Show the answer as it comes; after an error the question counts as not asked."""
         parts: list[str] = []
         end = "\n"
-        stream = self._client.stream(self._conversation.ask(question), self._conversation.options)
+        stream = self._client.chat(self._conversation.ask(question), self._conversation.options)
         try:
             for chunk in stream:
                 parts.append(chunk.text)
@@ -170,9 +187,22 @@ def show(text: str) -> None:
 
 
 def chat(address: str, tls: ClientTls | None, conversation: Conversation) -> None:
-    """Talk to the server at host:port until the user leaves; raises what it says to begin with."""
-    # Not as an option: everybody on the machine can read a process's arguments.
-    with Client(address, api_key=os.environ.get("BATON_API_KEY", ""), tls=tls) as client:
-        models = ", ".join(client.models())
-        show(f"{models} at {address}; /help lists commands, Ctrl-D leaves\n")
+    """Talk to the server until the user leaves; raises what it says to begin with.
+
+    `address` is host:port of its gRPC API, or the URL of its HTTP API.
+    """
+    with closing(_client(address, tls)) as client:
+        models = ", ".join(client.models())  # asked in any case: so it is known who is there
+        model = conversation.options.model or models
+        show(f"{model} at {address}; /help lists commands, Ctrl-D leaves\n")
         Chat(client, conversation, input, show).run()
+
+
+def _client(address: str, tls: ClientTls | None) -> Server:
+    # Not as an option: everybody on the machine can read a process's arguments.
+    key = os.environ.get("BATON_API_KEY", "")
+    if not address.startswith(("http://", "https://")):
+        return Client(address, api_key=key, tls=tls)
+    from baton.client.http import HttpClient  # its library is an extra
+
+    return HttpClient(address, api_key=key, tls=tls)

@@ -15,7 +15,12 @@ def register(app: typer.Typer) -> None:
 
 def chat(
     *,
-    address: Annotated[str, typer.Option(help="host:port of the gRPC API.")] = "127.0.0.1:8001",
+    address: Annotated[
+        str, typer.Option(help="host:port of the gRPC API, or the URL of the HTTP API.")
+    ] = "127.0.0.1:8001",
+    model: Annotated[
+        str, typer.Option(help="Name of the model; by default the only one that is served.")
+    ] = "",
     system: Annotated[str, typer.Option(help="Tell the model who it is.")] = "",
     max_tokens: Annotated[int | None, typer.Option(help="Tokens of an answer at most.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 (greedy) to 2.")] = None,
@@ -26,7 +31,7 @@ def chat(
     cert: Annotated[Path | None, typer.Option(help="Certificate to show, if it asks.")] = None,
     key: Annotated[Path | None, typer.Option(help="Its private key.")] = None,
 ) -> None:
-    """Chat with a running server, by gRPC; Ctrl-C stops an answer, Ctrl-D leaves.
+    """Chat with a running server, by gRPC or HTTP; Ctrl-C stops an answer, Ctrl-D leaves.
 
     An API key is taken from the environment: BATON_API_KEY.
     """
@@ -36,5 +41,5 @@ def chat(
     from baton.client.options import Options
 
     with errors_shown():
-        options = Options(max_tokens=max_tokens, temperature=temperature, seed=seed)
+        options = Options(model=model, max_tokens=max_tokens, temperature=temperature, seed=seed)
         run(address, client_tls(ca, cert, key), Conversation(options, system))

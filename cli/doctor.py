@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import platform
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from baton import __version__
 from baton.cli import machine
@@ -29,6 +31,8 @@ LEAST_MEMORY = 2 * GIB
 """Ray, the gateway and two instances of the demo model take about that much together."""
 LEAST_SHM = 128 * MIB
 LEAST_DISK = GIB
+PAGE = "docs/doctor.md"
+"""In the repo, and on the site that `make docs` builds; it has a section for each check."""
 
 
 class Verdict(StrEnum):
@@ -41,9 +45,8 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report."""
+    """What one check has found."""
 
-    what: str
     here: str
     """What is here."""
     use: str
@@ -51,62 +54,62 @@ class Finding:
     verdict: Verdict = Verdict.GOOD
 
 
-def examine() -> Iterator[Finding]:
-    """Yield all findings; takes a few seconds, for importing torch."""
-    checks: tuple[Callable[[], Finding], ...] = (
-        _python,
-        _cores,
-        _memory,
-        _shared_memory,
-        _temp_dir,
-        _gpus,
-        _torch,
-        _native,
-        _kernels,
-        _ray,
-        _ucx,
-        _rdma,
-        _other_processes,
-        _demo_model,
-    )
-    for check in checks:
+def page_of(what: str) -> str:
+    """Return where the documentation tells of a check: its section has the check's name."""
+    words = re.sub(r"[^\w\s-]", "", what.lower())
+    return f"{PAGE}#{words.replace(' ', '-')}"
+
+
+def examine() -> Iterator[tuple[str, Finding]]:
+    """Yield what each check is called and what it finds; takes seconds, for importing torch."""
+    for what, check in _CHECKS.items():
         try:
-            yield check()
+            yield what, check()
         except Exception as error:
-            name = check.__name__.strip("_").replace("_", " ")
-            yield Finding(name, f"{type(error).__name__}: {error}", _REINSTALL, Verdict.BAD)
+            yield what, Finding(f"{type(error).__name__}: {error}", _REINSTALL, Verdict.BAD)
 
 
 _REINSTALL = "Baton cannot run like this; run `make setup` again"
 
 
 def report(console: Console) -> bool:
-    """Print all findings; return whether Baton can run here."""
+    """Print all findings, each with its page; return whether Baton can run here."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title, width in (("", 13), ("here", 40), ("used, and why", 43)):
         table.add_column(title, width=width, overflow="fold")
     findings = list(examine())
-    for found in findings:
-        colour = found.verdict.value
+    for what, found in findings:
         sign = {Verdict.GOOD: "✓", Verdict.NOTE: "!", Verdict.BAD: "✗"}[found.verdict]
-        table.add_row(f"[{colour}]{sign}[/] {found.what}", found.here, f"[{colour}]{found.use}[/]")
+        named = f"[{found.verdict.value}]{sign}[/] {_linked(what, page_of(what))}"
+        more = "" if found.verdict is Verdict.GOOD else f"\n→ {page_of(what)}"
+        used = Text(f"{found.use}{more}", style=found.verdict.value)
+        table.add_row(named, Text(found.here), used)
     console.print(f"Baton {__version__}\n", style="bold")
     console.print(table)
-    usable = all(found.verdict is not Verdict.BAD for found in findings)
+    usable = all(found.verdict is not Verdict.BAD for _, found in findings)
     console.print("\nBaton can run here." if usable else "\nBaton cannot run here: see ✗ above.")
+    console.print(f"What each line means, and what to do: {PAGE}", highlight=False)
     return usable
 
 
+def _linked(what: str, page: str) -> str:
+    """Let a terminal that can do so open the section, where the documentation is at hand."""
+    folder = DEMO_MODEL.resolve().parents[1]
+    if not (folder / PAGE).is_file():
+        return what
+    return f"[link={(folder / PAGE).as_uri()}#{page.partition('#')[2]}]{what}[/link]"
+
+
 def _python() -> Finding:
-    return Finding("Python", platform.python_version(), sys.executable)
+    return Finding(platform.python_version(), sys.executable)
 
 
 def _cores() -> Finding:
     cores = machine.cpu_cores()
     if cores < 2:
         use = "one core for all processes: it works, slowly"
-        return Finding("CPU cores", str(cores), use, Verdict.NOTE)
-    return Finding("CPU cores", str(cores), "one thread per instance unless --threads says more")
+        return Finding(str(cores), use, Verdict.NOTE)
+    return Finding(str(cores), "one thread per instance unless --threads says more")
 
 
 def _memory() -> Finding:
@@ -114,8 +117,8 @@ def _memory() -> Finding:
     here = f"{free / GIB:.1f} GiB available"
     if free < LEAST_MEMORY:
         use = f"{LEAST_MEMORY // GIB} GiB are needed for Ray and two instances: free some"
-        return Finding("memory", here, use, Verdict.BAD)
-    return Finding("memory", here, "each instance: its weights and --kv-memory-mib of KV")
+        return Finding(here, use, Verdict.BAD)
+    return Finding(here, "each instance: its weights and --kv-memory-mib of KV")
 
 
 def _shared_memory() -> Finding:
@@ -123,8 +126,8 @@ def _shared_memory() -> Finding:
     here = f"{free // MIB} MiB free"
     if free < LEAST_SHM:
         use = "Ray wants 128 MiB: it goes to disk instead (docker run --shm-size=1g)"
-        return Finding("/dev/shm", here, use, Verdict.NOTE)
-    return Finding("/dev/shm", here, "80 MB of it, for Ray's object store")
+        return Finding(here, use, Verdict.NOTE)
+    return Finding(here, "80 MB of it, for Ray's object store")
 
 
 def _temp_dir() -> Finding:
@@ -132,8 +135,8 @@ def _temp_dir() -> Finding:
     free = machine.free_space(folder)
     here = f"{folder}: {free / GIB:.1f} GiB free"
     if free < LEAST_DISK:
-        return Finding("temp folder", here, "1 GiB should be free for Ray's files", Verdict.NOTE)
-    return Finding("temp folder", here, "for Ray's files and all logs, while it runs")
+        return Finding(here, "1 GiB should be free for Ray's files", Verdict.NOTE)
+    return Finding(here, "for Ray's files and all logs, while it runs")
 
 
 def _gpus() -> Finding:
@@ -141,8 +144,8 @@ def _gpus() -> Finding:
     names = [_gpu_name(card) for card in cards]
     if names:
         use = "one, for an instance of one rank; see GPU kernels"
-        return Finding("GPUs", ", ".join(names), use, Verdict.NOTE)
-    return Finding("GPUs", "no NVIDIA GPU", "the CPU")
+        return Finding(", ".join(names), use, Verdict.NOTE)
+    return Finding("no NVIDIA GPU", "the CPU")
 
 
 def _gpu_name(information: Path) -> str:
@@ -155,7 +158,7 @@ def _gpu_name(information: Path) -> str:
 def _torch() -> Finding:
     torch = importlib.import_module("torch")
     capability = torch.backends.cpu.get_cpu_capability()
-    return Finding("torch", str(torch.__version__), f"on the CPU, with {capability} instructions")
+    return Finding(str(torch.__version__), f"on the CPU, with {capability} instructions")
 
 
 def _native() -> Finding:
@@ -164,9 +167,9 @@ def _native() -> Finding:
         library = load_library()
     except NoNativeCode as error:
         use = "torch computes, several times slower; install g++ or clang++ for native code"
-        return Finding("executor", str(error), use, Verdict.NOTE)
+        return Finding(str(error), use, Verdict.NOTE)
     use = f"native code{', with AMX in bfloat16' * library.amx}"
-    return Finding("executor", f"compiled for {library.instructions}", use)
+    return Finding(f"compiled for {library.instructions}", use)
 
 
 def _kernels() -> Finding:
@@ -174,15 +177,15 @@ def _kernels() -> Finding:
     torch = importlib.import_module("torch")
     choice = choose_backend("cuda")
     if not torch.cuda.is_available():
-        return Finding("GPU kernels", choice.backend, "unused: torch finds no CUDA device here")
+        return Finding(choice.backend, "unused: torch finds no CUDA device here")
     verdict = Verdict.GOOD if choice.backend is Backend.TRITON else Verdict.NOTE
-    return Finding("GPU kernels", choice.backend, choice.why, verdict)
+    return Finding(choice.backend, choice.why, verdict)
 
 
 def _ray() -> Finding:
     importlib.import_module("ray")
     version = importlib.metadata.version("ray")
-    return Finding("Ray", version, "a head of our own on 127.0.0.1, gone when Baton ends")
+    return Finding(version, "a head of our own on 127.0.0.1, gone when Baton ends")
 
 
 def _ucx() -> Finding:
@@ -191,37 +194,54 @@ def _ucx() -> Finding:
     if found.moves_cuda:
         here += f"; memory of GPUs by {', '.join(found.cuda_transports)}"
     use = "for RDMA between machines, or if it is asked for; else KV goes by shm and TCP"
-    return Finding("UCX", here, use)
+    return Finding(here, use)
 
 
 def _rdma() -> Finding:
     found = _describe_ucx()
     if found.has_verbs:
-        return Finding("RDMA", "found by UCX", "between machines")
+        return Finding("found by UCX", "between machines")
     devices = sorted(path.name for path in Path("/sys/class/infiniband").glob("*"))
     if devices:
         use = "not by this UCX, which has no verbs: install a system UCX for RDMA"
-        return Finding("RDMA", ", ".join(devices), use, Verdict.NOTE)
-    return Finding("RDMA", "no device", "TCP between machines")
+        return Finding(", ".join(devices), use, Verdict.NOTE)
+    return Finding("no device", "TCP between machines")
 
 
 def _other_processes() -> Finding:
     scope = machine.ptrace_scope()
     yama = "no Yama" if scope is None else f"ptrace_scope {scope}"
     if machine.may_read_other_processes():
-        return Finding(
-            "cma", f"allowed ({yama})", "UCX, if asked for, reads through the kernel within a host"
-        )
+        use = "UCX, if asked for, reads through the kernel within a host"
+        return Finding(f"allowed ({yama})", use)
     use = "UCX, if asked for, reads over TCP; sudo sysctl kernel.yama.ptrace_scope=0 allows it"
-    return Finding("cma", f"not allowed ({yama})", use, Verdict.NOTE)
+    return Finding(f"not allowed ({yama})", use, Verdict.NOTE)
 
 
 def _demo_model() -> Finding:
     spec = read_spec(DEMO_MODEL)
     here = f"{spec.layers} layers, {spec.max_position} tokens"
-    return Finding("demo model", here, "unless `baton serve --model` names another")
+    return Finding(here, "unless `baton serve --model` names another")
 
 
 def _describe_ucx() -> UcxCapabilities:
     """Ask about all interfaces, not only the loopback that a single machine needs."""
     return describe(UcxConfig(host="0.0.0.0"))
+
+
+_CHECKS: dict[str, Callable[[], Finding]] = {
+    "Python": _python,
+    "CPU cores": _cores,
+    "memory": _memory,
+    "/dev/shm": _shared_memory,
+    "temp folder": _temp_dir,
+    "GPUs": _gpus,
+    "torch": _torch,
+    "executor": _native,
+    "GPU kernels": _kernels,
+    "Ray": _ray,
+    "UCX": _ucx,
+    "RDMA": _rdma,
+    "cma": _other_processes,
+    "demo model": _demo_model,
+}

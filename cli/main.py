@@ -7,7 +7,6 @@ import typer
 
 from baton.cli import chat_command, cluster_commands, identity_commands
 from baton.cli.console import WIDTH, errors_shown, make_console
-from baton.cli.defaults import DEMO_MODEL, name_of
 
 app = typer.Typer(
     name="baton",
@@ -18,16 +17,25 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH},
 )
 
-_MODEL = typer.Option("--model", help="A Hugging Face checkpoint folder; or the demo model.")
+_MODEL = typer.Option(
+    "--model",
+    metavar="[NAME[,ALIAS…]=]DIR",
+    help="A Hugging Face checkpoint folder, and its names; once for each. By default the demo"
+    " model.",
+)
 
 
 @app.command()
 def serve(
     *,
-    model: Annotated[Path, _MODEL] = DEMO_MODEL,
-    name: Annotated[str, typer.Option(help="Its name for users; by default the folder's.")] = "",
-    prefill: Annotated[int, typer.Option(help="Prefill instances; 0: decode does both.")] = 1,
-    decode: Annotated[int, typer.Option(help="Decode instances.")] = 1,
+    model: Annotated[list[str] | None, _MODEL] = None,
+    name: Annotated[
+        str, typer.Option(help="The name of a single model; by default the folder's.")
+    ] = "",
+    prefill: Annotated[
+        int, typer.Option(help="Prefill instances of each model; 0: decode does both.")
+    ] = 1,
+    decode: Annotated[int, typer.Option(help="Decode instances of each model.")] = 1,
     host: Annotated[str, typer.Option(help="Address of the APIs.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Of the HTTP API; 0 takes a free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option(help="Of the gRPC API; 0 takes a free one.")] = 8001,
@@ -101,7 +109,9 @@ def serve(
     backup: Annotated[
         str, typer.Option(help="Decode instances copy KV to one another: off or peer.")
     ] = "off",
-    max_open_requests: Annotated[int, typer.Option(help="At instances; more wait.")] = 256,
+    max_open_requests: Annotated[
+        int, typer.Option(help="Of each model at instances; more wait.")
+    ] = 256,
     tool_parser: Annotated[
         str, typer.Option(help="How the model writes tool calls: hermes, llama3_json or mistral.")
     ] = "auto",
@@ -133,7 +143,8 @@ def serve(
         str, typer.Option(help="Log lines to show: debug, info, warning or error, and above.")
     ] = "info",
 ) -> None:
-    """Serve a model by the OpenAI HTTP API and by gRPC, until Ctrl-C."""
+    """Serve models by the OpenAI HTTP API and by gRPC, until Ctrl-C."""
+    from baton.cli.model_options import models_of
     from baton.cli.serve import serve as run
     from baton.cli.stopping import Stopping
     from baton.cli.tls import cluster_tls, tls_of
@@ -149,9 +160,12 @@ def serve(
     with errors_shown():
         log.choose(form=log_format, level=log_level)
         log.configure()
+        first, *beside = models_of(model or (), name)
         config = ClusterConfig.checked(
-            model_dir=model,
-            model_name=name or name_of(model),
+            model_dir=first.dir,
+            model_name=first.name,
+            aliases=first.aliases,
+            beside=tuple(beside),
             prefill=prefill,
             decode=decode,
             prefill_parallel=ParallelConfig.checked(
@@ -204,6 +218,9 @@ def generate(
     prompt: str,
     *,
     address: Annotated[str, typer.Option(help="host:port of the gRPC API.")] = "127.0.0.1:8001",
+    model: Annotated[
+        str, typer.Option(help="Name of the model; by default the only one that is served.")
+    ] = "",
     max_tokens: Annotated[int, typer.Option(help="Tokens at most.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 (greedy) to 2.")] = 0.6,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
@@ -222,7 +239,7 @@ def generate(
     from baton.client import Options
 
     with errors_shown():
-        options = Options(max_tokens=max_tokens, temperature=temperature, seed=seed)
+        options = Options(model=model, max_tokens=max_tokens, temperature=temperature, seed=seed)
         run(address, prompt, options, client_tls(ca, cert, key))
 
 

@@ -1,9 +1,11 @@
 """Checks before anything is started, so that a mistake costs a second and not a minute."""
 
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 
 from baton.api.identity import Identity
+from baton.cluster.spec import spec_of
 from baton.core.cluster_spec import ClusterSpec
 from baton.core.config import ClusterConfig
 from baton.core.errors import InvalidConfig
@@ -13,18 +15,19 @@ from baton.core.tls_files import server_context
 from baton.models.spec import ModelSpec, read_spec
 
 
-def check_before_start(config: ClusterConfig) -> ModelSpec:
-    """Check model folder, limits, memory and ports; raises InvalidConfig for the first mistake."""
-    spec = read_spec(config.model_dir)
-    _check_length(config, spec)
-    _check_memory(config, spec)
+def check_before_start(config: ClusterConfig) -> None:
+    """Check names, folders, limits, memory and ports; InvalidConfig for the first mistake."""
+    spec_of(config)  # names
+    specs = {model.dir: read_spec(model.dir) for model in config.models}
+    for spec in specs.values():
+        _check_length(config, spec)
+    _check_memory(config, specs)
     gateway = config.gateway
     _check_files(config)
     if gateway.http_port == gateway.grpc_port != 0:
         raise InvalidConfig("--grpc-port", gateway.grpc_port, "another port than --port")
     check_port("--port", gateway.host, gateway.http_port)
     check_port("--grpc-port", gateway.host, gateway.grpc_port)
-    return spec
 
 
 def check_spec(spec: ClusterSpec) -> None:
@@ -73,23 +76,25 @@ def _check_length(config: ClusterConfig, spec: ModelSpec) -> None:
         raise InvalidConfig("--max-model-len", wanted, allowed)
 
 
-def _check_memory(config: ClusterConfig, spec: ModelSpec) -> None:
+def _check_memory(config: ClusterConfig, specs: Mapping[Path, ModelSpec]) -> None:
     if config.engine.device == "cuda":
         return  # each instance measures its GPU
-    layout = spec.kv_layout(config.engine.block_size, config.engine.dtype)
-    kv = config.engine.kv_mib_on_host
-    if kv * MIB < layout.block_bytes:
-        least = -(-layout.block_bytes // MIB)
-        raise InvalidConfig(
-            "--kv-memory-mib", kv, f"at least {least}: one block of this model's KV"
-        )
-    instances = config.prefill + config.decode
-    stored = weight_bytes(config.model_dir) // MIB
-    weights = stored * ITEM_BYTES[config.engine.dtype] // ITEM_BYTES[spec.dtype]
+    kv, weights = config.engine.kv_mib_on_host, 0
+    for model in config.models:
+        spec = specs[model.dir]
+        layout = spec.kv_layout(config.engine.block_size, config.engine.dtype)
+        if kv * MIB < layout.block_bytes:
+            least = -(-layout.block_bytes // MIB)
+            allowed = f"at least {least}: one block of the KV of {model.name}"
+            raise InvalidConfig("--kv-memory-mib", kv, allowed)
+        stored = weight_bytes(model.dir) // MIB
+        weights += stored * ITEM_BYTES[config.engine.dtype] // ITEM_BYTES[spec.dtype]
+    each = config.prefill + config.decode
+    instances = each * len(config.models)
     room = available_memory() // MIB
-    if instances * (kv + weights) > room:
+    if instances * kv + each * weights > room:
         allowed = (
-            f"less: {instances} instances with {weights} MiB of weights each"
+            f"less: {instances} instances with {each * weights} MiB of weights"
             f" have {room} MiB of free memory between them"
         )
         raise InvalidConfig("--kv-memory-mib", kv, allowed)

@@ -4,6 +4,7 @@ import asyncio
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from baton.cli.attached import attached
@@ -35,7 +36,20 @@ def tables(found: Status) -> RenderableType:
     """Return what is shown."""
     settled = "everything is as wanted" if found.settled else "not yet as wanted"
     line = f"controller pid {found.controller_pid}, epoch {found.epoch}: {settled}"
-    return Group(_instances(found), _gateways(found), line)
+    return Group(*_models(found), _instances(found), _gateways(found), line)
+
+
+def _models(found: Status) -> list[Table]:
+    """Return which pools serve which model; nothing if there is one model."""
+    pools: dict[str, list[str]] = {}
+    for pool in found.pools:
+        pools.setdefault(pool.model, []).append(pool.name)
+    if len(pools) < 2:
+        return []
+    table = Table("model", "pools", box=None, pad_edge=False, header_style="bold")
+    for model, names in pools.items():
+        table.add_row(escape(model), ", ".join(names))
+    return [table]
 
 
 def _instances(found: Status) -> Table:
@@ -74,7 +88,7 @@ def _text(value: object) -> str:
 
 def _gateways(found: Status) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("gateway", "model", "pid", "HTTP", "gRPC", "open", "epoch"):
+    for name in ("gateway", "models", "pid", "HTTP", "gRPC", "open", "epoch"):
         table.add_column(name, no_wrap=name != "HTTP")
     for gateway in found.gateways:
         info = gateway.info
@@ -83,5 +97,6 @@ def _gateways(found: Status) -> Table:
         else:
             numbers = str(info.open_requests), str(info.epoch)
             where = f"{info.http_url}/v1", info.grpc_address
-            table.add_row(gateway.name, info.model_name, str(info.pid), *where, *numbers)
+            models = escape(", ".join(info.models))
+            table.add_row(gateway.name, models, str(info.pid), *where, *numbers)
     return table

@@ -9,6 +9,7 @@ from pathlib import Path
 from baton.api.gateway import Gateway
 from baton.api.serve import FrontDoor
 from baton.cluster.local_cluster import LocalCluster
+from baton.cluster.spec import spec_of
 from baton.core.config import ClusterConfig
 from baton.core.metrics import GatewayMetrics
 from baton.models.tokenizer import Tokenizer, load_tokenizer
@@ -24,6 +25,7 @@ class System:
     gateway: Gateway
     door: FrontDoor
     tokenizer: Tokenizer
+    """Of the first model."""
 
 
 @asynccontextmanager
@@ -34,7 +36,9 @@ async def running(
 
     `on_cluster` gets the cluster before it starts, so that its closing can be sped up.
     """
-    tokenizer = await asyncio.to_thread(load_tokenizer, config.model_dir)
+    loading = (asyncio.to_thread(load_tokenizer, model.dir) for model in config.models)
+    tokenizers = await asyncio.gather(*loading)
+    fronts = [model.front() for model in spec_of(config).models]
     cluster = LocalCluster(config, say)
     on_cluster(cluster)
     async with cluster:
@@ -42,15 +46,13 @@ async def running(
         metrics.watch_control(cluster.reading)
         gateway = Gateway(
             config.gateway,
-            tokenizer,
-            config.model_name,
+            dict(zip(fronts, tokenizers, strict=True)),
             cluster.board,
             metrics,
-            expects_prefill=config.prefill > 0,
             tls=config.tls,
         )
         async with gateway, _front_door(gateway) as door:
-            yield System(cluster, gateway, door, tokenizer)
+            yield System(cluster, gateway, door, tokenizers[0])
 
 
 @asynccontextmanager
@@ -64,9 +66,13 @@ async def _front_door(gateway: Gateway) -> AsyncIterator[FrontDoor]:
 
 def describe_instances(cluster: LocalCluster) -> list[str]:
     """Return a line for each instance: its name, pid, address and what it holds."""
+    instances = cluster.board.current.instances
+    width = max(11, *(len(i.instance_id) for i in instances))
+    several = len({i.model for i in instances}) > 1
     return [
-        f"{i.instance_id:<11} pid {i.pid:<8} {i.address:<16} KV for {i.kv_tokens:,} tokens"
-        for i in cluster.board.current.instances
+        f"{i.instance_id:<{width}} pid {i.pid:<8} {i.address:<16} KV for {i.kv_tokens:,} tokens"
+        + (f" of {i.model}" if several else "")
+        for i in instances
     ]
 
 

@@ -16,6 +16,8 @@ from baton.core.errors import Unavailable
 
 _TIMEOUT_S = 10.0
 _EVERY_S = 1.0
+_MODELS = 8
+"""Models that are named at the top."""
 _RECENT = 8
 """Requests that are shown."""
 _BAR = 10
@@ -96,13 +98,20 @@ def _head(told: Json, rate: TokenRate) -> RenderableType:
     rates = rate.seen(load["prompt_tokens"], load["output_tokens"])
     flow = "" if rates is None else f"   tokens/s in {rates[0]:.0f}, out {rates[1]:.0f}"
     return Group(
-        f"[bold]{escape(told['model'])}[/]   baton {escape(told['version'])}   "
+        f"[bold]{escape(_names(told['models']))}[/]   baton {escape(told['version'])}   "
         f"membership {told['membership_version']}",
         f"open {load['open']}, waiting for an instance {load['waiting']}{flow}",
         f"{minute['requests']} requests in the last minute",
         f"  TTFT {_spread(minute['ttft_s'])}",
         f"  TPOT {_spread(minute['tpot_s'])}",
     )
+
+
+def _names(models: list[Json]) -> str:
+    """Return the models, each with its aliases."""
+    return ", ".join(
+        " = ".join((model["name"], *model["aliases"])) for model in models[:_MODELS]
+    ) + (f" and {len(models) - _MODELS} more" if len(models) > _MODELS else "")
 
 
 def _spread(percentiles: dict[str, float]) -> str:
@@ -119,9 +128,11 @@ def _instances(pools: list[Json]) -> Table:
         table.add_column(name, no_wrap=True)
     for name in ("open", "runs", "waits", "oldest", "steps"):
         table.add_column(name, justify="right", no_wrap=True)
+    several = len({pool["model"] for pool in pools}) > 1
     for pool in pools:
+        of = f"{escape(pool['model'])} " if several else ""
         up = sum(instance["up"] for instance in pool["instances"])
-        title = f"{pool['role']} {up}/{pool['size']}"
+        title = f"{of}{pool['role']} {up}/{pool['size']}"
         for instance in pool["instances"]:
             table.add_row(title, escape(instance["instance_id"]), *_cells(instance))
             title = ""

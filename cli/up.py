@@ -117,11 +117,14 @@ async def _start_ray(spec: ClusterSpec, say: Progress) -> Note:
 
 def _check_ports(spec: ClusterSpec) -> None:
     """Refuse ports in use: a Ray that we start here has all gateways here."""
-    for i, model in enumerate(spec.models):
-        for number in range(model.gateways.count):
-            config = model.gateways.of(number)
+    doors = {f"models.{i}.gateways": model.gateways for i, model in enumerate(spec.models)}
+    for where, door in {"gateways": spec.shared_gateways, **doors}.items():
+        if door is None:
+            continue
+        for number in range(door.count):
+            config = door.of(number)
             for name in ("http_port", "grpc_port"):
-                check_port(f"models.{i}.gateways.{name}", config.host, getattr(config, name))
+                check_port(f"{where}.{name}", config.host, getattr(config, name))
 
 
 def _log_dir(note: Note) -> Path:

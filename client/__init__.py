@@ -9,7 +9,7 @@
 It needs grpcio and protobuf, and nothing of the server. Errors are those of baton.core.errors.
 """
 
-from baton.client.answer import Choice, Chunk, Completion, Timing
+from baton.client.answer import Choice, Chunk, Completion, ServerTiming, Timing
 from baton.client.async_client import AsyncClient
 from baton.client.channel import ClientTls
 from baton.client.options import Message, Options, Prompt
@@ -44,6 +44,7 @@ __all__ = [
     "Overloaded",
     "Prompt",
     "Retry",
+    "ServerTiming",
     "Timing",
     "Unauthenticated",
     "Unavailable",

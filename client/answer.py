@@ -1,12 +1,22 @@
 """What comes back, and when it came."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from baton.core.clock import Clock
 from baton.core.errors import Unavailable
 from baton.core.request import TokenLogprobs
 from baton.proto import inference_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTiming:
+    """Where the time to the first token of a choice went, as the server measured it."""
+
+    ttft_s: float
+    """From the request's arrival there."""
+    spans_s: Mapping[str, float]
+    """Seconds by name (see docs/metrics.md), in the order of time; they add up to `ttft_s`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +36,8 @@ class Chunk:
     """Of the choice: with `n` over 1 the choices come interleaved."""
     logprobs: tuple[TokenLogprobs, ...] = ()
     """One for each of `token_ids`, if they were asked for."""
+    timing: ServerTiming | None = None
+    """In the last chunk of a choice, if it was asked for."""
 
 
 def chunk_of(response: pb.GenerateResponse) -> Chunk:
@@ -43,7 +55,12 @@ def chunk_of(response: pb.GenerateResponse) -> Chunk:
             TokenLogprobs(told.logprob, tuple((top.token_id, top.logprob) for top in told.top))
             for told in response.logprobs
         ),
+        timing=_timing(response.timing) if response.HasField("timing") else None,
     )
+
+
+def _timing(told: pb.Timing) -> ServerTiming:
+    return ServerTiming(told.ttft_s, {span.name: span.seconds for span in told.spans})
 
 
 class Resumed:
@@ -92,13 +109,17 @@ class Timing:
 
     def came(self, chunk: Chunk) -> None:
         """Note a chunk."""
-        if not chunk.token_ids:
+        if not (chunk.token_ids or chunk.text):
             return
         self._last_at = self._clock()
         if self._first_at is None:
             self._first_at = self._last_at
         else:
             self._later_tokens += len(chunk.token_ids)
+
+    def counted(self, tokens: int) -> None:
+        """Note how many tokens came in all, of an answer whose chunks do not tell it."""
+        self._later_tokens = max(0, tokens - 1)
 
     @property
     def ttft_s(self) -> float | None:

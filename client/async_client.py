@@ -11,6 +11,7 @@ from collections.abc import (
     Awaitable,
     Callable,
     Iterable,
+    Sequence,
 )
 from typing import Any, Self, TypeVar
 
@@ -19,7 +20,7 @@ import grpc
 from baton.client.answer import Chunk, Completion, Resumed, Timing, chunk_of, completion_of
 from baton.client.batch import AsyncSending, Item, event_of
 from baton.client.channel import OPTIONS, REQUEST_ID, ClientTls, compression_of, metadata_of
-from baton.client.options import Options, Prompt, request_of
+from baton.client.options import Message, Options, Prompt, checked_chat, request_of
 from baton.client.retries import Attempts, Retry, RetryBudget
 from baton.core.clock import monotonic
 from baton.core.errors import BatonError
@@ -120,6 +121,16 @@ class AsyncClient:
             request.idempotency_key = secrets.token_hex(16)
         timing = Timing(monotonic)
         return AsyncStream(self._chunks(request, timing, self._attempts(timeout_s)), timing)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        options: Options | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> AsyncStream:
+        """Like `stream`, of the answer to a chat; raises InvalidRequest if nothing was said."""
+        return self.stream(checked_chat(messages), options, timeout_s=timeout_s)
 
     def _attempts(self, timeout_s: float | None = None) -> Attempts:
         limit_s = self._timeout_s if timeout_s is None else timeout_s

@@ -45,6 +45,15 @@ class Options:
     n: int | None = None
     logprobs: int | None = None
     priority: int = 0
+    timing: bool = False
+    """Let the server tell where the time to the first token went: see Chunk.timing."""
+
+
+def checked_chat(messages: Sequence[Message]) -> Sequence[Message]:
+    """Return what was said in a chat; raises InvalidRequest if that is nothing."""
+    if not messages:
+        raise InvalidRequest("messages", [], "at least one message")
+    return messages
 
 
 def request_of(prompt: Prompt, options: Options) -> pb.GenerateRequest:

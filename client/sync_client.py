@@ -4,7 +4,7 @@ import contextlib
 import json
 import secrets
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Self, TypeVar, cast
 
 import grpc
@@ -12,7 +12,7 @@ import grpc
 from baton.client.answer import Chunk, Completion, Resumed, Timing, chunk_of, completion_of
 from baton.client.batch import Item, Sending, event_of
 from baton.client.channel import OPTIONS, REQUEST_ID, ClientTls, compression_of, metadata_of
-from baton.client.options import Options, Prompt, request_of
+from baton.client.options import Message, Options, Prompt, checked_chat, request_of
 from baton.client.retries import Attempts, Retry, RetryBudget
 from baton.core.clock import monotonic
 from baton.core.errors import BatonError, Cancelled
@@ -110,6 +110,16 @@ class Client:
             request.idempotency_key = secrets.token_hex(16)
         timing = Timing(monotonic)
         return Stream(self._chunks(request, timing, self._attempts(timeout_s)), timing)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        options: Options | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> Stream:
+        """Like `stream`, of the answer to a chat; raises InvalidRequest if nothing was said."""
+        return self.stream(checked_chat(messages), options, timeout_s=timeout_s)
 
     def _attempts(self, timeout_s: float | None = None) -> Attempts:
         limit_s = self._timeout_s if timeout_s is None else timeout_s

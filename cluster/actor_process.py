@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from baton.cluster.patient_file import PatientFile
+from baton.cluster.watched import Watched
 from baton.core.errors import InvalidConfig
 
 _DRAIN_VARIABLE = "BATON_DRAIN_S"
@@ -30,6 +31,13 @@ class LoopThread:
     def run(self, work: Coroutine[Any, Any, Any]) -> "Future[Any]":
         """Run a coroutine there; from any thread."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def end_process_if_it_stands_still(self) -> None:
+        """Let a watchdog end this process if the loop stands still for four seconds: see Watched.
+
+        Ray then starts the actor again, as after any other end.
+        """
+        self._watched = Watched(self._loop)
 
 
 async def or_exit(running: Awaitable[None]) -> None:

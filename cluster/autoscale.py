@@ -25,7 +25,7 @@ class Signals:
     open_requests: int = 0
     """Requests, or handovers, that its instances have; with none instances: that wait for one."""
     queue_s: float | None = None
-    """How long the one that has waited longest has."""
+    """How long the one that has waited longest has, at an instance or at a gateway."""
     ttft_s: float | None = None
     """90th percentile."""
     tpot_s: float | None = None

@@ -129,11 +129,12 @@ class Controller:
         ]
 
     async def _keep_gateways(self, gateways: GatewayKeeper) -> None:
-        """Look after the gateways: Ray starts one again, but not for ever, and not always."""
+        """Look after the gateways: Ray starts one again, but not always, and not one that hangs."""
         while True:
             await asyncio.sleep(_GATEWAYS_EVERY_S)
             async with self._applying:
                 await self._ensure_gateways(gateways)
+            await gateways.look()
 
     async def _ensure_gateways(self, gateways: GatewayKeeper) -> None:
         trouble = ""

@@ -26,6 +26,7 @@ class ControllerActor:
         write_output_to(log_dir / "controller.log")
         log.configure()
         self._loop = LoopThread("control-loop")
+        self._loop.end_process_if_it_stands_still()
         self._recovered = threading.Event()
         self._controller = Controller(log_dir, factories)
         self._loop.run(or_exit(self._controller.recover())).add_done_callback(

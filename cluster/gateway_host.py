@@ -1,4 +1,4 @@
-"""A gateway of its own: front door and router for one model, fed by the controller.
+"""A gateway of its own: front door and routers for its models, fed by the controller.
 
 It goes on with the last membership while there is no controller.
 """
@@ -11,14 +11,17 @@ from collections.abc import Callable
 from typing import Any
 
 from baton.api.gateway import Gateway
+from baton.api.model_lane import LaneStats
+from baton.api.peers import ALONE, Peers
 from baton.api.serve import FrontDoor
 from baton.cluster import ray_calls
 from baton.cluster.membership_feed import follow
 from baton.cluster.names import CONTROLLER
-from baton.cluster.status import GatewayInfo, GatewayPlan
+from baton.cluster.status import GatewayInfo, GatewayPlan, ModelLoad
 from baton.core.control_reading import ControlReading
-from baton.core.errors import BatonError
+from baton.core.errors import BatonError, InternalError
 from baton.core.metrics import GatewayMetrics
+from baton.core.tenants import Caller
 from baton.core.topology import Membership, MembershipBoard
 from baton.models.tokenizer import load_tokenizer
 
@@ -33,9 +36,12 @@ _READ_EVERY_S = 5.0
 class GatewayHost:
     """Serves from `serve` to `stop`. One event loop only."""
 
-    def __init__(self, plan: GatewayPlan, on_tried: Callable[[], None]) -> None:
+    def __init__(
+        self, plan: GatewayPlan, on_tried: Callable[[], None], peers: Peers = ALONE
+    ) -> None:
         """`on_tried` is called when it listens, or is kept from it."""
         self._plan = plan
+        self._peers = peers
         self._on_tried = on_tried
         self.door: FrontDoor | None = None
         """Once it listens."""
@@ -52,7 +58,7 @@ class GatewayHost:
         A bug ends it, also one in what follows the membership: see or_exit.
         """
         async with asyncio.TaskGroup() as group:
-            feed = group.create_task(follow(self._board, self._plan.model_name, _ask))
+            feed = group.create_task(follow(self._board, _ask))
             while not self._stop.is_set():
                 try:
                     await self._serve_once()
@@ -75,16 +81,17 @@ class GatewayHost:
     async def _serve_once(self) -> None:
         plan, metrics = self._plan, GatewayMetrics()
         metrics.watch_control(lambda: self._control)
+        folders = plan.models.values()
+        loading = (asyncio.to_thread(load_tokenizer, folder) for folder in folders)
+        tokenizers = await asyncio.gather(*loading)
         gateway = Gateway(
             plan.config,
-            await asyncio.to_thread(load_tokenizer, plan.model_dir),
-            plan.model_name,
+            dict(zip(plan.models, tokenizers, strict=True)),
             self._board,
             metrics,
-            expects_prefill=plan.expects_prefill,
             beside_others=True,
-            may_be_empty=plan.may_be_empty,
             tls=plan.tls,
+            peers=self._peers,
         )
         async with gateway:
             self.door = await FrontDoor.start(gateway)
@@ -101,24 +108,48 @@ class GatewayHost:
         self._drain_s = drain_s
         self._stop.set()
 
+    async def answer(self, question: str, request_id: str, caller: Caller) -> Any:
+        """Answer another gateway by what this one has itself: nothing is passed on twice.
+
+        `question` is a method of Peers, and so is the answer; None if nobody listens here now.
+        """
+        if self.door is None:
+            return None
+        gateway = self.door.gateway
+        match question:
+            case "cancel":
+                return gateway.cancel(request_id, caller)
+            case "explain":
+                return gateway.explain(request_id, caller)
+            case "trace":
+                return gateway.trace(request_id, caller)
+        raise InternalError(f"no question of a gateway's: {question!r}")
+
     async def info(self) -> GatewayInfo:
         """Return where it listens; raises what kept it from doing so."""
         if self._problem is not None:
             raise self._problem
         assert self.door is not None, "neither door nor problem"
-        stats = self.door.gateway.stats()
+        models = self.door.gateway.stats().models
         return GatewayInfo(
             name=self._plan.name,
-            model_name=self._plan.model_name,
             http_url=self.door.http_url,
             grpc_address=self.door.grpc_address,
             pid=os.getpid(),
-            open_requests=stats.open_requests,
             epoch=self._board.current.version,
-            waiting=stats.waiting,
-            ttft_s=stats.ttft_s,
-            tpot_s=stats.tpot_s,
+            models={name: _load(stats) for name, stats in models.items()},
         )
+
+
+def _load(stats: LaneStats) -> ModelLoad:
+    return ModelLoad(
+        open_requests=stats.open_requests,
+        waiting=stats.waiting,
+        queue_s=stats.queue_s,
+        queue_for=stats.queue_for,
+        ttft_s=stats.ttft_s,
+        tpot_s=stats.tpot_s,
+    )
 
 
 async def _set_within(event: asyncio.Event, timeout_s: float) -> None:

@@ -6,7 +6,6 @@ behind `Ask`; here that is a call that waits for news (a long poll).
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 
 from baton.core.errors import BatonError
 from baton.core.log import get_logger
@@ -22,8 +21,8 @@ LONGEST_PAUSE_S = 2.0
 _log = get_logger("membership")
 
 
-async def follow(board: MembershipBoard, model: str, ask: Ask) -> None:
-    """Keep `board` up to date with the instances of one model, until cancelled."""
+async def follow(board: MembershipBoard, ask: Ask) -> None:
+    """Keep `board` up to date, until cancelled."""
     version, pause = board.current.version, FIRST_PAUSE_S
     while True:
         try:
@@ -36,5 +35,4 @@ async def follow(board: MembershipBoard, model: str, ask: Ask) -> None:
         pause = FIRST_PAUSE_S
         if membership.version > version:
             version = membership.version
-            own = tuple(i for i in membership.instances if i.model == model)
-            board.publish(replace(membership, instances=own))
+            board.publish(membership)

@@ -8,6 +8,7 @@ from typing import Any
 
 from baton.cluster import ray_calls
 from baton.cluster.instance_actor import CALLS_AT_ONCE, InstanceActor
+from baton.cluster.log_tail import tail_of
 from baton.core.cluster_spec import RankResources
 from baton.core.config import LeaderRef, WorkerConfig
 from baton.core.errors import BatonError, DeadlineExceeded, InstanceLost, Unavailable
@@ -91,7 +92,7 @@ class RankProcess:
             await asyncio.wait({relay}, timeout=_RELAY_GRACE_S)
             return info
         except BatonError as error:
-            raise self._explained(error, timeout_s) from None
+            raise await self._explained(error, timeout_s) from None
         finally:
             await drop(relay)
 
@@ -166,22 +167,21 @@ class RankProcess:
                 self._last_line = line
                 self._on_progress(line)
 
-    def _explained(self, error: BatonError, timeout_s: float) -> BatonError:
+    async def _explained(self, error: BatonError, timeout_s: float) -> BatonError:
         """Name the process, and add what helps to find the reason."""
         if isinstance(error, DeadlineExceeded):
             text = f"{self._name} was not ready after {timeout_s:g} s"
-            return DeadlineExceeded(f"{text}; last progress: {self._last_line}" + self._log_tail())
+            return DeadlineExceeded(
+                f"{text}; last progress: {self._last_line}{await self._log_tail()}"
+            )
         if type(error).code in ("instance_lost", "internal"):
             text = f"{self._name} failed to start: {error}; last progress: {self._last_line}"
-            return type(error)(text + self._log_tail())
+            return type(error)(text + await self._log_tail())
         return error
 
-    def _log_tail(self) -> str:
-        try:
-            lines = self._log_path.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
-        except FileNotFoundError:
-            lines = []
-        return "\nThe end of its log:\n" + "\n".join(lines or ["(empty)"])
+    async def _log_tail(self) -> str:
+        lines = await tail_of(self._log_path, _TAIL_LINES)
+        return "\n".join(["\nThe end of its log:", *(lines or ["(empty)"])])
 
 
 async def drop(task: "asyncio.Future[Any]") -> None:

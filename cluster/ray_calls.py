@@ -307,6 +307,14 @@ async def end(actor: Actor) -> None:
     await _in_thread(lambda: ray.kill(actor, no_restart=True), timeout_s=_KILL_TIMEOUT_S)
 
 
+async def start_again(actor: Actor) -> None:
+    """End an actor's process, and let Ray start it again if that was agreed; raises as `end`.
+
+    Ray asks the process first: one that is stopped has about five seconds more.
+    """
+    await _in_thread(lambda: ray.kill(actor, no_restart=False), timeout_s=_KILL_TIMEOUT_S)
+
+
 async def _in_thread(function: Callable[..., Any], *arguments: Any, timeout_s: float) -> Any:
     """Run a call that blocks; raises Unavailable if Ray fails, or after `timeout_s`.
 

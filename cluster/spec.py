@@ -5,6 +5,7 @@ A mistake is told with its line (core/yaml_text.py).
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from baton.core.ids import InstanceId
 from baton.core.topology import Role
 from baton.core.yaml_text import compose, line_of, values_of
 
+_LONGEST_PREFIX = 40
+"""Of a pool's name, as made of a model's."""
 _TLS_FILES = ("cert", "key", "ca", "client_ca")
 
 
@@ -30,16 +33,21 @@ def load_spec(path: Path) -> ClusterSpec:
     root = compose(path, text)
     values = values_of(root)
     _resolve(values.get("tls"), _TLS_FILES, path.parent)
+    _resolve_gateways(values.get("gateways"), path.parent)
     for model in _mappings(values.get("models")):
         _resolve(model, ("dir",), path.parent)
-        _resolve(model.get("gateways"), ("api_keys",), path.parent)
-        if isinstance(model.get("gateways"), dict):
-            _resolve(model["gateways"].get("tls"), _TLS_FILES, path.parent)
+        _resolve_gateways(model.get("gateways"), path.parent)
     try:
         return ClusterSpec.checked(**values)
     except InvalidConfig as error:
         line = line_of(root, error.field.split("."))
         raise InvalidConfig(f"{path}:{line}: {error.field}", error.value, error.allowed) from None
+
+
+def _resolve_gateways(values: Any, folder: Path) -> None:
+    if isinstance(values, dict):
+        _resolve(values, ("api_keys",), folder)
+        _resolve(values.get("tls"), _TLS_FILES, folder)
 
 
 def _resolve(values: Any, names: tuple[str, ...], folder: Path) -> None:
@@ -56,26 +64,46 @@ def _mappings(values: Any) -> list[dict[str, Any]]:
 
 
 def spec_of(config: ClusterConfig) -> ClusterSpec:
-    """Return the spec of one model on this machine; without prefill, decode does both."""
+    """Return the spec of what runs on this machine; without prefill, decode does both."""
+    prefixes = _prefixes(config)
+    return ClusterSpec(
+        models=tuple(
+            ModelSpec(
+                name=model.name,
+                aliases=model.aliases,
+                dir=model.dir,
+                engine=config.engine,
+                handover=config.handover,
+                pools={f"{prefix}{role}": pool for role, pool in _pools(config).items()},
+            )
+            for model, prefix in zip(config.models, prefixes, strict=True)
+        ),
+        gateways=GatewaySpec(**config.gateway.model_dump()),
+        host=config.host,
+        start_timeout_s=config.start_timeout_s,
+        tls=config.tls,
+    )
+
+
+def _prefixes(config: ClusterConfig) -> list[str]:
+    """Return what the names of each model's pools begin with; nothing if there is one model."""
+    if not config.beside:
+        return [""]
+    found: list[str] = []
+    for number, model in enumerate(config.models):
+        name = re.sub("[^a-z0-9]+", "-", model.name.lower()).strip("-")[:_LONGEST_PREFIX]
+        prefix = f"{name.strip('-') or 'model'}-"
+        found.append(prefix if prefix not in found else f"{number}-{prefix}")
+    return found
+
+
+def _pools(config: ClusterConfig) -> dict[str, PoolSpec]:
     role = Role.DECODE if config.prefill else Role.MIXED
     pools = {role.value: _pool(config, role, config.decode, config.decode_parallel)}
     if config.prefill:
         prefill = _pool(config, Role.PREFILL, config.prefill, config.prefill_parallel)
         pools = {Role.PREFILL.value: prefill, **pools}
-    model = ModelSpec(
-        name=config.model_name,
-        dir=config.model_dir,
-        engine=config.engine,
-        handover=config.handover,
-        pools=pools,
-        gateways=GatewaySpec(**config.gateway.model_dump()),
-    )
-    return ClusterSpec(
-        models=(model,),
-        host=config.host,
-        start_timeout_s=config.start_timeout_s,
-        tls=config.tls,
-    )
+    return pools
 
 
 def _pool(config: ClusterConfig, role: Role, count: int, parallel: ParallelConfig) -> PoolSpec:

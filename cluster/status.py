@@ -1,9 +1,12 @@
 """What the controller tells: who is there, and how they are. Plain data."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from baton.core.config import ClusterTlsConfig, GatewayConfig
+from baton.core.served_model import FrontModel
+from baton.core.topology import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,13 +14,9 @@ class GatewayPlan:
     """What one gateway is started with."""
 
     name: str
-    model_name: str
-    model_dir: Path
+    models: Mapping[FrontModel, Path]
+    """What it serves, each with its checkpoint folder."""
     config: GatewayConfig
-    expects_prefill: bool
-    """The model always has prefill instances."""
-    may_be_empty: bool = False
-    """The model may have no decode instance while there is nothing to do."""
     tls: ClusterTlsConfig | None = None
     """For the way to instances."""
     node_resource: str = ""
@@ -25,23 +24,39 @@ class GatewayPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class GatewayInfo:
-    """What a gateway says of itself."""
+class ModelLoad:
+    """How the requests of one model go at a gateway."""
 
-    name: str
-    model_name: str
-    http_url: str
-    grpc_address: str
-    pid: int
     open_requests: int
-    epoch: int
-    """The version of the membership that it uses."""
     waiting: int = 0
     """Requests that need a decode instance, of which there is none."""
+    queue_s: float = 0.0
+    """How long the first has waited in its queue, because instances have no room."""
+    queue_for: Role | None = None
+    """Whose pool has none; decode stands for mixed instances too."""
     ttft_s: float | None = None
     """90th percentile, over the requests of the last minute."""
     tpot_s: float | None = None
     """Likewise."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayInfo:
+    """What a gateway says of itself."""
+
+    name: str
+    http_url: str
+    grpc_address: str
+    pid: int
+    epoch: int
+    """The version of the membership that it uses."""
+    models: Mapping[str, ModelLoad]
+    """What it serves."""
+
+    @property
+    def open_requests(self) -> int:
+        """Of all models."""
+        return sum(load.open_requests for load in self.models.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """What a cluster is to be: models, their pools of instances, and gateways.
 
-ClusterSpec ── models ──▶ ModelSpec ── pools ──▶ PoolSpec      one role, many instances
-                                    └─ gateways ▶ GatewaySpec
+ClusterSpec ── models ───▶ ModelSpec ── pools ──▶ PoolSpec      one role, many instances
+            │                        └─ gateways ▶ GatewaySpec   of this model alone
+            └─ gateways ─▶ GatewaySpec                           of all models
 """
 
 import re
@@ -18,8 +19,10 @@ from baton.core.config import (
     GatewayConfig,
     HandoverConfig,
     ParallelConfig,
+    ToolParser,
 )
 from baton.core.errors import InvalidConfig
+from baton.core.served_model import FrontModel, ModelLimits, Name
 from baton.core.topology import Role
 
 POOL_NAME = r"^[a-z0-9][a-z0-9-]{0,54}$"
@@ -76,7 +79,7 @@ class PoolSpec(Config):
 
 
 class GatewaySpec(GatewayConfig):
-    """The front doors of one model."""
+    """Front doors, all alike."""
 
     count: int = Field(default=1, ge=0, le=64)
     """How many. The ports of the next are 2 above those of the one before, unless they are 0."""
@@ -96,18 +99,24 @@ class GatewaySpec(GatewayConfig):
 class ModelSpec(Config):
     """One model, and who serves it."""
 
-    name: str = Field(min_length=1)
+    name: Name
     """The name by which users ask for it."""
+    aliases: tuple[Name, ...] = ()
+    """Other names by which they may."""
     dir: Path
     """A Hugging Face checkpoint folder, on every node."""
     engine: EngineConfig = EngineConfig()
     """Limits of each engine, for all pools."""
+    limits: ModelLimits = ModelLimits()
+    """What its requests may take, at each gateway."""
+    tool_parser: ToolParser | None = None
+    """How it writes tool calls; None: as its gateways' config says."""
     handover: HandoverConfig = HandoverConfig()
     """Deadlines and transport of the handover."""
     pools: dict[str, PoolSpec] = Field(min_length=1)
     """By name, which is the role if it says no other."""
-    gateways: GatewaySpec = GatewaySpec()
-    """Their front doors."""
+    gateways: GatewaySpec | None = None
+    """Front doors that serve it alone, besides those of all models."""
 
     @model_validator(mode="before")
     @classmethod
@@ -119,6 +128,18 @@ class ModelSpec(Config):
         engine = values.get("engine")
         filled = {name: _filled(name, pool, engine) for name, pool in pools.items()}
         return {**values, "pools": filled}
+
+    def front(self) -> FrontModel:
+        """Return it as gateways serve it."""
+        pools = self.pools.values()
+        return FrontModel(
+            name=self.name,
+            aliases=self.aliases,
+            limits=self.limits,
+            tool_parser=self.tool_parser,
+            expects_prefill=any(p.role is Role.PREFILL and p.never_empty for p in pools),
+            may_be_empty=not any(p.role in _DECODES and p.never_empty for p in pools),
+        )
 
 
 def _filled(name: Any, pool: Any, engine: Any) -> Any:
@@ -145,6 +166,8 @@ class ClusterSpec(Config):
 
     models: tuple[ModelSpec, ...] = Field(min_length=1)
     """What is served."""
+    gateways: GatewaySpec | None = None
+    """Front doors of all models; None: one, if no model has its own."""
     host: str = Field(default="", examples=["127.0.0.1"])
     """Address that instances listen on; empty: that by which Ray knows their node."""
     share_gpus: bool = False
@@ -162,25 +185,46 @@ class ClusterSpec(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        seen: set[str] = set()
+        self._check_names()
+        self._check_gateways()
         for i, model in enumerate(self.models):
             for name, pool in model.pools.items():
-                where = f"models.{i}.pools.{name}"
-                if not re.match(POOL_NAME, name):
-                    allowed = "a to z, 0 to 9 and dashes, at most 55"
-                    raise InvalidConfig(where, name, allowed)
-                if name in seen:
-                    raise InvalidConfig(where, name, "a name that no pool of another model has")
-                seen.add(name)
-                self._check_pool(where, pool)
-            if model.gateways.node_resource in _RAYS_OWN:
-                where, value = f"models.{i}.gateways.node_resource", model.gateways.node_resource
-                raise InvalidConfig(where, value, "a resource that is not Ray's own")
+                self._check_pool(f"models.{i}.pools.{name}", pool)
             decodes = [p for p in model.pools.values() if p.role in _DECODES]
             if not any(p.instances or p.autoscale for p in decodes):
                 allowed = "at least one instance that decodes, in a pool of role decode or mixed"
                 raise InvalidConfig(f"models.{i}.pools", list(model.pools), allowed)
         return self
+
+    def _check_names(self) -> None:
+        """Refuse names of models, or of pools, that are not of one thing alone."""
+        pools: set[str] = set()
+        names: set[str] = set()
+        for i, model in enumerate(self.models):
+            own = {f"models.{i}.aliases.{k}": alias for k, alias in enumerate(model.aliases)}
+            for where, name in {f"models.{i}.name": model.name, **own}.items():
+                if name in names:
+                    raise InvalidConfig(where, name, "a name or alias that no other model has")
+                names.add(name)
+            for name in model.pools:
+                where = f"models.{i}.pools.{name}"
+                if not re.match(POOL_NAME, name):
+                    allowed = "a to z, 0 to 9 and dashes, at most 55"
+                    raise InvalidConfig(where, name, allowed)
+                if name in pools:
+                    raise InvalidConfig(where, name, "a name that no pool of another model has")
+                pools.add(name)
+
+    def _check_gateways(self) -> None:
+        doors = {f"models.{i}.gateways": model.gateways for i, model in enumerate(self.models)}
+        for where, door in {**doors, "gateways": self.gateways}.items():
+            if door is not None and door.node_resource in _RAYS_OWN:
+                allowed = "a resource that is not Ray's own"
+                raise InvalidConfig(f"{where}.node_resource", door.node_resource, allowed)
+        for where, door in doors.items():
+            if door is None and self.shared_gateways is None:
+                allowed = "gateways of its own, as another model has; or `gateways` for all models"
+                raise InvalidConfig(where, None, allowed)
 
     def _check_pool(self, where: str, pool: PoolSpec) -> None:
         least, most = pool.bounds
@@ -195,6 +239,13 @@ class ClusterSpec(Config):
             if amount <= 0 or name in ("CPU", "GPU"):
                 allowed = "more than 0 of a resource that is not CPU or GPU"
                 raise InvalidConfig(f"{where}.resources.custom.{name}", amount, allowed)
+
+    @property
+    def shared_gateways(self) -> GatewaySpec | None:
+        """The front doors of all models; None if each model has its own alone."""
+        if self.gateways is None and not any(model.gateways for model in self.models):
+            return GatewaySpec()
+        return self.gateways
 
     def pools(self) -> dict[str, tuple[ModelSpec, PoolSpec]]:
         """Return every pool, and the model that it serves, by the pool's name."""

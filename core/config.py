@@ -33,6 +33,8 @@ class Config(BaseModel):
 
 KVDtype = Literal["float32", "bfloat16"]
 """What KV may be kept as."""
+ToolParser = Literal["auto", "hermes", "llama3_json", "mistral"]
+"""How a model writes tool calls."""
 
 
 class EngineConfig(Config):
@@ -267,11 +269,11 @@ class EdgeLimits(Config):
     """For all headers to arrive, and before them for TLS's handshake; for gRPC, for a connection to
     be set up."""
     body_timeout_s: float = Field(default=30.0, gt=0)
-    """For the whole body to arrive."""
+    """For the whole body, or the one request of a gRPC call, to arrive."""
     reader_timeout_s: float = Field(default=30.0, gt=0)
     """A client that takes nothing of what waits for it for so long is cut off."""
     max_connections: int = Field(default=4096, ge=1, le=1 << 20)
-    """Of the HTTP API at once; the next are told 503 and closed."""
+    """At once, of each API. The next are closed; by the HTTP API they are told 503."""
     streams_per_connection: int = Field(default=1024, ge=1, le=1 << 20)
     """gRPC calls on one connection at once; the client keeps more to itself. HTTP/1.1 has one."""
 
@@ -317,10 +319,10 @@ class GatewayConfig(Config):
     grpc_port: int = Field(default=8001, ge=0, le=65535)
     """gRPC API; 0 takes a free one."""
     max_open_requests: int = Field(default=256, ge=1, le=1 << 16)
-    """Requests at instances at once; more wait here, as those do that instances have no room for.
-    """
+    """Requests at instances at once, of each model; more wait here, as those do that instances have
+    no room for."""
     max_queued_requests: int = Field(default=1024, ge=0, le=1 << 16)
-    """Requests that may wait here; more are refused with 429."""
+    """Requests that may wait here, of each model; more are refused with 429."""
     queue_timeout_s: float = Field(default=60.0, gt=0)
     """For a request's turn to come, if its tenant's SLO or its own deadline is not earlier."""
     decode_fill: float = Field(default=1.25, gt=0, le=16)
@@ -339,11 +341,12 @@ class GatewayConfig(Config):
     """An instance that does not answer for so long is given up, and gives itself up if nobody else
     renews its lease."""
     index_blocks: int = Field(default=1 << 21, ge=1 << 10, le=1 << 28)
-    """KV blocks, of all instances together, of which it is known who has them: 21 bytes each."""
+    """KV blocks, of all instances together, of which it is known who has them: 21 bytes each. With
+    several models each has an equal share."""
     sse_keep_alive_s: float = Field(default=15.0, gt=0)
     """A stream that has been silent for so long sends a comment, so that no proxy cuts it off."""
-    tool_parser: Literal["auto", "hermes", "llama3_json", "mistral"] = "auto"
-    """How the model writes tool calls; auto goes by its chat template."""
+    tool_parser: ToolParser = "auto"
+    """How models write tool calls; auto goes by each one's chat template."""
     traces_kept: int = Field(default=1024, ge=1, le=1 << 20)
     """Traces of ended requests that can be asked for."""
     api_keys: Path | None = None
@@ -359,6 +362,17 @@ class GatewayConfig(Config):
     """http://host:port of an OpenTelemetry collector, to which spans are sent; empty: none are."""
 
 
+class ModelFolder(Config):
+    """A model to serve, and its names."""
+
+    dir: Path
+    """A Hugging Face checkpoint folder."""
+    name: str = Field(min_length=1)
+    """The name by which users ask for it."""
+    aliases: tuple[str, ...] = ()
+    """Other names by which they may."""
+
+
 class ClusterConfig(Config):
     """What `baton serve` starts."""
 
@@ -366,10 +380,14 @@ class ClusterConfig(Config):
     """A Hugging Face checkpoint folder."""
     model_name: str = Field(min_length=1)
     """The name by which users ask for it."""
+    aliases: tuple[str, ...] = ()
+    """Other names by which they may."""
+    beside: tuple[ModelFolder, ...] = ()
+    """Further models, each with as many instances of its own, and with the same settings."""
     prefill: int = Field(default=1, ge=0, le=1024)
-    """Prefill instances; with 0, decode instances compute prompts themselves."""
+    """Prefill instances of each model; with 0, decode instances compute prompts themselves."""
     decode: int = Field(default=1, ge=1, le=1024)
-    """Decode instances."""
+    """Decode instances of each model."""
     host: str = "127.0.0.1"
     """Address of Ray's head and of every instance."""
     prefill_parallel: ParallelConfig = ParallelConfig()
@@ -392,6 +410,12 @@ class ClusterConfig(Config):
     """The front door."""
     tls: ClusterTlsConfig | None = None
     """For gRPC between Baton's processes, the gateway included; None: without TLS."""
+
+    @property
+    def models(self) -> tuple[ModelFolder, ...]:
+        """All models."""
+        first = ModelFolder(dir=self.model_dir, name=self.model_name, aliases=self.aliases)
+        return first, *self.beside
 
     def engine_of(self, role: Role) -> EngineConfig:
         """Return the engine's config on instances of a role."""

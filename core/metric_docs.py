@@ -22,11 +22,11 @@ Made by `python -m baton.core.metric_docs` from core/metric_table.py; do not edi
 
 A gateway serves these at `/metrics`, in Prometheus' text format. Workers have no endpoint of their
 own: each tells the gateway how it is with every renewal of its lease, about once a second, and the
-gateway exports that as `baton_instance_…` with the labels `instance_id` and `role`. With several
-gateways each exports all instances: take the `max` over gateways, as the dashboard does. One that
-is no member any more has no series any more. What the controller counts they ask it for, every few
-seconds, and export too: while it does not answer, `baton_controller_up` is 0 and the rest of it is
-missing.
+gateway exports that as `baton_instance_…` with the labels `instance_id`, `role` and `model`. With
+several gateways each exports all instances: take the `max` over gateways, as the dashboard does.
+One that is no member any more has no series any more. What the controller counts they ask it for,
+every few seconds, and export too: while it does not answer, `baton_controller_up` is 0 and the rest
+of it is missing.
 
 Times are in seconds. Labels are bounded: {values} values of each, {tenants} of `tenant` (as many as
 were seen first; the rest is `{other}`), and {instances} instances.

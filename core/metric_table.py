@@ -1,8 +1,8 @@
 """Every metric that Baton exports: name, meaning, labels and buckets; see docs/metrics.md.
 
-Time is in seconds. A label takes few values: those that name something from outside (a tenant, an
-error code, a transport) are capped, and the rest counts as `(other)`; instances are those that are
-members now.
+Time is in seconds. A label takes few values: those that name something from outside (a tenant, a
+model, an error code, a transport) are capped, and the rest counts as `(other)`; instances are those
+that are members now.
 """
 
 from dataclasses import dataclass
@@ -72,28 +72,35 @@ def _histogram(name: str, group: Group, text: str, buckets: Buckets, *labels: st
 # Requests, as the gateway sees them
 
 REQUESTS = _counter(
-    "requests", Group.REQUESTS, "Requests by finish reason or error code", "outcome"
+    "requests", Group.REQUESTS, "Requests by finish reason or error code", "outcome", "model"
 )
-OPEN = _gauge("open_requests", Group.REQUESTS, "Requests in the system now")
+OPEN = _gauge("open_requests", Group.REQUESTS, "Requests in the system now", "model")
 GATEWAY_QUEUE = _gauge(
-    "queued_requests", Group.REQUESTS, "Requests that wait at the gateway for room at instances"
+    "queued_requests",
+    Group.REQUESTS,
+    "Requests that wait at the gateway for room at instances",
+    "model",
 )
 TURNED_AWAY = _counter(
     "refused_requests",
     Group.REQUESTS,
     "Requests refused with 429, by what there was too much of",
     "reason",
+    "model",
 )
 WAITING = _gauge(
-    "waiting_requests", Group.REQUESTS, "Requests that wait for a decode instance to come"
+    "waiting_requests", Group.REQUESTS, "Requests that wait for a decode instance to come", "model"
 )
-PROMPT_TOKENS = _counter("prompt_tokens", Group.REQUESTS, "Prompt tokens of admitted requests")
+PROMPT_TOKENS = _counter(
+    "prompt_tokens", Group.REQUESTS, "Prompt tokens of admitted requests", "model"
+)
 CACHED_TOKENS = _counter(
     "cached_prompt_tokens",
     Group.REQUESTS,
     "Prompt tokens of ended requests found in a prefix cache",
+    "model",
 )
-OUTPUT_TOKENS = _counter("output_tokens", Group.REQUESTS, "Tokens generated for users")
+OUTPUT_TOKENS = _counter("output_tokens", Group.REQUESTS, "Tokens generated for users", "model")
 LOCAL_PREFILLS = _counter(
     "local_prefills", Group.REQUESTS, "Prompts computed by the decode instance"
 )
@@ -106,7 +113,7 @@ MIGRATIONS = _counter(
 
 # Latency
 
-TTFT = _histogram("ttft", Group.LATENCY, "Time to first token", _FIRST_TOKEN)
+TTFT = _histogram("ttft", Group.LATENCY, "Time to first token", _FIRST_TOKEN, "model")
 TTFT_SPAN = _histogram(
     "ttft_span",
     Group.LATENCY,
@@ -116,11 +123,11 @@ TTFT_SPAN = _histogram(
     "span",
 )
 QUEUE_WAIT = _histogram(
-    "queue", Group.LATENCY, "Wait at the gateway of admitted requests", _FIRST_TOKEN
+    "queue", Group.LATENCY, "Wait at the gateway of admitted requests", _FIRST_TOKEN, "model"
 )
-TPOT = _histogram("tpot", Group.LATENCY, "Mean time per later token", _EACH_TOKEN)
-ITL = _histogram("itl", Group.LATENCY, "Gap between messages with tokens", _EACH_TOKEN)
-E2E = _histogram("e2e", Group.LATENCY, "From arrival to the last token", _WHOLE)
+TPOT = _histogram("tpot", Group.LATENCY, "Mean time per later token", _EACH_TOKEN, "model")
+ITL = _histogram("itl", Group.LATENCY, "Gap between messages with tokens", _EACH_TOKEN, "model")
+E2E = _histogram("e2e", Group.LATENCY, "From arrival to the last token", _WHOLE, "model")
 
 # Handovers, as decode instances tell of them
 
@@ -150,7 +157,7 @@ PHASES = ("handshake", "queue", "compute", "allocation_wait", "admission_wait")
 
 # Instances, as they report to the gateway with each renewal of their lease
 
-_OF = ("instance_id", "role")
+_OF = ("instance_id", "role", "model")
 MEMBERSHIP = _gauge(
     "membership_version", Group.INSTANCES, "Version of the membership that the gateway goes by"
 )
@@ -248,7 +255,9 @@ LEASE_FLAPS = _counter(
 
 # The edge
 
-CUT = _counter("connections_cut", Group.EDGE, "HTTP connections that were cut", "reason")
+CUT = _counter(
+    "connections_cut", Group.EDGE, "HTTP connections and gRPC calls that were cut", "reason"
+)
 RELOAD_FAILURES = _counter(
     "reload_failures", Group.EDGE, "Changed files that were not taken over", "file"
 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -27,6 +28,7 @@ class InstanceReading:
 
     instance_id: str
     role: str
+    model: str
     report: Report | None
     """Its last; None if it has not answered lately."""
 
@@ -35,7 +37,8 @@ class InstanceReading:
 class GatewayReading:
     """What is read when somebody asks, and not counted as it happens."""
 
-    waiting: int
+    waiting: Mapping[str, int]
+    """By model."""
     membership_version: int
     instances: tuple[InstanceReading, ...]
 
@@ -68,28 +71,30 @@ class GatewayMetrics:
         """From now on read what the controller told, whenever somebody scrapes; None: nothing."""
         self._registry.register(_ControlReader(read))
 
-    def opened(self, prompt_tokens: int, waited_s: float) -> None:
+    def expect(self, model: str) -> None:
+        """Begin the series of a model at 0, so that rates know of its first request too."""
+        for metric in table.METRICS:
+            if metric.labels == ("model",) and metric not in _READ:
+                self._series(metric, (model,))
+
+    def opened(self, model: str, prompt_tokens: int, waited_s: float) -> None:
         """Count an admitted request that waited for so long at the gateway."""
-        open_ = self._kept[table.OPEN.name]
-        assert isinstance(open_, Gauge)
-        open_.inc()
-        self._observe(table.QUEUE_WAIT, waited_s)
-        self._count(table.PROMPT_TOKENS, prompt_tokens)
+        self._gauge(table.OPEN, model).inc()
+        self._observe(table.QUEUE_WAIT, waited_s, model)
+        self._count(table.PROMPT_TOKENS, prompt_tokens, model)
         self._tokens["prompt_tokens"] += prompt_tokens
 
-    def refused(self, code: str) -> None:
-        """Count a request that was not admitted."""
-        self._count(table.REQUESTS, 1, code)
+    def refused(self, code: str, model: str = "") -> None:
+        """Count a request that was not admitted; "" if it named no model that is served."""
+        self._count(table.REQUESTS, 1, code, model)
 
-    def queued(self, requests: int) -> None:
-        """Take how many requests wait at the gateway."""
-        gauge = self._kept[table.GATEWAY_QUEUE.name]
-        assert isinstance(gauge, Gauge)
-        gauge.set(requests)
+    def queued(self, requests: int, model: str) -> None:
+        """Take how many requests wait at the gateway for a model."""
+        self._gauge(table.GATEWAY_QUEUE, model).set(requests)
 
-    def turned_away(self, reason: str) -> None:
+    def turned_away(self, reason: str, model: str) -> None:
         """Count a request that was refused; `reason` is that of its Overloaded."""
-        self._count(table.TURNED_AWAY, 1, reason)
+        self._count(table.TURNED_AWAY, 1, reason, model)
 
     def cut(self, reason: str) -> None:
         """Count a connection that was cut because of what its client did, or did not."""
@@ -101,13 +106,12 @@ class GatewayMetrics:
 
     def closed(self, trace: RequestTrace) -> None:
         """Count an admitted request that has ended."""
-        open_ = self._kept[table.OPEN.name]
-        assert isinstance(open_, Gauge)
-        open_.dec()
-        self._count(table.REQUESTS, 1, trace.error or trace.finish)
-        self._count(table.OUTPUT_TOKENS, trace.output_tokens)
+        model = trace.model
+        self._gauge(table.OPEN, model).dec()
+        self._count(table.REQUESTS, 1, trace.error or trace.finish, model)
+        self._count(table.OUTPUT_TOKENS, trace.output_tokens, model)
         self._tokens["output_tokens"] += trace.output_tokens
-        self._count(table.CACHED_TOKENS, trace.cached_tokens)
+        self._count(table.CACHED_TOKENS, trace.cached_tokens, model)
         self._closed_for(trace)
         self._times(trace)
         if trace.local_prefill:
@@ -123,16 +127,17 @@ class GatewayMetrics:
         self._count(table.TENANT_TOKENS, trace.output_tokens, trace.tenant, "output")
 
     def _times(self, trace: RequestTrace) -> None:
-        self._observe(table.E2E, trace.e2e_s)
+        model = trace.model
+        self._observe(table.E2E, trace.e2e_s, model)
         if trace.output_tokens > 0:
-            self._observe(table.TTFT, trace.ttft_s)
+            self._observe(table.TTFT, trace.ttft_s, model)
             for name, seconds in trace.ttft_spans.items():
                 if seconds > 0:
                     self._observe(table.TTFT_SPAN, seconds, name)
         if trace.output_tokens > 1:
-            self._observe(table.TPOT, trace.tpot_s)
+            self._observe(table.TPOT, trace.tpot_s, model)
         for gap in trace.itl_s:
-            self._observe(table.ITL, gap)
+            self._observe(table.ITL, gap, model)
 
     def _handed_over(self, trace: HandoverTrace) -> None:
         self._count(table.HANDOVERS, 1, trace.outcome)
@@ -145,6 +150,11 @@ class GatewayMetrics:
         if trace.outcome == "ok":
             for phase in table.PHASES:
                 self._observe(table.PHASE, getattr(trace, f"{phase}_s"), phase)
+
+    def _gauge(self, metric: Metric, *values: str) -> Gauge:
+        gauge = self._series(metric, values)
+        assert isinstance(gauge, Gauge), metric
+        return gauge
 
     def _count(self, metric: Metric, amount: float, *values: str) -> None:
         counter = self._series(metric, values)
@@ -217,7 +227,8 @@ class _Reader(Collector):
     def collect(self) -> Iterator[Family]:
         """Yield what is so now: an instance that is a member no more has no series any more."""
         now = self._read()
-        yield _family(table.WAITING, [([], now.waiting)])
+        waiting = islice(now.waiting.items(), table.LABEL_VALUES)
+        yield _family(table.WAITING, [([model], requests) for model, requests in waiting])
         yield _family(table.MEMBERSHIP, [([], now.membership_version)])
         members = now.instances[: table.INSTANCES]
         yield _family(table.UP, [(_of(m), float(m.report is not None)) for m in members])
@@ -252,7 +263,7 @@ class _ControlReader(Collector):
 
 
 def _of(member: InstanceReading) -> list[str]:
-    return [member.instance_id, member.role]
+    return [member.instance_id, member.role, member.model]
 
 
 def _kv_blocks(reports: Iterable[tuple[list[str], Report]]) -> list[Row]:

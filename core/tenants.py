@@ -38,7 +38,8 @@ class Tenant(Config):
     ttft_slo_s: float | None = Field(default=None, gt=0)
     """Within how many seconds its first tokens are due; None: no promise."""
     tpot_slo_s: float | None = Field(default=None, gt=0)
-    """Within how many seconds each later token is due, on average; None: no promise."""
+    """Within how many seconds each later token is due, on average; None: no promise. A request is
+    not let in where it would take longer; who is let in later may make it slower."""
     models: tuple[str, ...] | None = None
     """The models that it may use, by name; None: all. Others do not exist for it."""
 

@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass
 from enum import StrEnum
+from weakref import WeakKeyDictionary
 
 from baton.core.ids import Incarnation, InstanceId
 
@@ -65,6 +66,10 @@ class Membership:
         rest = tuple(i for i in self.instances if i.instance_id != instance_id)
         return Membership(self.version + 1, rest)
 
+    def serving(self, model: str) -> "Membership":
+        """Return this version with the instances of one model alone."""
+        return Membership(self.version, tuple(i for i in self.instances if i.model == model))
+
 
 class MembershipBoard:
     """Holds the latest membership; readers wait for a newer one. One event loop only."""
@@ -72,6 +77,7 @@ class MembershipBoard:
     def __init__(self, membership: Membership | None = None) -> None:
         self._current = membership or Membership()
         self._changed = asyncio.Event()
+        self._parts: WeakKeyDictionary[MembershipBoard, str] = WeakKeyDictionary()
 
     @property
     def current(self) -> Membership:
@@ -84,6 +90,14 @@ class MembershipBoard:
             self._current = membership
             self._changed.set()
             self._changed = asyncio.Event()
+            for board, model in self._parts.items():
+                board.publish(membership.serving(model))
+
+    def serving(self, model: str) -> "MembershipBoard":
+        """Return a board that follows this one, with the instances of one model alone."""
+        board = MembershipBoard(self._current.serving(model))
+        self._parts[board] = model
+        return board
 
     async def newer_than(self, version: int) -> Membership:
         """Wait until there is a membership of a higher version, and return it."""

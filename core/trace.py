@@ -134,6 +134,8 @@ class RequestTrace:
     """The code of the error that ended it, if one did."""
     tenant: str = ""
     """Whose it is; empty: of anybody."""
+    model: str = ""
+    """By its own name, whatever alias it was asked for by."""
     traceparent: str = ""
     """The caller's span, as W3C Trace Context writes it."""
     span: str = ""

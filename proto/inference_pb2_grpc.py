@@ -95,16 +95,16 @@ class InferenceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Cancel(self, request, context):
-        """Ends a request of the caller's own tenant that is open in the gateway that is asked: whoever
-        reads it gets the error `cancelled`. It is no error if there is none.
+        """Ends a request of the caller's own tenant, in whichever gateway of the cluster it is open or
+        waits: whoever reads it gets the error `cancelled`. It is no error if there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Explain(self, request, context):
-        """Says why a request went where it did, and what came of it; of the caller's own tenant, in the
-        gateway that is asked.
+        """Says why a request went where it did, and what came of it; of the caller's own tenant,
+        whichever gateway of the cluster had it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,7 +125,7 @@ class InferenceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists the models that are served.
+        """Lists the models that are served, by all of their names.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -5,6 +5,7 @@ A request is refused, with the reason and when to come back, before anything was
     tokens_per_minute   its tenant's rate is used up
     queue_full          its tenant has more waiting, for its weight, than anybody else
     ttft                its first token would come later than its tenant's SLO
+    tpot                … or its later tokens more slowly, even with nobody beside it
     deadline            its answer would not be complete in time
     queue_timeout       no place came free in the time for which it may wait
 
@@ -51,15 +52,26 @@ class _Entry:
 
 
 class Admission:
-    """One gateway's; each turn that `arrive` gives is to be given back by `left`, once."""
+    """Of one model at one gateway; `left` gives each turn that `arrive` gave back, once."""
 
-    def __init__(self, *, max_queued: int, queue_timeout_s: float, clock: Clock) -> None:
-        """At most `max_queued` requests wait, each for `queue_timeout_s` seconds."""
+    def __init__(
+        self,
+        *,
+        max_queued: int,
+        queue_timeout_s: float,
+        clock: Clock,
+        limits: TenantLimits | None = None,
+    ) -> None:
+        """At most `max_queued` requests wait, each for `queue_timeout_s` seconds.
+
+        `limits` are the tenants', for all models together; None: there is no other model.
+        """
         self._queue = FairQueue(max_queued + 1)  # the one that has just come is yet to be tried
         self._max_queued = max_queued
         self._queue_timeout_s = queue_timeout_s
         self._clock = clock
-        self._limits = TenantLimits(clock)
+        self._limits = TenantLimits(clock) if limits is None else limits
+        self._alone = limits is None
         self._rate = DrainRate(clock)
         self._completions = CompletionRate(clock)
         self._entries: dict[Turn, _Entry] = {}
@@ -115,6 +127,11 @@ class Admission:
         """Return whose turn it is; None if nobody waits who may start."""
         request = self._queue.next(self._limits.may_start)
         return None if request is None else request.turn
+
+    def waited_s(self) -> float:
+        """Return for how long the one has waited that has waited longest, and may start; or 0."""
+        came = self._queue.first_arrival(self._limits.may_start)
+        return 0.0 if came is None else self._clock() - came
 
     def want(self, turn: Turn) -> Want:
         """Return what a turn is for."""
@@ -187,6 +204,7 @@ class Admission:
         self, want: Want, came: float, outlook: Outlook | None, wait_s: float
     ) -> None:
         """Raise Overloaded if, after `wait_s` more in the queue, it would be too late."""
+        self._check_tpot(want, outlook)
         waited_s = self._clock() - came + wait_s
         ttft_s = 0.0 if outlook is None else outlook.ttft_s
         e2e_s = 0.0 if outlook is None else outlook.e2e_s
@@ -205,6 +223,17 @@ class Admission:
             limit = f"{self._queue_timeout_s:g}"
             text = f"a place is expected after {waited_s:.3g} s; nobody waits longer than {limit}"
             raise Overloaded(text, _bounded(late_s), "queue_timeout")
+
+    def _check_tpot(self, want: Want, outlook: Outlook | None) -> None:
+        """Raise Overloaded if its tokens would come too slowly even from an idle instance.
+
+        While that is only because of others it waits for batches to become smaller.
+        """
+        slo_s = want.tenant.tpot_slo_s
+        tpot_s = None if outlook is None or want.max_tokens == 1 else outlook.tpot_s
+        if slo_s is not None and tpot_s is not None and tpot_s > slo_s:
+            text = f"each later token is expected to take {1000 * tpot_s:.3g} ms, alone"
+            raise Overloaded(f"{text}; {1000 * slo_s:g} are promised", _LATEST_S, "tpot")
 
     def _wait_s(self, request: Waiting) -> float:
         """Return how long a request would wait, as far as is known."""
@@ -227,7 +256,8 @@ class Admission:
         known = Counter(entry.want.tenant.name for entry in self._entries.values())
         started = Counter(e.want.tenant.name for e in self._entries.values() if e.started)
         assert self._started == started.total()
-        self._limits.check(dict(known), dict(started))
+        if self._alone:
+            self._limits.check(dict(known), dict(started))
 
 
 def _bounded(seconds: float) -> float:

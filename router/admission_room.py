@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from baton.core.topology import InstanceInfo
+from baton.core.topology import InstanceInfo, Role
 from baton.router import state as columns
 from baton.router.costs import Costs
 from baton.router.fleet import Fleet, Pool
 from baton.router.load import InstanceKey
-from baton.router.policy import Choice
+from baton.router.policy import Choice, decode_features
 from baton.router.regression import Vector
 from baton.router.state import RouterState
 
@@ -44,6 +44,8 @@ class Room:
     fleet: Fleet
     decode: Flags
     prefill: Flags
+    idle: Flags
+    """Decode instances that do nothing."""
 
     @property
     def full_decode(self) -> Collection[InstanceKey]:
@@ -55,13 +57,12 @@ class Room:
         """Return the keys of prefill instances that cannot take it."""
         return _keys(self.fleet.prefill, ~self.prefill)
 
-    def allows(self, choice: Choice) -> bool:
-        """Return whether the first pair of a choice has room."""
+    def lacking(self, choice: Choice) -> Role | None:
+        """Return the role of who has no room, of the first pair of a choice; None: both have."""
         if not self.decode[choice.decode_order[0]]:
-            return False
-        if choice.local or not len(choice.prefill_order):
-            return True
-        return bool(self.prefill[choice.prefill_order[0]])
+            return Role.DECODE
+        alone = choice.local or not len(choice.prefill_order)
+        return None if alone or self.prefill[choice.prefill_order[0]] else Role.PREFILL
 
 
 def look_for_room(
@@ -95,7 +96,26 @@ def look_for_room(
         fleet,
         has_place | (open_requests <= 0),
         (wait_s <= limits.prefill_ahead_s) | (queue <= 0),
+        open_requests <= 0,
     )
+
+
+def keeps_promises(
+    fleet: Fleet, state: RouterState, costs: Costs, tokens: int, promised_s: Vector
+) -> Flags:
+    """Return where a request could join without making tokens slower than is promised there.
+
+    `promised_s` is the tightest promise of each decode instance, with that of the request itself;
+    `tokens` are those of its prompt. What was not measured is trusted.
+    """
+    keeps = np.ones(len(fleet.decode), bool)
+    loads, known = state.loads(fleet.decode.rows), np.zeros(len(fleet.decode))
+    features = decode_features(fleet.decode, loads, known, tokens)
+    for kind, members in fleet.decode.kinds.items():
+        pool = costs.decode(kind)
+        if pool.step_measured:
+            keeps[members] = (pool.tpot_s(features) <= promised_s)[members]
+    return keeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +125,8 @@ class Outlook:
     ttft_s: float
     e2e_s: float
     """For as long an answer as is usual."""
-    tpot_s: float
+    tpot_s: float | None
+    """With nobody else in the batch; None while it is only a guess."""
 
 
 def outlook_of(choice: Choice, costs: Costs, max_tokens: int) -> Outlook | None:
@@ -123,7 +144,8 @@ def outlook_of(choice: Choice, costs: Costs, max_tokens: int) -> Outlook | None:
             return None
         ttft_s = float(choice.seen.prefill_s[first] + prices.handover_s[place])
     tpot_s = float(prices.tpot_s[place])
-    return Outlook(ttft_s, ttft_s + (costs.expected_output(max_tokens) - 1) * tpot_s, tpot_s)
+    e2e_s = ttft_s + (costs.expected_output(max_tokens) - 1) * tpot_s
+    return Outlook(ttft_s, e2e_s, measured.least_tpot_s(choice.seen.decode.tokens))
 
 
 def _kind(pool: Pool, place: int) -> str:

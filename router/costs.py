@@ -128,6 +128,11 @@ class DecodeCosts:
         return self._local.count >= _MEASURED
 
     @property
+    def step_measured(self) -> bool:
+        """Whether the time per token is."""
+        return self._step.count >= _MEASURED
+
+    @property
     def bytes_per_token(self) -> float:
         """Return the KV that a missing token brings over the link."""
         return self._bytes.value or float(_BYTES_PER_TOKEN)
@@ -151,6 +156,12 @@ class DecodeCosts:
     def tpot_s(self, f: DecodeFeatures) -> Vector:
         """Return the seconds per token, with the request in the batch."""
         return self._step.predict(_rows(f.running + 1, f.context + f.tokens))
+
+    def least_tpot_s(self, tokens: float) -> float | None:
+        """Return the seconds per token of a request alone; None while that is only a prior."""
+        if not self.step_measured:
+            return None
+        return float(self._step.predict(np.array([[1.0, 1.0, tokens]]))[0])
 
     def learn_handover(self, f: DecodeFeatures, trace: HandoverTrace, ttft_s: float) -> None:
         """Take in a handover that went well at the first try; `f` are single numbers."""

@@ -129,6 +129,16 @@ class FairQueue:
         best = min(heads, default=None)
         return None if best is None else best[2]
 
+    def first_arrival(self, may_start: Callable[[str], bool] = _anybody) -> float | None:
+        """Return when the one came that has waited longest, of the tenants that may start one."""
+        came = (
+            request.arrived
+            for tenant, flow in self._flows.items()
+            if flow.waiting and may_start(tenant)
+            for request in flow.waiting
+        )
+        return min(came, default=None)
+
     def take(self, turn: Turn, may_start: Callable[[str], bool] = _anybody) -> Waiting:
         """Take out the request that is next, and count it as given to its tenant.
 

@@ -19,6 +19,8 @@ class Hint:
     tenant: str = ""
     session: str = ""
     """Requests of the same session would rather go to the same instances; "": of none."""
+    tpot_slo_s: float | None = None
+    """Within how many seconds each later token is due; None: no promise."""
 
 
 NO_HINT = Hint()

@@ -6,11 +6,13 @@ from random import Random
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from baton.core.clock import Clock, monotonic
 from baton.core.errors import Overloaded, Unavailable
 from baton.core.topology import InstanceInfo, Membership, Role
 from baton.core.trace import HandoverTrace, RequestTrace
-from baton.router.admission_room import RoomLimits, look_for_room, outlook_of
+from baton.router.admission_room import Room, RoomLimits, keeps_promises, look_for_room, outlook_of
 from baton.router.affinity import mark_of
 from baton.router.costs import Costs
 from baton.router.decisions import Decision, DecisionLog
@@ -18,6 +20,7 @@ from baton.router.failures import RecentFailures
 from baton.router.fleet import Fleet, Fleets
 from baton.router.load import CompletionRate, InstanceKey, Load, LoadTable, key_of
 from baton.router.policy import Ask, Policy
+from baton.router.promises import Promises
 from baton.router.route import NO_HINT, Hint, Plan, Route
 from baton.router.state import RouterState
 
@@ -149,6 +152,8 @@ class Router:
         self._fleets = Fleets(self._state, salt)
         self._decisions = DecisionLog(decisions_kept)
         self._failures = RecentFailures(clock)
+        self._promises = Promises()
+        self._lacking: Role | None = None
         self._rate = CompletionRate(clock)
         self._admitted = 0
         self._overloaded = 0
@@ -186,24 +191,43 @@ class Router:
     ) -> Plan | None:
         """Return where a request would go, and how it would fare; nothing is held for it.
 
-        With `room` only a pair that has room is chosen; None: there is none now. Raises Unavailable
-        as `admit` does.
+        With `room` only a pair that has room is chosen; None: there is none now. A decode instance
+        has none where some request's tokens, or this one's, would become slower than is promised.
+        Raises Unavailable as `admit` does.
         """
         fleet = self._fleets.of(membership.instances)
         ask = self._ask(prompt_tokens, max_tokens, hint)
         if room is None:
             return self._new_plan(fleet, ask, membership)
+        self._lacking = None
         if len(self._leases) >= self._max_open_requests:
             return None
         tokens = prompt_tokens + self._costs.expected_output(max_tokens)
         found = look_for_room(fleet, self._state, self._costs, tokens, room)
+        if self._promises or hint.tpot_slo_s is not None:
+            found = self._keeping_promises(found, prompt_tokens, hint.tpot_slo_s)
         if len(fleet.decode) and not found.decode.any():
+            self._lacking = Role.DECODE
             return None
         failing = (*ask.failing, *found.full_prefill)
         plan = self._new_plan(
             fleet, replace(ask, avoided=found.full_decode, failing=failing), membership
         )
-        return plan if found.allows(plan.choice) else None
+        self._lacking = found.lacking(plan.choice)
+        return plan if self._lacking is None else None
+
+    @property
+    def lacking(self) -> Role | None:
+        """Whose pool had no room for the request that was last planned with room; None: it had."""
+        return self._lacking
+
+    def _keeping_promises(self, room: Room, tokens: int, tpot_slo_s: float | None) -> Room:
+        fleet = room.fleet
+        promised_s = self._promises.tightest(fleet.decode)
+        if tpot_slo_s is not None:
+            promised_s = np.minimum(promised_s, tpot_slo_s)
+        keeps = keeps_promises(fleet, self._state, self._costs, tokens, promised_s)
+        return replace(room, decode=room.decode & (keeps | room.idle))
 
     def open(
         self, plan: Plan, *, prompt_tokens: int, max_tokens: int, hint: Hint = NO_HINT
@@ -314,6 +338,7 @@ class Router:
         """
         tokens, decode = lease.held_tokens, key_of(lease.route.decode)
         self._add_decode(decode, requests=1, tokens=tokens)
+        self._promises.came(decode, lease.hint.tpot_slo_s)
         if lease.route.prefill:
             prefill = key_of(lease.route.prefill[0])
             lease.computing = tokens
@@ -326,6 +351,7 @@ class Router:
         self._end_prefill(lease)
         decode, held = key_of(lease.route.decode), lease.held_tokens
         self._add_decode(decode, requests=-1, tokens=-held)
+        self._promises.left(decode, lease.hint.tpot_slo_s)
         self._state.sent(decode, requests=-1, context=-held)
 
     def _add_decode(self, key: InstanceKey, *, requests: int = 0, tokens: int = 0) -> None:
@@ -384,6 +410,9 @@ class Router:
         assert decode.rows() == self._decode.rows(), (decode.rows(), self._decode.rows())
         assert prefill.rows() == self._prefill.rows(), (prefill.rows(), self._prefill.rows())
         assert len(self._leases) <= self._max_open_requests
+        assert bool(self._promises) == any(
+            lease.hint.tpot_slo_s is not None for lease in self._leases if not lease.served
+        )
         self._state.check_own(decode.rows(), prefill.rows())
 
     def stats(self) -> RouterStats:

@@ -66,7 +66,7 @@ HOMES = {
     "starlette": {"api"},
     "uvicorn": {"api"},
     "h11": {"api"},
-    "httpx": {"cli"},
+    "httpx": {"cli", "client"},
     "ray": {"cluster"},
     "rich": {"cli"},
     "typer": {"cli"},

@@ -10,12 +10,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from baton import __version__
+from baton.api import anywhere
 from baton.api.console.route import add_console
 from baton.api.gateway import Gateway
 from baton.api.http import errors
 from baton.api.http.answer import Answer
-from baton.api.http.body import read_call
+from baton.api.http.body import Body, read_body
 from baton.api.http.edge import Edge
+from baton.api.http.models_list import add_models_routes
 from baton.api.http.openai_format import ChatFormat, CompletionFormat
 from baton.api.http.openapi import describe
 from baton.api.http.request_ids import RequestIds
@@ -24,16 +26,17 @@ from baton.api.http.timing import arrived
 from baton.api.status import RECENT
 from baton.api.tokenize_call import detokenize_call, tokenize_call
 from baton.api.validate import (
+    Call,
     ServedModel,
     chat_call,
     check_call_grammar,
     completion_call,
+    model_named,
     read_timeout,
 )
 from baton.core.clock import monotonic
-from baton.core.errors import BatonError, Cancelled, Unavailable, UnknownModel
+from baton.core.errors import BatonError, Cancelled
 from baton.core.metrics import CONTENT_TYPE
-from baton.core.tenants import Caller
 
 
 def build_app(gateway: Gateway) -> FastAPI:
@@ -46,6 +49,7 @@ def build_app(gateway: Gateway) -> FastAPI:
     errors.install(app)
     app.add_middleware(Edge, gateway=gateway)
     app.add_middleware(RequestIds)  # the outermost: refusals have an id too
+    add_models_routes(app, gateway)
     _add_openai_routes(app, gateway)
     _add_text_routes(app, gateway)
     _add_own_routes(app, gateway)
@@ -55,19 +59,6 @@ def build_app(gateway: Gateway) -> FastAPI:
 
 
 def _add_openai_routes(app: FastAPI, gateway: Gateway) -> None:
-    @app.get("/v1/models")
-    async def models(request: Request) -> JSONResponse:
-        data = (
-            [_model(gateway, request.state.caller)] if gateway.serves(request.state.caller) else []
-        )
-        return JSONResponse({"object": "list", "data": data})
-
-    @app.get("/v1/models/{name:path}")
-    async def model(request: Request, name: str) -> JSONResponse:
-        if not gateway.serves(request.state.caller, name):
-            raise UnknownModel("model", name, gateway.model_name)
-        return JSONResponse(_model(gateway, request.state.caller))
-
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
         return await _answer(request, gateway, chat=False)
@@ -91,8 +82,9 @@ def _add_own_routes(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/health")
     async def health() -> JSONResponse:
         reasons = gateway.health()
-        status = "unavailable" if reasons else "ok"
-        return JSONResponse({"status": status, "reasons": reasons}, 503 if reasons else 200)
+        if not gateway.serves:
+            return JSONResponse({"status": "unavailable", "reasons": reasons}, 503)
+        return JSONResponse({"status": "degraded" if reasons else "ok", "reasons": reasons})
 
     @app.get("/version")
     async def version() -> JSONResponse:
@@ -100,7 +92,10 @@ def _add_own_routes(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/openapi.json")
     async def openapi(request: Request) -> JSONResponse:
-        return JSONResponse(describe(gateway.model(request.state.caller)))
+        """Describe what one model takes: ?model=NAME, by default the first of the caller's."""
+        caller, name = request.state.caller, request.query_params.get("model")
+        first = next((listed for listed, _ in gateway.models.listed(caller)), None)
+        return JSONResponse(describe(gateway.model(caller, name or first)))
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -108,7 +103,7 @@ def _add_own_routes(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/v1/requests/{request_id}/explain")
     async def explain(request: Request, request_id: str) -> JSONResponse:
-        explanation = gateway.explain(request_id, request.state.caller)
+        explanation = await anywhere.explain(gateway, request_id, request.state.caller)
         if explanation is None:
             raise HTTPException(404, "no such request, or its decision is forgotten")
         return JSONResponse(explanation)
@@ -120,7 +115,7 @@ def _add_own_routes(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/v1/requests/{request_id}")
     async def request_trace(request: Request, request_id: str) -> JSONResponse:
-        trace = gateway.trace(request_id, request.state.caller)
+        trace = await anywhere.trace(gateway, request_id, request.state.caller)
         if trace is None:
             raise HTTPException(404, "no such request, or it is open, or its trace is forgotten")
         return JSONResponse(trace.as_dict())
@@ -130,50 +125,43 @@ Result = TypeVar("Result")
 
 
 async def _answer(request: Request, gateway: Gateway, *, chat: bool) -> Response:
+    name = ""
     try:
+        body = await read_body(request, gateway.config.limits)
+        lane = gateway.models.of(request.state.caller, model_named(body.value))
+        name = lane.front.name
         came_at = monotonic()
-        await gateway.some_decode()
+        await lane.some_decode()
         wake_s = monotonic() - came_at
-        call = await _checked(request, gateway, chat_call if chat else completion_call)
-        if call.constrained_by:
-            await asyncio.to_thread(check_call_grammar, call, gateway.model(request.state.caller))
-        call = call.of_session(request.headers.get("x-session", ""))
-        call = call.due_within(read_timeout(request.headers.get("x-request-timeout-ms")))
+        model = lane.served(request.state.caller)
+        call = await _call(request, body, model, chat=chat)
         call = arrived(call, request, wake_s=wake_s, now=gateway.now())
     except ClientDisconnect:
-        gateway.metrics.refused(Cancelled.code)
+        gateway.metrics.refused(Cancelled.code, name)
         return Response(status_code=Cancelled.http_status)
     except BatonError as error:
-        gateway.metrics.refused(error.code)
+        gateway.metrics.refused(error.code, name)
         raise
     form = (ChatFormat if chat else CompletionFormat)(
         call.call_id,
-        gateway.model_name,
-        gateway.token_bytes,
+        model.name,
+        model.tokenizer.token_bytes,
         include_usage=call.include_usage,
     )
     return Answer(gateway, call, form)
 
 
+async def _call(request: Request, body: Body, model: ServedModel, *, chat: bool) -> Call:
+    call = await body.checked(chat_call if chat else completion_call, model)
+    if call.constrained_by:
+        await asyncio.to_thread(check_call_grammar, call, model)
+    call = call.of_session(request.headers.get("x-session", ""))
+    return call.due_within(read_timeout(request.headers.get("x-request-timeout-ms")))
+
+
 async def _checked(
     request: Request, gateway: Gateway, check: Callable[[object, ServedModel], Result]
 ) -> Result:
-    model = gateway.model(request.state.caller)
-    return await read_call(request, check, model, gateway.config.limits)
-
-
-def _model(gateway: Gateway, caller: Caller) -> dict[str, object]:
-    """Return what OpenAI tells of a model, and vLLM beside it."""
-    try:
-        max_model_len = gateway.model(caller).max_model_len
-    except Unavailable:  # Its first instance has yet to come.
-        max_model_len = None
-    return {
-        "id": gateway.model_name,
-        "object": "model",
-        "created": gateway.created,
-        "owned_by": "baton",
-        "root": gateway.model_name,
-        "parent": None,
-        "max_model_len": max_model_len,
-    }
+    body = await read_body(request, gateway.config.limits)
+    model = gateway.model(request.state.caller, model_named(body.value))
+    return await body.checked(check, model)

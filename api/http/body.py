@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Request
 from starlette.exceptions import HTTPException
@@ -16,25 +16,36 @@ from baton.core.errors import InvalidRequest
 Result = TypeVar("Result")
 
 
-async def read_call(
-    request: Request,
-    check: Callable[[object, ServedModel], Result],
-    model: ServedModel,
-    limits: EdgeLimits,
-) -> Result:
-    """Return what `check` makes of the body; raises its errors, or HTTPException 408, 413, 415."""
+class Body:
+    """A body that was read."""
+
+    def __init__(self, value: object, size: int) -> None:
+        self.value = value
+        """What its JSON says; not checked."""
+        self._size = size
+
+    async def checked(
+        self, check: Callable[[object, ServedModel], Result], model: ServedModel
+    ) -> Result:
+        """Return what `check` makes of it for a model; raises its errors."""
+        return await _beside(self._size, check, self.value, model)
+
+
+async def read_body(request: Request, limits: EdgeLimits) -> Body:
+    """Read and parse it; raises InvalidRequest, or HTTPException 408, 413, 415."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise HTTPException(415, f"content-type: {kind[:80]!r}; allowed: application/json")
     raw = await _read(request, limits)
     request.state.read_at = monotonic()
+    return Body(await _beside(len(raw), _parse, raw), len(raw))
 
-    def parse_and_check() -> Result:
-        return check(_parse(raw), model)
 
-    if len(raw) <= INLINE_BYTES:
-        return parse_and_check()
-    return await asyncio.to_thread(parse_and_check)
+async def _beside(size: int, work: Callable[..., Result], *arguments: Any) -> Result:
+    """Do it here, or in a thread where that would hold up others."""
+    if size <= INLINE_BYTES:
+        return work(*arguments)
+    return await asyncio.to_thread(work, *arguments)
 
 
 async def _read(request: Request, limits: EdgeLimits) -> bytes:

@@ -2,8 +2,9 @@
 
 import secrets
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from baton.api.http.logprobs import (
     ChatLogprobs,
@@ -138,9 +139,9 @@ class Format(Protocol):
         ...
 
 
-class _Base:
-    chunk_object = ""
-    whole_object = ""
+class _Base(ABC):
+    chunk_object: ClassVar[str]
+    whole_object: ClassVar[str]
 
     def __init__(
         self, call_id: str, model: str, token_bytes: TokenBytes, *, include_usage: bool
@@ -165,8 +166,9 @@ class _Base:
             "usage": usage(choices),
         }
 
+    @abstractmethod
     def _whole_choice(self, choice: Choice) -> Json:
-        raise NotImplementedError
+        """Return a choice of an answer that is not streamed."""
 
 
 class CompletionFormat(_Base):

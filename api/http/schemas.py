@@ -72,7 +72,7 @@ def chat(model: ServedModel) -> Schema:
 
 def tokenize(model: ServedModel) -> Schema:
     """Return the schema of the body of /tokenize."""
-    both = {"model": {"enum": [model.name]}, "return_token_strs": _FLAG}
+    both = {"model": {"enum": [model.name, *model.aliases]}, "return_token_strs": _FLAG}
     text = {**both, "prompt": _TEXT, "add_special_tokens": _FLAG}
     chat = {**both, **_only(known_fields.CHAT), **_chat_prompt()}
     return {"anyOf": [_object(text, required=["prompt"]), _object(chat, required=["messages"])]}
@@ -80,7 +80,7 @@ def tokenize(model: ServedModel) -> Schema:
 
 def detokenize(model: ServedModel) -> Schema:
     """Return the schema of the body of /detokenize."""
-    properties = {"model": {"enum": [model.name]}, "tokens": _list(_token(model))}
+    properties = {"model": {"enum": [model.name, *model.aliases]}, "tokens": _list(_token(model))}
     return _object(properties, required=["tokens"])
 
 
@@ -94,7 +94,7 @@ def _common(model: ServedModel) -> Schema:
     return {
         **dict.fromkeys(known_fields.IGNORED, _ANY),
         **_grammars(),
-        "model": {"enum": [model.name]},
+        "model": {"enum": [model.name, *model.aliases]},
         "max_tokens": _integer(1, _most_tokens(model)),
         "temperature": _number(0, 2),
         "top_k": _integer(0, model.tokenizer.vocab_size),
@@ -277,8 +277,7 @@ def _token(model: ServedModel) -> Schema:
 
 def _most_tokens(model: ServedModel) -> int:
     """Return how many tokens the caller may ask for."""
-    most = model.tenant.max_output_tokens
-    return min(model.max_model_len - 1, most or model.max_model_len)
+    return min(model.max_model_len - 1, model.most_output[0])
 
 
 def _list(items: Schema, low: int = 0, high: int | None = None) -> Schema:

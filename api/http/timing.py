@@ -15,10 +15,11 @@ HEADER = "x-baton-timing"
 def arrived(call: Call, request: Request, *, wake_s: float, now: float) -> Call:
     """Return a call that has been found valid `now`, on the gateway's clock.
 
-    It counts from when the body was read: how fast a client sends is its own.
+    It counts from when the body was read: how fast a client sends is its own. Then it waited
+    `wake_s` seconds for a decode instance, if there was none.
     """
     caller = request.headers.get("traceparent", "")
-    arrival = Arrival(wake_s, monotonic() - request.state.read_at, now, caller)
+    arrival = Arrival(wake_s, monotonic() - request.state.read_at - wake_s, now, caller)
     return call.arrived(arrival, tell_timing=request.headers.get(HEADER) == "1")
 
 

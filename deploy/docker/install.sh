@@ -57,6 +57,7 @@ sbom() {
     pip_of /opt/sbom cyclonedx-bom
     /opt/sbom/bin/cyclonedx-py environment --output-reproducible \
         --output-file /opt/baton/sbom.cdx.json /opt/baton/bin/python
+    /opt/sbom/bin/python "$here/debian_sbom.py" /opt/baton/sbom.cdx.json /usr/share/baton-packages
 }
 
 phase=${1-}

@@ -29,11 +29,14 @@ constexpr int64_t kCachedPanels = 32;      // and the panels whose sums are kept
 constexpr int64_t kPieceBytes = 24 << 10;  // Of a panel: half of an L1 cache of 48 KB.
 constexpr int64_t kAhead = 48;  // Inputs that memory is asked for before several panels need them,
 constexpr int64_t kBytesAhead = 1 << 15;  // and bytes, before one does.
+constexpr int64_t kStep = 4;  // Inputs that are multiplied in one turn of the loop.
+template <class Weights>  // Lines of a panel for so many inputs.
+constexpr int64_t kStepLines = kStep * kPanel * sizeof(typename Weights::Value) / kLineBytes;
 
-// Rows of a block.
+// Rows of a block, at most.
 static inline int64_t cached_rows(int64_t inputs) {
   const int64_t rows = std::min(kCached / std::min(inputs, kCachedInputs), kCachedRows);
-  return std::max(rows / kRows, int64_t{4}) * kRows;
+  return std::max(rows, int64_t{4} * kRows);
 }
 
 // Floats of scratch memory that each thread needs.
@@ -52,6 +55,8 @@ struct Factors {
   int64_t panel_values;  // From a panel to the next.
   int64_t inputs;
   bool add;  // To the sums that are there.
+  const char* ahead;  // What to call into the cache meanwhile,
+  int64_t lines;      // so many lines of it for kStep inputs.
 };
 
 // Makes the sums [kPanels][kCount][kPanel] of kCount rows and kPanels panels.
@@ -69,18 +74,11 @@ static inline void multiply(const Factors<Weights>& factors, float* sums) {
   // Three rows to a pointer, by way of the processor's addressing: there are not twelve registers.
   const float *x0 = factors.x, *x3 = x0 + 3 * stride, *x6 = x0 + 6 * stride, *x9 = x0 + 9 * stride;
   const auto* panel = factors.panel;
-  int64_t k = 0;
-  do {
+  const auto multiply_input = [&](int64_t k) __attribute__((always_inline)) {
 #pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p) {
       const auto* row_of_weights = panel + p * factors.panel_values;
-      if constexpr (kPanels > 1) {
-        __builtin_prefetch(row_of_weights + kAhead * kPanel);
-      } else {
-        const auto* ahead = reinterpret_cast<const char*>(row_of_weights) + kBytesAhead;
-        constexpr int64_t kRowBytes = kPanel * sizeof(typename Weights::Value);
-        for (int64_t byte = 0; byte < kRowBytes; byte += 64) __builtin_prefetch(ahead + byte, 0, 2);
-      }
+      if constexpr (kPanels > 1) __builtin_prefetch(row_of_weights + kAhead * kPanel);
       const Pair weights = Weights::load_row(row_of_weights);
 #pragma GCC unroll 12
       for (int row = 0; row < kCount; ++row) {
@@ -91,7 +89,22 @@ static inline void multiply(const Factors<Weights>& factors, float* sums) {
       }
     }
     panel += kPanel;
-  } while (++k < inputs);
+  };
+  const char* ahead = factors.ahead;
+  int64_t k = 0;
+  for (; k + kStep <= inputs; k += kStep) {
+    if constexpr (kPanels == 1) {
+      for (int64_t line = 0; line < factors.lines; ++line, ahead += kLineBytes) {
+        __builtin_prefetch(ahead, 0, 2);  // Into the L2 cache.
+      }
+    }
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < kStep; ++i) {
+      multiply_input(k + i);
+      asm volatile("" ::: "memory");
+    }
+  }
+  for (int64_t left = inputs - k; left > 0; --left, ++k) multiply_input(k);
 #pragma GCC unroll 4
   for (int p = 0; p < kPanels; ++p) {
 #pragma GCC unroll 12
@@ -144,9 +157,10 @@ static void multiply_panels(const Linear& job, Share& panels, float* sums) {
   const auto* values = static_cast<const typename Weights::Value*>(job.matrix.panels);
   const int64_t inputs = job.matrix.inputs;
   for (; panels.begin + kPanels <= panels.end; panels.begin += kPanels) {
-    const Factors<Weights> factors{job.x,           job.x_stride,
-                                   values + panels.begin * inputs * kPanel,
-                                   inputs * kPanel, inputs, false};
+    const auto* first = values + panels.begin * inputs * kPanel;
+    const auto* ahead = reinterpret_cast<const char*>(first) + kBytesAhead;
+    const Factors<Weights> factors{job.x,  job.x_stride, first, inputs * kPanel,
+                                   inputs, false,        ahead, kStepLines<Weights>};
     multiply_rows<Weights, kPanels>(static_cast<int>(job.rows), factors, sums);
     for (int p = 0; p < kPanels; ++p) {
       finish_sums(job, 0, job.rows, (panels.begin + p) * kPanel, sums + p * job.rows * kPanel);
@@ -164,14 +178,21 @@ static void multiply_rows_by(const Linear& job, Share rows, Share inputs, int64_
   const int64_t panel_values = job.matrix.inputs * kPanel;
   const auto* values = static_cast<const typename Weights::Value*>(job.matrix.panels);
   const RowTiles tiles(rows.end - rows.begin);
+  // Each tile calls for its share of the next piece: all at once would wait for memory.
+  const int64_t lines = (kStepLines<Weights> + tiles.count - 1) / tiles.count;
   for (int64_t k = inputs.begin; k < inputs.end; k += kPiece) {
     const int64_t end = std::min(k + kPiece, inputs.end);
+    const int64_t part = (end - k) / kStep * lines * kLineBytes;
+    const auto* weights = values + panel * panel_values + k * kPanel;
+    // What comes after this panel's inputs is the same inputs of the next.
+    const auto* next = end < inputs.end ? weights + kPiece * kPanel
+                                        : values + (panel + 1) * panel_values + inputs.begin * kPanel;
     for (int64_t t = 0; t < tiles.count; ++t) {
       const int64_t begin = rows.begin + tiles[t].begin, count = tiles[t].end - tiles[t].begin;
       float* found = sums + tiles[t].begin * kPanel;
       const Factors<Weights> factors{job.x + begin * job.x_stride + k, job.x_stride,
-                                     values + panel * panel_values + k * kPanel, panel_values,
-                                     end - k, k > 0};
+                                     weights, panel_values, end - k, k > 0,
+                                     reinterpret_cast<const char*>(next) + t * part, lines};
       multiply_rows<Weights, 1>(static_cast<int>(count), factors, found);
       if (end == job.matrix.inputs) finish_sums(job, begin, count, panel * kPanel, found);
     }
@@ -201,10 +222,11 @@ static void linear_of(const Linear& job, Share panels, float* sums) {
     if (job.rows * 2 <= kRows) multiply_panels<Weights, 2>(job, panels, sums);
     return multiply_panels<Weights, 1>(job, panels, sums);
   }
-  const int64_t step = cached_rows(job.matrix.inputs);
+  const int64_t high = cached_rows(job.matrix.inputs), blocks = (job.rows + high - 1) / high;
   const int64_t wide = job.matrix.inputs > kCachedInputs ? kCachedPanels : panels.end;
-  for (int64_t row = 0; row < job.rows; row += step) {
-    const Share rows{row, std::min(row + step, job.rows)};
+  // Blocks of like size: a small one waits for memory while weights go by.
+  for (int64_t block = 0; block < blocks; ++block) {
+    const Share rows{job.rows * block / blocks, job.rows * (block + 1) / blocks};
     for (int64_t p = panels.begin; p < panels.end; p += wide) {
       multiply_block<Weights>(job, rows, {p, std::min(p + wide, panels.end)}, sums);
     }

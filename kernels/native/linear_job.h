@@ -6,6 +6,8 @@
 
 namespace baton {
 
+constexpr int64_t kLineBytes = 64;  // Of a cache line.
+
 struct Linear {
   Matrix matrix;
   const float* bias;  // [outputs] or null

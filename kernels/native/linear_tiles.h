@@ -24,7 +24,6 @@ constexpr int64_t kBlockGroups = 32;  // Groups of it, if not all of them fit,
 constexpr int64_t kBlockPanels = 32;  // and the panels whose sums are kept meanwhile.
 constexpr int64_t kLeastPanels = 8;    // Of a piece: a block of rows is read again for each.
 constexpr int64_t kGroupsAhead = 16;  // How far ahead a stream of weights is called for.
-constexpr int64_t kLineBytes = 64;
 constexpr int64_t kGroupLines = kGroup * kPanel * 2 / kLineBytes;
 
 // Rows as tiles: [pieces of groups][row tiles][groups of a piece][kTileRows][kGroup].

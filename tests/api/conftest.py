@@ -12,12 +12,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from baton.api.gateway import Gateway
+from baton.api.peers import ALONE, Peers
 from baton.api.serve import FrontDoor
 from baton.api.validate import ServedModel
 from baton.core.config import GatewayConfig
 from baton.core.errors import BatonError
 from baton.core.ids import InstanceId, new_incarnation
 from baton.core.metrics import GatewayMetrics
+from baton.core.served_model import FrontModel
 from baton.core.spans import DecodeSpans
 from baton.core.topology import InstanceInfo, Membership, MembershipBoard, Role
 from baton.core.trace import HandoverTrace
@@ -123,7 +125,7 @@ class ScriptedLeader(pb_grpc.DecodeServicer):
         assert self._server is not None
         await self._server.close(0)
 
-    def info(self, role: Role = Role.DECODE) -> InstanceInfo:
+    def info(self, role: Role = Role.DECODE, model: str = MODEL) -> InstanceInfo:
         assert self._server is not None
         return InstanceInfo(
             instance_id=InstanceId(self.name),
@@ -131,7 +133,7 @@ class ScriptedLeader(pb_grpc.DecodeServicer):
             address=self._server.address,
             incarnation=self.incarnation,
             pid=1,
-            model=MODEL,
+            model=model,
             compatibility="same",
             max_model_len=MAX_MODEL_LEN,
             kv_tokens=1 << 16,
@@ -349,19 +351,13 @@ def make_gateway(tokenizer, board):
         expects_prefill: bool = False,
         may_be_empty: bool = False,
         board: MembershipBoard = board,
+        peers: Peers = ALONE,
         **settings: object,
     ) -> Gateway:
         config = GatewayConfig.checked(**({"http_port": 0, "grpc_port": 0} | settings))
         metrics = GatewayMetrics(CollectorRegistry())
-        return Gateway(
-            config,
-            tokenizer,
-            MODEL,
-            board,
-            metrics,
-            expects_prefill=expects_prefill,
-            may_be_empty=may_be_empty,
-        )
+        front = FrontModel(name=MODEL, expects_prefill=expects_prefill, may_be_empty=may_be_empty)
+        return Gateway(config, {front: tokenizer}, board, metrics, peers=peers)
 
     return make
 

@@ -123,7 +123,10 @@ async def test_beyond_the_bound_is_refused_and_then_let_in(
         leader.resume()
         await asyncio.gather(*tasks)
         assert (await collect(gateway, request_for()))[0] == "one two three"
-        assert b'baton_requests_total{outcome="overloaded"} 1.0' in gateway.metrics.render()
+        assert (
+            b'baton_requests_total{model="demo",outcome="overloaded"} 1.0'
+            in gateway.metrics.render()
+        )
     gateway.check()
 
 
@@ -153,7 +156,7 @@ async def test_an_error_of_the_leader_comes_after_the_text_before_it(
     with pytest.raises(WrongKV, match="digest differs"):
         await show()
     assert "".join(shown) == "one two"
-    assert b'baton_requests_total{outcome="wrong_kv"} 1.0' in gateway.metrics.render()
+    assert b'baton_requests_total{model="demo",outcome="wrong_kv"} 1.0' in gateway.metrics.render()
 
 
 async def test_a_lost_leader_is_replaced_by_a_new_one(
@@ -276,14 +279,14 @@ async def test_trace_and_metrics_of_a_request(gateway, leader, request_for, text
     assert sum(trace.itl_s) == pytest.approx(trace.tpot_s * (len(tokens) - 1))
     assert trace.ttft_s + sum(trace.itl_s) == pytest.approx(trace.e2e_s)
     text = gateway.metrics.render().decode()
-    assert 'baton_requests_total{outcome="length"} 1.0' in text
+    assert 'baton_requests_total{model="demo",outcome="length"} 1.0' in text
     assert 'baton_handovers_total{outcome="ok"} 1.0' in text
     assert 'baton_handover_bytes_total{transport="cma"} 1000.0' in text
     assert 'baton_handover_transfer_seconds_sum{transport="cma"} 0.5' in text
-    assert f"baton_output_tokens_total {len(tokens)}.0" in text
-    assert "baton_ttft_seconds_count 1.0" in text
-    assert f"baton_itl_seconds_count {len(tokens) - 1}.0" in text
-    assert "baton_open_requests 0.0" in text
+    assert f'baton_output_tokens_total{{model="demo"}} {len(tokens)}.0' in text
+    assert 'baton_ttft_seconds_count{model="demo"} 1.0' in text
+    assert f'baton_itl_seconds_count{{model="demo"}} {len(tokens) - 1}.0' in text
+    assert 'baton_open_requests{model="demo"} 0.0' in text
 
 
 async def test_only_the_last_traces_are_kept(make_gateway, leader, request_for):
@@ -319,7 +322,10 @@ async def test_a_request_waits_for_the_first_instance_of_an_empty_pool(
         board.publish(Membership(3, instances))
         assert (await tasks[1])[0] == "def add(a, b):"
         assert gateway.stats().waiting == 0
-        assert gateway.stats().ttft_s == gateway.trace(leader.submits[0].request.request_id).ttft_s
+        assert (
+            gateway.stats().models["demo"].ttft_s
+            == gateway.trace(leader.submits[0].request.request_id).ttft_s
+        )
     gateway.check()
 
 
@@ -386,5 +392,5 @@ async def test_what_raises_before_a_request_is_admitted_holds_no_place(
         patched.setattr("baton.api.validate.Detokenizer", broken)
         with pytest.raises(ValueError, match="a bug"):
             await collect(gateway, request_for())
-    assert gateway.stats().router.open_requests == 0
+    assert gateway.stats().models["demo"].router.open_requests == 0
     gateway.check()

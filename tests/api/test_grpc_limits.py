@@ -1,8 +1,10 @@
 """Clients of the gRPC API that take nothing, or too much."""
 
 import asyncio
+import contextlib
 
 import grpc
+import pytest
 
 from baton.proto import inference_pb2 as pb
 from baton.proto import inference_pb2_grpc as pb_grpc
@@ -65,3 +67,42 @@ async def test_grpc_messages_and_metadata_are_bounded(make_front_door):
         ):
             call = stub.Generate(request, metadata=metadata, timeout=SOON)
             assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_connections_are_bounded(make_front_door):
+    door = await make_front_door(limits={"max_connections": 2})
+    own = (("grpc.use_local_subchannel_pool", 1),)
+    async with (
+        grpc.aio.insecure_channel(door.grpc_address, options=own) as one,
+        grpc.aio.insecure_channel(door.grpc_address, options=own) as two,
+    ):
+        for channel in (one, two):
+            asked = pb_grpc.InferenceStub(channel).ListModels(pb.ListModelsRequest(), timeout=SOON)
+            assert await asked.code() is grpc.StatusCode.OK
+        reader, writer = await asyncio.open_connection(*door.grpc_address.rsplit(":", 1))
+        async with asyncio.timeout(SOON):
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read() == b"", "closed without a word"
+        writer.close()
+        asked = pb_grpc.InferenceStub(one).ListModels(pb.ListModelsRequest(), timeout=SOON)
+        assert await asked.code() is grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize("method", ["Generate", "ListModels", "Cancel"])
+async def test_a_request_that_does_not_come_ends_its_call(make_front_door, leader, method):
+    door = await make_front_door(limits={"body_timeout_s": 0.05})
+    async with grpc.aio.insecure_channel(door.grpc_address) as channel:
+        call = channel.stream_stream(f"/baton.v1.Inference/{method}")(timeout=SOON)
+        assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "the request took longer than 0.05 s" in await call.details()
+    assert b'baton_connections_cut_total{reason="slow_sender"} 1.0' in door.gateway.metrics.render()
+
+
+async def test_a_call_that_ends_without_a_request_is_no_bug(front_door):
+    async with grpc.aio.insecure_channel(front_door.grpc_address) as channel:
+        call = channel.stream_stream("/baton.v1.Inference/Cancel")(timeout=SOON)
+        await call.done_writing()
+        assert await call.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert await call.details() == "a call without a request"
+        unknown = channel.unary_unary("/baton.v1.Inference/Nothing")(b"", timeout=SOON)
+        assert await unknown.code() is grpc.StatusCode.UNIMPLEMENTED

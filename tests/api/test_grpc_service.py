@@ -11,6 +11,7 @@ from baton.api import grpc_requests, grpc_service
 from baton.client import Chunk, Client, Options
 from baton.core.errors import InvalidRequest, Overloaded, UnknownModel
 from baton.core.request import TokenLogprobs
+from baton.core.spans import SPAN_NAMES
 from baton.proto import inference_pb2 as pb
 from baton.proto import inference_pb2_grpc as pb_grpc
 
@@ -50,6 +51,18 @@ async def test_generate_streams_text_tokens_and_usage(stub, leader, tokenizer):
         0.5,
         2**63 - 1,
     )
+
+
+async def test_where_the_time_went_is_told_on_request_and_adds_up(stub, leader):
+    asked = stub.Generate(pb.GenerateRequest(text="hi", n=2, timing=True), timeout=SOON)
+    told = [response async for response in asked]
+    assert [bool(r.finish_reason) for r in told] == [r.HasField("timing") for r in told]
+    for timing in (r.timing for r in told if r.finish_reason):
+        assert {span.name for span in timing.spans} <= set(SPAN_NAMES)
+        assert "tokenize" in {span.name for span in timing.spans}
+        assert sum(span.seconds for span in timing.spans) == pytest.approx(timing.ttft_s)
+    plain = [r async for r in stub.Generate(pb.GenerateRequest(text="hi"), timeout=SOON)]
+    assert not any(r.HasField("timing") for r in plain)
 
 
 async def test_token_ids_and_defaults(stub, leader, tokenizer):

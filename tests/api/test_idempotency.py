@@ -153,9 +153,11 @@ def bad_line(monkeypatch):
     def make(times: int) -> None:
         server = grpc.aio.server
         line = type("Line", (Breaking, grpc.aio.ServerInterceptor), {})(times)
-        monkeypatch.setattr(
-            grpc.aio, "server", lambda **options: server(interceptors=[line], **options)
-        )
+
+        def with_line(interceptors=(), **options):
+            return server(interceptors=[*interceptors, line], **options)
+
+        monkeypatch.setattr(grpc.aio, "server", with_line)
 
     return make
 

@@ -109,7 +109,7 @@ async def test_the_trace_and_the_metrics_name_the_move(gateway, leaders, held, t
     assert trace.as_dict()["migrations"][0]["instance"] == "decode-0"
     text = gateway.metrics.render().decode()
     assert 'baton_migrations_total{reason="instance_lost"} 1.0' in text
-    assert 'baton_requests_total{outcome="length"} 1.0' in text
+    assert 'baton_requests_total{model="demo",outcome="length"} 1.0' in text
 
 
 @pytest.mark.parametrize(("backed_up", "next_"), [(48, "decode-2"), (0, "decode-1")])
@@ -272,7 +272,7 @@ async def test_it_goes_on_with_the_only_instance_once_that_has_its_lease_again(
     info = leaders[0].info()
     board.publish(Membership(2, (info,)))
     async with make_gateway(lease_s=1.0) as gateway:
-        await until(lambda: gateway._leases.report(info) is not None)
+        await until(lambda: gateway.models.by_name("demo")._leases.report(info) is not None)
         task = asyncio.create_task(collect(gateway, request_for()))
         await until(lambda: any(run.sent == 2 for run in _runs(leaders[0])))
         leaders[0].script = leaders[1].script

@@ -5,9 +5,11 @@ from contextlib import aclosing
 
 import pytest
 
+from baton.api.peers import Ended
 from baton.api.validate import TextRequest, completion_call
-from baton.core.errors import Overloaded, Unavailable
-from baton.core.topology import Membership
+from baton.core.errors import Cancelled, Overloaded, Unavailable
+from baton.core.tenants import ANYBODY, Caller, Tenant
+from baton.core.topology import Membership, Role
 
 SOON = 60
 
@@ -48,7 +50,7 @@ async def crowd(make_gateway, held, request_for, until):
 
 async def test_who_waits_is_served_when_another_ends(crowd, held):
     gateway, waiting = crowd
-    assert b"baton_queued_requests 1.0" in gateway.metrics.render()
+    assert b'baton_queued_requests{model="demo"} 1.0' in gateway.metrics.render()
     held.resume()
     assert await waiting == "one two three"
     request = held.submits[2].request.request_id
@@ -56,7 +58,7 @@ async def test_who_waits_is_served_when_another_ends(crowd, held):
     assert 0 < trace.queue_s <= trace.ttft_s <= trace.e2e_s
     assert trace.served_ttft_s == pytest.approx(trace.ttft_s - trace.queue_s)
     text = gateway.metrics.render()
-    assert b"baton_queued_requests 0.0" in text
+    assert b'baton_queued_requests{model="demo"} 0.0' in text
     assert b"baton_queue_seconds_count" in text
 
 
@@ -68,6 +70,28 @@ async def test_who_is_cancelled_while_it_waits_leaves_nothing_behind(crowd, unti
         await waiting
 
 
+async def test_who_waits_can_be_cancelled_by_its_tenant_and_by_nobody_else(
+    make_gateway, held, request_for, until
+):
+    async with make_gateway(max_open_requests=1) as gateway:
+        first = asyncio.create_task(collect(gateway, request_for()))
+        await until(lambda: held.running == 1)
+        request = request_for()
+        waiting = asyncio.create_task(collect(gateway, request))
+        last = asyncio.create_task(collect(gateway, request_for()))
+        await until(lambda: gateway.stats().queued == 2)
+        name = request.generate.request_id
+        assert gateway.cancel(name, Caller(Tenant(name="stranger"))) == Ended(0, 0)
+        assert gateway.cancel(name, ANYBODY) == Ended(requests=1, waiting=1)
+        assert gateway.cancel(name, ANYBODY) == Ended(0, 0)
+        with pytest.raises(Cancelled, match="while it waited"):
+            await waiting
+        held.resume()
+        assert await asyncio.gather(first, last) == ["one two three"] * 2
+        assert len(held.submits) == 2, "nothing was computed for it"
+    gateway.check()
+
+
 async def test_no_more_wait_than_may(crowd, request_for, until, held):
     gateway, waiting = crowd
     second = asyncio.create_task(collect(gateway, request_for()))
@@ -76,7 +100,10 @@ async def test_no_more_wait_than_may(crowd, request_for, until, held):
         await collect(gateway, request_for())
     assert refused.value.reason == "queue_full"
     assert refused.value.retry_after_s >= 1
-    assert b'baton_refused_requests_total{reason="queue_full"} 1.0' in gateway.metrics.render()
+    assert (
+        b'baton_refused_requests_total{model="demo",reason="queue_full"} 1.0'
+        in gateway.metrics.render()
+    )
     held.resume()
     assert await asyncio.gather(waiting, second) == ["one two three"] * 2
 
@@ -108,6 +135,9 @@ async def test_no_more_is_sent_to_an_instance_than_keeps_it_busy(
     async with make_gateway(decode_fill=0.25) as gateway:
         tasks = [asyncio.create_task(collect(gateway, request_for())) for _ in range(6)]
         await until(lambda: gateway.stats().queued == 2 and held.running == 4)
+        stats = gateway.stats().models["demo"]
+        assert stats.queue_for is Role.DECODE
+        assert stats.queue_s > 0
         held.resume()
         assert await asyncio.gather(*tasks) == ["one two three"] * 6
     gateway.check()
@@ -150,7 +180,7 @@ async def test_a_bug_in_front_of_an_instance_ends_that_request_alone(
         raise ValueError("a bug")
 
     with monkeypatch.context() as patched:
-        patched.setattr(gateway._router, "open", broken)
+        patched.setattr(gateway.models.by_name("demo")._router, "open", broken)
         with pytest.raises(Exception, match="a bug"):
             await collect(gateway, request_for())
     assert await collect(gateway, request_for()) == "def add(a, b):"

@@ -17,6 +17,7 @@ from baton.core.errors import BatonError
 from baton.core.ids import RequestId
 from baton.core.metrics import GatewayMetrics
 from baton.core.request import FinishReason, GenerateRequest, SamplingParams
+from baton.core.served_model import FrontModel
 from baton.core.topology import InstanceInfo, MembershipBoard
 from baton.models.tokenizer import Tokenizer, load_tokenizer
 from baton.proto import worker_pb2 as pb
@@ -111,7 +112,7 @@ class Gateway:
         assert self._gateway is not None, "not opened"
         async with asyncio.timeout(PATIENCE_S):
             while "no decode instance is ready" in self._gateway.health():
-                await self._gateway._sessions.changed()
+                await self._gateway.models.by_name("model")._sessions.changed()
 
 
 _asked_for: ContextVar[tuple[InstanceInfo, ...] | None] = ContextVar("asked_for", default=None)
@@ -140,10 +141,11 @@ async def open_gateway(board: MembershipBoard, happened: Happened) -> AsyncItera
     config = GatewayConfig(
         request_timeout_s=PATIENCE_S, migration_wait_s=PATIENCE_S, max_migrations=_MOST_LOSSES
     )
-    inner = product.Gateway(
-        config, _tokenizer(), "model", board, GatewayMetrics(), expects_prefill=True
+    model = FrontModel(name="model", expects_prefill=True)
+    inner = product.Gateway(config, {model: _tokenizer()}, board, GatewayMetrics())
+    inner.models.by_name("model")._router = _ObedientRouter(
+        max_open_requests=config.max_open_requests
     )
-    inner._router = _ObedientRouter(max_open_requests=config.max_open_requests)
     await inner.start()
     gateway = Gateway(inner, happened)
     try:

@@ -51,10 +51,11 @@ class Terminal:
 
 
 @pytest.fixture
-async def terminal(front_door) -> AsyncIterator[Terminal]:  # noqa: F811
+async def terminal(front_door, request) -> AsyncIterator[Terminal]:  # noqa: F811
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "baton.cli.main", "chat", "--address", front_door.grpc_address,
-        "--seed", "1", "--max-tokens", "50",
+        sys.executable, "-m", "baton.cli.main", "chat",
+        "--address", getattr(front_door, getattr(request, "param", "grpc_address")),
+        "--model", "demo", "--seed", "1", "--max-tokens", "50",
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
@@ -92,6 +93,7 @@ async def test_turns_commands_and_the_end(terminal, leader, text_script, tokeniz
     assert await asyncio.wait_for(terminal.process.wait(), SOON) == 0
 
 
+@pytest.mark.parametrize("terminal", ["grpc_address", "http_url"], indirect=True)
 async def test_ctrl_c_stops_the_answer_and_not_the_program(
     terminal,
     front_door,  # noqa: F811

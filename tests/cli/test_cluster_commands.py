@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import stat
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from baton.cli.main import app
@@ -119,3 +122,66 @@ def test_a_limit_beyond_the_model_is_refused(spec: Path) -> None:
 )
 def test_without_a_cluster_there_is_nothing_to_ask(spec: Path, command: tuple[str, ...]) -> None:
     assert "`baton up` has not started a Ray cluster" in refused(*command)
+
+
+TWO_MODELS = """\
+host: 127.0.0.1
+cpus: 3
+gateways: {{http_port: 0, grpc_port: 0}}
+models:
+  - name: baton-demo
+    aliases: [code]
+    dir: {model}
+    engine: {{kv_memory_mib: 16}}
+    pools: {{demo-mixed: {{role: mixed}}}}
+  - name: other
+    dir: {other}
+    engine: {{kv_memory_mib: 16}}
+    limits: {{max_output_tokens: 8}}
+    pools: {{other-mixed: {{role: mixed}}}}
+"""
+
+
+def other_weights(demo_model_dir: Path, folder: Path) -> Path:
+    """Make a model of the demo model's shape that says something else."""
+    shutil.copytree(demo_model_dir, folder)
+    (path,) = folder.glob("*.safetensors")
+    weights = load_file(path)
+    draw = torch.Generator().manual_seed(1)
+    for name, weight in weights.items():
+        if weight.ndim > 1:
+            noise = torch.randn(weight.shape, generator=draw) * weight.float().std()
+            weights[name] = noise.to(weight.dtype)
+    save_file(weights, path, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_one_gateway_serves_two_models(
+    baton: Start, spec: Path, tmp_path: Path, demo_model_dir: Path
+) -> None:
+    other = other_weights(demo_model_dir, tmp_path / "other")
+    spec.write_text(TWO_MODELS.format(model=demo_model_dir, other=other))
+    first = "\n".join(done(baton("up", "-f", str(spec))))
+    try:
+        assert re.search(r"^baton-demo +demo-mixed *$", first, re.MULTILINE)
+        assert re.search(r"^other +other-mixed *$", first, re.MULTILINE)
+        assert "baton-demo, other" in first
+        url = re.findall(r"(http://\S+)/v1", first)[0]
+        body = {"prompt": "def f():\n", "max_tokens": 8, "temperature": 0}
+        with httpx.Client(base_url=url, trust_env=False, timeout=120) as http:
+
+            def ask(name: str, **fields: object) -> Any:
+                return http.post("/v1/completions", json={**body, "model": name, **fields})
+
+            said = {name: ask(name).json() for name in ("baton-demo", "code", "other")}
+            texts = {name: answer["choices"][0]["text"] for name, answer in said.items()}
+            assert texts["baton-demo"] == texts["code"] != texts["other"]
+            assert said["code"]["model"] == "baton-demo"
+            assert ask("other", max_tokens=9).status_code == 400
+            assert ask("nobody").status_code == 404
+            rows = http.get("/v1/models").json()["data"]
+            assert [row["id"] for row in rows] == ["baton-demo", "code", "other"]
+    finally:
+        done(baton("down"))

@@ -23,14 +23,19 @@ UP: dict[str, Any] = {
 }
 TOLD: dict[str, Any] = {
     "version": "1.2.3",
-    "model": "demo",
+    "models": [{"name": "demo", "aliases": ["code"]}],
     "membership_version": 9,
     "problems": ["no prefill instance is ready [yet]"],
     "requests": {"open": 3, "waiting": 0, "prompt_tokens": 100, "output_tokens": 40},
     "last_minute": {"requests": 2, "ttft_s": {"p50": 0.02, "p99": 1.5}, "tpot_s": {}},
     "pools": [
-        {"role": "prefill", "size": 1, "instances": [{"instance_id": "prefill-0", "up": False}]},
-        {"role": "decode", "size": 1, "instances": [UP]},
+        {
+            "model": "demo",
+            "role": "prefill",
+            "size": 1,
+            "instances": [{"instance_id": "prefill-0", "up": False}],
+        },
+        {"model": "demo", "role": "decode", "size": 1, "instances": [UP]},
     ],
     "recent": [
         {

@@ -39,6 +39,9 @@ async def test_the_async_client_streams_completes_and_counts(client, leader, tok
     assert [token for chunk in chunks for token in chunk.token_ids] == tokenizer.encode(TEXT)
     assert stream.timing.ttft_s is not None
     assert stream.timing.attempts == 1
+    assert chunks[-1].timing is None
+    [*_, last] = [chunk async for chunk in client.stream("hi", Options(timing=True))]
+    assert sum(last.timing.spans_s.values()) == pytest.approx(last.timing.ttft_s)
     whole = await client.complete("hi", Options(max_tokens=50, n=2, logprobs=1))
     assert [choice.text for choice in whole.choices] == [TEXT, TEXT]
     assert whole.choices[0].logprobs[0] == TokenLogprobs(-0.5, ((1000, 0.0),))

@@ -63,7 +63,7 @@ async def test_the_api_by_the_stubs_of_javascript(tmp_path, front_door, leader, 
     )
     assert status == 0, told
     seen = json.loads(told)
-    assert seen["models"] == [{"id": "demo", "max_model_len": 256}]
+    assert seen["models"] == [{"id": "demo", "max_model_len": 256, "root": "demo"}]
     assert seen["one"]["text"] == seen["chat"]["text"] == TEXT
     assert seen["one"]["finish"] == "length"
     assert seen["one"]["tokens"] > 0

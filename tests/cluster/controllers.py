@@ -11,7 +11,7 @@ from baton.cluster.journal import Event
 from baton.cluster.names import CONTROLLER
 from baton.cluster.status import InstanceStatus, Status
 from baton.core.cluster_spec import ClusterSpec
-from baton.core.errors import InstanceLost
+from baton.core.errors import InstanceLost, Unavailable
 from baton.core.topology import Role
 
 PATIENCE_S = 120.0
@@ -49,6 +49,10 @@ class Cluster:
             while True:
                 try:
                     actor = await ray_calls.find_actor(CONTROLLER, 30)
+                except (InstanceLost, Unavailable):  # nobody yet, or Ray's head has just begun
+                    await asyncio.sleep(0.1)
+                    continue
+                try:
                     return await ray_calls.call(
                         actor, "ask", method, *arguments, timeout_s=PATIENCE_S
                     )
@@ -69,9 +73,24 @@ class Cluster:
         self.epoch = status.epoch
         return {i.name: i for pool in status.pools for i in pool.instances}
 
-    async def pid(self) -> int:
-        status: Status = await self.ask("status")
-        return status.controller_pid
+    async def pid(self, *, not_: int = 0) -> int:
+        """Return the controller's pid, once it is another than that."""
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                status: Status = await self.ask("status")
+                if status.controller_pid != not_:
+                    return status.controller_pid
+                await asyncio.sleep(0.1)
+
+    async def gateway(self, *, not_: int) -> int:
+        """Return the pid of the first gateway, once it answers and has another one than that."""
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                status: Status = await self.ask("status")
+                info = status.gateways[0].info
+                if info is not None and info.pid != not_:
+                    return info.pid
+                await asyncio.sleep(0.1)
 
     async def until(self, whom: str, what: str) -> None:
         """Wait until that has happened."""

@@ -12,6 +12,7 @@ PROCESSES = (
     "stop_prefill",
     "kill_controller",
     "kill_gateway",
+    "stop_controller",
 )
 ORDERS = ("drain", "flip", "scale_up", "scale_down")
 KINDS = (*PROCESSES, *NODES, *ORDERS)

@@ -27,6 +27,7 @@ from baton.cluster.status import GatewayPlan
 from baton.core import log
 from baton.core.config import GatewayConfig
 from baton.core.errors import BatonError, Overloaded, Unavailable
+from baton.core.served_model import FrontModel
 from baton.proto import inference_pb2 as pb
 from baton.proto.errors import from_rpc_error
 from baton.proto.inference_pb2_grpc import InferenceStub
@@ -160,10 +161,8 @@ async def main(address: str, name: str, model_name: str, model_dir: str) -> None
     """Serve until standard input ends."""
     plan = GatewayPlan(
         name,
-        model_name,
-        Path(model_dir),
+        {FrontModel(name=model_name, expects_prefill=True): Path(model_dir)},
         GatewayConfig(http_port=0, grpc_port=0, max_migrations=_MOST_LOSSES),
-        expects_prefill=True,
     )
     async with attached(Note(address)) as cluster, asyncio.TaskGroup() as group:
         tried = asyncio.Event()

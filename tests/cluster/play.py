@@ -149,6 +149,9 @@ class Play:
                 host, pid = await self._cluster.controller()
                 await self._cluster.ray.signal(host, pid, signal.SIGKILL)
                 self._strikes(fault, host)
+            case "stop_controller":
+                host, pid = await self._cluster.controller()
+                await self._stop(fault, "the controller", host, pid)
             case "kill_gateway":
                 assert self._guest is not None, self._schedule
                 if self._guest.alive:
@@ -161,13 +164,19 @@ class Play:
             case _:
                 what, _, role = fault.kind.partition("_")
                 name = _one_of(there, role, fault.target)
-                number = signal.SIGKILL if what == "kill" else signal.SIGSTOP
-                ray, address, pid = self._cluster.ray, there[name]["address"], there[name]["pid"]
-                await ray.signal(address, pid, number)
-                self._strikes(fault, f"{name} for {fault.seconds} s")
+                address, pid = there[name]["address"], there[name]["pid"]
                 if what == "stop":
-                    await asyncio.sleep(fault.seconds)
-                    await ray.signal(address, pid, signal.SIGCONT)
+                    await self._stop(fault, name, address, pid)
+                else:
+                    await self._cluster.ray.signal(address, pid, signal.SIGKILL)
+                    self._strikes(fault, name)
+
+    async def _stop(self, fault: Fault, whom: str, address: str, pid: int) -> None:
+        """Stop a process, and let it go on after the time of the fault, if it is still there."""
+        await self._cluster.ray.signal(address, pid, signal.SIGSTOP)
+        self._strikes(fault, f"{whom} for {fault.seconds} s")
+        await asyncio.sleep(fault.seconds)
+        await self._cluster.ray.signal(address, pid, signal.SIGCONT)
 
     async def _tell(self, fault: Fault, *order: Any) -> None:
         try:

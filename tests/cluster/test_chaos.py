@@ -10,7 +10,7 @@ from .campaign import Campaign
 from .faults import KINDS, draw_schedule
 from .nodes import why_not
 
-LEFT_OUT = ("cut", "scale_up", "stop_prefill")
+LEFT_OUT = ("cut", "scale_up", "stop_controller", "stop_prefill")
 """Much like the others, and test_three_nodes.py has every kind."""
 SAMPLE = [seed for seed, kind in enumerate(KINDS) if kind not in LEFT_OUT]
 

@@ -49,6 +49,10 @@ def cluster(monkeypatch: pytest.MonkeyPatch, short_temp_dir: Path) -> Callable[[
     return running
 
 
+def with_gateway(model_dir: Path) -> dict[str, Any]:
+    return {"dir": model_dir, "gateways": {"http_port": 0, "grpc_port": 0}}
+
+
 def incarnations(instances: dict[str, InstanceStatus]) -> dict[str, int | None]:
     return {name: instance.incarnation for name, instance in instances.items()}
 
@@ -122,12 +126,13 @@ async def test_a_controller_keeps_what_is_wanted_and_outlives_its_own_death(
 @pytest.mark.slow  # one more Ray
 @pytest.mark.timeout(400)
 async def test_logs_on_a_disk_that_stands_still_keep_nobody_from_their_work(
-    cluster: Callable[[], Any], stuck: Callable[[Path], None]
+    cluster: Callable[[], Any], stuck: Callable[[Path], None], demo_model_dir: Path
 ) -> None:
     async with cluster() as control:
-        stuck(control.log_dir / "decode-0.log")
-        assert await control.ask("apply", spec())
-        first = await control.instances()
+        for name in ("decode-0", "gateway-0"):
+            stuck(control.log_dir / f"{name}.log")
+        assert await control.ask("apply", spec(**with_gateway(demo_model_dir)))
+        first, gateway = await control.instances(), await control.gateway(not_=0)
         stuck(control.log_dir / "controller.log")
         before = await control.pid()
         os.kill(before, signal.SIGKILL)
@@ -138,7 +143,48 @@ async def test_logs_on_a_disk_that_stands_still_keep_nobody_from_their_work(
         await control.until("decode-0", "lost")
         third = await control.instances()
         assert third["decode-0"].incarnation != first["decode-0"].incarnation
+        assert await control.gateway(not_=0) == gateway
         await control.ask("down")
+
+
+@pytest.mark.slow  # one more Ray
+@pytest.mark.timeout(400)
+async def test_who_hangs_is_replaced_and_one_that_was_replaced_does_nothing_more(
+    cluster: Callable[[], Any], demo_model_dir: Path
+) -> None:
+    async with cluster() as control:
+        assert await control.ask("apply", spec(**with_gateway(demo_model_dir)))
+        first, gateway = await control.instances(), await control.gateway(not_=0)
+        async with hung(gateway):
+            await control.gateway(not_=gateway)
+        await control.until("gateway-0", "lost")
+
+        before, epoch = await control.pid(), control.epoch
+        async with hung(before):
+            after = await control.pid(not_=before)
+            second = await control.instances()
+        assert control.epoch > epoch
+        assert incarnations(second) == incarnations(first), "they have served all the time"
+        assert await control.whats("decode-0") == ["adopt"]
+
+        # One that hung where no watchdog saw it finds another owner of the state when it goes on.
+        await store.claim()
+        await control.pid(not_=after)
+        assert incarnations(await control.instances()) == incarnations(first)
+        await control.ask("down")
+
+
+@asynccontextmanager
+async def hung(pid: int) -> AsyncIterator[None]:
+    """Stop a process, until another has its place; then it is to have been ended, not stopped."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+    assert not running(pid)
 
 
 @pytest.fixture
@@ -185,14 +231,18 @@ async def test_a_gateway_that_ends_for_good_is_looked_for_again_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("baton.cluster.controller._GATEWAYS_EVERY_S", 0.001)
-    looked = asyncio.Event()
+    ensured, looked = asyncio.Event(), asyncio.Event()
     troubles = iter(["Ray does not answer", "Ray does not answer", ""])
 
     class Keeper:
         async def ensure(self) -> None:
             if trouble := next(troubles, ""):
                 raise Unavailable(trouble)
-            looked.set()
+            ensured.set()
+
+        async def look(self) -> None:
+            if ensured.is_set():
+                looked.set()
 
     controller = Controller(tmp_path, {})
     controller._control = Control(

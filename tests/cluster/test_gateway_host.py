@@ -9,6 +9,7 @@ from baton.cluster import gateway_host
 from baton.cluster.gateway_host import GatewayHost
 from baton.cluster.status import GatewayPlan
 from baton.core.config import GatewayConfig
+from baton.core.served_model import FrontModel
 
 
 async def test_a_bug_in_what_follows_the_membership_ends_it(
@@ -21,7 +22,7 @@ async def test_a_bug_in_what_follows_the_membership_ends_it(
         await asyncio.Event().wait()
 
     monkeypatch.setattr(gateway_host, "follow", follow)
-    plan = GatewayPlan("gateway-0", "m", Path("none"), GatewayConfig(), expects_prefill=False)
+    plan = GatewayPlan("gateway-0", {FrontModel(name="m"): Path("none")}, GatewayConfig())
     host = GatewayHost(plan, lambda: None)
     monkeypatch.setattr(host, "_serve_once", serve_once)
     async with asyncio.timeout(20):

@@ -9,21 +9,26 @@ from baton.cluster import ray_calls
 from baton.cluster.control import Control
 from baton.cluster.gateway_keeper import GatewayKeeper, gateway_plans, revision_of
 from baton.cluster.state import ControlState, GatewayHandle
+from baton.cluster.status import GatewayInfo, ModelLoad
 from baton.cluster.surroundings import Surroundings
 from baton.core.cluster_spec import ClusterSpec
-from baton.core.errors import DeadlineExceeded, InstanceLost, Unavailable
+from baton.core.errors import DeadlineExceeded, InstanceLost, InvalidConfig, Unavailable
 
 
 def spec(**gateways: int | str) -> ClusterSpec:
     pools = {"prefill": {}, "decode": {}}
     one = {"name": "one", "dir": Path("m"), "pools": pools, "gateways": gateways}
-    two = {"name": "two", "dir": Path("m"), "pools": {"mixed": {}}}
+    two = {"name": "two", "dir": Path("m"), "pools": {"mixed": {}}, "gateways": {}}
     return ClusterSpec.checked(models=[one, two])
 
 
-def test_each_model_has_its_own_with_ports_of_their_own() -> None:
+def test_each_model_may_have_its_own_with_ports_of_their_own() -> None:
     plans = gateway_plans(spec(count=2, http_port=80, grpc_port=81))
-    seen = {n: (p.model_name, p.config.http_port, p.expects_prefill) for n, p in plans.items()}
+    seen = {
+        name: (model.name, plan.config.http_port, model.expects_prefill)
+        for name, plan in plans.items()
+        for model in plan.models
+    }
     assert seen == {
         "gateway-0": ("one", 80, True),
         "gateway-1": ("one", 82, True),
@@ -41,7 +46,7 @@ def test_a_gateway_knows_which_pools_may_be_empty() -> None:
     def plan(**autoscale: int) -> tuple[bool, bool]:
         pools = {role: {"autoscale": {"max": 2, **autoscale}} for role in ("prefill", "decode")}
         model = {"name": "one", "dir": Path("m"), "pools": pools}
-        found = gateway_plans(ClusterSpec.checked(models=[model]))["gateway-0"]
+        (found,) = gateway_plans(ClusterSpec.checked(models=[model]))["gateway-0"].models
         return found.expects_prefill, found.may_be_empty
 
     assert plan(min=1) == (True, False)
@@ -96,3 +101,44 @@ async def test_a_gateway_is_forgotten_once_it_has_ended_and_not_before(
     else:
         await keeper.close_all()
     assert bool(control.state.gateways) is kept
+
+
+async def test_a_gateway_that_hangs_is_started_again_and_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silence = DeadlineExceeded("it hangs")
+    busy = InvalidConfig("http_port", 80, "a port that is free")
+    answers: list[int | Exception] = [silence] * 9  # it may still be starting
+    answers += [7, silence, busy, *[silence] * 4, 7]  # not so often
+    answers += [silence] * 6 + [InstanceLost("its process ended")] + [silence] * 9 + [8, 9]
+    started: list[str] = []
+
+    async def find_actor(name: str, timeout_s: float) -> str:
+        return name
+
+    async def call(*_: object, **__: object) -> GatewayInfo:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return GatewayInfo("gateway-0", "http://g", "g", answer, 0, {"one": ModelLoad(0)})
+
+    async def start_again(actor: str) -> None:
+        started.append(actor)
+        raise Unavailable("Ray did not answer")
+
+    for function in (find_actor, call, start_again):
+        monkeypatch.setattr(ray_calls, function.__name__, function)
+    state = ControlState.of(spec(count=1))
+    state = replace(state, gateways={"gateway-0": GatewayHandle("gateway-0.1", "r")})
+    control = Control(state, Surroundings(log_dir=tmp_path))
+    keeper = GatewayKeeper(control, tmp_path)
+    while answers:
+        await keeper.look()
+    assert started == ["gateway-0.1"]
+    assert [(event.what, event.reason) for event in control.journal.after(0)] == [
+        ("lost", "pid 7 has not answered 6 times, and is ended"),
+        ("trouble", "not ended: Ray did not answer"),
+        ("ready", "pid 8 at http://g"),
+        ("lost", "pid 8 has ended"),
+        ("ready", "pid 9 at http://g"),
+    ]

@@ -1,6 +1,7 @@
 """Ray's head and all of its node end, and start again: what lies in Redis comes back."""
 
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -17,8 +18,9 @@ REDIS = shutil.which("redis-server")
 
 
 def free_port() -> int:
-    # Below the ports that Ray gives to its workers, and that the kernel gives to anybody.
-    for port in range(6400, 9000):
+    # Below the ports that Ray gives to its workers, and that the kernel gives to anybody. At
+    # random, since nobody keeps it until it is used, and others may look for one as well.
+    for port in random.sample(range(6400, 9000), 2600):
         with socket.socket() as trial:
             if trial.connect_ex(("127.0.0.1", port)):
                 return port

@@ -25,7 +25,7 @@ async def test_it_keeps_the_last_answer_and_asks_again(monkeypatch: pytest.Monke
         return answer
 
     board = MembershipBoard(Membership(-1))
-    feed = asyncio.create_task(membership_feed.follow(board, "m", ask))
+    feed = asyncio.create_task(membership_feed.follow(board, ask))
     async with asyncio.timeout(20):
         answers.put_nowait(Membership(0))
         assert (await board.newer_than(-1)).instances == ()
@@ -40,18 +40,3 @@ async def test_it_keeps_the_last_answer_and_asks_again(monkeypatch: pytest.Monke
             await asyncio.sleep(0)
     feed.cancel()
     assert asked == [-1, 0, 4, 4, 4, 4, 4, 1001], "errors and what is not later change nothing"
-
-
-async def test_it_takes_the_instances_of_its_model_alone() -> None:
-    one = info(D.instance("decode-0"))  # type: ignore[arg-type]
-    board = MembershipBoard(Membership(-1))
-
-    async def ask(version: int) -> Membership:
-        if version >= 0:
-            await asyncio.Event().wait()
-        return Membership(0, (one,))
-
-    feed = asyncio.create_task(membership_feed.follow(board, "another", ask))
-    async with asyncio.timeout(20):
-        assert (await board.newer_than(-1)).instances == ()
-    feed.cancel()

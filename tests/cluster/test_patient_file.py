@@ -1,12 +1,14 @@
 """Whoever writes to a disk that is stuck goes on; what was written comes when the disk does."""
 
 import os
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 from baton.cluster import patient_file
 from baton.cluster.patient_file import PatientFile
+from baton.core.clock import ManualClock
 
 
 @pytest.fixture
@@ -74,3 +76,31 @@ def test_what_is_too_much_is_dropped_and_counted(
     read(pipe[0], taken)
     expected = "line 0\n[4 lines were dropped: the disk was too slow]\n"
     assert read(pipe[0], len(expected)) == expected
+
+
+def test_a_disk_that_is_slow_has_a_tenth_of_its_writers_time(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, writing = ManualClock(), threading.Event()
+    monkeypatch.setattr(patient_file, "_PATIENCE_S", 60.0)
+    monkeypatch.setattr(patient_file, "monotonic", clock)
+
+    def write(descriptor: int, data: bytes) -> None:
+        writing.wait()
+        clock.advance(0.2)
+        os.write(descriptor, data)
+
+    monkeypatch.setattr(patient_file, "_write", write)
+    file = PatientFile(pipe[1])
+    writing.set()
+    print("it took 0.2 s to write this", file=file)
+    writing.clear()
+    print("nobody waits for this", file=file)
+    print("or that", file=file)
+    writing.set()
+    expected = "it took 0.2 s to write this\nnobody waits for this\nor that\n"
+    assert read(pipe[0], len(expected)) == expected
+    clock.advance(2.0)
+    print("but for this", file=file)
+    os.set_blocking(pipe[0], False)
+    assert os.read(pipe[0], 100) == b"but for this\n"

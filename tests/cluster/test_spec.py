@@ -7,7 +7,7 @@ import pytest
 from baton.cluster.gateway_keeper import gateway_plans
 from baton.cluster.spec import load_spec, revision_of, spec_of, worker_config
 from baton.core.cluster_spec import ClusterSpec
-from baton.core.config import ClusterConfig, GatewayConfig, ParallelConfig
+from baton.core.config import ClusterConfig, GatewayConfig, ModelFolder, ParallelConfig
 from baton.core.errors import InvalidConfig
 from baton.core.ids import InstanceId
 from baton.core.topology import Role
@@ -108,8 +108,72 @@ def test_what_is_no_spec_at_all_is_refused(tmp_path: Path) -> None:
 def test_a_pool_of_two_models_is_refused(tmp_path: Path) -> None:
     more = TEXT + "  - {name: two, dir: x, pools: {decode: }}\n"
     assert "15: models.1.pools.decode: 'decode' is not allowed" in mistake(tmp_path, more)
-    other = TEXT + "  - {name: two, dir: x, pools: {two-mixed: {role: mixed}}}\n"
+    own = "gateways: {http_port: 0, grpc_port: 0}"
+    other = TEXT + f"  - {{name: two, dir: x, pools: {{two-mixed: {{role: mixed}}}}, {own}}}\n"
     assert list(load_spec(written(tmp_path, other)).pools()) == ["prefill", "decode", "two-mixed"]
+
+
+SHARED = (
+    TEXT.replace("    gateways: {count: 2, http_port: 0, grpc_port: 9000}\n", "")
+    + """\
+  - name: two
+    aliases: [deux, zwei]
+    dir: x
+    limits: {max_open_requests: 3}
+    pools: {two-mixed: {role: mixed, autoscale: {min: 0, max: 2}}}
+gateways: {count: 2, http_port: 0, grpc_port: 9000}
+"""
+)
+
+
+def test_gateways_of_the_cluster_serve_all_models(tmp_path: Path) -> None:
+    spec = load_spec(written(tmp_path, SHARED))
+    plans = gateway_plans(spec)
+    assert [plan.config.grpc_port for plan in plans.values()] == [9000, 9002]
+    one, two = plans["gateway-1"].models
+    assert (one.name, one.expects_prefill, one.may_be_empty) == ("demo", True, False)
+    assert (two.names, two.expects_prefill, two.may_be_empty) == (
+        ("two", "deux", "zwei"),
+        False,
+        True,
+    )
+    assert two.limits.max_open_requests == 3
+    assert plans["gateway-0"].models[two] == tmp_path / "x"
+
+
+def test_a_model_may_have_gateways_of_its_own_besides(tmp_path: Path) -> None:
+    own = "zwei]\n    gateways: {count: 1, http_port: 7000}"
+    plans = gateway_plans(load_spec(written(tmp_path, SHARED.replace("zwei]", own))))
+    served = [[model.name for model in plan.models] for plan in plans.values()]
+    assert served == [["demo", "two"], ["demo", "two"], ["two"]]
+    text = SHARED.replace("zwei]", own).replace("\ngateways:", "\n# gateways:")
+    assert "3: models.0.gateways: None is not allowed" in mistake(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("name: two", "name: demo", "14: models.1.name: 'demo' is not allowed"),
+        ("deux, zwei", "deux, demo", "15: models.1.aliases.1: 'demo' is not allowed"),
+        ("deux, zwei", "deux, deux", "15: models.1.aliases.1: 'deux' is not allowed"),
+        ("deux, zwei", "''", "15: models.1.aliases.0: '' is not allowed"),
+        ("max_open_requests: 3", "max_open_requests: 0", "17: models.1.limits.max_open_requests"),
+        ("count: 2,", "node_resource: CPU,", "19: gateways.node_resource: 'CPU' is not"),
+    ],
+)
+def test_mistakes_about_several_models_are_told(
+    tmp_path: Path, old: str, new: str, words: str
+) -> None:
+    assert mistake(tmp_path, SHARED.replace(old, new, 1)).startswith(f"cluster.yaml:{words}")
+
+
+def test_flags_make_pools_of_each_model() -> None:
+    beside = tuple(ModelFolder(dir=Path(n), name=n) for n in ("Org/Two", "org-two", "日本"))
+    spec = spec_of(ClusterConfig(model_dir=Path("m"), model_name="m", prefill=0, beside=beside))
+    assert list(spec.pools()) == ["m-mixed", "org-two-mixed", "2-org-two-mixed", "model-mixed"]
+    assert [model.name for model in spec.models] == ["m", "Org/Two", "org-two", "日本"]
+    (plan,) = gateway_plans(spec).values()
+    assert len(plan.models) == 4
 
 
 def test_parts_of_a_gpu_are_for_who_asks_to_share(tmp_path: Path) -> None:
@@ -131,7 +195,8 @@ def test_flags_make_the_same_kind_of_spec() -> None:
     assert pools == {"prefill": (Role.PREFILL, 2), "decode": (Role.DECODE, 1)}
     worker = worker_config(spec, "prefill", InstanceId("prefill-1"))
     assert (worker.parallel.tp, worker.threads, worker.host) == (2, 3, "127.0.0.1")
-    assert spec.models[0].gateways.of(0) == config.gateway
+    assert spec.gateways is not None
+    assert spec.gateways.of(0) == config.gateway
 
 
 def test_without_prefill_instances_decode_is_mixed() -> None:

@@ -20,6 +20,7 @@ TRACE = RequestTrace(
     output_tokens=2,
     finish="stop",
     tenant="acme",
+    model="m",
     local_prefill=True,
     handovers=(
         HandoverTrace("p", 0, "wrong_kv"),
@@ -34,11 +35,11 @@ TRACE = RequestTrace(
 )
 STATS = {"steps": 7.0, "busy_s": 1.5, "blocks_free": 3.0, "pulls_wrong": 1.0, "backups_wrong": 2.0}
 READING = GatewayReading(
-    waiting=1,
+    waiting={"m": 1},
     membership_version=9,
     instances=(
-        InstanceReading("decode-0", "decode", Report(Standing.HELD, running=2, stats=STATS)),
-        InstanceReading("prefill-0", "prefill", None),
+        InstanceReading("decode-0", "decode", "m", Report(Standing.HELD, running=2, stats=STATS)),
+        InstanceReading("prefill-0", "prefill", "m", None),
     ),
 )
 
@@ -56,9 +57,9 @@ def filled() -> GatewayMetrics:
     metrics = GatewayMetrics()
     metrics.watch(lambda: READING)
     metrics.watch_control(lambda: CONTROL)
-    metrics.opened(TRACE.prompt_tokens, waited_s=0.1)
-    metrics.queued(2)
-    metrics.turned_away("queue")
+    metrics.opened("m", TRACE.prompt_tokens, waited_s=0.1)
+    metrics.queued(2, "m")
+    metrics.turned_away("queue", "m")
     metrics.closed(TRACE)
     metrics.refused("overloaded")
     metrics.cut("slow_reader")
@@ -83,10 +84,10 @@ def test_what_is_scraped_is_what_is_listed():
 
 def test_a_request_is_counted():
     found = values(filled())
-    assert found["baton_open_requests", ()] == 0
-    assert found["baton_requests_total", ("stop",)] == 1
-    assert found["baton_requests_total", ("overloaded",)] == 1
-    assert found["baton_ttft_seconds_sum", ()] == 0.75
+    assert found["baton_open_requests", ("m",)] == 0
+    assert found["baton_requests_total", ("m", "stop")] == 1
+    assert found["baton_requests_total", ("", "overloaded")] == 1
+    assert found["baton_ttft_seconds_sum", ("m",)] == 0.75
     assert found["baton_ttft_span_seconds_sum", ("tokenize",)] == 0.25
     assert found["baton_ttft_span_seconds_sum", ("local_compute",)] == 0.5
     assert ("baton_ttft_span_seconds_sum", ("wake",)) not in found
@@ -101,7 +102,7 @@ def test_a_request_is_counted():
 
 def test_instances_are_as_they_reported_last():
     found = values(filled())
-    decode, prefill = ("decode-0", "decode"), ("prefill-0", "prefill")
+    decode, prefill = ("decode-0", "m", "decode"), ("prefill-0", "m", "prefill")
     assert (found["baton_instance_up", decode], found["baton_instance_up", prefill]) == (1, 0)
     assert found["baton_instance_steps_total", decode] == 7
     assert found["baton_instance_wrong_kv_total", decode] == 3
@@ -130,21 +131,22 @@ def test_a_controller_that_does_not_answer_tells_of_no_pools():
 
 
 @pytest.mark.parametrize(
-    ("field", "limit", "name"),
+    ("field", "limit", "name", "other"),
     [
-        ("tenant", TENANTS, "baton_tenant_requests_total"),
-        ("error", metric_table.LABEL_VALUES, "baton_requests_total"),
+        ("tenant", TENANTS, "baton_tenant_requests_total", (OTHER,)),
+        ("error", metric_table.LABEL_VALUES, "baton_requests_total", ("", OTHER)),
+        ("model", metric_table.LABEL_VALUES, "baton_output_tokens_total", (OTHER,)),
     ],
 )
-def test_labels_are_capped(field: str, limit: int, name: str):
+def test_labels_are_capped(field: str, limit: int, name: str, other: tuple[str, ...]):
     metrics = GatewayMetrics()
     for number in range(limit + 10):
-        metrics.opened(1, waited_s=0.0)
         trace = RequestTrace("r", "d", 1, 1, "stop", **{field: f"{field}-{number}"})  # type: ignore[arg-type]
+        metrics.opened(trace.model, 1, waited_s=0.0)
         metrics.closed(trace)
     series = {labels: value for (n, labels), value in values(metrics).items() if n == name}
     assert len(series) == limit + 1
-    assert series[(OTHER,)] == 10
+    assert series[other] == 10
 
 
 def test_the_page_and_the_dashboard_are_fresh():

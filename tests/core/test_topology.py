@@ -1,4 +1,5 @@
 import asyncio
+from dataclasses import replace
 
 from baton.core.ids import Incarnation, InstanceId, new_incarnation, new_ticket
 from baton.core.topology import InstanceInfo, Membership, MembershipBoard, Role
@@ -78,6 +79,15 @@ async def test_a_stale_publication_wakes_nobody_for_nothing():
     assert not waiting.done()
     board.publish(Membership(4, (P,)))
     assert (await waiting).instances == (P,)
+
+
+def test_a_board_of_one_model_follows_the_whole():
+    whole = MembershipBoard(Membership(1, (P,)))
+    part, other = whole.serving("demo"), whole.serving("other")
+    assert (part.current, other.current) == (Membership(1, (P,)), Membership(1))
+    elsewhere = replace(D, model="other")
+    whole.publish(Membership(2, (P, elsewhere)))
+    assert (part.current, other.current) == (Membership(2, (P,)), Membership(2, (elsewhere,)))
 
 
 def test_names_are_drawn_afresh():

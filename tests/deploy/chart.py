@@ -26,12 +26,14 @@ EVERYTHING: Document = {
     ],
     "store": {"hubTokenSecret": "hub"},
     "ray": {"autoscaler": {"enabled": True}},
-    "redis": {"address": "redis:6379", "passwordSecret": "redis"},
+    "redis": {"bundled": {"enabled": True, "storageClassName": "fast"}, "passwordSecret": "redis"},
+    "scaling": {"by": "keda", "prefill": {"maxReplicas": 1}, "decode": {"maxReplicas": 1}},
     "rdma": {"enabled": True},
     "gateway": {
         "apiKeysSecret": "keys",
         "ingress": {"enabled": True},
         "httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]},
+        "grpcRoute": {"enabled": True, "parentRefs": [{"name": "public"}]},
     },
     "tls": {
         "gateway": {"enabled": True},
@@ -64,7 +66,7 @@ def _helm() -> "subprocess.Popen[str]":
         pytest.skip("helm-python-sdk is not installed")
     script = Path(__file__).with_name("helm_process.py")
     process = subprocess.Popen(
-        [sys.executable, str(script), str(CHART)],
+        [sys.executable, str(script)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -73,11 +75,12 @@ def _helm() -> "subprocess.Popen[str]":
     return process
 
 
-def _ask(what: str, values: Document, **options: Any) -> Any:
+def _ask(what: str, values: Document, *, chart: str = str(CHART), **options: Any) -> Any:
     process = _helm()
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(f"{json.dumps({'what': what, 'values': values, 'options': options})}\n")
+    asked = {"what": what, "chart": chart, "values": values, "options": options}
+    process.stdin.write(f"{json.dumps(asked)}\n")
     process.stdin.flush()
     told = json.loads(process.stdout.readline())
     if "refused" in told:
@@ -94,7 +97,7 @@ def example(name: str) -> Document:
 
 
 def files(values: Document, **options: Any) -> dict[str, str]:
-    """Return what each template gives; raises Refused."""
+    """Return what each template gives, of the folder `chart` if one is said; raises Refused."""
     given: dict[str, str] = _ask("render", values, name=NAME, namespace=NAMESPACE, **options)
     return given
 
@@ -135,11 +138,12 @@ class Group(NamedTuple):
     start: dict[str, str]
     """Parameters of `ray start`."""
     template: Document
+    of_ray: bool = True
 
     @property
     def labels(self) -> Mapping[str, str]:
         """What is on the pods: KubeRay adds its own."""
-        own = {"ray.io/cluster": NAME, "ray.io/group": self.name}
+        own = {"ray.io/cluster": NAME, "ray.io/group": self.name} if self.of_ray else {}
         return {**self.template["metadata"]["labels"], **own}
 
     @property
@@ -149,7 +153,7 @@ class Group(NamedTuple):
 
     @property
     def ray(self) -> Document:
-        """Ray's container, which is the first."""
+        """Ray's container, which is the first; the only one where there is no Ray."""
         container: Document = self.spec["containers"][0]
         return container
 
@@ -163,6 +167,15 @@ def groups(documents: list[Document]) -> list[Group]:
         start, template = group["rayStartParams"], group["template"]
         found.append(Group(group["groupName"], group["replicas"], start, template))
     return found
+
+
+def all_groups(documents: list[Document]) -> list[Group]:
+    """Return the groups of pods of the RayCluster, and those of others."""
+    others = [
+        Group(s["metadata"]["name"], s["spec"]["replicas"], {}, s["spec"]["template"], False)
+        for s in of_kind(documents, "StatefulSet")
+    ]
+    return [*groups(documents), *others]
 
 
 def containers(group: Group) -> Iterator[Document]:

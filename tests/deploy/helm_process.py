@@ -3,20 +3,21 @@
 Reads requests from stdin and answers on stdout, a line of JSON each.
 """
 
+import functools
 import json
 import sys
 from typing import Any
 
 import helm_python as helm
 
-_CHART = helm.Chart.load(sys.argv[1])
+_load = functools.cache(helm.Chart.load)
 
 
-def answer(what: str, values: dict[str, Any], options: dict[str, Any]) -> Any:
+def answer(what: str, chart: str, values: dict[str, Any], options: dict[str, Any]) -> Any:
     """Render the chart with these values, or lint it."""
     if what == "render":
-        return _CHART.render(values, **options)
-    return helm.lint(sys.argv[1], values, **options)
+        return _load(chart).render(values, **options)
+    return helm.lint(chart, values, **options)
 
 
 for line in sys.stdin:

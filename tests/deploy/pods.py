@@ -5,6 +5,7 @@ container's file system would be is a folder of each node.
 """
 
 import asyncio
+import json
 import secrets
 import shlex
 import subprocess
@@ -17,16 +18,21 @@ from types import TracebackType
 from typing import Self
 
 from tests.cluster.nodes import Node, Nodes
-from tests.deploy.chart import CHART, Document, Group, groups, spec_text
+from tests.deploy.chart import CHART, NAMESPACE, Document, Group, groups, spec_text
 
 PATIENCE_S = 240.0
 _LOOK_AGAIN_S = 0.2
 _SMALL = ("--object-store-memory=80000000", "--dashboard-agent-listen-port=0")
 """What this machine needs, and Kubernetes does not."""
+_API_PORT = 6443
+"""On the first node, where nobody else is."""
 
 
 class Pods:
-    """`async with Pods(documents, folder) as pods:` — Ray runs, and the controller's container."""
+    """`async with Pods(documents, folder) as pods:` — Ray runs, and the head's other containers.
+
+    What secrets are mounted as is read from `folder`/etc/baton.
+    """
 
     def __init__(self, documents: list[Document], folder: Path) -> None:
         self._groups = groups(documents)
@@ -35,7 +41,8 @@ class Pods:
         self.applied = self.nodes[1].files / "applied"
         self._folder = folder
         self._spec = folder / "cluster.yaml"
-        self._spec.write_text(spec_text(documents))
+        self._etc = folder / "etc" / "baton"
+        self._spec.write_text(spec_text(documents).replace("/etc/baton", str(self._etc)))
         self._token = secrets.token_hex(32)
         self._processes: list[subprocess.Popen[str]] = []
         self._files = ExitStack()
@@ -100,7 +107,7 @@ class Pods:
 
     def _control(self) -> None:
         head = self._groups[0]
-        (_, controller) = head.spec["containers"]
+        (_, controller, *_) = head.spec["containers"]
         assert controller["command"][1].endswith("/controller.sh")
         assert controller["args"][0] == "baton"
         replaced = {"/etc/baton/spec/cluster.yaml": str(self._spec), "$(POD_IP):6379": self.address}
@@ -114,6 +121,31 @@ class Pods:
             BATON_APPLIED_FILE=str(self.nodes.own / "applied"),
             BATON_RAY_SESSION=str(self.nodes.own / "r" / "session_latest"),
         )
+
+    def size(self, pools: Path) -> None:
+        """Begin what sizes pools, and an API server whose BatonPools are the files of a folder."""
+        head = self._groups[0]
+        (container,) = [c for c in head.spec["containers"] if c["name"] == "sizes"]
+        (pools / "token").write_text("secret")
+        replaced = {"$(POD_IP)": self.nodes[1].address, "/etc/baton/spec": str(self._folder)}
+        words = [f"--api=http://127.0.0.1:{_API_PORT}", f"--account={pools}"]
+        for argument in container["args"]:
+            for old, new in replaced.items():
+                argument = argument.replace(old, new)
+            words.append(argument)
+        server = [sys.executable, "-m", "tests.deploy.api_server", str(_API_PORT), str(pools)]
+        self._spawn(self.nodes[1], head, [*server, NAMESPACE], name="api")
+        script = str(CHART / "scripts" / "sizes.py")
+        self._spawn(self.nodes[1], head, [sys.executable, script, *words], name="sizes")
+
+    async def until_told(self, pools: Path, name: str, **status: int) -> None:
+        """Wait until a BatonPool's status says this."""
+
+        def so() -> bool:
+            told = json.loads((pools / f"{name}.json").read_text()).get("status", {})
+            return status.items() <= told.items()
+
+        await self._until(so, "sizes")
 
     def _spawn(
         self, node: Node, group: Group, words: list[str], name: str = "", **environment: str

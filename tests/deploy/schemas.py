@@ -1,8 +1,8 @@
 """Strict schemas of what is rendered: Kubernetes' own, and the parts of custom resources in use.
 
 The latter are closed and written by hand from the published references of their APIs (KubeRay 1.6,
-Gateway API 1, cert-manager 1, Prometheus' operator 1): a field that is not here is a mistake here,
-or is to be looked up and added.
+Gateway API 1.1, cert-manager 1, Prometheus' operator 1, KEDA 2): a field that is not here is a
+mistake here, or is to be looked up and added. That of BatonPool is the chart's own.
 """
 
 import functools
@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import yaml
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
+
+from tests.deploy.chart import CHART
 
 VERSIONS = ("1.27", "1.37")
 """The oldest that Chart.yaml allows, and the newest that there are schemas of."""
@@ -100,9 +103,38 @@ _MONITOR = _closed(
         )
     ),
 )
+_SCALED = _closed(
+    "scaleTargetRef triggers",
+    scaleTargetRef=_closed("name", apiVersion=_TEXT, kind=_TEXT, name=_TEXT),
+    pollingInterval=_COUNT,
+    minReplicaCount=_COUNT,
+    maxReplicaCount=_COUNT,
+    advanced=_closed(
+        horizontalPodAutoscalerConfig=_closed(
+            behavior=_kubernetes("io.k8s.api.autoscaling.v2.HorizontalPodAutoscalerBehavior")
+        )
+    ),
+    triggers=_list(
+        _closed(
+            "type metadata",
+            type={"const": "prometheus"},
+            metricType={"enum": ["AverageValue", "Value"]},
+            metadata=_closed(
+                "serverAddress query threshold", serverAddress=_TEXT, query=_TEXT, threshold=_TEXT
+            ),
+            authenticationRef=_closed("name", name=_TEXT),
+        )
+    ),
+)
+CRD: Schema = yaml.safe_load((CHART / "crds" / "batonpools.yaml").read_text())
+"""What the chart brings itself."""
+_SIZED = CRD["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
 _CUSTOM = {
     ("ray.io/v1", "RayCluster"): _RAY,
     ("gateway.networking.k8s.io/v1", "HTTPRoute"): _ROUTE,
+    ("gateway.networking.k8s.io/v1", "GRPCRoute"): _ROUTE,
+    ("keda.sh/v1alpha1", "ScaledObject"): _SCALED,
+    ("baton-serve.io/v1alpha1", "BatonPool"): {**_SIZED, "additionalProperties": False},
     ("cert-manager.io/v1", "Certificate"): _CERTIFICATE,
     ("monitoring.coreos.com/v1", "ServiceMonitor"): _MONITOR,
 }

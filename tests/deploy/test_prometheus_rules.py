@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import yaml
 from prometheus_client import CollectorRegistry
-from prometheus_client.metrics_core import Metric
 
 from baton.core import errors
 from baton.core.errors import BatonError
+from baton.core.metric_table import KV_STATES, METRICS
 from baton.core.metrics import GatewayMetrics
 from baton.core.request import FinishReason
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy" / "prometheus"
-SUFFIXES = ("", "_bucket", "_count", "_sum", "_total")
+SUFFIXES = ("_bucket", "_count", "_sum")
 OF_PROMETHEUS = {"up"}
 
 
@@ -34,10 +34,13 @@ def alerts(rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def exported() -> dict[str, Metric]:
-    registry = CollectorRegistry()
-    GatewayMetrics(registry)
-    return {metric.name + suffix: metric for metric in registry.collect() for suffix in SUFFIXES}
+def exported() -> dict[str, tuple[str, ...]]:
+    """Names of series, each with its labels."""
+    return {
+        f"{metric.full_name}{suffix}": (*metric.labels, *(("le",) if suffix == "_bucket" else ()))
+        for metric in METRICS
+        for suffix in (SUFFIXES if metric.kind == "histogram" else ("",))
+    }
 
 
 def selectors(expression: str) -> list[tuple[str, dict[str, str]]]:
@@ -47,7 +50,9 @@ def selectors(expression: str) -> list[tuple[str, dict[str, str]]]:
     return [(name, {m[0]: m[1] + m[2] for m in matcher.findall(text)}) for name, text in found]
 
 
-def test_every_metric_is_exported(rules: list[dict[str, Any]], exported: dict[str, Metric]) -> None:
+def test_every_metric_is_exported_with_its_labels(
+    rules: list[dict[str, Any]], exported: dict[str, tuple[str, ...]]
+) -> None:
     recorded = {rule["record"] for rule in rules if "record" in rule}
     for rule in rules:
         names = [name for name, _ in selectors(rule["expr"])]
@@ -55,6 +60,14 @@ def test_every_metric_is_exported(rules: list[dict[str, Any]], exported: dict[st
         assert names or used, rule
         assert set(used) <= recorded, rule
         assert set(names) <= exported.keys() | OF_PROMETHEUS, rule
+        for name, labels in selectors(rule["expr"]):
+            assert set(labels) <= {*exported.get(name, ()), "job"}, rule
+
+
+def test_a_state_of_blocks_is_one_that_there_is(rules: list[dict[str, Any]]) -> None:
+    found = [labels for rule in rules for _, labels in selectors(rule["expr"]) if "state" in labels]
+    assert [labels["state"].removeprefix("=") for labels in found] == ["fencing"]
+    assert "fencing" in KV_STATES
 
 
 def test_every_outcome_is_one_that_there_is(rules: list[dict[str, Any]]) -> None:

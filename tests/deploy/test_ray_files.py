@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import signal
 import stat
@@ -74,6 +75,26 @@ def test_every_node_asks_for_the_cluster_s_token(name: str) -> None:
     by_image = "--env=RAY_AUTH_MODE=token" in config.get("docker", {}).get("run_options", [])
     for line in lines:
         assert "ray start" not in line or by_image or "RAY_AUTH_MODE=token" in line
+
+
+def pages_commands() -> list[list[str]]:
+    """Return the words of each `ray …` in the console blocks of docs/ray.md."""
+    text = (ROOT / "docs" / "ray.md").read_text()
+    blocks = "".join(re.findall(r"```console\n(.*?)```", text, re.DOTALL))
+    found = (shlex.split(line, comments=True) for line in re.findall(r"^\$ (.*)$", blocks, re.M))
+    return [words[1:] for words in found if words[0] == "ray"]
+
+
+def test_every_command_of_the_page_is_one_of_ray() -> None:
+    found = pages_commands()
+    assert {words[0] for words in found} == {"get-auth-token", "up", "exec", "down", "job"}
+    assert ["job", "submit", "--"] in [words[:3] for words in found]
+    for words in found:
+        group: Any = ray_cli
+        while hasattr(group, "commands"):
+            name, *words = words
+            group = group.commands[name]
+        group.make_context(name, list(words))  # raises for what it does not know
 
 
 def test_pools_find_nodes_with_the_resources_that_they_may_ask_for() -> None:

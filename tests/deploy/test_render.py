@@ -26,6 +26,7 @@ from tests.deploy.chart import (
     NAMESPACE,
     Document,
     Group,
+    all_groups,
     containers,
     example,
     files,
@@ -71,7 +72,7 @@ def matching(found: list[Group], labels: dict[str, str]) -> list[Group]:
 
 
 def test_every_selector_selects_pods(documents: list[Document]) -> None:
-    found = groups(documents)
+    found = all_groups(documents)
     selectors = [s["spec"]["selector"] for s in of_kind(documents, "Service")]
     budgets = of_kind(documents, "PodDisruptionBudget")
     selectors += [b["spec"]["selector"]["matchLabels"] for b in budgets]
@@ -82,7 +83,7 @@ def test_every_selector_selects_pods(documents: list[Document]) -> None:
 
 
 def test_every_port_exists(documents: list[Document]) -> None:
-    found = groups(documents)
+    found = all_groups(documents)
     for service in of_kind(documents, "Service"):
         (group,) = matching(found, service["spec"]["selector"])
         names = {port["name"]: port["containerPort"] for port in group.ray["ports"]}
@@ -105,16 +106,22 @@ def test_routes_lead_to_services(documents: list[Document]) -> None:
         s["metadata"]["name"]: {p["port"] for p in s["spec"]["ports"]}
         for s in of_kind(documents, "Service")
     }
-    for route in of_kind(documents, "HTTPRoute"):
+    for route in (*of_kind(documents, "HTTPRoute"), *of_kind(documents, "GRPCRoute")):
         for backend in itertools.chain(*(r["backendRefs"] for r in route["spec"]["rules"])):
             assert backend["port"] in services[backend["name"]]
     for monitor in of_kind(documents, "ServiceMonitor"):
         wanted = monitor["spec"]["selector"]["matchLabels"].items()
-        assert all(wanted <= s["metadata"]["labels"].items() for s in of_kind(documents, "Service"))
+        read = [
+            s["metadata"]["name"]
+            for s in of_kind(documents, "Service")
+            if wanted <= s["metadata"]["labels"].items()
+        ]
+        models = yaml.safe_load(spec_text(documents))["models"]
+        assert len(read) == len(models), "and not Redis"
 
 
 def test_volumes_are_there_and_mounted(documents: list[Document]) -> None:
-    for group in groups(documents):
+    for group in all_groups(documents):
         volumes = {volume["name"] for volume in group.spec["volumes"]}
         mounted = [m["name"] for c in containers(group) for m in c["volumeMounts"]]
         assert volumes == set(mounted), group.name
@@ -152,11 +159,14 @@ def test_accounts_claims_and_config_maps_exist(case: str, documents: list[Docume
     claims = {c["metadata"]["name"] for c in of_kind(documents, "PersistentVolumeClaim")}
     claims |= {example(case).get("store", {}).get("existingClaim")}
     accounts = {a["metadata"]["name"] for a in of_kind(documents, "ServiceAccount")}
-    for group in groups(documents):
+    for group in all_groups(documents):
         assert group.spec["serviceAccountName"] in accounts
         for volume in group.spec["volumes"]:
             if "configMap" in volume:
                 assert volume["configMap"]["name"] in maps
+            for source in volume.get("projected", {}).get("sources", []):
+                # Kubernetes makes this one in every namespace.
+                assert source.get("configMap", {"name": ""})["name"] in ("", "kube-root-ca.crt")
             if "persistentVolumeClaim" in volume:
                 assert volume["persistentVolumeClaim"]["claimName"] in claims
 
@@ -217,7 +227,7 @@ def accepted(command: list[str]) -> None:
 
 def test_every_command_is_one_that_baton_and_ray_know(documents: list[Document]) -> None:
     (head, *workers) = groups(documents)
-    (_, controller) = head.spec["containers"]
+    (_, controller, *_) = head.spec["containers"]
     accepted(controller["args"])
     options = help_of("ray", "start")
     for group in (head, *workers):
@@ -269,7 +279,7 @@ def test_rays_autoscaler_understands_the_groups(documents: list[Document]) -> No
 def test_containers_have_no_more_rights_than_they_need(
     case: str, documents: list[Document]
 ) -> None:
-    for group in groups(documents):
+    for group in all_groups(documents):
         with_rdma = "rdma" in example(case) and group.name in ("prefill", "decode")
         assert group.spec["securityContext"]["runAsNonRoot"]
         asks = group.name == "headgroup" and case == "everything"  # which has Ray's autoscaler

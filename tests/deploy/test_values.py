@@ -24,6 +24,7 @@ from tests.deploy.chart import (
     rendered,
     spec_text,
 )
+from tests.deploy.upgrade import broken
 
 DEFAULTS: Document = yaml.safe_load((CHART / "values.yaml").read_text())
 MODEL = DEFAULTS["models"][0]
@@ -55,17 +56,31 @@ OTHERS: dict[str, Any] = {
     r".*([lL]abels|[aA]nnotations|nodeSelector|ucxOptions)": {"a": "b"},
     r"(podS|s)ecurityContext": {"runAsUser": 7},
     r"redis\.address": "other:6379",
+    r"scaling\.by": "hpa",
+    r"scaling\.keda\.serverAddress": "https://other",
     r"rdma\.resourceName": "example.com/other",
 }
 """Another value than the default, by path, where its type does not tell one."""
 CONTEXTS: dict[str, Document] = {
     r"store\.claim\..*": {"store": {"claim": {"create": True}}},
     r"(prefill|decode)\.replicas": {"ray": {"autoscaler": {"enabled": False}}},
+    r"redis\.address": {"redis": {"bundled": {"enabled": False}}},
+    r"scaling\.hpa\..*": {"scaling": {"by": "hpa"}},
+    r"scaling\.prefill\.minReplicas": {"scaling": {"prefill": {"maxReplicas": 2}}},
+    r"scaling\.decode\.minReplicas": {"scaling": {"decode": {"maxReplicas": 2}}},
     r"tls\.certManager\.enabled": {
         "tls": {"gateway": {"secretName": "one"}, "cluster": {"secretName": "two"}}
     },
 }
 """What else must be so for a value to count."""
+UNCHANGEABLE = {
+    "store.claim.accessModes": "Cannot be changed later",
+    "store.claim.storageClassName": "Cannot be changed later",
+    "store.claim.size": "Can only grow",
+    "redis.bundled.storageClassName": "Cannot be changed later",
+    "redis.bundled.size": "Can only grow",
+}
+"""What Kubernetes would refuse to change, or to roll back, and how its text says so."""
 
 
 def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -135,7 +150,23 @@ def test_every_value_changes_the_output(path: tuple[str, ...]) -> None:
         current = current[key]
     if current == value:
         value = not value if isinstance(value, bool) else f"{value}-2"
-    assert objects(merged(base, at(path, value))) != objects(base)
+    before, after = objects(base), objects(merged(base, at(path, value)))
+    assert before != after
+    kept = [name for name in before if before[name] != after[name]]
+    refused = list(broken(documents(before, kept), documents(after, kept)))
+    assert bool(refused) == (name in UNCHANGEABLE), refused
+
+
+def documents(texts: dict[str, str], names: list[str]) -> list[Document]:
+    parts = [yaml.load_all(texts[name], yaml.CSafeLoader) for name in names]
+    return [document for part in parts for document in part if document]
+
+
+@pytest.mark.parametrize("name", UNCHANGEABLE)
+def test_what_cannot_be_changed_says_so(name: str) -> None:
+    rows = (CHART / "README.md").read_text().splitlines()
+    (row,) = [row for row in rows if row.startswith(f"| `{name}` |")]
+    assert UNCHANGEABLE[name] in row
 
 
 def test_every_value_says_what_it_is() -> None:
@@ -149,6 +180,9 @@ MODEL_FIELDS: dict[str, Any] = {
     "name": "other",
     "id": "other",
     "path": "/other",
+    "aliases": ["another", "team/another"],
+    "limits": {"max_open_requests": 1 << 16},
+    "tool_parser": "mistral",
     "engine": {"max_sequences": 7},
     "handover": {"transport": "tcp"},
     "gateways": {"max_open_requests": 7},
@@ -252,6 +286,22 @@ def test_clients_of_the_gateways_can_be_named() -> None:
         ({"gateway": {"service": {"type": "ExternalName"}}}, "type"),
         ({"gateway": {"terminationGracePeriodSeconds": 15}}, "terminationGracePeriodSeconds"),
         ({"redis": {"address": "redis"}}, "address"),
+        ({"redis": {"bundled": {"enabled": True}}}, "passwordSecret"),
+        (
+            {"redis": {"bundled": {"enabled": True}, "passwordSecret": "a", "address": "a:1"}},
+            "redis.address",
+        ),
+        ({"scaling": {"by": "both"}}, "by"),
+        ({"scaling": {"by": "hpa", "decode": {"minReplicas": 0}}}, "minReplicas"),
+        ({"scaling": {"by": "hpa", "decode": {"minReplicas": 5}}}, "maxReplicas"),
+        ({"scaling": {"by": "keda"}, "decode": {"pool": {"autoscale": {}}}}, "autoscale"),
+        ({"scaling": {"by": "hpa"}, "prefill": {"pool": {"autoscale": {"max": 2}}}}, "autoscale"),
+        ({"scaling": {"by": "hpa"}, "models": [{**MODEL, "decode": {"autoscale": {}}}]}, "demo"),
+        (merged(EVERYTHING, at(("gateway", "grpcRoute", "parentRefs"), [])), "parentRefs"),
+        (
+            merged(EVERYTHING, at(("gateway", "grpcRoute", "host"), "baton.example.com")),
+            "grpcRoute.host",
+        ),
         ({"image": {"digest": "latest"}}, "digest"),
         ({"store": {"existingClaim": "a", "claim": {"create": True}}}, "create"),
         ({"ray": {"upgradeStrategy": "Rolling"}}, "upgradeStrategy"),

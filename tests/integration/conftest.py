@@ -190,7 +190,7 @@ def worker_config(role: Role, name: str, model_dir: Path, **options: Any) -> Wor
         instance_id=name,
         role=role,
         model_dir=model_dir,
-        model_name="model",
+        model_name="demo",
         engine=EngineConfig(**({"kv_memory_mib": 64} | options)),
         handover=handover,
     )

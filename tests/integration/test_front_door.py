@@ -22,6 +22,7 @@ from baton.api.gateway import Gateway
 from baton.api.serve import FrontDoor
 from baton.core.config import GatewayConfig
 from baton.core.metrics import GatewayMetrics
+from baton.core.served_model import FrontModel
 from baton.core.topology import InstanceInfo, Membership, MembershipBoard, Role
 from baton.models.tokenizer import Tokenizer, load_tokenizer
 from baton.proto import inference_pb2 as pb
@@ -59,11 +60,9 @@ async def build(start_pair: Any, demo_model_dir: Path) -> AsyncIterator[Build]:
             board = MembershipBoard(Membership(1, (*mine, *extra)))
             gateway = Gateway(
                 GatewayConfig(http_port=0, grpc_port=0, **options),
-                load_tokenizer(demo_model_dir),
-                "demo",
+                {FrontModel(name="demo", expects_prefill=True): load_tokenizer(demo_model_dir)},
                 board,
                 GatewayMetrics(),
-                expects_prefill=True,
             )
             await gateway.start()
             door = await FrontDoor.start(gateway)
@@ -180,9 +179,8 @@ async def test_usage_tells_what_a_prefix_cache_had(build: Build) -> None:
         messages = [message async for message in call]
     assert messages[-1].usage.cached_prompt_tokens == hit
     await house.gateway.idle()
-    assert (
-        f"baton_cached_prompt_tokens_total {3 * hit:.1f}" in house.gateway.metrics.render().decode()
-    )
+    told = f'baton_cached_prompt_tokens_total{{model="demo"}} {3 * hit:.1f}'
+    assert told in house.gateway.metrics.render().decode()
 
 
 async def test_grpc_stub(build: Build, reference: Callable[[str, int], str]) -> None:
@@ -312,7 +310,7 @@ async def test_metrics_and_the_trace_by_http(build: Build) -> None:
     }
     assert samples["baton_handover_bytes_total", "shm"] == moved
     assert samples["baton_handovers_total", "ok"] == 1
-    assert samples["baton_output_tokens_total",] == answer.usage.completion_tokens
+    assert samples["baton_output_tokens_total", "demo"] == answer.usage.completion_tokens
     assert trace["handovers"][0]["bytes"] == moved
 
 

@@ -23,6 +23,7 @@ from baton.api.validate import Call, completion_call
 from baton.core.config import GatewayConfig
 from baton.core.metrics import GatewayMetrics
 from baton.core.request import SamplingParams
+from baton.core.served_model import FrontModel
 from baton.core.tenants import ANYBODY
 from baton.core.topology import InstanceInfo, Membership, MembershipBoard, Role
 from baton.decode_worker.worker import DecodeWorker
@@ -142,8 +143,8 @@ async def house(demo_model_dir: Path) -> AsyncIterator[House]:
     """A gateway without instances; it has given everything back at the end."""
     board = MembershipBoard()
     config = GatewayConfig(http_port=0, grpc_port=0)
-    tokenizer = load_tokenizer(demo_model_dir)
-    gateway = Gateway(config, tokenizer, "demo", board, GatewayMetrics(), expects_prefill=True)
+    models = {FrontModel(name="demo", expects_prefill=True): load_tokenizer(demo_model_dir)}
+    gateway = Gateway(config, models, board, GatewayMetrics())
     async with gateway:
         yield House(gateway, board)
     gateway.check()

@@ -19,6 +19,7 @@ from baton.core.config import GatewayConfig
 from baton.core.ids import RequestId
 from baton.core.metrics import GatewayMetrics
 from baton.core.request import GenerateRequest, SamplingParams
+from baton.core.served_model import FrontModel
 from baton.core.topology import Membership, MembershipBoard, Role
 from baton.core.trace import RequestTrace
 from baton.decode_worker.worker import DecodeWorker
@@ -49,7 +50,7 @@ class House:
 
     def settled(self, prompt: tuple[int, ...], *names: str) -> bool:
         """Whether these are known to have most of a prompt, and all to have nothing to do."""
-        state = self.gateway._follower._state
+        state = self.gateway.models.by_name("demo")._follower._state
         known = state.known_tokens(prompt, "")
         instances = self.board.current.instances
         rows = {str(i.instance_id): state.row(key_of(i)) for i in instances}
@@ -72,18 +73,16 @@ async def house(demo_model_dir: Path, tools: Any) -> AsyncIterator[House]:
         board = MembershipBoard(Membership(1, tuple(worker.info for worker in workers)))
         gateway = Gateway(
             GatewayConfig(http_port=0, grpc_port=0),
-            load_tokenizer(demo_model_dir),
-            "demo",
+            {FrontModel(name="demo", expects_prefill=True): load_tokenizer(demo_model_dir)},
             board,
             GatewayMetrics(),
-            expects_prefill=True,
         )
         await gateway.start()
         door = await FrontDoor.start(gateway)
         yield House(gateway, door, board, workers)
         await door.close()
         gateway.check()
-        gateway._follower._state.check()
+        gateway.models.by_name("demo")._follower._state.check()
 
 
 async def test_the_second_turn_goes_where_its_blocks_are(house: House, tools: Any) -> None:
@@ -123,7 +122,7 @@ async def test_an_instance_that_tells_nothing_is_used_all_the_same(
     await tools.eventually(lambda: house.settled(()), "all instances are heard of")
     for worker in house.workers:
         worker._feed.close()  # as if its streams broke, and none could be opened any more
-    state = house.gateway._follower._state
+    state = house.gateway.models.by_name("demo")._follower._state
     await tools.eventually(lambda: state.index.stats().holders == 0, "nothing is known any more")
     prompt = tuple(DRAW.randrange(5, 900) for _ in range(40))
     tokens, trace = await house.turn("blind", prompt)

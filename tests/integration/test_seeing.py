@@ -26,6 +26,7 @@ from baton.core.clock import monotonic
 from baton.core.config import GatewayConfig
 from baton.core.ids import InstanceId
 from baton.core.metrics import GatewayMetrics
+from baton.core.served_model import FrontModel
 from baton.core.spans import SPAN_NAMES
 from baton.core.topology import InstanceInfo, Membership, MembershipBoard, Role
 from baton.core.trace import RequestTrace
@@ -92,14 +93,12 @@ async def build(start_pair: Any, tools: Any, demo_model_dir: Path) -> AsyncItera
 
         async def make(**options: Any) -> House:
             board = MembershipBoard()
+            front = FrontModel(name="demo", expects_prefill=True, **options)
             gateway = Gateway(
                 GatewayConfig(http_port=0, grpc_port=0, lease_s=30),
-                load_tokenizer(demo_model_dir),
-                "demo",
+                {front: load_tokenizer(demo_model_dir)},
                 board,
                 GatewayMetrics(),
-                expects_prefill=True,
-                **options,
             )
             await gateway.start()
             door = await FrontDoor.start(gateway)
@@ -291,7 +290,8 @@ async def test_status_and_top_show_what_is_there(
     assert decode["stats"]["blocks_cached"] > 0
     assert decode["blocks_total"] == 512
     text = house.gateway.metrics.render().decode()
-    assert 'baton_instance_up{instance_id="prefill-0",role="prefill"} 1.0' in text
+    told = 'baton_instance_up{instance_id="prefill-0",model="demo",role="prefill"} 1.0'
+    assert told in text
     console = Console(width=120, record=True, file=io.StringIO())
     await asyncio.to_thread(top, url, console, once=True)
     shown = console.export_text()

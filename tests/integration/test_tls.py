@@ -16,6 +16,7 @@ from baton.cli.certs import write_certs
 from baton.cli.tls import cluster_tls
 from baton.core.config import ClusterTlsConfig, GatewayConfig
 from baton.core.metrics import GatewayMetrics
+from baton.core.served_model import FrontModel
 from baton.core.tenants import Caller, Tenant
 from baton.core.topology import Membership, MembershipBoard, Role
 from baton.decode_worker.worker import DecodeWorker
@@ -51,11 +52,9 @@ async def test_a_request_is_handed_over(
     caller = Caller(Tenant(name="acme"))
     gateway = Gateway(
         GatewayConfig(),
-        load_tokenizer(demo_model_dir),
-        "demo",
+        {FrontModel(name="demo", expects_prefill=True): load_tokenizer(demo_model_dir)},
         MembershipBoard(Membership(1, tuple(worker.info for worker in workers))),
         GatewayMetrics(),
-        expects_prefill=True,
         tls=tls,
     )
     async with gateway, asyncio.timeout(PATIENCE_S):

@@ -14,6 +14,7 @@ from baton.api.gateway import Gateway
 from baton.api.serve import FrontDoor
 from baton.core.config import GatewayConfig
 from baton.core.metrics import GatewayMetrics
+from baton.core.served_model import FrontModel
 from baton.core.topology import Membership, MembershipBoard
 from baton.models.tokenizer import load_tokenizer
 
@@ -61,11 +62,9 @@ async def client(
         pair = await start_pair(model_dir)
         gateway = Gateway(
             GatewayConfig(http_port=0, grpc_port=0),
-            load_tokenizer(model_dir),
-            "demo",
+            {FrontModel(name="demo", expects_prefill=True): load_tokenizer(model_dir)},
             MembershipBoard(Membership(1, (pair.prefill.info, pair.decode.info))),
             GatewayMetrics(),
-            expects_prefill=True,
         )
         await gateway.start()
         door = await FrontDoor.start(gateway)

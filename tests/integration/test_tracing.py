@@ -15,6 +15,7 @@ from baton.api.gateway import Gateway
 from baton.api.serve import FrontDoor
 from baton.core.config import GatewayConfig
 from baton.core.metrics import GatewayMetrics
+from baton.core.served_model import FrontModel
 from baton.core.topology import Membership, MembershipBoard
 from baton.models.tokenizer import load_tokenizer
 from baton.proto import inference_pb2, inference_pb2_grpc
@@ -55,11 +56,9 @@ async def test_a_collector_gets_each_request_as_a_tree_under_its_callers_span(
     pair = await start_pair(demo_model_dir, prefill={"max_batch_tokens": 32})
     gateway = Gateway(
         GatewayConfig(http_port=0, grpc_port=0, otlp_endpoint=endpoint),
-        load_tokenizer(demo_model_dir),
-        "demo",
+        {FrontModel(name="demo", expects_prefill=True): load_tokenizer(demo_model_dir)},
         MembershipBoard(Membership(1, (pair.prefill.info, pair.decode.info))),
         GatewayMetrics(),
-        expects_prefill=True,
     )
     await gateway.start()
     door = await FrontDoor.start(gateway)

@@ -97,6 +97,28 @@ def test_who_is_late_when_its_turn_comes_is_refused_then(admission, clock):
         admission.check_start(turn, Outlook(0.6, 0.6, 0.0))
 
 
+def test_who_would_get_its_tokens_too_slowly_is_refused(admission):
+    quick = Tenant(name="quick", tpot_slo_s=0.05)
+    slow = Outlook(ttft_s=0.1, e2e_s=1.0, tpot_s=0.06)
+    turn = admission.arrive(want(quick), 10, slow)
+    admission.check_start(turn, slow)  # nothing is at the instances: it is tried
+    admission.start(turn)
+    waiting = admission.arrive(want(quick), 10)
+    with pytest.raises(Overloaded, match="take 60 ms, alone; 50 are promised") as refused:
+        admission.check_start(waiting, slow)
+    assert (refused.value.reason, refused.value.retry_after_s) == ("tpot", 60.0)
+    with pytest.raises(Overloaded, match="take 60 ms"):
+        admission.arrive(want(quick), 10, slow)
+    for fine in (None, Outlook(0.1, 1.0, 0.05), Outlook(0.1, 1.0, None)):
+        admission.check_start(waiting, fine)
+    others = (
+        admission.arrive(want(), 10, slow),
+        admission.arrive(want(quick, max_tokens=1), 1, slow),
+    )
+    for each in (turn, waiting, *others):
+        admission.left(each)
+
+
 def test_nobody_waits_for_longer_than_anything_allows(admission, clock):
     patient = admission.arrive(want(), 10)
     hurried = admission.arrive(want(Tenant(name="a", ttft_slo_s=3.0)), 10)
@@ -104,6 +126,23 @@ def test_nobody_waits_for_longer_than_anything_allows(admission, clock):
     until = [admission.gives_up_at(t) - clock() for t in (patient, hurried, due)]
     assert until == pytest.approx([60.0, 3.0, 2.0])
     assert admission.gave_up(patient).reason == "queue_timeout"
+
+
+def test_how_long_somebody_has_waited_leaves_out_who_waits_for_its_own_limit(admission, clock):
+    one = Tenant(name="one", max_concurrent=1)
+    turn = admission.arrive(want(one), 10)
+    admission.start(turn)
+    own = admission.arrive(want(one), 10)
+    clock.advance(3.0)
+    assert admission.waited_s() == 0
+    other = admission.arrive(want(), 10)
+    clock.advance(2.0)
+    assert admission.waited_s() == 2.0
+    admission.left(turn)
+    assert admission.waited_s() == 5.0
+    for each in (own, other):
+        admission.left(each)
+    assert admission.waited_s() == 0
 
 
 def test_what_a_tenant_makes_wait_by_its_own_limit_keeps_nobody_else_out(admission, clock):

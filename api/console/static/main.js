@@ -11,13 +11,13 @@ const VIEWS = ["overview", "requests", "playground"];
 const EVERY_MS = 1000;
 const THEMES = ["auto", "light", "dark"];
 
-let model = "";
+let models = [];
 let answered = null;
 let view = VIEWS[0];
 
 const overview = new Overview();
 const requests = new Requests();
-new Playground(() => model, askKey);
+const playground = new Playground(askKey);
 
 // Views
 
@@ -73,7 +73,7 @@ function note(id, text) {
 }
 
 async function look() {
-  if (!model) await learnModel();
+  if (!models.length) await learnModels();
   try {
     const status = await get("v1/status");
     answered = Date.now();
@@ -91,9 +91,10 @@ async function look() {
   note("notice", null);
 }
 
-async function learnModel() {
-  model = (await get("v1/models")).data[0]?.id ?? "";
-  $("model").textContent = model;
+async function learnModels() {
+  models = (await get("v1/models")).data;
+  $("model").textContent = $("model").title = [...new Set(models.map((model) => model.root))].join(", ");
+  playground.offer(models.map((model) => model.id));
 }
 
 function failed(error) {

@@ -4,7 +4,7 @@ import { Chart } from "./chart.js";
 import { $, h, show } from "./dom.js";
 import { NONE, count, duration, percent, rate, seconds } from "./format.js";
 
-const ROLES = [["prefill", "Prefill pool"], ["decode", "Decode pool"], ["mixed", "Mixed pool"]];
+const TITLES = { prefill: "Prefill pool", decode: "Decode pool", mixed: "Mixed pool" };
 const RATE_OVER_S = 3;
 
 export class Overview {
@@ -51,7 +51,9 @@ export class Overview {
   }
 
   pools(told, stepRate) {
-    const pools = ROLES.flatMap(([role, title]) => told.filter((pool) => pool.role === role).map((pool) => [title, sorted(pool.instances), pool.size]));
+    const several = new Set(told.map((pool) => pool.model)).size > 1;
+    const titleOf = (pool) => TITLES[pool.role] + (several ? ` of ${pool.model}` : "");
+    const pools = told.map((pool) => [titleOf(pool), sorted(pool.instances), pool.size]);
     if (!pools.length) {
       show($("pools"), h("p", { class: "card empty" }, h("b", {}, "No instances."), " Those that start are listed here as soon as they are ready."));
       return;
@@ -105,5 +107,7 @@ function card(i, steps) {
 
 /** Return what the pill in the header says of a status. */
 export function healthOf(status) {
-  return status.problems.length ? ["bad", status.problems.join("; ")] : ["good", "Healthy"];
+  if (!status.problems.length) return ["good", "Healthy"];
+  const some = status.models.some((model) => !model.problems.length);
+  return [some ? "warn" : "bad", status.problems.join("; ")];
 }

@@ -9,14 +9,20 @@ const TRIES = 80;
 const PAUSE_MS = 250;
 
 export class Playground {
-  /** `model()` names the model; `onDenied` hears that a key is needed. */
-  constructor(model, onDenied) {
-    Object.assign(this, { model, onDenied, running: null });
+  /** `onDenied` hears that a key is needed. */
+  constructor(onDenied) {
+    Object.assign(this, { onDenied, running: null });
     $("play").addEventListener("submit", (event) => { event.preventDefault(); this.send(); });
     $("stop").addEventListener("click", () => this.running?.abort());
     $("prompt").addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); $("play").requestSubmit(); }
     });
+  }
+
+  /** Let one of these models be chosen. */
+  offer(names) {
+    show($("play-model"), names.map((name) => h("option", {}, name)));
+    $("model-choice").hidden = names.length < 2;
   }
 
   async send() {
@@ -52,7 +58,7 @@ export class Playground {
 
   call() {
     const prompt = $("prompt").value, chat = $("play").elements.mode.value === "chat";
-    const common = { model: this.model(), max_tokens: $("max").valueAsNumber, temperature: $("temperature").valueAsNumber, stream: true, stream_options: { include_usage: true } };
+    const common = { model: $("play-model").value, max_tokens: $("max").valueAsNumber, temperature: $("temperature").valueAsNumber, stream: true, stream_options: { include_usage: true } };
     if ($("seed").value !== "") common.seed = $("seed").valueAsNumber;
     return chat ? ["v1/chat/completions", { ...common, messages: [{ role: "user", content: prompt }] }] : ["v1/completions", { ...common, prompt }];
   }

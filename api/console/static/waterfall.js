@@ -35,6 +35,7 @@ export function outcome(trace, small = false) {
 
 function facts(trace) {
   return [
+    ...(trace.model ? [["Model", trace.model]] : []),
     ["Prompt", `${count(trace.prompt_tokens)} tokens`],
     ["Cached", trace.prompt_tokens ? percent(trace.cached_tokens / trace.prompt_tokens) : "–"],
     ["Output", `${count(trace.output_tokens)} tokens`],

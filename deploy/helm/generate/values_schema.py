@@ -5,13 +5,21 @@ Each key of values.yaml has the type of its default, unless RULES say more. No o
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from values_doc import documented, load_values
 
 from baton.core.autoscale import AutoscaleConfig
 from baton.core.cluster_spec import MOST_INSTANCES, RankResources
-from baton.core.config import Config, EngineConfig, GatewayConfig, HandoverConfig, ParallelConfig
+from baton.core.config import (
+    Config,
+    EngineConfig,
+    GatewayConfig,
+    HandoverConfig,
+    ParallelConfig,
+    ToolParser,
+)
+from baton.core.served_model import ModelLimits
 
 Schema = dict[str, Any]
 _QUANTITY = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(m|[kKMGTPE]i?)?$"}
@@ -43,6 +51,7 @@ def _definitions() -> Schema:
         HandoverConfig: ("secret",),
         ParallelConfig: (),
         AutoscaleConfig: (),
+        ModelLimits: (),
         RankResources: (),
         GatewayConfig: ("host", "http_port", "grpc_port", "api_keys", "tls"),
     }
@@ -74,6 +83,9 @@ def _model() -> Schema:
         {
             "id": {"type": "string", "pattern": "^[a-z]([a-z0-9-]{0,18}[a-z0-9])?$"},
             "name": text,
+            "aliases": {"type": "array", "items": text},
+            "limits": _ref("ModelLimits"),
+            "tool_parser": {"enum": list(get_args(ToolParser))},
             "path": {"type": "string", "pattern": "^/"},
             "download": _closed({"repo": text, "revision": text}, ["repo", "revision"]),
             "engine": _ref("EngineConfig"),
@@ -98,6 +110,9 @@ RULES: tuple[tuple[str, Schema], ...] = (
     (r"image\.pullPolicy", {"enum": ["Always", "IfNotPresent", "Never"]}),
     (r"gateway\.service\.type", {"enum": ["ClusterIP", "NodePort", "LoadBalancer"]}),
     (r"ray\.upgradeStrategy", {"enum": ["None", "Recreate"]}),
+    (r"scaling\.by", {"enum": ["baton", "hpa", "keda"]}),
+    (r"scaling\.(prefill|decode)\.\w+", _POSITIVE),
+    (r"scaling\.keda\.serverAddress", {"type": "string", "pattern": "^https?://[^ ]+$"}),
     (r"redis\.address", {"type": "string", "pattern": "^([^:/ ]+:[0-9]+)?$"}),
     (r"rdma\.resourceName", {"type": "string", "pattern": "^[a-z0-9.-]+/[A-Za-z0-9._-]+$"}),
     (r"tls\.certManager\.\w+Issuer", _ISSUER),
@@ -109,7 +124,10 @@ RULES: tuple[tuple[str, Schema], ...] = (
     (r".*([lL]abels|[aA]nnotations|nodeSelector|ucxOptions)", _LABELS),
     (r".*\.env", _ENV),
     (r".*\.pdb\.maxUnavailable", {"anyOf": [_POSITIVE, {"pattern": "^[1-9][0-9]?%$"}]}),
-    (r".*\.(pauseSeconds|\w+TimeoutSeconds|count|failureThreshold|\w+Ms)", _POSITIVE),
+    (
+        r".*\.(pauseSeconds|pollingIntervalSeconds|\w+TimeoutSeconds|count|failureThreshold|\w+Ms)",
+        _POSITIVE,
+    ),
 )
 """What the value at a path may be; the first that matches the whole path counts."""
 _TYPES: tuple[tuple[type, Schema], ...] = (

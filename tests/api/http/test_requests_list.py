@@ -14,7 +14,7 @@ async def test_status_tells_instances_load_and_totals(http, front_door, leader, 
     await http.post("/v1/completions", json=COMPLETION)
     await front_door.gateway.idle()
     status = (await http.get("/v1/status")).json()
-    assert status["model"] == "demo"
+    assert [model["name"] for model in status["models"]] == ["demo"]
     assert status["problems"] == []
     assert status["requests"]["open"] == 0
     assert status["requests"]["admitted"] == 1

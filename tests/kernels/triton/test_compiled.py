@@ -14,7 +14,7 @@ pytest.importorskip("triton", reason="Triton has wheels for Linux only")
 
 from tests.kernels.triton.ahead_of_time import Fitness
 from tests.kernels.triton.compile import SNAPSHOT
-from tests.kernels.triton.conftest import Runs
+from tests.kernels.triton.conftest import LIMIT_S, Runs
 from tests.kernels.triton.differences import RENEW, differences, faults
 from tests.kernels.triton.launches import LAUNCHES, MODELS
 
@@ -33,7 +33,7 @@ def found(runs: Runs) -> dict[str, dict[str, Fitness]]:
     return launches
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(LIMIT_S + 100)
 @pytest.mark.parametrize("launch", LAUNCHES)
 def test_a_launch_fits_the_gpu(launch: str, found: dict[str, dict[str, Fitness]]):
     same_compiler = version("triton") == TRITON

@@ -64,6 +64,26 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if and .Values.prefill.enabled (not .Values.prefill.onDecodePods) }}true{{ end -}}
 {{- end }}
 
+{{- /* host:port of the Redis that keeps what Ray's head knows; empty: there is none. */}}
+{{- define "baton.redis" -}}
+{{- .Values.redis.bundled.enabled | ternary (printf "%s-redis:6379" (include "baton.fullname" .)) .Values.redis.address -}}
+{{- end }}
+
+{{- /* "true" if somebody outside Baton says how large pools are. */}}
+{{- define "baton.sizedOutside" -}}
+{{- if ne .Values.scaling.by "baton" }}true{{ end -}}
+{{- end }}
+
+{{- /* The role of decode's pools. */}}
+{{- define "baton.decodeRole" -}}
+{{- .Values.prefill.enabled | ternary "decode" "mixed" -}}
+{{- end }}
+
+{{- /* The name of the BatonPool of one model's pool: of a dict of root, model and block. */}}
+{{- define "baton.poolObject" -}}
+{{ include "baton.fullname" .root }}-{{ .model.id }}-{{ .block }}
+{{- end }}
+
 {{- /* What the schema cannot say. */}}
 {{- define "baton.check" -}}
 {{- $ids := dict -}}
@@ -86,5 +106,20 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if and .Values.tls.certManager.enabled .Values.tls.gateway.enabled (not .Values.tls.certManager.gatewayIssuer.name) }}{{ fail "tls.certManager.gatewayIssuer.name: needed" }}{{ end -}}
 {{- if and .Values.tls.certManager.enabled .Values.tls.cluster.enabled (not .Values.tls.certManager.clusterIssuer.name) }}{{ fail "tls.certManager.clusterIssuer.name: needed" }}{{ end -}}
 {{- if and .Values.gateway.httpRoute.enabled (not .Values.gateway.httpRoute.parentRefs) }}{{ fail "gateway.httpRoute.parentRefs: needed" }}{{ end -}}
+{{- $http := .Values.gateway.httpRoute -}}{{- $grpc := .Values.gateway.grpcRoute -}}
+{{- if and $grpc.enabled (not $grpc.parentRefs) }}{{ fail "gateway.grpcRoute.parentRefs: needed" }}{{ end -}}
+{{- if and $grpc.enabled $http.enabled (eq $grpc.host $http.host) }}{{ fail "gateway.grpcRoute.host: must not be gateway.httpRoute.host: a listener takes one of them" }}{{ end -}}
+{{- with .Values.redis -}}
+{{- if and .bundled.enabled .address }}{{ fail "redis.address: not with redis.bundled.enabled" }}{{ end -}}
+{{- if and .bundled.enabled (not .passwordSecret) }}{{ fail "redis.passwordSecret: needed with redis.bundled.enabled" }}{{ end -}}
+{{- end -}}
+{{- if include "baton.sizedOutside" . -}}
+{{- range $block := list "prefill" "decode" -}}
+{{- $scaling := index $.Values.scaling $block -}}
+{{- if lt (int $scaling.maxReplicas) (int $scaling.minReplicas) }}{{ fail (printf "scaling.%s.maxReplicas: at least minReplicas, which is %d" $block (int $scaling.minReplicas)) }}{{ end -}}
+{{- if hasKey (index $.Values $block).pool "autoscale" }}{{ fail (printf "%s.pool.autoscale: not with scaling.by %s, which says how large pools are" $block $.Values.scaling.by) }}{{ end -}}
+{{- range $.Values.models -}}
+{{- if hasKey (index . $block | default dict) "autoscale" }}{{ fail (printf "models: %s.autoscale of %q: not with scaling.by %s, which says how large pools are" $block .id $.Values.scaling.by) }}{{ end -}}
+{{- end -}}{{- end -}}{{- end -}}
 {{- if and (include "baton.claim" .) .Values.store.existingClaim .Values.store.claim.create }}{{ fail "store.claim.create: not with store.existingClaim" }}{{ end -}}
 {{- end }}

@@ -111,6 +111,15 @@ block (the group's values) and, for gateways, model.
     name: {{ include "baton.fullname" $root }}-spec
 - name: run
   emptyDir: {}
+{{- if include "baton.sizedOutside" $root }}
+# What automountServiceAccountToken would give to every container of the pod.
+- name: api
+  projected:
+    defaultMode: 0440
+    sources:
+      - serviceAccountToken: {path: token, expirationSeconds: 3600}
+      - configMap: {name: kube-root-ca.crt, items: [{key: ca.crt, path: ca.crt}]}
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -255,6 +264,32 @@ volumeMounts:
   - {name: run, mountPath: /run/baton}
 {{- end }}
 
+{{- define "baton.sizesContainer" -}}
+{{- $root := .root -}}
+name: sizes
+image: {{ include "baton.image" $root }}
+imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+command: [/opt/baton/bin/python, /etc/baton/scripts/sizes.py]
+args:
+  - --address=$(POD_IP):6379
+  - --spec=/etc/baton/spec/cluster.yaml
+  - --namespace={{ $root.Release.Namespace }}
+  - --prefix={{ include "baton.fullname" $root }}
+  - --pause={{ int $root.Values.scaling.pauseSeconds }}
+env:
+  - name: POD_IP
+    valueFrom: {fieldRef: {fieldPath: status.podIP}}
+  - {name: XDG_STATE_HOME, value: /run/baton}
+  {{- include "baton.auth" $root | nindent 2 }}
+resources: {{- toYaml $root.Values.scaling.resources | nindent 2 }}
+securityContext: {{- toYaml $root.Values.securityContext | nindent 2 }}
+volumeMounts:
+  {{- include "baton.mounts" . | nindent 2 }}
+  - {name: spec, mountPath: /etc/baton/spec}
+  - {name: run, mountPath: /run/baton}
+  - {name: api, mountPath: /var/run/secrets/kubernetes.io/serviceaccount, readOnly: true}
+{{- end }}
+
 {{- define "baton.pod" -}}
 {{- $root := .root -}}
 {{- $rdma := and $root.Values.rdma.enabled (include "baton.hasWeights" .) -}}
@@ -298,6 +333,9 @@ spec:
     - {{- include "baton.rayContainer" . | nindent 6 }}
     {{- if eq .group "head" }}
     - {{- include "baton.controllerContainer" . | nindent 6 }}
+    {{- if include "baton.sizedOutside" $root }}
+    - {{- include "baton.sizesContainer" . | nindent 6 }}
+    {{- end }}
     {{- end }}
   volumes: {{- include "baton.volumes" . | nindent 4 }}
 {{- end }}

@@ -7,6 +7,11 @@
 {{- $custom := merge (dict (printf "baton-%s" $pods) 1) ($resources.custom | default dict) -}}
 {{- $_ := set $resources "custom" $custom -}}
 {{- $_ := set $pool "resources" $resources -}}
+{{- if include "baton.sizedOutside" .root -}}
+{{- /* Bounds, and no pressure that is ever high or low for long enough: `up` keeps the size then. */ -}}
+{{- $sizes := index .root.Values.scaling .block -}}
+{{- $_ := set $pool "autoscale" (dict "min" (int $sizes.minReplicas) "max" (int $sizes.maxReplicas) "grow_over" 1000000000 "shrink_after_s" 1000000000) -}}
+{{- end -}}
 {{- if $pool.autoscale }}{{ $pool = omit $pool "instances" }}{{ end -}}
 {{- toYaml $pool -}}
 {{- end }}
@@ -40,6 +45,11 @@ models:
 {{- range $model := .Values.models }}
   - name: {{ $model.name | quote }}
     dir: {{ include "baton.modelDir" (dict "root" $ "model" $model) | quote }}
+    {{- range $key := list "aliases" "limits" "tool_parser" }}
+    {{- with index $model $key }}
+    {{ $key }}: {{- toYaml . | nindent 6 }}
+    {{- end }}
+    {{- end }}
     {{- with $model.engine }}
     engine: {{- toYaml . | nindent 6 }}
     {{- end }}
@@ -54,8 +64,7 @@ models:
       {{- if $.Values.prefill.enabled }}
       {{ $model.id }}-prefill: {{- include "baton.pool" (dict "root" $ "block" "prefill" "role" "prefill" "model" $model) | nindent 8 }}
       {{- end }}
-      {{- $role := $.Values.prefill.enabled | ternary "decode" "mixed" }}
-      {{ $model.id }}-decode: {{- include "baton.pool" (dict "root" $ "block" "decode" "role" $role "model" $model) | nindent 8 }}
+      {{ $model.id }}-decode: {{- include "baton.pool" (dict "root" $ "block" "decode" "role" (include "baton.decodeRole" $) "model" $model) | nindent 8 }}
     gateways: {{- include "baton.gateways" (dict "root" $ "model" $model) | nindent 6 }}
 {{- end }}
 {{- end }}

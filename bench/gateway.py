@@ -116,7 +116,7 @@ class HttpClient:
 
     async def __call__(self, tokens: int) -> float:
         """See Ask."""
-        reader, writer = self._idle.pop() if self._idle else await self._connect()
+        reader, writer = await self._connection()
         body = json.dumps(
             {"model": "bench", "prompt": [5] * 32, "max_tokens": tokens, "stream": True}
         ).encode()
@@ -135,6 +135,15 @@ class HttpClient:
             data = await reader.readuntil(b"\r\n\r\n")
         self._idle.append((reader, writer))
         return first
+
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Return one that was kept, and that the server has not closed since, or a new one."""
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return await self._connect()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(self._host, self._port, limit=1 << 20)

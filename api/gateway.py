@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from baton.api.decode_session import SessionStats
@@ -30,7 +30,7 @@ from baton.core.served_model import FrontModel, check_names
 from baton.core.tasks import TaskSet
 from baton.core.tenants import ANYBODY, Caller
 from baton.core.topology import MembershipBoard
-from baton.core.trace import RequestTrace
+from baton.core.trace import RequestTrace, is_traceparent
 from baton.core.tracing import open_tracing
 from baton.models.tokenizer import Tokenizer
 from baton.router.limits import TenantLimits
@@ -167,7 +167,7 @@ class Gateway:
         request goes on at its next token on another (see api/journey.py). Raises Overloaded,
         Unavailable, DeadlineExceeded, or what the decode instance tells.
         """
-        return self.models.by_name(request.model).generate(request)
+        return self.models.by_name(request.model).generate(self._traced(request))
 
     def cancel(self, request_id: str, caller: Caller) -> Ended:
         """End the open requests of that id, or of the call of that id; return how many there are.
@@ -176,6 +176,15 @@ class Gateway:
         """
         ended = [lane.cancel(request_id, caller) for lane in self.models.lanes]
         return Ended(sum(e.requests for e in ended), sum(e.waiting for e in ended))
+
+    def _traced(self, request: TextRequest) -> TextRequest:
+        """Return it with the span that the instances are to know: its own, or its caller's."""
+        span = "" if request.arrival is None else request.arrival.traceparent
+        if self._tracing is not None:
+            span = self._tracing.begun(span)
+        if not is_traceparent(span):  # the caller may have sent anything
+            return request
+        return replace(request, generate=replace(request.generate, traceparent=span))
 
     def _left(self) -> None:
         """Let those that wait for any model look again: their tenant may be free to start one."""

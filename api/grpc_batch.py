@@ -7,7 +7,7 @@ from contextlib import aclosing
 from baton.core.errors import BatonError, Cancelled, InternalError, InvalidRequest
 from baton.core.log import get_logger
 from baton.proto import inference_pb2 as pb
-from baton.proto.errors import error_message
+from baton.proto.errors import MalformedMessage, error_message
 
 _log = get_logger("grpc")
 
@@ -69,8 +69,9 @@ class Batch:
             try:
                 async for request in requests:
                     await self._take(request, group)
-            except InvalidRequest as error:
-                refused = error
+            except (InvalidRequest, MalformedMessage) as error:
+                malformed = InvalidRequest("message", "bytes", "a BatchRequest")
+                refused = error if isinstance(error, InvalidRequest) else malformed
                 for task in self._open.values():
                     task.cancel()
         await self._told.put(refused)

@@ -1,4 +1,4 @@
-"""Clients of the gRPC API that begin a call and then send its request slowly, or never."""
+"""Clients of the gRPC API that begin a call and send its request slowly, never, or garbled."""
 
 import asyncio
 import functools
@@ -7,9 +7,9 @@ from typing import Any, NoReturn
 
 import grpc
 
-from baton.core.errors import BatonError, DeadlineExceeded
+from baton.core.errors import BatonError, DeadlineExceeded, InvalidRequest
 from baton.core.metrics import GatewayMetrics
-from baton.proto.errors import to_status
+from baton.proto.errors import MalformedMessage, to_status
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Method = Callable[[Any, Context], Awaitable[Any]]
@@ -18,7 +18,7 @@ StreamMethod = Callable[[AsyncIterator[Any], Context], Awaitable[Any]]
 
 
 class SlowSenders(grpc.aio.ServerInterceptor):
-    """Ends calls whose one request is not there in time.
+    """Ends calls whose one request is not there in time, or is no message at all.
 
     gRPC itself waits for a request for as long as its client pleases, and calls the method only
     then. On the wire one request is a stream of one, so methods are served as if they took a
@@ -66,6 +66,8 @@ class SlowSenders(grpc.aio.ServerInterceptor):
                 self._metrics.cut("slow_sender")
                 late = DeadlineExceeded(f"the request took longer than {self._timeout_s:g} s")
                 await _abort(context, late)
+            except MalformedMessage as error:
+                await _abort(context, InvalidRequest("request", str(error), "a protobuf message"))
             if request is None:
                 await context.abort(grpc.StatusCode.UNIMPLEMENTED, "a call without a request")
             return await method(request, context)

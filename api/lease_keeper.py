@@ -72,6 +72,8 @@ class LeaseKeeper:
         self.tls = tls
         self._streams: dict[InstanceKey, _Stream] = {}
         self._closing = False
+        self.flaps = 0
+        """Leases that had lapsed and were taken up again by the same life of an instance."""
         self._granting = asyncio.Event()
         self._granting.set()
 
@@ -132,8 +134,9 @@ class LeaseKeeper:
         """Hear from a stream that an instance is lost."""
         self._on_lost(instance, error)
 
-    def live(self, instance: InstanceInfo) -> None:
-        """Hear from a stream that an instance is live."""
+    def live(self, instance: InstanceInfo, *, again: bool) -> None:
+        """Hear from a stream that an instance is live, perhaps after it was lost."""
+        self.flaps += again
         self._on_live(instance)
 
     async def close(self) -> None:
@@ -174,6 +177,8 @@ class _Stream:
         """The last stream ended because no answer came."""
         self._paused = False
         """No report has come since beats were paused, but perhaps that it is fenced."""
+        self._lapsed = False
+        """It was lost before."""
         self._excused_until: float | None = None
         """Until then it may say so: it was our pause."""
 
@@ -284,7 +289,7 @@ class _Stream:
             self._paused = False
             if not self.live:
                 self.live = True
-                self._keeper.live(self._instance)
+                self._keeper.live(self._instance, again=self._lapsed)
             return
         if self._paused and self._excused():
             return
@@ -300,7 +305,7 @@ class _Stream:
 
     def _lost(self, error: InstanceLost) -> None:
         if self.live:
-            self.live = False
+            self.live, self._lapsed = False, True
             _log.warning("instance lost", instance=self._instance.instance_id, reason=str(error))
             self._keeper.lost(self._instance, error)
 

@@ -282,7 +282,7 @@ class ModelLane:
 
     async def generate(self, request: TextRequest) -> AsyncGenerator[Piece, None]:
         """Yield a request's text as it becomes certain; see Gateway.generate."""
-        log.tag(request=request.generate.request_id)
+        log.tag_request(request.generate.request_id, request.generate.traceparent)
         try:
             await self.some_decode()
             opened = await self._admit(request)

@@ -238,6 +238,7 @@ class OpenRequest:
             tenant=self.request.generate.tenant,
             model=self._model,
             traceparent=self._traceparent,
+            span=self.request.generate.traceparent,
             local_prefill=ended.local_prefill,
             cached_tokens=self._cached_tokens,
             handovers=ended.handovers,

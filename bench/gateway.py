@@ -17,6 +17,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -68,16 +69,20 @@ class Server:
     """One process of gateway_servers.py."""
 
     def __init__(self, kind: str, *arguments: str) -> None:
+        # Its log goes to a file, as it does in earnest: a pipe that nobody reads would stop it.
+        log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (it lives as long as the process)
         self.process = subprocess.Popen(
             [sys.executable, str(SERVERS), kind, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=log,
             text=True,
         )
         assert self.process.stdout is not None
         self.addresses = self.process.stdout.readline().split()
         if not self.addresses:
-            raise RuntimeError(f"{kind} did not start")
+            log.seek(0)
+            raise RuntimeError(f"{kind} did not start: {log.read()}")
 
     def cpu_s(self) -> float:
         """CPU time so far."""
@@ -111,7 +116,7 @@ class HttpClient:
 
     async def __call__(self, tokens: int) -> float:
         """See Ask."""
-        reader, writer = self._idle.pop() if self._idle else await self._connect()
+        reader, writer = await self._connection()
         body = json.dumps(
             {"model": "bench", "prompt": [5] * 32, "max_tokens": tokens, "stream": True}
         ).encode()
@@ -130,6 +135,15 @@ class HttpClient:
             data = await reader.readuntil(b"\r\n\r\n")
         self._idle.append((reader, writer))
         return first
+
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Return one that was kept, and that the server has not closed since, or a new one."""
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return await self._connect()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(self._host, self._port, limit=1 << 20)
@@ -238,8 +252,21 @@ async def compare(found: dict[str, Server], rounds: int) -> None:
                     ours.append(await measured(ask, case, found["gateway"]))
                 async with client(kind, bare.addresses[0]) as ask:
                     limit.append(await measured(ask, case, bare))
-            print(_row(case.name, ours))
-            print(_row("… bare", limit))
+            print(_row(case.name, ours), flush=True)
+            print(_row("… bare", limit), flush=True)
+            print(_added(ours, limit), flush=True)
+
+
+def _added(ours: list[Figures], limit: list[Figures]) -> str:
+    """What the gateway adds to the bare server's."""
+
+    def added(of: Callable[[Figures], float]) -> float:
+        return statistics.median(map(of, ours)) - statistics.median(map(of, limit))
+
+    return (
+        f"| … added | | | {added(lambda f: f.p50_ms):.1f}, {added(lambda f: f.p99_ms):.1f} "
+        f"| {added(lambda f: f.cpu_us):,.0f} |"
+    )
 
 
 def _row(name: str, figures: list[Figures]) -> str:

@@ -23,6 +23,7 @@ from fastapi.responses import StreamingResponse
 
 from baton.api.gateway import Gateway
 from baton.api.serve import FrontDoor
+from baton.core import log
 from baton.core.config import GatewayConfig
 from baton.core.ids import Incarnation, InstanceId
 from baton.core.metrics import GatewayMetrics
@@ -165,6 +166,7 @@ _KINDS = {"instance": instance, "gateway": gateway, "sse": sse, "grpc": bare_grp
 
 
 async def main(kind: str, *arguments: str) -> None:
+    log.configure()
     print(await _KINDS[kind](*arguments), flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     os._exit(0)  # nothing of a bench is worth closing in order

@@ -42,11 +42,13 @@ async def running(
     cluster = LocalCluster(config, say)
     on_cluster(cluster)
     async with cluster:
+        metrics = GatewayMetrics()
+        metrics.watch_control(cluster.reading)
         gateway = Gateway(
             config.gateway,
             dict(zip(fronts, tokenizers, strict=True)),
             cluster.board,
-            GatewayMetrics(),
+            metrics,
             tls=config.tls,
         )
         async with gateway, _front_door(gateway) as door:

@@ -86,6 +86,8 @@ class Control:
         """The first plan is made, so that `board` is no older than what was saved last."""
         self.grace_s = grace_s
         self.losses = 0
+        self.recoveries = 0
+        """Instances that were lost, and are ready again."""
         self._state = replace(state, epoch=state.epoch + _EPOCHS_AT_ONCE)
         self._saved_epoch = state.epoch
         self._around = surroundings
@@ -146,6 +148,11 @@ class Control:
     def reports(self) -> dict[InstanceId, Report]:
         """Return what each live instance said last, of those that have."""
         return self._watch.reports()
+
+    @property
+    def lease_flaps(self) -> int:
+        """Leases that had lapsed and were taken up again by the same life of an instance."""
+        return self._watch.lease_flaps
 
     async def stats(self, name: InstanceId) -> list[dict[str, float | int | str]]:
         """Return the counters of each rank of an instance; InstanceLost if it is not there."""
@@ -351,6 +358,7 @@ class Control:
     def _ready(self, start: Start, info: InstanceInfo, how: str) -> None:
         name, now = start.instance_id, self._around.clock()
         self._change_fleet(became_ready(self._state.fleet, name, start.generation, info, now))
+        self.recoveries += how == "ready" and start.generation > 0
         self.journal.add(how, name, f"pid {info.pid} at {info.address}, {info.incarnation:016x}")
         self._around.on_news(name, None)
 

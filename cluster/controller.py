@@ -23,6 +23,7 @@ from baton.cluster.fleet import Observed
 from baton.cluster.gateway_keeper import GatewayKeeper
 from baton.cluster.journal import Event
 from baton.cluster.orders import Order, give, refuse_impossible
+from baton.cluster.reading import reading
 from baton.cluster.state import (
     ControlState,
     scaled,
@@ -34,6 +35,7 @@ from baton.cluster.status import InstanceStatus, PoolStatus, Status
 from baton.cluster.surroundings import Surroundings
 from baton.core.clock import monotonic
 from baton.core.cluster_spec import ClusterSpec
+from baton.core.control_reading import ControlReading
 from baton.core.errors import BatonError, DeadlineExceeded, InvalidConfig, Unavailable
 from baton.core.ids import InstanceId
 from baton.core.log import get_logger
@@ -215,6 +217,11 @@ class Controller:
             pools=tuple(pools),
             gateways=await gateways.status(),
         )
+
+    async def reading(self) -> ControlReading:
+        """Return what gateways export of this controller and its pools."""
+        control, _ = self._there()
+        return reading(control)
 
     async def stats(self, instance: str) -> list[dict[str, float | int | str]]:
         """Return the counters of each rank of an instance; InstanceLost if it is not there."""

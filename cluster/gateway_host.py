@@ -18,6 +18,7 @@ from baton.cluster import ray_calls
 from baton.cluster.membership_feed import follow
 from baton.cluster.names import CONTROLLER
 from baton.cluster.status import GatewayInfo, GatewayPlan, ModelLoad
+from baton.core.control_reading import ControlReading
 from baton.core.errors import BatonError, InternalError
 from baton.core.metrics import GatewayMetrics
 from baton.core.tenants import Caller
@@ -28,6 +29,8 @@ POLL_S = 10.0
 """How long one question for the membership waits for news."""
 _POLL_MARGIN_S = 5.0
 _TRY_AGAIN_S = 2.0
+_READ_EVERY_S = 5.0
+"""What the controller counts."""
 
 
 class GatewayHost:
@@ -44,6 +47,8 @@ class GatewayHost:
         """Once it listens."""
         self._problem: BatonError | None = None
         self._board = MembershipBoard(Membership(-1))
+        self._control: ControlReading | None = None
+        """What the controller told last; None while it does not answer."""
         self._stop = asyncio.Event()
         self._drain_s = 0.0
 
@@ -64,8 +69,18 @@ class GatewayHost:
                     await _set_within(self._stop, _TRY_AGAIN_S)
             feed.cancel()
 
+    async def _read_control(self) -> None:
+        """Ask again and again for what the controller counts, until cancelled."""
+        while True:
+            try:
+                self._control = await _asked("reading", timeout_s=_READ_EVERY_S)
+            except BatonError:
+                self._control = None
+            await asyncio.sleep(_READ_EVERY_S)
+
     async def _serve_once(self) -> None:
-        plan = self._plan
+        plan, metrics = self._plan, GatewayMetrics()
+        metrics.watch_control(lambda: self._control)
         folders = plan.models.values()
         loading = (asyncio.to_thread(load_tokenizer, folder) for folder in folders)
         tokenizers = await asyncio.gather(*loading)
@@ -73,7 +88,7 @@ class GatewayHost:
             plan.config,
             dict(zip(plan.models, tokenizers, strict=True)),
             self._board,
-            GatewayMetrics(),
+            metrics,
             beside_others=True,
             tls=plan.tls,
             peers=self._peers,
@@ -82,7 +97,10 @@ class GatewayHost:
             self.door = await FrontDoor.start(gateway)
             self._problem = None
             self._on_tried()
-            await self._stop.wait()
+            async with asyncio.TaskGroup() as group:
+                reader = group.create_task(self._read_control())
+                await self._stop.wait()
+                reader.cancel()
             await self.door.close(self._drain_s)
 
     async def stop(self, drain_s: float) -> None:
@@ -143,8 +161,12 @@ async def _set_within(event: asyncio.Event, timeout_s: float) -> None:
 
 async def _ask(version: int) -> Membership:
     """Ask the controller for a later membership; see membership_feed.Ask."""
-    controller = await ray_calls.find_actor(CONTROLLER, _POLL_MARGIN_S)
-    found: Membership = await ray_calls.call(
-        controller, "ask", "membership", version, POLL_S, timeout_s=POLL_S + _POLL_MARGIN_S
+    found: Membership = await _asked(
+        "membership", version, POLL_S, timeout_s=POLL_S + _POLL_MARGIN_S
     )
     return found
+
+
+async def _asked(method: str, *arguments: Any, timeout_s: float) -> Any:
+    controller = await ray_calls.find_actor(CONTROLLER, _POLL_MARGIN_S)
+    return await ray_calls.call(controller, "ask", method, *arguments, timeout_s=timeout_s)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 
 from baton.core.log import get_logger
@@ -36,6 +36,8 @@ class Journal:
         self._changed = asyncio.Event()
         self._events: deque[Event] = deque(maxlen=_KEPT)
         self._last = 0
+        self.counts: Counter[str] = Counter()
+        """Of all events, by what happened."""
 
     @property
     def last(self) -> int:
@@ -45,6 +47,7 @@ class Journal:
     def add(self, what: str, whom: str, reason: str) -> None:
         """Write one down."""
         self._last += 1
+        self.counts[what] += 1
         self._events.append(Event(self._last, time.time(), what, whom, reason))
         self._changed.set()
         self._changed = asyncio.Event()

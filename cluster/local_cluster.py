@@ -15,11 +15,13 @@ from baton.cluster.control import Control
 from baton.cluster.fleet import Backoff, Phase
 from baton.cluster.placement import cpus_of
 from baton.cluster.ray_head import RayHead
+from baton.cluster.reading import reading
 from baton.cluster.spec import spec_of
 from baton.cluster.state import ControlState
 from baton.cluster.surroundings import FACTORIES, Surroundings
 from baton.core.clock import Clock, monotonic
 from baton.core.config import ClusterConfig
+from baton.core.control_reading import ControlReading
 from baton.core.errors import BatonError
 from baton.core.ids import InstanceId
 from baton.core.log import get_logger
@@ -137,6 +139,10 @@ class LocalCluster:
         membership = control.board.current
         desired = sum(wish.count for wish in control.state.wishes())
         return ClusterStats(len(membership.instances), desired, control.losses, membership.version)
+
+    def reading(self) -> ControlReading:
+        """Return what metrics tell of the pools, and of what was done."""
+        return reading(self._controlled())
 
     def check(self) -> None:
         """Assert that the membership is what the fleet says."""

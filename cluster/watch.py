@@ -80,6 +80,11 @@ class Watch:
         told = {i.instance_id: self._leases.report(i) for i in self._board.current.instances}
         return {name: report for name, report in told.items() if report is not None}
 
+    @property
+    def lease_flaps(self) -> int:
+        """See LeaseKeeper.flaps."""
+        return 0 if self._leases is None else self._leases.flaps
+
     def was_unreachable(self, name: InstanceId) -> bool:
         """Return whether nobody answered where it was: then it may be its node."""
         return name in self._unreachable

@@ -120,6 +120,8 @@ class FirstToken:
     """Set if the request asked for them."""
     offer_s: float = 0.0
     """From the first token until the last offer was ready to be sent."""
+    chunk_s: tuple[float, ...] = ()
+    """When each chunk was computed, since the first step began; PARTS_TOLD of them at most."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,12 @@ def tag(**values: Any) -> None:
     structlog.contextvars.bind_contextvars(**values)
 
 
+def tag_request(request_id: str, traceparent: str) -> None:
+    """Let them carry a request's id, and its trace's if it belongs to one, as tracing shows it."""
+    parts = traceparent.split("-")
+    tag(request=request_id, **({"trace": parts[1][:32]} if len(parts) > 1 else {}))
+
+
 def get_logger(component: str) -> Logger:
     """Return a logger whose lines carry `component`."""
     logger: Logger = structlog.get_logger(component=component)

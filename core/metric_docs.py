@@ -24,7 +24,9 @@ A gateway serves these at `/metrics`, in Prometheus' text format. Workers have n
 own: each tells the gateway how it is with every renewal of its lease, about once a second, and the
 gateway exports that as `baton_instance_…` with the labels `instance_id`, `role` and `model`. With
 several gateways each exports all instances: take the `max` over gateways, as the dashboard does.
-One that is no member any more has no series any more.
+One that is no member any more has no series any more. What the controller counts they ask it for,
+every few seconds, and export too: while it does not answer, `baton_controller_up` is 0 and the rest
+of it is missing.
 
 Times are in seconds. Labels are bounded: {values} values of each, {tenants} of `tenant` (as many as
 were seen first; the rest is `{other}`), and {instances} instances.
@@ -168,7 +170,7 @@ def _queries(metric: Metric) -> list[tuple[str, str]]:
             (f"histogram_quantile({q}, {per})", f"p{q * 100:g} {legend}".strip())
             for q in (0.5, 0.9, 0.99)
         ]
-    if metric.group is Group.INSTANCES:  # every gateway exports every instance
+    if metric.group in (Group.INSTANCES, Group.CONTROL):  # every gateway exports all of them
         inner = f"rate({name}[$__rate_interval])" if metric.kind == "counter" else name
         return [(f"max{over} ({inner})", legend)]
     inner = f"rate({name}[$__rate_interval])" if metric.kind == "counter" else name

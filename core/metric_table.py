@@ -33,6 +33,7 @@ class Group(StrEnum):
     LATENCY = "Latency"
     HANDOVER = "Handover"
     INSTANCES = "Instances"
+    CONTROL = "Control plane"
     EDGE = "Edge and tenants"
 
 
@@ -227,6 +228,31 @@ REPORTED = tuple(
 )
 """Names of a worker's `stats()` that travel in its report."""
 
+# The control plane, as the controller tells the gateways every few seconds
+
+CONTROLLER_UP = _gauge(
+    "controller_up", Group.CONTROL, "1 if the controller has answered the gateway lately"
+)
+POOL_DESIRED = _gauge(
+    "pool_desired_instances", Group.CONTROL, "Instances that are wanted", "pool", "role"
+)
+POOL_READY = _gauge("pool_ready_instances", Group.CONTROL, "Instances that serve", "pool", "role")
+ACTIONS = _counter(
+    "controller_actions",
+    Group.CONTROL,
+    "What the controller has begun: starts, drains, flips and stops of instances",
+    "action",
+)
+LOSSES = _counter("controller_losses", Group.CONTROL, "Instances that ended by themselves")
+RECOVERIES = _counter(
+    "controller_recoveries", Group.CONTROL, "Instances that were lost, and are ready again"
+)
+LEASE_FLAPS = _counter(
+    "controller_lease_flaps",
+    Group.CONTROL,
+    "Leases of the controller that lapsed, and were taken up again by the same process",
+)
+
 # The edge
 
 CUT = _counter(
@@ -256,6 +282,7 @@ METRICS: tuple[Metric, ...] = (
     *(HANDOVERS, BYTES, BLOCKS, BLOCKS_SAVED, TRANSFER, EXPOSED, PHASE),
     *(MEMBERSHIP, UP, DRAINING, PROBLEMS, INSTANCE_OPEN, QUEUED, OLDEST, RUNNING, KV_BLOCKS),
     *(counter.metric for counter in INSTANCE_COUNTERS),
+    *(CONTROLLER_UP, POOL_DESIRED, POOL_READY, ACTIONS, LOSSES, RECOVERIES, LEASE_FLAPS),
     *(CUT, RELOAD_FAILURES, TENANT_REQUESTS, TENANT_TOKENS),
 )
 """All, in the order of the documentation."""

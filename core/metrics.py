@@ -11,6 +11,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from baton.core import metric_table as table
+from baton.core.control_reading import ControlReading
 from baton.core.lease import Report
 from baton.core.metric_table import Metric
 from baton.core.trace import HandoverTrace, RequestTrace
@@ -65,6 +66,10 @@ class GatewayMetrics:
     def watch(self, read: Callable[[], GatewayReading]) -> None:
         """From now on read the members, and what waits, whenever somebody scrapes."""
         self._registry.register(_Reader(read))
+
+    def watch_control(self, read: Callable[[], ControlReading | None]) -> None:
+        """From now on read what the controller told, whenever somebody scrapes; None: nothing."""
+        self._registry.register(_ControlReader(read))
 
     def expect(self, model: str) -> None:
         """Begin the series of a model at 0, so that rates know of its first request too."""
@@ -210,6 +215,7 @@ _READ = {
     table.KV_BLOCKS,
     *_INSTANCE_GAUGES,
     *(counter.metric for counter in table.INSTANCE_COUNTERS),
+    *(metric for metric in table.METRICS if metric.group is table.Group.CONTROL),
 }
 """Metrics that are read when somebody scrapes."""
 
@@ -235,6 +241,25 @@ class _Reader(Collector):
                 counter.metric,
                 [(of, sum(r.stats.get(s, 0.0) for s in counter.stats)) for of, r in reports],
             )
+
+
+class _ControlReader(Collector):
+    def __init__(self, read: Callable[[], ControlReading | None]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Family]:
+        """Yield what the controller told last; if it is silent, that alone."""
+        told = self._read()
+        yield _family(table.CONTROLLER_UP, [([], float(told is not None))])
+        if told is None:
+            return
+        pools = [([pool.name, pool.role], pool) for pool in told.pools[: table.LABEL_VALUES]]
+        yield _family(table.POOL_DESIRED, [(of, pool.desired) for of, pool in pools])
+        yield _family(table.POOL_READY, [(of, pool.ready) for of, pool in pools])
+        yield _family(table.ACTIONS, [([what], n) for what, n in told.actions.items()])
+        yield _family(table.LOSSES, [([], told.losses)])
+        yield _family(table.RECOVERIES, [([], told.recoveries)])
+        yield _family(table.LEASE_FLAPS, [([], told.lease_flaps)])
 
 
 def _of(member: InstanceReading) -> list[str]:

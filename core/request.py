@@ -126,6 +126,9 @@ class GenerateRequest:
     """The last so many tokens of `prompt` are output: an instance that is gone generated them, and
     they count towards max_tokens, min_tokens and penalties as if they had been generated here. At
     least one token before them is not, and max_tokens is more."""
+    traceparent: str = ""
+    """The request's span, as W3C Trace Context writes it: whoever works on it names its trace in
+    log lines. Empty: it belongs to no trace."""
 
     @property
     def output_start(self) -> int:

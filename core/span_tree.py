@@ -6,8 +6,10 @@
         decide, failed_handovers, local_queue, local_compute, …       ├─┤
         handover                                                        ├──────────┤
           handshake                                                     ├─┤
-          prefill: queue, compute, offer                                   ├────┤
+          prefill: queue, compute (chunks), offer                          ├────┤
           room, connect, transfer                                                 ├┤
+          kv_read, one for each group of layers of a chunk                   ├─┤├─┤
+          rank_transfer, one for each rank of decode                         ├─────┤
       generate                                                                        ├────────────┤
 
 What is on the way between two processes goes half before and half after, as NTP has it.
@@ -15,6 +17,7 @@ What is on the way between two processes goes half before and half after, as NTP
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from baton.core.spans import DecodeSpans
 from baton.core.trace import HandoverTrace, RequestTrace
@@ -79,11 +82,15 @@ def _handover(spans: DecodeSpans, trace: HandoverTrace, start_s: float) -> Node:
     line.add("handshake", spans.handshake_s)
     line.skip(spans.prefill_network_s / 2)
     inner = _Line(line.now)
-    for name in ("queue", "compute", "offer"):
-        inner.add(f"prefill_{name}", getattr(spans, f"prefill_{name}_s"))
+    inner.add("prefill_queue", spans.prefill_queue_s)
+    if spans.prefill_compute_s > 0:
+        chunks = tuple(_chunks(trace, inner.now))
+        inner.put(Node("prefill_compute", inner.now, spans.prefill_compute_s, {}, chunks))
+    inner.add("prefill_offer", spans.prefill_offer_s)
     where: Attributes = {"baton.instance": trace.prefill_instance}
     line.put(Node("prefill", line.now, inner.now - line.now, where, tuple(inner.nodes)))
     line.skip(spans.prefill_network_s / 2)
+    opened_s = line.now - trace.offered_s
     line.add("room", spans.room_s)
     line.add("connect", spans.connect_s)
     moved: Attributes = {
@@ -93,7 +100,38 @@ def _handover(spans: DecodeSpans, trace: HandoverTrace, start_s: float) -> Node:
     }
     line.add("transfer", spans.transfer_s, moved)
     facts: Attributes = {"baton.attempt": trace.attempt, "baton.blocks": trace.blocks}
-    return Node("handover", start_s, line.now - start_s, facts, tuple(line.nodes))
+    parts = (*line.nodes, *_reads(trace, opened_s), *_ranks(trace, opened_s))
+    return Node("handover", start_s, line.now - start_s, facts, parts)
+
+
+def _chunks(trace: HandoverTrace, start_s: float) -> Iterator[Node]:
+    for number, (begin_s, end_s) in enumerate(pairwise((0.0, *trace.chunk_s))):
+        yield Node("chunk", start_s + begin_s, end_s - begin_s, {"baton.chunk": number})
+
+
+def _reads(trace: HandoverTrace, opened_s: float) -> Iterator[Node]:
+    """Yield the read of each offer; they overlap each other, and prefill."""
+    for offer in trace.offers:
+        if offer.done_s > 0:
+            facts: Attributes = {
+                "baton.layers": f"{offer.layer_start}-{offer.layer_end - 1}",
+                "baton.first_block": offer.first_block,
+                "baton.blocks": offer.blocks,
+                "baton.bytes": offer.bytes,
+            }
+            yield Node("kv_read", opened_s + offer.read_s, offer.done_s - offer.read_s, facts)
+
+
+def _ranks(trace: HandoverTrace, opened_s: float) -> Iterator[Node]:
+    """Yield each rank's transfer, from its first read to the end of its last one."""
+    for rank in trace.ranks:
+        facts: Attributes = {
+            "baton.rank": rank.rank,
+            "baton.bytes": rank.bytes,
+            "baton.busy_s": rank.busy_s,
+            "baton.transport": trace.transport,
+        }
+        yield Node("rank_transfer", opened_s + rank.begin_s, rank.end_s - rank.begin_s, facts)
 
 
 class _Line:

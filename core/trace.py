@@ -1,9 +1,58 @@
 """Where a request's time went; every second is measured by the process that spent it."""
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from baton.core.spans import TtftSpans
+
+_TRACEPARENT = re.compile("[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def is_traceparent(text: str) -> bool:
+    """Return whether that is a span as W3C Trace Context writes it."""
+    return _TRACEPARENT.fullmatch(text) is not None
+
+
+PARTS_TOLD = 64
+"""Chunks, and offers, of which a handover's trace tells one by one: the first so many."""
+
+
+@dataclass(frozen=True, slots=True)
+class OfferTrace:
+    """One offer of a handover and the read of it: a group of layers of a chunk.
+
+    Times are in seconds since Open was sent, on decode's clock.
+    """
+
+    layer_start: int
+    layer_end: int
+    """The first layer that is not in it."""
+    first_block: int
+    """Of the prompt, counted in prefill's blocks."""
+    blocks: int
+    offered_s: float
+    """When it came."""
+    read_s: float = 0.0
+    """When its read began; 0 if there was nothing of it to read."""
+    done_s: float = 0.0
+    """When it had been read and verified; 0 likewise."""
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RankTrace:
+    """What one of decode's ranks read of a handover; times as in OfferTrace."""
+
+    rank: int
+    """Its number in the instance; the leader is 0."""
+    bytes: int = 0
+    begin_s: float = 0.0
+    """When its first read began."""
+    end_s: float = 0.0
+    """When the last byte of its last read was there."""
+    busy_s: float = 0.0
+    """How long its reads took, added up; those that overlap count each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +87,13 @@ class HandoverTrace:
     bytes: int = 0
     transport: str = ""
     """What really carried the bytes, as the transport says."""
+    offered_s: float = 0.0
+    """From Open to the last offer; 0 if that did not come."""
+    chunk_s: tuple[float, ...] = ()
+    """When each chunk was computed, since the first step began; told by prefill."""
+    offers: tuple[OfferTrace, ...] = ()
+    ranks: tuple[RankTrace, ...] = ()
+    """Those that read anything."""
 
     @property
     def overlapped(self) -> float:
@@ -82,6 +138,8 @@ class RequestTrace:
     """By its own name, whatever alias it was asked for by."""
     traceparent: str = ""
     """The caller's span, as W3C Trace Context writes it."""
+    span: str = ""
+    """The request's own, likewise, as the instances were told it; empty if nobody traces it."""
     local_prefill: bool = False
     """The decode instance computed the prompt itself."""
     cached_tokens: int = 0

@@ -25,16 +25,39 @@ class Tracing:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+        from baton.core.tracing_ids import ChosenIds
+
+        self._ids = ChosenIds()
         self._provider = TracerProvider(
-            resource=Resource.create({"service.name": "baton"}), shutdown_on_exit=False
+            resource=Resource.create({"service.name": "baton"}),
+            shutdown_on_exit=False,
+            id_generator=self._ids,
         )
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("baton")
 
+    def begun(self, traceparent: str) -> str:
+        """Return the span of a request whose caller told that one, for whoever works on it.
+
+        Both are as W3C Trace Context writes them; empty or malformed: the caller told none.
+        """
+        from baton.core.tracing_ids import new_span
+
+        return new_span(traceparent)
+
     def ended(self, trace: RequestTrace, at_ns: int) -> None:
         """Send the spans of a request that ended `at_ns`, in Unix time."""
+        from opentelemetry.context import Context
+        from opentelemetry.trace import NonRecordingSpan, set_span_in_context
+
+        from baton.core.tracing_ids import span_of
+
         begin_ns = at_ns - round(trace.e2e_s * _NS)
-        self._send(tree(trace), begin_ns, _caller(trace.traceparent))
+        caller, parent = span_of(trace.traceparent), Context()
+        if caller.is_valid:
+            parent = set_span_in_context(NonRecordingSpan(caller), parent)
+        self._ids.choose(span_of(trace.span))
+        self._send(tree(trace), begin_ns, parent)
 
     def _send(self, node: Node, begin_ns: int, parent: "Context") -> None:
         from opentelemetry.trace import SpanKind, set_span_in_context
@@ -55,16 +78,6 @@ class Tracing:
     def close(self) -> None:
         """Send what is left, and stop; blocks for some seconds if the collector is silent."""
         self._provider.shutdown()
-
-
-def _caller(traceparent: str) -> "Context":
-    """Return the caller's span, if it told one as W3C says; else none: a trace of its own."""
-    from opentelemetry.context import Context
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-    if not traceparent:
-        return Context()
-    return TraceContextTextMapPropagator().extract({"traceparent": traceparent}, Context())
 
 
 def open_tracing(endpoint: str) -> Tracing | None:

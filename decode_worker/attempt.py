@@ -38,6 +38,7 @@ from baton.decode_worker.placement import Placement
 from baton.executor.handover_orders import DigestOrder, HandoverTerms, ReadOrder
 from baton.executor.instance import Instance
 from baton.executor.mesh_handover import MeshHandover
+from baton.executor.rank_handover import joined
 from baton.kv_transfer import receiver_events as machine
 from baton.kv_transfer.plan import TransferPlan, plan_between
 from baton.kv_transfer.receiver import Receiver
@@ -375,13 +376,15 @@ class HandoverAttempt:
         offer, blocks = action.offer, tuple(ref.block for ref in action.blocks)
         order = ReadOrder(offer.layers, action.tokens, offer.blocks, blocks)
         try:
-            report = await self._handover.read(order)
+            reports = await self._handover.read(order)
         except BatonError as error:
             self._events.put_nowait(machine.ReadEnded(offer.index, 0, "", error))
             return
+        report = joined(reports)
         if report.bytes >= _TELLING_BYTES:
             self._host.bandwidth.add(report.bytes / report.seconds)
-        ended = machine.ReadEnded(offer.index, report.bytes, report.transport)
+        ranks = tuple(machine.RankRead(part.bytes, part.seconds) for part in reports)
+        ended = machine.ReadEnded(offer.index, report.bytes, report.transport, ranks=ranks)
         self._events.put_nowait(ended)
 
 

@@ -12,7 +12,7 @@ from baton.core.errors import (
     InvalidRequest,
 )
 from baton.core.ids import Attempt, RequestId, SeqId
-from baton.core.log import get_logger, tag
+from baton.core.log import get_logger, tag_request
 from baton.core.request import FinishReason, GenerateRequest
 from baton.core.trace import HandoverTrace
 from baton.decode_worker.attempt import AttemptHost, HandoverAttempt
@@ -81,7 +81,7 @@ class RequestOwner:
     async def run(self) -> None:
         """Serve the request; ends with its last update in the outbox, or cancelled."""
         self._arrived_at = self._host.clock()
-        tag(request=self._submission.request.request_id)
+        tag_request(self.request_id, self._submission.request.traceparent)
         try:
             async with asyncio.timeout(self._submission.timeout_s):
                 # Before any prefill instance computes a prompt that could never be taken.

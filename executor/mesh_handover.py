@@ -6,7 +6,7 @@ from typing import Any
 
 from baton.executor.handover_orders import DigestOrder, HandoverTerms, ReadOrder
 from baton.executor.rank_group import RankGroup
-from baton.executor.rank_handover import RankHandover, joined
+from baton.executor.rank_handover import RankHandover
 from baton.kv_transfer.transport import TransferReport
 
 
@@ -32,16 +32,17 @@ class MeshHandover:
         own = self._own.connect(sources, source_blocks)
         await self._all(own, "connect", list(sources), source_blocks)
 
-    async def read(self, order: ReadOrder) -> TransferReport:
+    async def read(self, order: ReadOrder) -> list[TransferReport]:
         """Read and verify; returns or raises once nothing of it can be written on any rank.
 
-        Raises TransportError if it cannot be read, WrongKV if it is not what was offered.
+        Returns what each rank read, by its number. Raises TransportError if it cannot be read,
+        WrongKV if it is not what was offered.
         """
         # What steps have written that have ended here, ranks behind may still be writing.
         own, others = await self._all(
             self._own.read(order), "read", self._ranks.steps_ended, order.pack()
         )
-        return joined([own, *(TransferReport(*report) for report in others)])
+        return [own, *(TransferReport(*report) for report in others)]
 
     async def drop(self) -> None:
         """Close the peers' endpoints by force, so that reads under way end."""

@@ -36,7 +36,8 @@ from baton.kv_transfer.transport import Peer, Transfer, TransferReport, Transpor
 T = TypeVar("T")
 
 _LONG = 1024
-"""Tokens of a prompt from which on a thread's turn takes less time than to hash its prefixes."""
+"""Tokens of a prompt from which on its prefixes are hashed in a thread: of fewer, a thread's turn
+takes as long."""
 _MANY = 256
 """Blocks up to which hashes taken on the way are compared in less than a thread's turn."""
 
@@ -111,8 +112,11 @@ class RankHandover:
         if source_blocks < 1:
             raise TransportError(f"ranks of {source_blocks} blocks")
         self._sources, self._source_blocks = sources, source_blocks
-        if self._long:  # before there is something to read, rather than when there is
+        # Before there is something to read, rather than when there is.
+        if self._long:
             self._in_thread(self._digests.prepare)
+        else:
+            self._digests.prepare()
         if len(sources) == ranks:
             await self._connect(0)
 

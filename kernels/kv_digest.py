@@ -89,7 +89,7 @@ def hash_units(
     assert len(key) == _KEY_BYTES, "not of expand_key"
     if isinstance(memory, HashesItself):
         return memory.hash_units(key, pieces, labels)
-    source = np.frombuffer(memory, np.uint8)
+    source = _bytes_of(memory)
     if not is_native():
         return reference_hashes(key, source, pieces, labels)
     found = np.empty((pieces.ends.size, DIGEST_BYTES), np.uint8)
@@ -107,7 +107,7 @@ def copy_and_hash(
     ValueError as `hash_units` does, before anything is written.
     """
     assert len(key) == _KEY_BYTES, "not of expand_key"
-    come, go = np.frombuffer(source, np.uint8), np.frombuffer(target, np.uint8)
+    come, go = _bytes_of(source), _bytes_of(target)
     assert go.flags.writeable, "the target is read-only"
     if not is_native():
         check_pieces(pieces, pieces.offsets, come.size)
@@ -118,6 +118,10 @@ def copy_and_hash(
     found = np.empty((pieces.ends.size, DIGEST_BYTES), np.uint8)
     load_kv_digest().copy_and_digest(key, go, into, come, pieces, labels, found)
     return found
+
+
+def _bytes_of(memory: Memory) -> Bytes:
+    return memory if isinstance(memory, np.ndarray) else np.frombuffer(memory, np.uint8)
 
 
 def hashes_of_sums(key: bytes, sums: Ints, chunks: Ints, sizes: Ints) -> Digests:

@@ -15,6 +15,7 @@ bytes of both can make two that match. Peers themselves are kept out by the tran
 authentication.
 """
 
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 
@@ -48,6 +49,9 @@ from baton.kv_transfer.units import (
 )
 
 _WORD = np.dtype("<u8")
+_REF = struct.Struct("<QQ")
+_FEW = 16
+"""Labels up to which to join their parts takes less than to fill columns."""
 _WORDS = 8
 """Of a label: 2 of the prefix's hash, block, epoch, 3 of the unit's facts, and zeros."""
 
@@ -70,10 +74,14 @@ class DigestKey:
         _ = self._hash_key, self._prefixes
 
     @cached_property
+    def _chain(self) -> bytes:
+        """A hash per unit of the prompt, end to end; made with the first digests."""
+        return b"".join(chain_hashes(self._prompt, self._plan.unit_tokens, self._root))
+
+    @cached_property
     def _prefixes(self) -> NDArray[np.uint64]:
-        """A hash per unit of the prompt [units, 2]; made with the first digests."""
-        hashes = chain_hashes(self._prompt, self._plan.unit_tokens, self._root)
-        return np.frombuffer(b"".join(hashes), _WORD).reshape(-1, 2)
+        """The same as words [units, 2]."""
+        return np.frombuffer(self._chain, _WORD).reshape(-1, 2)
 
     @cached_property
     def _hash_key(self) -> bytes:
@@ -135,6 +143,8 @@ class DigestKey:
         plan = self._plan
         first, count = tokens.start // plan.unit_tokens, plan.num_units(tokens)
         facts = read_facts(plan, rank, source, layers, self._turn)
+        if count == len(offered) <= _FEW and facts.shape[0] == 1:
+            return self._few_labels(first, offered, facts)
         refs = _words_of([block.ref for block in offered])
         if refs.shape[0] != count or facts.shape[0] > 1:
             units = np.arange(first, first + count)
@@ -142,6 +152,19 @@ class DigestKey:
             refs = refs[units // per_block - first // per_block]
             facts = facts[units % facts.shape[0]]
         return _labels((count,), self._prefixes[first : first + count], refs, facts)
+
+    def _few_labels(
+        self, first: int, offered: Sequence[OfferedBlock], facts: NDArray[np.uint32]
+    ) -> Labels:
+        """Return the labels of units, one of each block, from number `first` on; see `_labels`."""
+        chain, rest = self._chain, facts.tobytes() + bytes(_WORD.itemsize)
+        lines = [
+            chain[at * HASH_BYTES : (at + 1) * HASH_BYTES]
+            + _REF.pack(block.ref.block, block.ref.epoch)
+            + rest
+            for at, block in enumerate(offered, first)
+        ]
+        return np.frombuffer(b"".join(lines), np.uint8).reshape(len(lines), -1)
 
     def first_wrong_of(
         self,
@@ -180,6 +203,9 @@ class DigestKey:
         digests = [block.digest for block in offered]
         if any(len(digest) != units * HASH_BYTES for digest in digests):
             return False
+        if units == len(hashes) == 1:
+            (found,) = hashes.values()
+            return b"".join(digests) == found.tobytes()
         promised = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, units, HASH_BYTES)
         sources = [unit.source for unit in read_units(plan, rank, layers, 0, self._turn).units]
         return all(

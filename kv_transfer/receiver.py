@@ -224,7 +224,7 @@ class Receiver:
             self._offered_blocks += len(offer.blocks)
         self._first = offer.first
         self._waiting.append(offer)
-        self._times.offered(now, len(offer.blocks) if whole else 0, last=offer.first is not None)
+        self._times.offered(now, offer, len(offer.blocks) if whole else 0)
         if self._offers == 1:
             self.deadline = now + self._config.room_timeout_s
             return [Reserve()]
@@ -279,7 +279,7 @@ class Receiver:
         self._waiting.clear()
         if reads:
             self._reading.update(read.offer.index for read in reads)
-            self._times.reading(now)
+            self._times.reading(now, [read.offer.index for read in reads])
         if self._first is not None and not self._reading:
             self.state = ReceiverState.LANDED
             self._times.landed(now)
@@ -307,7 +307,7 @@ class Receiver:
     def _read_ended(self, event: ReadEnded, now: float) -> list[ReceiverAction]:
         assert event.index in self._reading, f"read {event.index} ended twice"
         self._reading.discard(event.index)
-        self._times.read(now, event.bytes, event.transport, still=bool(self._reading))
+        self._times.read(now, event, still=bool(self._reading))
         if self.state is ReceiverState.FENCING:
             if self._reading:
                 return []

@@ -36,6 +36,15 @@ class Granted:
 
 
 @dataclass(frozen=True, slots=True)
+class RankRead:
+    """One rank's part of the read of an offer."""
+
+    bytes: int
+    seconds: float
+    """From its begin until the last byte was there, on the rank's clock."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReadEnded:
     """The read of an offer has ended, and nothing of it can write any more."""
 
@@ -44,6 +53,8 @@ class ReadEnded:
     transport: str
     error: BatonError | None = None
     """WrongKV if the digests differ."""
+    ranks: tuple[RankRead, ...] = ()
+    """Each rank's part of it, by the rank's number; none if it failed."""
 
 
 @dataclass(frozen=True, slots=True)

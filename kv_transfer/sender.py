@@ -29,6 +29,7 @@ from baton.core.handover import (
 from baton.core.ids import Attempt
 from baton.core.kv_layout import LayerRange
 from baton.core.request import TokenLogprobs
+from baton.core.trace import PARTS_TOLD
 from baton.kv_transfer.layer_groups import min_offer_bytes
 from baton.kv_transfer.plan import TransferPlan, plan_between
 from baton.kv_transfer.pull import blocks_to_pull
@@ -120,6 +121,8 @@ class Sender:
         self._offered_layers = 0
         """Of the blocks of the chunk that is being computed."""
         self._chunks = 0
+        self._chunk_s: list[float] = []
+        """When each was computed, since the first step began."""
         self._cached_tokens = 0
         self._blocks: tuple[BlockRef, ...] = ()
         self._staged = staged
@@ -159,7 +162,7 @@ class Sender:
             case LayersReady(end, layers):
                 return self._layers_ready(end, layers)
             case ChunkReady(end, blocks):
-                return self._chunk_ready(end, blocks)
+                return self._chunk_ready(end, blocks, now)
             case Sampled(token, logprobs):
                 return self._sampled(token, logprobs, now)
             case PeerSaid(message):
@@ -300,9 +303,13 @@ class Sender:
             return self._layout.blocks_for(end)
         return end // self.plan.offer_tokens * self.plan.offer_tokens // self._layout.block_size
 
-    def _chunk_ready(self, end: int, blocks: tuple[BlockRef, ...]) -> list[SenderAction]:
+    def _chunk_ready(
+        self, end: int, blocks: tuple[BlockRef, ...], now: float
+    ) -> list[SenderAction]:
         assert self.state is SenderState.COMPUTING, f"a chunk in state {self.state}"
         self._chunks += 1
+        if self._chunks <= PARTS_TOLD:
+            self._chunk_s.append(now - self._started_at)
         self._blocks = blocks
         if end >= self._prompt_tokens:
             return []  # the last offer waits for the first token, which this same step sampled
@@ -323,6 +330,7 @@ class Sender:
             chunks=self._chunks,
             cached_tokens=self._cached_tokens,
             logprobs=logprobs,
+            chunk_s=tuple(self._chunk_s),
         )
         blocks = self._layout.blocks_for(self._prompt_tokens)
         return self._offer(blocks, self._layout.layers, first)

@@ -1,8 +1,12 @@
 """When things happened in one handover, and what that makes of the time."""
 
-from baton.core.handover import FirstToken
+from collections.abc import Sequence
+from dataclasses import replace
+
+from baton.core.handover import FirstToken, Offer
 from baton.core.spans import HandoverWait
-from baton.core.trace import HandoverTrace
+from baton.core.trace import PARTS_TOLD, HandoverTrace, OfferTrace, RankTrace
+from baton.kv_transfer.receiver_events import ReadEnded
 
 
 class Timeline:
@@ -25,6 +29,11 @@ class Timeline:
         self._room = self._transfer = self._exposed = 0.0
         self._blocks = self._saved = self._bytes = 0
         self._transport = ""
+        self._offers: dict[int, OfferTrace] = {}
+        """The first few, by their index."""
+        self._began: dict[int, float] = {}
+        """When the reads that are under way began, by the index of their offer."""
+        self._ranks: dict[int, RankTrace] = {}
 
     def opened(self, now: float) -> None:
         """Open was sent."""
@@ -34,12 +43,20 @@ class Timeline:
         """Accepted came."""
         self._handshake = now - self._opened
 
-    def offered(self, now: float, blocks: int, *, last: bool) -> None:
+    def offered(self, now: float, offer: Offer, blocks: int) -> None:
         """An offer came, after which `blocks` more have been offered whole."""
         self._blocks += blocks
+        if offer.index < PARTS_TOLD:
+            self._offers[offer.index] = OfferTrace(
+                offer.layers.start,
+                offer.layers.end,
+                offer.first_block,
+                len(offer.blocks),
+                now - self._opened,
+            )
         if self._first_offer is None:
             self._first_offer = now
-        if last:
+        if offer.first is not None:
             self._settle(now)
             self._last_offer = now
 
@@ -58,20 +75,41 @@ class Timeline:
         """Everything has been read and verified."""
         self._landed = now
 
-    def reading(self, now: float) -> None:
-        """At least one read was posted."""
+    def reading(self, now: float, offers: Sequence[int]) -> None:
+        """Reads of offers with these indices were posted: at least one."""
+        self._began.update(dict.fromkeys(offers, now))
         if self._active_since is None:
             self._active_since = self.reading_since = now
 
-    def read(self, now: float, num_bytes: int, transport: str, *, still: bool) -> None:
+    def read(self, now: float, ended: ReadEnded, *, still: bool) -> None:
         """A read ended; `still` says whether others are under way."""
         self._settle(now)
-        self._bytes += num_bytes
-        if transport:
-            self._transport = transport
+        self._bytes += ended.bytes
+        if ended.transport:
+            self._transport = ended.transport
+        self._book(now, ended)
         if not still:
             self._active_since = None
             self.reading_since = float("inf")
+
+    def _book(self, now: float, ended: ReadEnded) -> None:
+        """Note when an offer was read, and what each rank did of it."""
+        began_s = self._began.pop(ended.index) - self._opened
+        told = self._offers.get(ended.index)
+        if told is not None and ended.error is None:
+            self._offers[ended.index] = replace(
+                told, read_s=began_s, done_s=now - self._opened, bytes=ended.bytes
+            )
+        for rank, part in enumerate(ended.ranks):
+            if part.bytes:
+                before = self._ranks.get(rank) or RankTrace(rank, begin_s=began_s)
+                self._ranks[rank] = RankTrace(
+                    rank,
+                    before.bytes + part.bytes,
+                    min(before.begin_s, began_s),
+                    max(before.end_s, began_s + part.seconds),
+                    before.busy_s + part.seconds,
+                )
 
     def _settle(self, now: float) -> None:
         """Book the time since reads became active, as hidden or as exposed."""
@@ -119,4 +157,8 @@ class Timeline:
             blocks_saved=min(self._saved, self._blocks),
             bytes=self._bytes,
             transport=self._transport,
+            offered_s=0.0 if self._last_offer is None else self._last_offer - self._opened,
+            chunk_s=first.chunk_s if first else (),
+            offers=tuple(self._offers.values()),
+            ranks=tuple(trace for _, trace in sorted(self._ranks.items())),
         )

@@ -14,7 +14,7 @@ from baton.core.errors import (
 )
 from baton.core.handover import Abort, Offer, OfferedBlock, Open, Received, ToDecode, ToPrefill
 from baton.core.ids import SeqId
-from baton.core.log import get_logger, tag
+from baton.core.log import get_logger, tag_request
 from baton.core.moving_average import MovingAverage
 from baton.core.tasks import TaskSet
 from baton.engine.step import ChunkComputed, EngineEvent, Reserved, StepPlan, TokenSampled
@@ -158,7 +158,7 @@ class HandoverSession:
 
     async def _submit(self, action: machine.Submit) -> None:
         message = action.message
-        tag(request=message.request.request_id)
+        tag_request(message.request.request_id, message.request.traceparent)
         try:
             await self._instance.prepare(message.request)
         except BatonError as error:

@@ -7,6 +7,7 @@ field that was never set looks like 0 or "": what may not be that is checked.
 
 import math
 from dataclasses import fields
+from typing import Any
 
 from baton.core.errors import (
     BatonError,
@@ -37,7 +38,7 @@ from baton.core.ids import Attempt, BlockId, Epoch, Incarnation, InstanceId, Req
 from baton.core.kv_layout import LayerRange
 from baton.core.request import PRIORITY_LEVELS, GenerateRequest
 from baton.core.spans import DECODE_SPANS, DecodeSpans
-from baton.core.trace import HandoverTrace
+from baton.core.trace import PARTS_TOLD, HandoverTrace, OfferTrace, RankTrace
 from baton.proto import worker_pb2 as pb
 from baton.proto.convert_layout import layout_core, layout_proto
 from baton.proto.convert_sampling import (
@@ -49,7 +50,10 @@ from baton.proto.convert_sampling import (
 from baton.proto.errors import error_of
 
 TICKET_BYTES = 16
-_TRACE_FIELDS = tuple(field.name for field in fields(HandoverTrace))
+_OFFER_FIELDS = tuple(field.name for field in fields(OfferTrace))
+_RANK_FIELDS = tuple(field.name for field in fields(RankTrace))
+_LISTS = ("chunk_s", "offers", "ranks")
+_TRACE_FIELDS = tuple(f.name for f in fields(HandoverTrace) if f.name not in _LISTS)
 
 
 def request_proto(request: GenerateRequest) -> pb.Request:
@@ -62,6 +66,7 @@ def request_proto(request: GenerateRequest) -> pb.Request:
         tenant=request.tenant,
         priority=request.priority,
         resumed=request.resumed,
+        traceparent=request.traceparent,
         **sampling_fields(request.sampling),
     )
 
@@ -89,17 +94,31 @@ def request_core(message: pb.Request) -> GenerateRequest:
         tenant=message.tenant,
         priority=message.priority,
         resumed=message.resumed,
+        traceparent=message.traceparent,
     )
 
 
 def trace_proto(trace: HandoverTrace) -> pb.HandoverTrace:
     """Put a trace on the wire; both have the same fields."""
-    return pb.HandoverTrace(**{name: getattr(trace, name) for name in _TRACE_FIELDS})
+    offers = (pb.OfferTrace(**_told(offer, _OFFER_FIELDS)) for offer in trace.offers)
+    ranks = (pb.RankTrace(**_told(rank, _RANK_FIELDS)) for rank in trace.ranks)
+    return pb.HandoverTrace(
+        **_told(trace, _TRACE_FIELDS), chunk_s=trace.chunk_s, offers=offers, ranks=ranks
+    )
 
 
 def trace_core(message: pb.HandoverTrace) -> HandoverTrace:
     """Take a trace off the wire."""
-    return HandoverTrace(**{name: getattr(message, name) for name in _TRACE_FIELDS})
+    return HandoverTrace(
+        **_told(message, _TRACE_FIELDS),
+        chunk_s=tuple(message.chunk_s),
+        offers=tuple(OfferTrace(**_told(offer, _OFFER_FIELDS)) for offer in message.offers),
+        ranks=tuple(RankTrace(**_told(rank, _RANK_FIELDS)) for rank in message.ranks),
+    )
+
+
+def _told(source: object, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: getattr(source, name) for name in names}
 
 
 def spans_proto(spans: DecodeSpans) -> pb.DecodeSpans:
@@ -282,6 +301,7 @@ def _first_proto(first: FirstToken) -> pb.FirstToken:
         chunks=first.chunks,
         cached_tokens=first.cached_tokens,
         offer_s=first.offer_s,
+        chunk_s=first.chunk_s,
         logprobs=None if first.logprobs is None else logprobs_proto(first.logprobs),
     )
 
@@ -309,6 +329,7 @@ def _first_core(first: pb.FirstToken) -> FirstToken:
         chunks=first.chunks,
         cached_tokens=first.cached_tokens,
         offer_s=first.offer_s,
+        chunk_s=tuple(first.chunk_s[:PARTS_TOLD]),
         logprobs=logprobs,
     )
 

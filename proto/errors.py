@@ -7,6 +7,7 @@ are open`. A foreign error (grpc's own, a proxy's) has no such opening and follo
 import re
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from baton.core.errors import (
     BatonError,
@@ -17,6 +18,9 @@ from baton.core.errors import (
     all_errors,
 )
 from baton.proto import inference_pb2 as pb
+
+MalformedMessage = DecodeError
+"""What reading a stream raises for bytes that are no message of its type."""
 
 STATUS = {
     "invalid_request": grpc.StatusCode.INVALID_ARGUMENT,

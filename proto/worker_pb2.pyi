@@ -33,7 +33,7 @@ class BackupReply(_message.Message):
     def __init__(self, cached_blocks: _Optional[int] = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ("request_id", "prompt", "max_tokens", "temperature", "top_k", "top_p", "seed", "stop_token_ids", "tenant", "priority", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "bad_words", "min_tokens", "logprobs", "resumed", "grammar")
+    __slots__ = ("request_id", "prompt", "max_tokens", "temperature", "top_k", "top_p", "seed", "stop_token_ids", "tenant", "priority", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "bad_words", "min_tokens", "logprobs", "resumed", "grammar", "traceparent")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +55,7 @@ class Request(_message.Message):
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     RESUMED_FIELD_NUMBER: _ClassVar[int]
     GRAMMAR_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt: _containers.RepeatedScalarFieldContainer[int]
     max_tokens: int
@@ -76,7 +77,8 @@ class Request(_message.Message):
     logprobs: int
     resumed: int
     grammar: Grammar
-    def __init__(self, request_id: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., tenant: _Optional[str] = ..., priority: _Optional[int] = ..., min_p: _Optional[float] = ..., typical_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Iterable[_Union[LogitBias, _Mapping]]] = ..., bad_words: _Optional[_Iterable[_Union[TokenSequence, _Mapping]]] = ..., min_tokens: _Optional[int] = ..., logprobs: _Optional[int] = ..., resumed: _Optional[int] = ..., grammar: _Optional[_Union[Grammar, _Mapping]] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, request_id: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., tenant: _Optional[str] = ..., priority: _Optional[int] = ..., min_p: _Optional[float] = ..., typical_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Iterable[_Union[LogitBias, _Mapping]]] = ..., bad_words: _Optional[_Iterable[_Union[TokenSequence, _Mapping]]] = ..., min_tokens: _Optional[int] = ..., logprobs: _Optional[int] = ..., resumed: _Optional[int] = ..., grammar: _Optional[_Union[Grammar, _Mapping]] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class Grammar(_message.Message):
     __slots__ = ("kind", "source")
@@ -237,7 +239,7 @@ class Error(_message.Message):
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., retry_after_s: _Optional[float] = ...) -> None: ...
 
 class HandoverTrace(_message.Message):
-    __slots__ = ("prefill_instance", "attempt", "outcome", "handshake_s", "queue_s", "compute_s", "allocation_wait_s", "transfer_s", "exposed_s", "admission_wait_s", "chunks", "blocks", "bytes", "transport", "cached_tokens", "blocks_saved")
+    __slots__ = ("prefill_instance", "attempt", "outcome", "handshake_s", "queue_s", "compute_s", "allocation_wait_s", "transfer_s", "exposed_s", "admission_wait_s", "chunks", "blocks", "bytes", "transport", "cached_tokens", "blocks_saved", "offered_s", "chunk_s", "offers", "ranks")
     PREFILL_INSTANCE_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
@@ -254,6 +256,10 @@ class HandoverTrace(_message.Message):
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_SAVED_FIELD_NUMBER: _ClassVar[int]
+    OFFERED_S_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_S_FIELD_NUMBER: _ClassVar[int]
+    OFFERS_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
     prefill_instance: str
     attempt: int
     outcome: str
@@ -270,7 +276,45 @@ class HandoverTrace(_message.Message):
     transport: str
     cached_tokens: int
     blocks_saved: int
-    def __init__(self, prefill_instance: _Optional[str] = ..., attempt: _Optional[int] = ..., outcome: _Optional[str] = ..., handshake_s: _Optional[float] = ..., queue_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., allocation_wait_s: _Optional[float] = ..., transfer_s: _Optional[float] = ..., exposed_s: _Optional[float] = ..., admission_wait_s: _Optional[float] = ..., chunks: _Optional[int] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., transport: _Optional[str] = ..., cached_tokens: _Optional[int] = ..., blocks_saved: _Optional[int] = ...) -> None: ...
+    offered_s: float
+    chunk_s: _containers.RepeatedScalarFieldContainer[float]
+    offers: _containers.RepeatedCompositeFieldContainer[OfferTrace]
+    ranks: _containers.RepeatedCompositeFieldContainer[RankTrace]
+    def __init__(self, prefill_instance: _Optional[str] = ..., attempt: _Optional[int] = ..., outcome: _Optional[str] = ..., handshake_s: _Optional[float] = ..., queue_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., allocation_wait_s: _Optional[float] = ..., transfer_s: _Optional[float] = ..., exposed_s: _Optional[float] = ..., admission_wait_s: _Optional[float] = ..., chunks: _Optional[int] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., transport: _Optional[str] = ..., cached_tokens: _Optional[int] = ..., blocks_saved: _Optional[int] = ..., offered_s: _Optional[float] = ..., chunk_s: _Optional[_Iterable[float]] = ..., offers: _Optional[_Iterable[_Union[OfferTrace, _Mapping]]] = ..., ranks: _Optional[_Iterable[_Union[RankTrace, _Mapping]]] = ...) -> None: ...
+
+class OfferTrace(_message.Message):
+    __slots__ = ("layer_start", "layer_end", "first_block", "blocks", "offered_s", "read_s", "done_s", "bytes")
+    LAYER_START_FIELD_NUMBER: _ClassVar[int]
+    LAYER_END_FIELD_NUMBER: _ClassVar[int]
+    FIRST_BLOCK_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    OFFERED_S_FIELD_NUMBER: _ClassVar[int]
+    READ_S_FIELD_NUMBER: _ClassVar[int]
+    DONE_S_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    layer_start: int
+    layer_end: int
+    first_block: int
+    blocks: int
+    offered_s: float
+    read_s: float
+    done_s: float
+    bytes: int
+    def __init__(self, layer_start: _Optional[int] = ..., layer_end: _Optional[int] = ..., first_block: _Optional[int] = ..., blocks: _Optional[int] = ..., offered_s: _Optional[float] = ..., read_s: _Optional[float] = ..., done_s: _Optional[float] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class RankTrace(_message.Message):
+    __slots__ = ("rank", "bytes", "begin_s", "end_s", "busy_s")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    BEGIN_S_FIELD_NUMBER: _ClassVar[int]
+    END_S_FIELD_NUMBER: _ClassVar[int]
+    BUSY_S_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    bytes: int
+    begin_s: float
+    end_s: float
+    busy_s: float
+    def __init__(self, rank: _Optional[int] = ..., bytes: _Optional[int] = ..., begin_s: _Optional[float] = ..., end_s: _Optional[float] = ..., busy_s: _Optional[float] = ...) -> None: ...
 
 class ToPrefill(_message.Message):
     __slots__ = ("open", "received", "abort", "offer")
@@ -391,13 +435,14 @@ class OfferedBlock(_message.Message):
     def __init__(self, block: _Optional[int] = ..., epoch: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class FirstToken(_message.Message):
-    __slots__ = ("token", "queue_s", "compute_s", "chunks", "cached_tokens", "offer_s", "logprobs")
+    __slots__ = ("token", "queue_s", "compute_s", "chunks", "cached_tokens", "offer_s", "chunk_s", "logprobs")
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_S_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     OFFER_S_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_S_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     token: int
     queue_s: float
@@ -405,8 +450,9 @@ class FirstToken(_message.Message):
     chunks: int
     cached_tokens: int
     offer_s: float
+    chunk_s: _containers.RepeatedScalarFieldContainer[float]
     logprobs: TokenLogprobs
-    def __init__(self, token: _Optional[int] = ..., queue_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., chunks: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., offer_s: _Optional[float] = ..., logprobs: _Optional[_Union[TokenLogprobs, _Mapping]] = ...) -> None: ...
+    def __init__(self, token: _Optional[int] = ..., queue_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., chunks: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., offer_s: _Optional[float] = ..., chunk_s: _Optional[_Iterable[float]] = ..., logprobs: _Optional[_Union[TokenLogprobs, _Mapping]] = ...) -> None: ...
 
 class Want(_message.Message):
     __slots__ = ("attempt", "first_block", "end_block")

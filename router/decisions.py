@@ -24,6 +24,11 @@ _MOVES = 4
 """Decisions kept of one request."""
 
 F = TypeVar("F", PrefillFeatures, DecodeFeatures)
+_ARRAYS = {
+    kind: tuple(f.name for f in fields(kind) if f.name != "tokens")
+    for kind in (PrefillFeatures, DecodeFeatures)
+}
+"""Names of the features that are one for each candidate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,5 +305,5 @@ def _candidates(pool: Pool, order: Places) -> Candidates:
 
 def _taken(features: F, places: Places) -> F:
     """Return the features of some candidates."""
-    arrays = {f.name: getattr(features, f.name) for f in fields(features) if f.name != "tokens"}
-    return replace(features, **{name: values[places] for name, values in arrays.items()})
+    taken = {name: getattr(features, name)[places] for name in _ARRAYS[type(features)]}
+    return replace(features, **taken)

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 from baton.api.choices import choice_pieces
 from baton.api.gateway import Gateway
 from baton.api.http.errors import error_response
-from baton.api.http.event_stream import DONE, EventStream, send_whole, sse_event
+from baton.api.http.event_stream import DONE, EventStream, TextEvents, send_whole, sse_event
 from baton.api.http.logprobs import Json
 from baton.api.http.openai_format import Choice, Format
 from baton.api.http.timing import timing
@@ -35,6 +35,8 @@ class Answer(Response):
         self._form = form
         self._ttft: dict[int, TtftSpans] = {}
         """By choice, of those that have ended."""
+        self._texts: dict[int, TextEvents] = {}
+        """By choice."""
         self._choices = [
             Choice(
                 index,
@@ -88,31 +90,52 @@ class Answer(Response):
             await stream.end()
 
     async def _events(self) -> AsyncGenerator[bytes, None]:
+        """Yield the events of each piece together, the end with the last: a write costs more."""
         opened: set[int] = set()
+        open_choices = len(self._choices)
         async with aclosing(self._pieces()) as pieces:
             async for choice, piece in pieces:
-                for chunk in self._chunks(choice, piece, opened):
-                    yield sse_event(chunk)
-        if self._call.include_usage or self._call.tell_timing:
-            yield sse_event(self._form.usage_chunk(self._choices) | self._timing())
-        yield DONE
+                told = self._told(choice, piece, opened)
+                open_choices -= piece.finish is not None
+                if not open_choices:
+                    told += self._end()
+                if told:
+                    yield b"".join(told)
 
-    def _chunks(self, choice: Choice, piece: Piece, opened: set[int]) -> list[Json]:
-        chunks: list[Json] = []
+    def _end(self) -> list[bytes]:
+        """Return the events that end the stream."""
+        if self._call.include_usage or self._call.tell_timing:
+            usage = self._form.usage_chunk(self._choices) | self._timing()
+            return [sse_event(usage), DONE]
+        return [DONE]
+
+    def _told(self, choice: Choice, piece: Piece, opened: set[int]) -> list[bytes]:
+        """Return the events that tell what a piece brought."""
+        told: list[bytes] = []
         if choice.index not in opened:
             opened.add(choice.index)
             opening = self._form.opening(choice)
-            chunks += [] if opening is None else [opening]
+            told += [] if opening is None else [sse_event(opening)]
         events = choice.read(piece)
         logprobs = choice.writer.of(piece)
         if logprobs and not events:
             events = [Text("")]
         for event in events:
-            chunks.append(self._form.delta(choice, event, logprobs))
+            if logprobs is None and isinstance(event, Text):
+                told.append(self._text_events(choice).event(event.text))
+            else:
+                told.append(sse_event(self._form.delta(choice, event, logprobs)))
             logprobs = None
         if piece.finish is not None:
-            chunks.append(self._form.closing(choice))
-        return chunks
+            told.append(sse_event(self._form.closing(choice)))
+        return told
+
+    def _text_events(self, choice: Choice) -> TextEvents:
+        found = self._texts.get(choice.index)
+        if found is None:
+            found = TextEvents(lambda text: self._form.delta(choice, Text(text)))
+            self._texts[choice.index] = found
+        return found
 
     async def _pieces(self) -> AsyncGenerator[tuple[Choice, Piece], None]:
         """Yield the pieces of all choices as they come; the first error ends them all."""

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from json.encoder import encode_basestring
 
 from starlette.responses import Response
 from starlette.types import Message, Send
@@ -11,6 +12,8 @@ from baton.api.http.errors import error_body, error_response
 from baton.core.errors import BatonError
 
 DONE = b"data: [DONE]\n\n"
+_MARK = "\0"
+_ENCODED_MARK = b'"\\u0000"'
 _KEEP_ALIVE = b": keep-alive\n\n"
 
 
@@ -18,6 +21,18 @@ def sse_event(body: Mapping[str, object]) -> bytes:
     """Return one server-sent event."""
     text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
     return f"data: {text}\n\n".encode()
+
+
+class TextEvents:
+    """Events of which only one string differs: the rest of them is encoded once."""
+
+    def __init__(self, body: Callable[[str], Mapping[str, object]]) -> None:
+        """`body` makes the body of the event with a text."""
+        self._before, _, self._after = sse_event(body(_MARK)).rpartition(_ENCODED_MARK)
+
+    def event(self, text: str) -> bytes:
+        """Return the event with that text, as `sse_event` would."""
+        return self._before + encode_basestring(text).encode() + self._after
 
 
 class EventStream:
@@ -32,7 +47,7 @@ class EventStream:
         self._one_at_a_time = asyncio.Lock()
 
     async def send(self, event: bytes) -> None:
-        """Send one event; waits while its reader is slow."""
+        """Send one event, or several end to end; waits while its reader is slow."""
         async with self._one_at_a_time:
             await self._put(event)
 

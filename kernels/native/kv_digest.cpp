@@ -328,11 +328,13 @@ extern "C" {
 int baton_digest_vector_bytes() { return kVector; }
 
 // The hash of each unit goes to `out`, 16 bytes each. Returns 0, or what is wrong with the pieces.
-int baton_digest(const uint8_t* key, const uint8_t* memory, int64_t bytes, const Pieces* pieces,
-                 uint8_t* out) {
-  if (!in_order(*pieces)) return kUnordered;
-  if (!within(pieces->offsets, *pieces, bytes)) return kOutside;
-  for_units<Copy::kNone>(key, *pieces, memory, nullptr, out);
+int baton_digest(const uint8_t* key, const uint8_t* memory, int64_t bytes, const int64_t* offsets,
+                 const int64_t* lengths, const int64_t* ends, const uint8_t* labels, int64_t count,
+                 int64_t units, uint8_t* out) {
+  const Pieces pieces{offsets, lengths, ends, nullptr, labels, count, units};
+  if (!in_order(pieces)) return kUnordered;
+  if (!within(offsets, pieces, bytes)) return kOutside;
+  for_units<Copy::kNone>(key, pieces, memory, nullptr, out);
   return kDone;
 }
 
@@ -354,17 +356,19 @@ void baton_digest_of_sums(const uint8_t* key, const uint64_t* sums, const int64_
 
 // The same of what is copied meanwhile to the offsets `into`. Nothing overlaps.
 int baton_copy_and_digest(const uint8_t* key, uint8_t* target, int64_t target_bytes,
-                          const uint8_t* source, int64_t source_bytes, const Pieces* pieces,
-                          uint8_t* out) {
-  if (!in_order(*pieces)) return kUnordered;
-  if (!within(pieces->offsets, *pieces, source_bytes)) return kOutside;
-  if (!within(pieces->into, *pieces, target_bytes)) return kOutside;
+                          const uint8_t* source, int64_t source_bytes, const int64_t* offsets,
+                          const int64_t* lengths, const int64_t* ends, const int64_t* into,
+                          const uint8_t* labels, int64_t count, int64_t units, uint8_t* out) {
+  const Pieces pieces{offsets, lengths, ends, into, labels, count, units};
+  if (!in_order(pieces)) return kUnordered;
+  if (!within(offsets, pieces, source_bytes)) return kOutside;
+  if (!within(into, pieces, target_bytes)) return kOutside;
   int64_t bytes = 0;
-  for (int64_t piece = 0; piece < pieces->count; ++piece) bytes += pieces->lengths[piece];
+  for (int64_t piece = 0; piece < count; ++piece) bytes += lengths[piece];
   if (bytes >= kStreamedFrom) {
-    for_units<Copy::kStreamed>(key, *pieces, source, target, out);
+    for_units<Copy::kStreamed>(key, pieces, source, target, out);
   } else {
-    for_units<Copy::kCached>(key, *pieces, source, target, out);
+    for_units<Copy::kCached>(key, pieces, source, target, out);
   }
   return kDone;
 }

@@ -2,7 +2,7 @@
 
 import ctypes
 import functools
-from ctypes import POINTER, c_char_p, c_int, c_int64, c_void_p
+from ctypes import c_char_p, c_int, c_int64, c_void_p
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,34 +15,21 @@ Columns = tuple[Ints, Ints, Ints]
 """Offsets and lengths of pieces, and where the pieces of each unit end."""
 
 
-class PieceTable(ctypes.Structure):
-    """Where the bytes of units lie (`Pieces` of kv_digest.cpp); it holds copies of the columns.
-
-    For a few pieces it takes a third of the time to copy columns that it takes to find where they
-    are, and for many it takes none beside the hash.
-    """
-
-    _fields_ = (
-        ("offsets", c_char_p),
-        ("lengths", c_char_p),
-        ("ends", c_char_p),
-        ("into", c_char_p),
-        ("labels", c_char_p),
-        ("count", c_int64),
-        ("units", c_int64),
-    )
-
-
+_INT64 = np.dtype(np.int64)
+_MEMORY = (c_void_p, c_int64)
 _FUNCTIONS = {
     "baton_digest_vector_bytes": (c_int, ()),
-    "baton_digest": (c_int, (c_char_p, c_void_p, c_int64, POINTER(PieceTable), c_void_p)),
+    "baton_digest": (
+        c_int,
+        (c_char_p, *_MEMORY, *[c_char_p] * 4, c_int64, c_int64, c_void_p),
+    ),
     "baton_digest_of_sums": (
         None,
         (c_char_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p),
     ),
     "baton_copy_and_digest": (
         c_int,
-        (c_char_p, c_void_p, c_int64, c_void_p, c_int64, POINTER(PieceTable), c_void_p),
+        (c_char_p, *_MEMORY, *_MEMORY, *[c_char_p] * 5, c_int64, c_int64, c_void_p),
     ),
 }
 _WRONG = {1: "units do not end, in order, with the last piece", 2: "a piece lies outside of memory"}
@@ -68,9 +55,9 @@ class KVDigestLibrary:
 
     def digest(self, key: bytes, memory: Bytes, pieces: Columns, labels: Bytes, out: Bytes) -> None:
         """Write the hash of each unit to `out` [units, 16]; see `hash_units`."""
-        table = _table(pieces, pieces[0], labels)
-        size, at = memory.size, _address(out)
-        _raise(self._library.baton_digest(key, _address(memory), size, table, at))
+        lines = _as_bytes(pieces, pieces[0], labels)
+        size, at, counts = memory.size, _address(out), (pieces[0].size, pieces[2].size)
+        _raise(self._library.baton_digest(key, _address(memory), size, *lines, *counts, at))
 
     def digest_of_sums(self, key: bytes, sums: Ints, chunks: Ints, sizes: Ints, out: Bytes) -> None:
         """Write the hash of each unit to `out` [units, 16]; see `hashes_of_sums`."""
@@ -91,10 +78,23 @@ class KVDigestLibrary:
         out: Bytes,
     ) -> None:
         """Copy, and write the hash of each unit to `out` [units, 16]; see `copy_and_hash`."""
-        table = _table(pieces, into, labels)
-        to, origin, at = _address(target), _address(source), _address(out)
-        copy = self._library.baton_copy_and_digest
-        _raise(copy(key, to, target.size, origin, source.size, table, at))
+        offsets, lengths, ends, lines = _as_bytes(pieces, into, labels)
+        result = self._library.baton_copy_and_digest(
+            key,
+            _address(target),
+            target.size,
+            _address(source),
+            source.size,
+            offsets,
+            lengths,
+            ends,
+            into.tobytes(),
+            lines,
+            into.size,
+            pieces[2].size,
+            _address(out),
+        )
+        _raise(result)
 
 
 @functools.cache
@@ -111,14 +111,18 @@ def _address(array: Bytes | Ints) -> int:
     return array.ctypes.data
 
 
-def _table(pieces: Columns, into: Ints, labels: Bytes) -> PieceTable:
+def _as_bytes(pieces: Columns, into: Ints, labels: Bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    """Return copies of the columns and labels.
+
+    Of a few pieces that takes a third of the time to find where arrays are, or to make a structure
+    of them; of many, nothing beside the hash.
+    """
     offsets, lengths, ends = pieces
-    columns = offsets, lengths, ends, into
-    assert all(column.dtype == np.int64 for column in columns), "not as C++ reads it"
+    for column in (offsets, lengths, ends, into):
+        assert column.dtype == _INT64, "not as C++ reads it"
     assert offsets.size == lengths.size == into.size, "an offset and a length for each piece"
     assert labels.nbytes == 64 * ends.size, "a label for each unit"
-    copies = [column.tobytes() for column in columns]
-    return PieceTable(*copies, labels.tobytes(), lengths.size, ends.size)
+    return offsets.tobytes(), lengths.tobytes(), ends.tobytes(), labels.tobytes()
 
 
 def _raise(result: int) -> None:

@@ -32,10 +32,10 @@ static inline void linear(const Linear& job, int thread, int threads, float* scr
 
 // Whether linear_together() takes pieces, and with them a gate.
 static inline bool in_pieces(const Linear& job) {
+  if (job.matrix.format != Format::kPairs) return job.rows > kManyRows;
 #if defined(BATON_AMX)
   return by_tiles(job) && job.rows > kPairTiles * kTileRows;
 #else
-  (void)job;
   return false;
 #endif
 }
@@ -55,7 +55,11 @@ static inline void linear_together(const Linear& job, int thread, int threads, f
     return linear_of_rounded(job, panels, x, scratch);
   }
 #endif
-  linear(job, thread, threads, scratch);
+  if (!in_pieces(job)) return linear(job, thread, threads, scratch);
+  if (job.matrix.format == Format::kFloat32) {
+    return pieces_of_floats<Float32>(job, threads, scratch, take);
+  }
+  pieces_of_floats<Bfloat16>(job, threads, scratch, take);
 }
 
 }  // namespace baton

@@ -25,10 +25,11 @@ constexpr int kRows = 6;
 constexpr int64_t kCached = 1 << 18;       // Floats of x that stay in cache: half of 2 MB.
 constexpr int64_t kCachedRows = 1024;      // No more rows than that.
 constexpr int64_t kCachedInputs = 2048;    // Inputs of a block, if there are more,
-constexpr int64_t kCachedPanels = 32;      // and the panels whose sums are kept meanwhile.
+constexpr int64_t kCachedPanels = kMostPanels;  // and the panels whose sums are kept meanwhile.
 constexpr int64_t kPieceBytes = 24 << 10;  // Of a panel: half of an L1 cache of 48 KB.
 constexpr int64_t kAhead = 48;  // Inputs that memory is asked for before several panels need them,
 constexpr int64_t kBytesAhead = 1 << 15;  // and bytes, before one does.
+constexpr int64_t kManyRows = 4 * kRows;  // More than these are multiplied in pieces.
 constexpr int64_t kStep = 4;  // Inputs that are multiplied in one turn of the loop.
 template <class Weights>  // Lines of a panel for so many inputs.
 constexpr int64_t kStepLines = kStep * kPanel * sizeof(typename Weights::Value) / kLineBytes;
@@ -39,9 +40,10 @@ static inline int64_t cached_rows(int64_t inputs) {
   return std::max(rows, int64_t{4} * kRows);
 }
 
-// Floats of scratch memory that each thread needs.
+// Floats of scratch memory that each thread needs: sums of a block of rows by a panel and its gate,
+// or by several panels where inputs take several blocks.
 static inline int64_t float_scratch(int64_t inputs) {
-  return cached_rows(inputs) * (inputs > kCachedInputs ? kCachedPanels : 1) * kPanel;
+  return cached_rows(inputs) * (inputs > kCachedInputs ? kCachedPanels : 2) * kPanel;
 }
 
 // ---- The register tile
@@ -170,45 +172,74 @@ static void multiply_panels(const Linear& job, Share& panels, float* sums) {
 
 // ---- Many rows
 
+// Rows of a block, and the panels that they are multiplied by, by their numbers in order.
+struct FloatBlock {
+  Share rows, panels;
+
+  // Sums of a panel.
+  int64_t sums() const { return (rows.end - rows.begin) * kPanel; }
+};
+
+// Where rows are cut into blocks: of like size, since weights go by once for each, and a small one
+// would wait for them.
+struct RowBlocks {
+  int64_t rows, count;
+  explicit RowBlocks(const Linear& job) : rows(job.rows), count(1) {
+    const int64_t high = cached_rows(job.matrix.inputs);
+    count = (rows + high - 1) / high;
+  }
+  Share operator[](int64_t block) const {
+    return {rows * block / count, rows * (block + 1) / count};
+  }
+};
+
+// Finishes complete sums of a tile; those of a gate wait for the sums it is for.
+static inline void finish_tile(const Linear& job, Share rows, int64_t number, const float* sums,
+                               int64_t kept) {
+  const int64_t count = rows.end - rows.begin;
+  if (!job.gate) return finish_sums(job, rows.begin, count, number * kPanel, sums);
+  if (number % 2) finish_gated(job, rows.begin, count, number / 2 * kPanel, sums - kept, sums);
+}
+
 // Multiplies rows by inputs of a panel, piece by piece, and finishes sums that are complete.
 template <class Weights>
-static void multiply_rows_by(const Linear& job, Share rows, Share inputs, int64_t panel,
-                             float* sums) {
+static void multiply_rows_by(const Linear& job, const FloatBlock& block, Share inputs,
+                             int64_t number, float* sums) {
   constexpr int64_t kPiece = kPieceBytes / (kPanel * sizeof(typename Weights::Value));
   const int64_t panel_values = job.matrix.inputs * kPanel;
+  const PanelOrder order(job);
   const auto* values = static_cast<const typename Weights::Value*>(job.matrix.panels);
-  const RowTiles tiles(rows.end - rows.begin);
-  // Each tile calls for its share of the next piece: all at once would wait for memory.
+  const auto* panel = values + order[number] * panel_values;
+  const auto* following = values + order[number + 1] * panel_values;
+  const RowTiles tiles(block.rows.end - block.rows.begin);
+  // Each tile calls for its share of the next piece: all of it at once would wait for memory.
   const int64_t lines = (kStepLines<Weights> + tiles.count - 1) / tiles.count;
   for (int64_t k = inputs.begin; k < inputs.end; k += kPiece) {
     const int64_t end = std::min(k + kPiece, inputs.end);
-    const int64_t part = (end - k) / kStep * lines * kLineBytes;
-    const auto* weights = values + panel * panel_values + k * kPanel;
-    // What comes after this panel's inputs is the same inputs of the next.
-    const auto* next = end < inputs.end ? weights + kPiece * kPanel
-                                        : values + (panel + 1) * panel_values + inputs.begin * kPanel;
+    const auto* next = end < inputs.end ? panel + end * kPanel : following + inputs.begin * kPanel;
+    const char* ahead = reinterpret_cast<const char*>(next);
     for (int64_t t = 0; t < tiles.count; ++t) {
-      const int64_t begin = rows.begin + tiles[t].begin, count = tiles[t].end - tiles[t].begin;
+      const Share rows{block.rows.begin + tiles[t].begin, block.rows.begin + tiles[t].end};
       float* found = sums + tiles[t].begin * kPanel;
-      const Factors<Weights> factors{job.x + begin * job.x_stride + k, job.x_stride,
-                                     weights, panel_values, end - k, k > 0,
-                                     reinterpret_cast<const char*>(next) + t * part, lines};
-      multiply_rows<Weights, 1>(static_cast<int>(count), factors, found);
-      if (end == job.matrix.inputs) finish_sums(job, begin, count, panel * kPanel, found);
+      const Factors<Weights> factors{job.x + rows.begin * job.x_stride + k, job.x_stride,
+                                     panel + k * kPanel, panel_values, end - k, k > 0,
+                                     ahead, lines};
+      multiply_rows<Weights, 1>(static_cast<int>(rows.end - rows.begin), factors, found);
+      if (end == job.matrix.inputs) finish_tile(job, rows, number, found, block.sums());
+      ahead += (end - k) / kStep * lines * kLineBytes;
     }
   }
 }
 
-// Multiplies a block of rows by some panels.
+// `sums` has float_scratch() floats.
 template <class Weights>
-static void multiply_block(const Linear& job, Share rows, Share panels, float* sums) {
+static void multiply_block(const Linear& job, const FloatBlock& block, float* sums) {
   const int64_t all = job.matrix.inputs;
   for (int64_t k = 0; k < all; k += kCachedInputs) {
     const Share inputs{k, std::min(k + kCachedInputs, all)};
-    float* found = sums;
-    for (int64_t p = panels.begin; p < panels.end; ++p) {
-      multiply_rows_by<Weights>(job, rows, inputs, p, found);
-      if (all > kCachedInputs) found += (rows.end - rows.begin) * kPanel;
+    for (int64_t p = block.panels.begin; p < block.panels.end; ++p) {
+      const int64_t before = all > kCachedInputs ? p - block.panels.begin : job.gate && p % 2;
+      multiply_rows_by<Weights>(job, block, inputs, p, sums + before * block.sums());
     }
   }
 }
@@ -222,14 +253,28 @@ static void linear_of(const Linear& job, Share panels, float* sums) {
     if (job.rows * 2 <= kRows) multiply_panels<Weights, 2>(job, panels, sums);
     return multiply_panels<Weights, 1>(job, panels, sums);
   }
-  const int64_t high = cached_rows(job.matrix.inputs), blocks = (job.rows + high - 1) / high;
+  const RowBlocks blocks(job);
   const int64_t wide = job.matrix.inputs > kCachedInputs ? kCachedPanels : panels.end;
-  // Blocks of like size: a small one waits for memory while weights go by.
-  for (int64_t block = 0; block < blocks; ++block) {
-    const Share rows{job.rows * block / blocks, job.rows * (block + 1) / blocks};
+  for (int64_t block = 0; block < blocks.count; ++block) {
     for (int64_t p = panels.begin; p < panels.end; p += wide) {
-      multiply_block<Weights>(job, rows, {p, std::min(p + wide, panels.end)}, sums);
+      const Share some{p, std::min(p + wide, panels.end)};
+      multiply_block<Weights>(job, {blocks[block], some}, sums);
     }
+  }
+}
+
+// Computes all rows for the pieces that this thread takes: some panels for one block of rows, which
+// the next piece is mostly of too. `take` returns the number of the next piece.
+template <class Weights, class Take>
+static void pieces_of_floats(const Linear& job, int threads, float* sums, const Take& take) {
+  const RowBlocks blocks(job);
+  const int64_t panels = (job.matrix.outputs + kPanel - 1) / kPanel;
+  const int64_t wide = panels_of_piece(panels, blocks.count, threads);
+  const int64_t pieces = (panels + wide - 1) / wide;
+  for (int64_t piece = take(); piece < blocks.count * pieces; piece = take()) {
+    const int64_t panel = piece % pieces * wide;
+    const Share some{panel, std::min(panel + wide, panels)};
+    multiply_block<Weights>(job, {blocks[piece / pieces], some}, sums);
   }
 }
 

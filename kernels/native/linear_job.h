@@ -1,6 +1,9 @@
 // What a linear layer computes: y = x W^T, plus a bias, plus what is in y's place already.
 #pragma once
 
+#include <algorithm>
+
+#include "batch.h"
 #include "gate.h"
 #include "matrix.h"
 
@@ -19,7 +22,7 @@ struct Linear {
   int64_t out_stride;
   int64_t rows;
   // If not null, the first half of the outputs are gates of the other half, and out has what they
-  // come to: [rows, outputs / 2]. Only of pieces_by_tiles(), without bias and residual.
+  // come to: [rows, outputs / 2]. Only of jobs in pieces, without bias and residual.
   const Gate* gate = nullptr;
 };
 
@@ -55,6 +58,27 @@ static inline void finish_gated(const Linear& job, int64_t begin, int64_t count,
       }
     }
   });
+}
+
+// The panels of a layer in the order in which they are multiplied: gates before what they are for.
+struct PanelOrder {
+  int64_t gates;  // Panels of gates, or 0.
+
+  explicit PanelOrder(const Linear& job) : gates(job.gate ? job.matrix.outputs / kPanel / 2 : 0) {}
+
+  int64_t operator[](int64_t number) const {
+    return gates ? number / 2 + number % 2 * gates : number;
+  }
+};
+
+constexpr int64_t kLeastPanels = 8;  // Of a piece: a block of rows is read again for each.
+constexpr int64_t kMostPanels = 32;
+
+// Panels of a piece, where rows come in so many blocks; a gate and what it is for stay together.
+static inline int64_t panels_of_piece(int64_t panels, int64_t blocks, int threads) {
+  const int64_t wanted = (kPiecesEach * threads + blocks - 1) / blocks;
+  const int64_t even = (panels + wanted - 1) / wanted;
+  return std::min((even + kLeastPanels - 1) / kLeastPanels * kLeastPanels, kMostPanels);
 }
 
 }  // namespace baton

@@ -21,8 +21,7 @@ constexpr int64_t kTileSums = kPairTiles * kTileRows * kPanel;
 constexpr int64_t kPieceGroups = 8;  // Of a panel, 16 KB: a third of an L1 cache of 48.
 constexpr int64_t kBlockTiles = 1024;  // Row tiles times groups of a block: 1 MB of an L2 of 2.
 constexpr int64_t kBlockGroups = 32;  // Groups of it, if not all of them fit,
-constexpr int64_t kBlockPanels = 32;  // and the panels whose sums are kept meanwhile.
-constexpr int64_t kLeastPanels = 8;    // Of a piece: a block of rows is read again for each.
+constexpr int64_t kBlockPanels = kMostPanels;  // and the panels whose sums are kept meanwhile.
 constexpr int64_t kGroupsAhead = 16;  // How far ahead a stream of weights is called for.
 constexpr int64_t kGroupLines = kGroup * kPanel * 2 / kLineBytes;
 
@@ -135,17 +134,6 @@ static inline void multiply_tiles(const TilePair& pair) {
   }
 }
 
-// The panels of a layer in the order in which they are multiplied: gates before what they are for.
-struct PanelOrder {
-  int64_t gates;  // Panels of gates, or 0.
-
-  explicit PanelOrder(const Linear& job) : gates(job.gate ? job.matrix.outputs / kPanel / 2 : 0) {}
-
-  int64_t operator[](int64_t number) const {
-    return gates ? number / 2 + number % 2 * gates : number;
-  }
-};
-
 // Some rows by some inputs, and the panels that they are multiplied by, by their numbers in order.
 struct TileBlock {
   Share tiles, groups, panels;
@@ -236,9 +224,7 @@ static void pieces_by_tiles(const Linear& job, int threads, const RoundedRows& x
   const int64_t panels = (job.matrix.outputs + kPanel - 1) / kPanel;
   const int64_t step = x.block(), high = x.block_tiles();
   const int64_t blocks = (x.tiles + high - 1) / high;
-  const int64_t wanted = (kPiecesEach * threads + blocks - 1) / blocks;
-  const int64_t even = (panels + wanted - 1) / wanted, pair = kLeastPanels;
-  const int64_t wide = std::min((even + pair - 1) / pair * pair, kBlockPanels);
+  const int64_t wide = panels_of_piece(panels, blocks, threads);
   const int64_t pieces = (panels + wide - 1) / wide;
   for (int64_t piece = take(); piece < blocks * pieces; piece = take()) {
     const int64_t tile = piece / pieces * high, panel = piece % pieces * wide;

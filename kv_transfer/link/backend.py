@@ -90,10 +90,13 @@ def parts_of(runs: RunTable) -> Iterator[RunTable]:
                 yield part[first : first + MAX_RUNS]
 
 
-def parts_of_units(units: ReadUnits) -> Iterator[ReadUnits]:
-    """Cut a transfer between units, into parts of MAX_BYTES or one unit at most, in order."""
+def parts_of_units(units: ReadUnits, size: int) -> Iterator[ReadUnits]:
+    """Cut a transfer of `size` bytes between units, in order.
+
+    A part has MAX_BYTES at most, or one unit.
+    """
     offsets, lengths, ends = units.pieces
-    if int(np.add.reduce(lengths)) <= MAX_BYTES:
+    if size <= MAX_BYTES:
         yield units
         return
     done = np.cumsum(lengths)[ends - 1]

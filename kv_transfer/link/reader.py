@@ -53,7 +53,7 @@ class _Job:
     def cut(self, *, hashes: bool) -> None:
         """Cut it into parts: of units, if the channel hashes and they are wanted."""
         if self.units is not None and hashes:
-            self.to_ask.extend(parts_of_units(self.units()))
+            self.to_ask.extend(parts_of_units(self.units(), self.transfer.size))
         else:
             self.to_ask.extend(parts_of(self.runs))
         self.to_receive = len(self.to_ask)

@@ -20,12 +20,13 @@ from baton.core.errors import BatonError
 from baton.core.ids import InstanceId, new_incarnation
 from baton.core.metrics import GatewayMetrics
 from baton.core.served_model import FrontModel
+from baton.core.spans import DecodeSpans
 from baton.core.topology import InstanceInfo, Membership, MembershipBoard, Role
 from baton.core.trace import HandoverTrace
 from baton.models.tokenizer import Tokenizer, load_tokenizer
 from baton.proto import worker_pb2 as pb
 from baton.proto import worker_pb2_grpc as pb_grpc
-from baton.proto.convert import error_proto, trace_proto
+from baton.proto.convert import error_proto, spans_proto, trace_proto
 from baton.proto.grpc_runtime import WorkerServer
 
 MODEL = "demo"
@@ -60,6 +61,8 @@ class Script:
     """Told with the last token."""
     backed_up_tokens: int = 0
     """Told with every token."""
+    spans: DecodeSpans | None = None
+    """Told with the first token."""
 
     def told(self, tokens: Sequence[int]) -> list[pb.TokenLogprobs]:
         if self.logprobs is None:
@@ -228,6 +231,7 @@ class ScriptedLeader(pb_grpc.DecodeServicer):
             return None
         tokens = run.script.tokens[run.sent : run.sent + 1]
         run.sent += 1
+        spans = run.script.spans
         held = run.sent == run.script.hold_after and not self.go.is_set()
         if run.sent < len(run.script.tokens) or held:
             return pb.Update(
@@ -235,6 +239,7 @@ class ScriptedLeader(pb_grpc.DecodeServicer):
                 tokens=tokens,
                 logprobs=run.script.told(tokens),
                 backed_up_tokens=run.script.backed_up_tokens,
+                first_token=spans_proto(spans) if spans and run.sent == 1 else None,
             )
         del stream.running[key]
         error = run.script.error

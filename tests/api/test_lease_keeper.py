@@ -176,8 +176,10 @@ async def test_a_fenced_instance_is_lost_until_it_serves_again(instance: Instanc
         instance.standing = Standing.FENCED
         await until(lambda: granter.lost)
         assert str(granter.lost[0]) == "decode-0 is fenced: p"
+        assert granter.keeper.flaps == 0
         instance.standing = None
         await until(lambda: granter.keeper.report(info))
+        assert granter.keeper.flaps == 1
 
 
 async def test_who_is_lost_or_drains_takes_no_requests(instance: Instance) -> None:

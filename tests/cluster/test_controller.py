@@ -19,6 +19,7 @@ from baton.cluster.ray_head import RayHead
 from baton.cluster.state import ControlState
 from baton.cluster.status import InstanceStatus
 from baton.cluster.surroundings import Surroundings
+from baton.core.control_reading import ControlReading
 from baton.core.errors import BatonError, InvalidConfig, InvalidRequest, Unavailable
 from baton.core.topology import Membership
 from tests.cluster.controllers import PATIENCE_S, Cluster, spec
@@ -90,6 +91,11 @@ async def test_a_controller_keeps_what_is_wanted_and_outlives_its_own_death(
         membership: Membership = await control.ask("membership", -1, 0.0)
         assert membership.version > 1000, "no version of the dead controller is used again"
         assert len(membership.instances) == 3
+
+        told: ControlReading = await control.ask("reading")
+        pools = [(pool.name, pool.desired, pool.ready) for pool in told.pools]
+        assert pools == [("decode", 2, 2), ("prefill", 1, 1)]
+        assert told.recoveries == told.losses == told.actions["start"] == 1
 
         # SIGTERM closes an instance in order; it comes back.
         os.kill(third["decode-0"].pid, signal.SIGTERM)

@@ -5,6 +5,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from baton.core import metric_docs, metric_table
+from baton.core.control_reading import ControlReading, PoolReading
 from baton.core.lease import Report, Standing
 from baton.core.metric_table import METRICS, OTHER, TENANTS
 from baton.core.metrics import GatewayMetrics, GatewayReading, InstanceReading
@@ -42,11 +43,20 @@ READING = GatewayReading(
     ),
 )
 
+CONTROL = ControlReading(
+    pools=(PoolReading("decode", "decode", desired=3, ready=2),),
+    actions={"start": 4, "drain": 1},
+    losses=2,
+    recoveries=1,
+    lease_flaps=5,
+)
+
 
 def filled() -> GatewayMetrics:
     """Everything has happened once."""
     metrics = GatewayMetrics()
     metrics.watch(lambda: READING)
+    metrics.watch_control(lambda: CONTROL)
     metrics.opened("m", TRACE.prompt_tokens, waited_s=0.1)
     metrics.queued(2, "m")
     metrics.turned_away("queue", "m")
@@ -99,6 +109,25 @@ def test_instances_are_as_they_reported_last():
     assert found["baton_instance_kv_blocks", (*decode, "free")] == 3
     assert ("baton_instance_steps_total", prefill) not in found
     assert found["baton_membership_version", ()] == 9
+
+
+def test_the_control_plane_is_as_the_controller_told_last():
+    found = values(filled())
+    assert found["baton_controller_up", ()] == 1
+    assert found["baton_pool_desired_instances", ("decode", "decode")] == 3
+    assert found["baton_pool_ready_instances", ("decode", "decode")] == 2
+    assert found["baton_controller_actions_total", ("start",)] == 4
+    assert found["baton_controller_losses_total", ()] == 2
+    assert found["baton_controller_recoveries_total", ()] == 1
+    assert found["baton_controller_lease_flaps_total", ()] == 5
+
+
+def test_a_controller_that_does_not_answer_tells_of_no_pools():
+    metrics = GatewayMetrics()
+    metrics.watch_control(lambda: None)
+    found = values(metrics)
+    assert found["baton_controller_up", ()] == 0
+    assert not any(name.startswith("baton_pool_") for name, _ in found)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import pytest
 
 from baton.core.span_tree import Node, tree, walk
 from baton.core.spans import DecodeSpans, TtftSpans
-from baton.core.trace import HandoverTrace, RequestTrace
+from baton.core.trace import HandoverTrace, OfferTrace, RankTrace, RequestTrace
 
 DECODE = DecodeSpans(
     decide_s=1,
@@ -23,7 +23,21 @@ TRACE = RequestTrace(
     finish="length",
     handovers=(
         HandoverTrace("prefill-1", 0, "peer_lost"),
-        HandoverTrace("prefill-0", 1, "ok", bytes=64, transport="shm"),
+        HandoverTrace(
+            "prefill-0",
+            1,
+            "ok",
+            bytes=64,
+            transport="shm",
+            offered_s=15.0,
+            chunk_s=(2.0, 5.0),
+            offers=(
+                OfferTrace(0, 2, 0, 4, offered_s=11.0, read_s=11.5, done_s=12.5, bytes=48),
+                OfferTrace(2, 4, 0, 4, offered_s=15.0, read_s=15.0, done_s=17.0, bytes=16),
+                OfferTrace(0, 4, 4, 1, offered_s=15.0),
+            ),
+            ranks=(RankTrace(1, 64, begin_s=11.5, end_s=16.0, busy_s=2.0),),
+        ),
     ),
     ttft_s=28.0,
     ttft_spans=SPANS,
@@ -31,11 +45,15 @@ TRACE = RequestTrace(
 )
 
 
+BESIDE = ("kv_read", "rank_transfer")
+"""They overlap what is computed meanwhile."""
+
+
 def contains(node: Node) -> None:
     """Each span lies within the one that it is in, and after the one before it."""
     end = node.start_s
     for child in node.children:
-        assert child.start_s >= end - 1e-9
+        assert child.start_s >= (node.start_s if child.name in BESIDE else end) - 1e-9
         end = child.start_s + child.seconds
         contains(child)
     assert end <= node.start_s + node.seconds + 1e-9
@@ -44,7 +62,8 @@ def contains(node: Node) -> None:
 def test_spans_lie_in_order_within_their_parents():
     root = tree(TRACE)
     contains(root)
-    at = {node.name: (node.start_s, node.seconds) for node in walk(root)}
+    line = [node for node in walk(root) if node.name not in (*BESIDE, "chunk")]
+    at = {node.name: (node.start_s, node.seconds) for node in line}
     assert at == {
         "request": (0, 40),
         "tokenize": (0, 2),
@@ -61,6 +80,17 @@ def test_spans_lie_in_order_within_their_parents():
         "admit": (24, 1),
         "generate": (28, 12),
     }
+
+
+def test_chunks_reads_and_ranks_are_told_one_by_one():
+    parts = [(n.name, n.start_s, n.seconds) for n in walk(tree(TRACE)) if n.name in BESIDE]
+    # Open was sent at 7: the last offer came at 22, where the exposed transfer begins.
+    assert parts == [("kv_read", 18.5, 1), ("kv_read", 22, 2), ("rank_transfer", 18.5, 4.5)]
+    chunks = [(n.start_s, n.seconds) for n in walk(tree(TRACE)) if n.name == "chunk"]
+    assert chunks == [(14, 2), (16, 3)]
+    [rank] = [n.attributes for n in walk(tree(TRACE)) if n.name == "rank_transfer"]
+    assert rank["baton.rank"] == 1
+    assert rank["baton.busy_s"] == 2.0
 
 
 def test_instances_and_transport_are_told():

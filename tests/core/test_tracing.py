@@ -41,6 +41,21 @@ def test_without_a_caller_a_request_is_a_trace_of_its_own(traceparent: str):
     assert parent is None
 
 
+@pytest.mark.parametrize("caller", ["", f"00-{TRACE_ID}-{PARENT}-01"])
+def test_the_span_that_workers_were_told_is_the_one_that_is_sent(caller: str):
+    exporter = InMemorySpanExporter()
+    tracing = Tracing(exporter)
+    told = [tracing.begun(caller) for _ in range(2)]
+    for span in told:
+        trace = RequestTrace("r", "d", 1, 1, "stop", e2e_s=2.0, traceparent=caller, span=span)
+        tracing.ended(trace, at_ns=10_000_000_000)
+    tracing.close()
+    spans = [s.context for s in exporter.get_finished_spans()]
+    assert [f"00-{s.trace_id:032x}-{s.span_id:016x}-01" for s in spans] == told
+    assert len({s.span_id for s in spans}) == 2
+    assert ({s.trace_id for s in spans} == {int(TRACE_ID, 16)}) == bool(caller)
+
+
 def test_it_is_off_unless_an_endpoint_is_given():
     assert open_tracing("") is None
 

@@ -47,6 +47,7 @@ class Prompt:
     priority: int = 0
     output: tuple[int, ...] = ()
     """What an instance that is gone has generated."""
+    traceparent: str = ""
 
 
 @dataclass
@@ -109,6 +110,7 @@ class Session:
                 prompt.stop,
                 tenant=prompt.tenant,
                 priority=prompt.priority,
+                traceparent=prompt.traceparent,
             ).resume(prompt.output)
         )
         submit = pb.Submit(

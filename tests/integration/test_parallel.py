@@ -211,7 +211,9 @@ async def test_any_sharding_meets_any(
         answers = await session.run(prompts, [one.ref])
     assert [answer.tokens for answer in answers] == expected
     for answer in answers:
-        assert [trace.outcome for trace in answer.finish.handovers] == ["ok"]
+        [trace] = answer.finish.handovers
+        assert trace.outcome == "ok"
+        assert sum(rank.bytes for rank in trace.ranks) == trace.bytes, "ranks tell of all reads"
         assert not answer.finish.local_prefill
     await two.close()
     await one.close()

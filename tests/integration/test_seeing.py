@@ -82,6 +82,7 @@ class House:
 
 
 Build = Callable[..., Awaitable[House]]
+TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 SAID = ("request ended", "handover failed")
 
 
@@ -228,7 +229,7 @@ async def test_a_stream_tells_in_its_last_chunk_and_only_on_request(
     assert [float(n.split()[-1]) for n in counts] == [4.0]
 
 
-async def test_every_line_about_a_request_has_its_id(
+async def test_every_line_about_a_request_has_its_id_and_that_of_its_trace(
     build: Build,
     start_pair: Any,
     tools: Any,
@@ -246,7 +247,8 @@ async def test_every_line_about_a_request_has_its_id(
         trace = await house.ask()
         nobody = tools.ref_of(replace(pair.prefill.info, address="127.0.0.1:1"))
         submitted = await pair.session.submit(  # nobody is at the first one's address
-            tools.prompt((5, 6, 7)), [nobody, pair.ref]
+            tools.prompt((5, 6, 7), traceparent=f"00-{TRACE_ID}-b7ad6b7169203331-01"),
+            [nobody, pair.ref],
         )
         await submitted.wait()
     finally:
@@ -254,6 +256,7 @@ async def test_every_line_about_a_request_has_its_id(
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line[:1] == "{"]
     of = {event: [n["request"] for n in lines if n["event"] == event] for event in SAID}
     assert of == {"request ended": [trace.request_id], "handover failed": ["request-1"]}
+    assert [n.get("trace") for n in lines if n["event"] in SAID] == [None, TRACE_ID]
 
 
 async def test_status_and_top_show_what_is_there(

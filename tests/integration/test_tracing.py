@@ -53,7 +53,7 @@ async def test_a_collector_gets_each_request_as_a_tree_under_its_callers_span(
     collector: tuple[Collector, str], start_pair: Any, demo_model_dir: Path
 ) -> None:
     taker, endpoint = collector
-    pair = await start_pair(demo_model_dir)
+    pair = await start_pair(demo_model_dir, prefill={"max_batch_tokens": 32})
     gateway = Gateway(
         GatewayConfig(http_port=0, grpc_port=0, otlp_endpoint=endpoint),
         {FrontModel(name="demo", expects_prefill=True): load_tokenizer(demo_model_dir)},
@@ -91,6 +91,9 @@ async def test_a_collector_gets_each_request_as_a_tree_under_its_callers_span(
         "prefill": "handover",
         "transfer": "handover",
         "prefill_compute": "prefill",
+        "chunk": "prefill_compute",
+        "kv_read": "handover",
+        "rank_transfer": "handover",
     }
     assert tree.items() >= wanted.items()
     assert ours["request"].parent_span_id.hex() == PARENT
@@ -98,6 +101,16 @@ async def test_a_collector_gets_each_request_as_a_tree_under_its_callers_span(
     assert seconds["request"] == pytest.approx(trace.e2e_s, abs=1e-6)
     assert seconds["decode"] == pytest.approx(trace.ttft_spans.decode.total_s, abs=1e-6)
     assert seconds["prefill_compute"] == pytest.approx(trace.handovers[0].compute_s, abs=1e-6)
+    # Each chunk, each group of layers, and each rank of decode has its own.
+    [handover] = trace.handovers
+    names = [s.name for s in taker.spans if s.trace_id.hex() == TRACE_ID]
+    assert names.count("chunk") == handover.chunks > 1
+    assert names.count("kv_read") == len(handover.offers) >= handover.chunks
+    assert names.count("rank_transfer") == 1
+    assert [rank.bytes for rank in handover.ranks] == [handover.bytes]
+    # Workers have the request's own span in its trace.
+    own = ours["request"].span_id.hex()
+    assert trace.span == f"00-{TRACE_ID}-{own}-01"
     # Who tells no span that makes sense begins a trace of his own.
     [other] = [s for s in taker.spans if s.name == "request" and s.trace_id.hex() != TRACE_ID]
     assert other.parent_span_id == b""

@@ -35,6 +35,7 @@ from baton.core.ids import Attempt, BlockId, Epoch, Incarnation, InstanceId, Req
 from baton.core.kv_layout import KVLayout, LayerRange
 from baton.core.request import GenerateRequest
 from baton.core.sharded_layout import ShardedLayout
+from baton.core.trace import OfferTrace, RankTrace
 from baton.kv_transfer import receiver_events as m
 from baton.kv_transfer.landing import Landing
 from baton.kv_transfer.plan import TokenRange, plan_between
@@ -96,6 +97,41 @@ def test_two_offers_land(receiver: Receiver, refs: Refs, make_offer: Offers) -> 
     assert (trace.transfer_s, trace.exposed_s, trace.overlapped) == (3.0, 2.0, pytest.approx(1 / 3))
     assert (trace.blocks, trace.bytes, trace.chunks, trace.transport) == (3, 20, 2, "cma")
     assert (trace.queue_s, trace.compute_s) == (0.5, 1.5)
+    assert trace.offered_s == 4.0
+    assert trace.offers == (
+        OfferTrace(0, 4, 0, 2, offered_s=2.0, read_s=3.0, done_s=5.0, bytes=10),
+        OfferTrace(0, 4, 2, 1, offered_s=4.0, read_s=4.0, done_s=6.0, bytes=10),
+    )
+
+
+def test_each_rank_tells_from_its_first_read_to_its_last(
+    receiver: Receiver, refs: Refs, make_offer: Offers
+) -> None:
+    theirs, ours = refs(4, 9, 2), refs(0, 5, 6)
+    receiver.handle(ACCEPTED, 0.0)
+    receiver.handle(m.Connected(), 0.0)
+    receiver.handle(m.PeerSaid(make_offer(0, 0, theirs[:2])), 1.0)
+    receiver.handle(m.Granted(ours), 1.0)
+    parts = m.RankRead(8, 0.5), m.RankRead(0, 0.0), m.RankRead(2, 3.0)
+    receiver.handle(m.ReadEnded(0, 10, "cma", ranks=parts), 4.5)
+    receiver.handle(m.PeerSaid(make_offer(1, 2, theirs[2:], token=1)), 5.0)
+    receiver.handle(m.ReadEnded(1, 5, "cma", ranks=(m.RankRead(5, 1.0),)), 6.0)
+    assert receiver.trace("prefill-0", "ok").ranks == (
+        RankTrace(0, 13, begin_s=1.0, end_s=6.0, busy_s=1.5),
+        RankTrace(2, 2, begin_s=1.0, end_s=4.0, busy_s=3.0),
+    )
+
+
+def test_a_read_that_failed_is_no_read_of_its_offer(
+    receiver: Receiver, refs: Refs, make_offer: Offers
+) -> None:
+    receiver.handle(ACCEPTED, 0.0)
+    receiver.handle(m.Connected(), 0.0)
+    receiver.handle(m.PeerSaid(make_offer(0, 0, refs(4, 9))), 1.0)
+    receiver.handle(m.Granted(refs(0, 5, 6)), 1.0)
+    receiver.handle(m.ReadEnded(0, 0, "", WrongKV("not what was offered")), 2.0)
+    [offer] = receiver.trace("prefill-0", "wrong_kv").offers
+    assert (offer.offered_s, offer.done_s, offer.bytes) == (1.0, 0.0, 0)
 
 
 def test_what_decode_has_is_not_read(receiver: Receiver, refs: Refs, make_offer: Offers) -> None:

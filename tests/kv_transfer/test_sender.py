@@ -58,7 +58,9 @@ def test_a_prompt_in_two_chunks(sender: Sender, open_message: Open, refs: Refs) 
     [last] = sender.handle(m.Sampled(42, told), 5.0)
     assert isinstance(last, m.SendOffer)
     assert (last.index, last.first_block, last.blocks) == (1, 2, table[2:])
-    assert last.first == FirstToken(42, queue_s=2.0, compute_s=2.0, chunks=2, logprobs=told)
+    assert last.first == FirstToken(
+        42, queue_s=2.0, compute_s=2.0, chunks=2, logprobs=told, chunk_s=(1.0, 2.0)
+    )
     assert sender.deadline == 15.0
     assert sender.handle(m.PeerSaid(Received(Attempt(3))), 6.0) == [m.Release(), m.End("ok")]
     assert sender.state is SenderState.ENDED
@@ -155,7 +157,9 @@ def test_what_the_cache_had_is_offered_at_once(
     [last] = sender.handle(m.Sampled(42), 2.0)
     assert isinstance(last, m.SendOffer)
     assert (last.index, last.first_block, last.blocks) == (1, 2, table[2:])
-    assert last.first == FirstToken(42, queue_s=1.0, compute_s=1.0, chunks=1, cached_tokens=16)
+    assert last.first == FirstToken(
+        42, queue_s=1.0, compute_s=1.0, chunks=1, cached_tokens=16, chunk_s=(1.0,)
+    )
 
 
 def test_groups_of_layers_are_offered_while_the_chunk_is_computed(

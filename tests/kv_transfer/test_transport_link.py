@@ -215,7 +215,8 @@ def test_parts_of_units_are_cut_between_units() -> None:
     ends = np.array([2, 3, 5, 6, 7], np.int64)
     at = np.cumsum(lengths) - lengths
     labels = np.arange(5, dtype=np.uint8)[:, None].repeat(64, axis=1)
-    parts = list(parts_of_units(ReadUnits(b"", labels, Pieces(at, lengths, ends), at + 1)))
+    units = ReadUnits(b"", labels, Pieces(at, lengths, ends), at + 1)
+    parts = list(parts_of_units(units, int(lengths.sum())))
     assert [part.pieces.lengths.tolist() for part in parts] == [
         [half, 1, half - 1],
         [half, MAX_BYTES],  # one unit, longer than a part

@@ -37,7 +37,7 @@ from baton.core.handover import (
 from baton.core.kv_layout import KV_ITEM_BYTES, KVLayout, LayerRange
 from baton.core.request import GenerateRequest, SamplingParams, TokenLogprobs
 from baton.core.sharded_layout import ShardedLayout
-from baton.core.trace import HandoverTrace
+from baton.core.trace import HandoverTrace, OfferTrace, RankTrace
 from baton.proto import worker_pb2 as pb
 from baton.proto.convert import (
     error_core,
@@ -87,6 +87,7 @@ requests = st.builds(
     stop_token_ids=tokens,
     tenant=st.text(max_size=20),
     priority=st.integers(-10, 10),
+    traceparent=st.text(max_size=60),
 )
 float32 = st.floats(allow_nan=False, width=32)
 logprobs = st.builds(
@@ -135,7 +136,16 @@ offers = st.builds(
         max_size=8,
     ).map(tuple),
     first=st.none()
-    | st.builds(FirstToken, uint32, seconds, seconds, uint32, uint32, st.none() | logprobs),
+    | st.builds(
+        FirstToken,
+        uint32,
+        seconds,
+        seconds,
+        uint32,
+        uint32,
+        st.none() | logprobs,
+        chunk_s=st.lists(seconds, max_size=3).map(tuple),
+    ),
 )
 wants = st.builds(lambda attempt, blocks: Want(attempt, min(blocks), max(blocks)), uint32, layers)
 to_prefill = st.one_of(
@@ -148,10 +158,23 @@ to_decode = st.one_of(
     st.builds(Accepted, nonzero64, layouts, ways, uint32, st.booleans()),
     st.builds(Refused, names, st.text(max_size=50)),
 )
-by_type = {str: st.text(max_size=20), int: uint32, float: seconds}
-traces = st.builds(
-    HandoverTrace, **{field.name: by_type[field.type] for field in fields(HandoverTrace)}
-)
+by_type: dict[object, st.SearchStrategy] = {str: names, int: uint32, float: seconds}
+
+
+def told(cls: type) -> st.SearchStrategy:
+    """Return what draws every field of a dataclass by its type."""
+    return st.builds(cls, **{field.name: by_type[field.type] for field in fields(cls)})
+
+
+by_type |= {
+    tuple[item, ...]: st.lists(drawn, max_size=3).map(tuple)
+    for item, drawn in (
+        (float, seconds),
+        (OfferTrace, told(OfferTrace)),
+        (RankTrace, told(RankTrace)),
+    )
+}
+traces = told(HandoverTrace)
 
 
 def over_the_wire(message):

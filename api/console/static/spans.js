@@ -1,5 +1,7 @@
 // From a trace to the rows of its waterfall. Pure: no page, no clock.
 
+import { bytes, plural, seconds } from "./format.js";
+
 /** Spans of the time to first token in order, as the gateway names them: who, and what it is. */
 const SPANS = {
   wake: ["gateway", "Wait for an instance"],
@@ -23,7 +25,9 @@ const SPANS = {
   outbox: ["decode", "Outbox"],
 };
 
-/** Return rows {who, name, start, length, note, ticks} in seconds from the request's arrival. */
+/** Return rows {who, name, start, length, note, ticks, parts} in seconds from the request's arrival.
+
+A row with parts [{start, length, title}] is drawn as these; else it is one bar. */
 export function rowsOf(trace) {
   const landed = trace.handovers.find((handover) => handover.outcome === "ok");
   const told = Object.entries(trace.ttft_spans ?? {}).filter(([, length]) => length > 0);
@@ -35,7 +39,11 @@ export function rowsOf(trace) {
     at += length;
   }
   const compute = rows.find((row) => row.name === "Prefill compute");
-  if (compute && landed && landed.transfer_s > landed.exposed_s) rows.splice(rows.findLastIndex((row) => row.who === "prefill") + 1, 0, hidden(landed, compute));
+  if (compute && landed) {
+    compute.parts = chunks(landed, compute);
+    const offered = rows.findLast((row) => row.name === "Digest last blocks" || row.name === "Prefill compute");
+    rows.splice(rows.findLastIndex((row) => row.who === "prefill") + 1, 0, ...reads(landed, compute, offered.start + offered.length));
+  }
   if (trace.output_tokens > 0 && trace.e2e_s > trace.ttft_s) rows.push(decode(trace));
   return rows;
 }
@@ -55,6 +63,36 @@ function roughly(trace, landed) {
   const rest = trace.local_prefill ? "Prefill on decode, queues, network" : "Gateway, network, other";
   return [["network", rest, left - handshake], ["network", "Handshake", handshake], ...after].filter(([, , length]) => length > 0);
 }
+
+/** The chunks of a prompt, as prefill computed them; none if it did not tell of all. */
+function chunks(landed, compute) {
+  const ends = landed.chunk_s ?? [];
+  if (ends.length < 2 || ends.length < landed.chunks) return null;
+  return ends.map((end, i) => part(compute.start + (ends[i - 1] ?? 0), end - (ends[i - 1] ?? 0), `Chunk ${i + 1}`));
+}
+
+/** A row for each group of layers, with the reads of all chunks; the last offer came at `offered`. */
+function reads(landed, compute, offered) {
+  const groups = new Map();
+  for (const offer of landed.offers ?? []) {
+    if (!offer.done_s) continue;
+    const one = offer.layer_end === offer.layer_start + 1;
+    const name = one ? `Layer ${offer.layer_end}` : `Layers ${offer.layer_start + 1}–${offer.layer_end}`;
+    if (!groups.has(name)) groups.set(name, []);
+    groups.get(name).push(offer);
+  }
+  if (!groups.size) return landed.transfer_s > landed.exposed_s ? [hidden(landed, compute)] : [];
+  const opened = offered - landed.offered_s;
+  return [...groups].map(([name, offers]) => {
+    const parts = offers.map((x) => part(Math.max(0, opened + x.read_s), x.done_s - x.read_s,
+      `Blocks ${x.first_block}–${x.first_block + x.blocks - 1}, ${bytes(x.bytes)}`));
+    const length = parts.reduce((sum, x) => sum + x.length, 0);
+    const note = `${plural(offers.length, "read")}, ${bytes(offers.reduce((sum, x) => sum + x.bytes, 0))}`;
+    return { who: "transfer", name, start: parts[0].start, length, parts, overlaps: true, note };
+  });
+}
+
+const part = (start, length, what) => ({ start, length, title: `${what}, ${seconds(length)}` });
 
 /** Reads that went on while prefill still computed: they end where the exposed ones begin. */
 function hidden(landed, compute) {

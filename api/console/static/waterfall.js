@@ -59,8 +59,8 @@ function line(row, total, ttft) {
     h("th", { scope: "row" }, row.name, h("small", {}, row.note ? `${WHO[row.who]} · ${row.note}` : WHO[row.who])),
     h("td", { class: "track" }, h("div", { class: "lane" },
       ttft ? h("i", { class: "first", style: { left: at(ttft) } }) : null,
-      h("i", { class: `span w-${row.who}${row.overlaps ? " overlaps" : ""}`, style: { left: at(row.start), width: at(row.length) } },
-        ticks.map((t) => h("i", { class: "token", style: { left: `${((100 * t) / row.length).toFixed(2)}%` } }))))),
+      (row.parts ?? [row]).map((bar) => h("i", { class: `span w-${row.who}${row.overlaps ? " overlaps" : ""}${row.parts ? " part" : ""}`, title: bar.title ?? "", style: { left: at(bar.start), width: at(bar.length) } },
+        ticks.map((t) => h("i", { class: "token", style: { left: `${((100 * t) / row.length).toFixed(2)}%` } })))))),
     h("td", { class: "num" }, seconds(row.length)));
 }
 
@@ -69,7 +69,8 @@ function handovers(trace) {
   const texts = trace.handovers.map((x) => {
     const moved = x.transport ? `${bytes(x.bytes)} in ${plural(x.blocks - x.blocks_saved, "block")} of ${plural(x.chunks, "chunk")} by ${x.transport}, ${seconds(x.transfer_s)} reading, ${percent(x.overlapped)} of it hidden` : "nothing read";
     const saved = x.blocks_saved ? `; ${plural(x.blocks_saved, "block")} already in decode’s cache` : "";
-    return h("li", {}, h("b", {}, `Attempt ${x.attempt} · ${x.prefill_instance} · ${x.outcome}`), ` — ${moved}${saved}.`);
+    const ranks = (x.ranks ?? []).length > 1 ? `; ${x.ranks.map((r) => `rank ${r.rank} ${bytes(r.bytes)} in ${seconds(r.end_s - r.begin_s)}`).join(", ")}` : "";
+    return h("li", {}, h("b", {}, `Attempt ${x.attempt} · ${x.prefill_instance} · ${x.outcome}`), ` — ${moved}${saved}${ranks}.`);
   });
   return [h("h4", {}, "Handover"), h("ul", { class: "notes" }, texts)];
 }

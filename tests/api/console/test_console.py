@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from baton.api.key_file import new_key
-from baton.core.trace import HandoverTrace
+from baton.core.spans import DecodeSpans
+from baton.core.trace import HandoverTrace, OfferTrace, RankTrace
 from tests.api.console.chromium import Browser, Page, find_chromium
 
 VIEWS = ("overview", "requests", "playground")
@@ -104,6 +105,40 @@ async def test_a_waterfall_by_keyboard_alone(open_page, front_door, leader, text
     assert "computed the prompt itself" in await page.run(text_of("#detail"))
     focus = "document.activeElement.dataset.focus"
     assert await page.run(focus) == older, "drawing the rows again has not lost the focus"
+
+
+async def test_each_chunk_and_each_read_of_a_layer_group_is_drawn(
+    open_page, front_door, leader, text_script
+):
+    offers = tuple(
+        OfferTrace(layers, layers + 2, 4 * chunk, 4, begin, begin, begin + 0.002, 1 << 20)
+        for chunk in range(3)
+        for layers, begin in ((0, 0.004 + 0.004 * chunk), (2, 0.006 + 0.004 * chunk))
+    )
+    ranks = RankTrace(0, 4 << 20, 0.004, 0.02, 0.01), RankTrace(1, 2 << 20, 0.004, 0.01, 0.005)
+    handover = HandoverTrace(
+        "prefill-0", 0, "ok", 0.001, 0.002, 0.012, 0.0, 0.016, 0.004, chunks=3, blocks=12,
+        bytes=6 << 20, transport="shm", offered_s=0.015, chunk_s=(0.004, 0.008, 0.012),
+        offers=(*offers, OfferTrace(0, 4, 12, 1, 0.015)), ranks=ranks,
+    )  # fmt: skip
+    spans = DecodeSpans(handshake_s=0.001, prefill_queue_s=0.002, prefill_compute_s=0.012)
+    leader.script = text_script("def add(a, b):", handovers=(handover,), spans=spans)
+    await answered(front_door)
+    page = await open_page(front_door, "requests")
+    await page.until(has("#detail .waterfall", "Layers 3\u20134"))
+    rows = await page.run(
+        "[...document.querySelectorAll('.waterfall tbody tr')].map((row) =>"
+        " [row.querySelector('th').textContent, row.querySelectorAll('.part').length])"
+    )
+    drawn = {name: bars for name, bars in rows if bars}
+    assert drawn == {
+        "Prefill computePrefill · 3 chunks on prefill-0": 3,
+        "Layers 1\u20132Transfer · 3 reads, 3.0\u202fMiB": 3,
+        "Layers 3\u20134Transfer · 3 reads, 3.0\u202fMiB": 3,
+    }
+    assert "rank 1 2.0\u202fMiB in 6.0\u202fms" in await page.run(text_of("#detail"))
+    title = "document.querySelector('.w-transfer.part').title"
+    assert await page.run(title) == "Blocks 0\u20133, 1.0\u202fMiB, 2.0\u202fms"
 
 
 async def test_no_requests_yet(open_page, front_door):

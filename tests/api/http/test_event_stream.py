@@ -7,7 +7,7 @@ import httpx
 import openai
 import pytest
 
-from baton.api.http.event_stream import EventStream
+from baton.api.http.event_stream import EventStream, TextEvents, sse_event
 from baton.core.errors import Unavailable
 
 CHAT = {"model": "demo", "messages": [{"role": "user", "content": "hi"}], "stream": True}
@@ -31,6 +31,14 @@ class Client:
             message = await self.got.get()
         assert message["type"] == "http.response.body"
         return message["body"]
+
+
+@pytest.mark.parametrize("text", ["", "a", 'a "quoted"\n\\', "\0", "\u2028 ü 🎈", '"\\u0000"'])
+def test_an_event_that_was_encoded_before_is_as_one_that_was_not(text: str):
+    def body(text: str) -> dict:
+        return {"id": "é", "choices": [{"text": text, "finish_reason": None}], "usage": None}
+
+    assert TextEvents(body).event(text) == sse_event(body(text))
 
 
 async def test_silence_is_broken_before_the_first_event_and_after():

@@ -11,6 +11,7 @@ from baton.core.errors import InternalError
 from baton.core.kv_layout import KVLayout
 from baton.kernels.native.build import FLAGS, NoNativeCode, build
 from baton.kernels.native.library import (
+    Gate,
     Kind,
     Library,
     Op,
@@ -43,7 +44,7 @@ def library(request: pytest.FixtureRequest) -> Library:
 
 
 class Layer:
-    """y = x Wᵀ + b + x', where x and x' are rows of two tables, as a program of its own."""
+    """y = x Wᵀ + b of a table's rows x, perhaps gated, as a program of its own."""
 
     def __init__(
         self,
@@ -52,12 +53,14 @@ class Layer:
         table: Tensor,
         *,
         bias: Tensor | None = None,
+        gate: Gate | None = None,
         threads: int = 1,
         dtype: str = "float32",
     ) -> None:
         weights = NativeWeights(library, dtype=dtype)
         matrix = weights.matrix(parts)
-        self.weights, self.outputs = weights, matrix.outputs
+        self.weights = weights
+        self.outputs = matrix.outputs // (1 if gate is None else 2)
         self.table = table
         address, stored = weights.table(table)
         width = table.shape[1]
@@ -65,14 +68,18 @@ class Layer:
             Op(kind=Kind.EMBED, out=0, width=width, weight=address, stored=stored, scale=1.0),
             Op(kind=Kind.LINEAR, x=0, y=-1, out=-1, matrix=matrix, bias=weights.floats(bias)),
         ]
+        if gate is not None:
+            ops[1].out = 1
+            ops.append(Op(kind=Kind.GATE, x=1, out=-1, width=self.outputs, top_k=1, gate=gate))
+        self.ranges = [(number, number + 1) for number in range(len(ops))]
         # The logits are as wide as the vocabulary: here, as there are outputs.
         self.program = Program(
             library,
             (Op * len(ops))(*ops),
-            widths=[width],
-            spreads=[1],
+            widths=[width, matrix.outputs],
+            spreads=[1, 1],
             rotations=(Rotation * 0)(),
-            vocabulary=matrix.outputs,
+            vocabulary=self.outputs,
             pool=(LAYOUT, BLOCKS),
             threads=threads,
         )
@@ -93,7 +100,7 @@ class Layer:
             sequence_count=1,
             sampled_count=len(rows),
         )
-        for first, last in [(0, 1), (1, 2)] if in_ranges else [(0, None)]:
+        for first, last in self.ranges if in_ranges else [(0, None)]:
             self.program.run(step, first, last)
         return out
 
@@ -168,6 +175,20 @@ def test_every_float16_becomes_the_same_float32(library: Library) -> None:
 def test_a_step_may_run_range_by_range(library: Library) -> None:
     layer = Layer(library, [random(50, 60)], random(50, 60, seed=1), threads=2)
     assert torch.equal(layer(range(9), in_ranges=True), layer(range(9)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("inputs", [96, 2500])
+def test_a_gate_has_the_same_bits_where_its_layer_ends(
+    library: Library, dtype: str, inputs: int
+) -> None:
+    """Of many rows it is computed with the layer, unless they are asked for one by one."""
+    weight, table = random(320, inputs), random(160, inputs, seed=1) * inputs**-0.5
+    for gate in Gate.SILU, Gate.GELU_TANH:
+        layer = Layer(library, [weight], table, gate=gate, threads=2, dtype=dtype)
+        expected = layer(range(160), in_ranges=True)
+        assert torch.equal(layer(range(160)), expected)
+        assert torch.equal(layer(range(9)), expected[:9])
 
 
 def test_refuses_tokens_and_blocks_that_do_not_exist(library: Library) -> None:

@@ -41,6 +41,9 @@ takes as long."""
 _MANY = 256
 """Blocks up to which hashes taken on the way are compared in less than a thread's turn."""
 
+_QUICK_BYTES = 1 << 17
+"""Of host memory: they are hashed in less time than a thread takes to begin."""
+
 
 @dataclass(frozen=True, slots=True)
 class KVPlace:
@@ -184,7 +187,17 @@ class RankHandover:
         if self._fenced or not order.refs or not self._kv_place.offers(order.refs[0].block):
             return []
         own = order.counted_in(self._kv_place.blocks)
+        if self._is_quick(own):
+            return self._digest(own)
         return await asyncio.shield(self._in_thread(lambda: self._digest(own)))
+
+    def _is_quick(self, order: DigestOrder) -> bool:
+        if self._long or order.pages or self._memory.on_device:
+            return False
+        shard = self._plan.source.shard(self._place)
+        layers = shard.layers.within(order.layers).counted_from(shard.layers.start)
+        _, size = self._memory.kv.layout.run(BlockId(0), layers)
+        return size * len(order.refs) <= _QUICK_BYTES
 
     def _in_thread(self, work: Callable[[], T]) -> asyncio.Task[T]:
         """Let a thread do it; `fence` waits for it, even if its caller is cancelled."""

@@ -18,6 +18,7 @@ from baton.core.ids import BlockId, Epoch, Incarnation, Ticket
 from baton.core.kv_layout import KVLayout
 from baton.core.sharded_layout import Rank, ShardedLayout
 from baton.core.topology import Role
+from baton.executor import rank_handover
 from baton.executor.handover_memory import HandoverMemory
 from baton.executor.handover_orders import DigestOrder, HandoverTerms, ReadOrder
 from baton.executor.kv_cache import KVCache
@@ -278,6 +279,33 @@ class Granting(LoopbackTransport):
         self._grants = Grants()
 
 
+async def test_a_thread_hashes_what_is_else_hashed_at_once(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terms = HandoverTerms(
+        ShardedLayout(LAYOUT), ShardedLayout(LAYOUT), "same", Ticket(b"t" * 16), PROMPT
+    )
+    place = KVPlace(Rank(), 0, 8, copy=False)
+    transport = Granting(reader.memory.region, reader.network)
+    handover = RankHandover(terms, place, transport, reader.memory, WAIT_S)
+    refs = tuple(BlockRef(BlockId(block), Epoch(0)) for block in (3, 1))
+    order = DigestOrder(LAYOUT.all_layers, 0, refs, ())
+    hashed_in = []
+    take = handover._digest
+
+    def watched(order: DigestOrder) -> list[bytes]:
+        hashed_in.append(threading.current_thread())
+        return take(order)
+
+    monkeypatch.setattr(handover, "_digest", watched)
+    at_once = await handover.digest(order)
+    monkeypatch.setattr(rank_handover, "_QUICK_BYTES", 0)
+    assert await handover.digest(order) == at_once
+    assert len(set(at_once)) == len(refs)
+    assert [t is threading.main_thread() for t in hashed_in] == [True, False]
+    await handover.fence()
+
+
 async def test_a_ticket_opens_nothing_once_its_attempt_is_over_even_if_a_thread_was_at_its_digests(
     reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,6 +325,7 @@ async def test_a_ticket_opens_nothing_once_its_attempt_is_over_even_if_a_thread_
         return take(order)
 
     monkeypatch.setattr(handover, "_digest", slow)
+    monkeypatch.setattr(rank_handover, "_QUICK_BYTES", 0)
     caller = asyncio.create_task(handover.digest(order))
     await asyncio.to_thread(hashing.wait, SOON)
     caller.cancel()

@@ -68,7 +68,7 @@ class KVPlace:
 
 
 class RankHandover:
-    """One rank, one attempt. One event loop only; hashing and copying run in threads."""
+    """One rank, one attempt. One event loop only; copying, and much hashing, run in threads."""
 
     def __init__(
         self,
